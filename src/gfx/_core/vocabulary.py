@@ -1,0 +1,155 @@
+"""The genes a model knows: token, non-zero median, symbol, aliases; and the special tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+PAD, MASK, CLS, EOS = "<pad>", "<mask>", "<cls>", "<eos>"
+SPECIALS = (PAD, MASK, CLS, EOS)
+
+#: An Ensembl id with a version behind it, such as ENSG00000136574.12 (the _PAR_Y suffix stays part of the id).
+_VERSIONED = re.compile(r"^(ENS[A-Z]*\d{11})\.\d+$")
+
+
+def plain_id(name: str) -> str:
+    """Upper-case a gene name and strip the version of an Ensembl id."""
+    name = name.strip().upper()
+    versioned = _VERSIONED.match(name)
+    return versioned.group(1) if versioned else name
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """One row per token.
+
+    Parameters
+    ----------
+    name
+        What people call it, such as ``"V2"`` or ``"mini"``.
+    ids
+        Ensembl id (or special token) of every token, `(n_tokens,)`; the position is the token.
+    medians
+        Non-zero median of the depth-normalised counts of every gene, float64 `(n_tokens,)`; NaN for special tokens.
+    symbols
+        Gene symbol of every token, empty where unknown.
+    aliases
+        Other names (symbols, synonyms, retired ids), in capitals, to Ensembl ids of this vocabulary.
+    """
+
+    name: str
+    ids: np.ndarray
+    medians: np.ndarray
+    symbols: np.ndarray
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n = len(self.ids)
+        if len(self.medians) != n or len(self.symbols) != n:
+            msg = (
+                f"Vocabulary {self.name!r} has {n} ids, {len(self.medians)} medians and {len(self.symbols)} symbols; "
+                "one of each per token is needed."
+            )
+            raise ValueError(msg)
+        if len(self.token_of) != n:
+            msg = f"Vocabulary {self.name!r} names a gene twice: {n} tokens, {len(self.token_of)} different ids."
+            raise ValueError(msg)
+        missing = [s for s in (PAD, MASK) if s not in self.token_of]
+        if missing or ((CLS in self.token_of) != (EOS in self.token_of)):
+            found = [s for s in SPECIALS if s in self.token_of]
+            msg = (
+                f"Vocabulary {self.name!r} lacks special tokens: found {found}. "
+                f"It needs {PAD} and {MASK}, and {CLS} and {EOS} both or neither."
+            )
+            raise ValueError(msg)
+        unusable = ~self.is_special & ~(np.isfinite(self.medians) & (self.medians > 0))
+        if unusable.any():
+            examples = self.ids[unusable][:3].tolist()
+            msg = f"Vocabulary {self.name!r}: {unusable.sum()} genes have no positive median, such as {examples}."
+            raise ValueError(msg)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"Vocabulary({self.name!r}, {self.n_genes:,} genes, {'with' if self.has_cls else 'without'} <cls>)"
+
+    @cached_property
+    def token_of(self) -> dict[str, int]:
+        """Ensembl id or special token -> token."""
+        return {str(name): token for token, name in enumerate(self.ids)}
+
+    @cached_property
+    def is_special(self) -> np.ndarray:
+        """Which tokens are not genes, bool `(n_tokens,)`."""
+        return np.isin(self.ids, SPECIALS)
+
+    @cached_property
+    def _all_names(self) -> dict[str, str]:
+        names = {str(s).upper(): str(i) for i, s in zip(self.ids, self.symbols, strict=True) if s}
+        # Published mappings win over symbols, as in the official software: retired ids move to their successors.
+        return names | {key: target for key, target in self.aliases.items() if target in self.token_of}
+
+    @property
+    def n_genes(self) -> int:
+        """Number of genes, special tokens not counted."""
+        return int((~self.is_special).sum())
+
+    @property
+    def pad(self) -> int:
+        """Padding token."""
+        return self.token_of[PAD]
+
+    @property
+    def mask(self) -> int:
+        """Mask token."""
+        return self.token_of[MASK]
+
+    @property
+    def cls(self) -> int | None:
+        """Token that stands for the cell in front of its genes, if the family has one."""
+        return self.token_of.get(CLS)
+
+    @property
+    def eos(self) -> int | None:
+        """Token behind the last gene, if the family has one."""
+        return self.token_of.get(EOS)
+
+    @property
+    def has_cls(self) -> bool:
+        """Whether cells are written as ``<cls> genes <eos>`` (V2) and not as genes alone (V1)."""
+        return self.cls is not None
+
+    def resolve(self, names: Iterable[str]) -> np.ndarray:
+        """Find the token of each gene name.
+
+        Ensembl ids with or without version, retired ids, symbols and aliases, in any case.
+
+        Returns
+        -------
+        int32 `(n_names,)`; -1 where the model does not know the gene.
+        """
+        tokens = []
+        for name in names:
+            plain = plain_id(str(name))
+            target = self._all_names.get(plain, plain)
+            token = self.token_of.get(target, -1)
+            # A special token's name is no gene.
+            tokens.append(-1 if token >= 0 and self.is_special[token] else token)
+        return np.array(tokens, dtype=np.int32)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Fingerprint of tokens and medians: what decides whether two encodings may be compared."""
+        digest = hashlib.sha256()
+        digest.update("\n".join(self.ids.tolist()).encode())
+        digest.update(np.ascontiguousarray(self.medians, dtype="<f8").tobytes())
+        return digest.hexdigest()

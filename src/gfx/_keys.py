@@ -1,0 +1,79 @@
+"""Every slot name that gfx writes or reads. No other file spells them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TokenKeys:
+    """Slots of :func:`gfx.pp.tokenize`."""
+
+    obsm: str
+    obs: str
+    uns: str
+
+
+@dataclass(frozen=True)
+class EmbedKeys:
+    """Slots of :func:`gfx.tl.embed`."""
+
+    obsm: str
+    uns: str
+
+
+@dataclass(frozen=True)
+class EmbedGenesKeys:
+    """Slots of :func:`gfx.tl.embed_genes`; with `groupby`, `varm` and `var` hold the first group's neighbours in `uns`."""
+
+    varm: str
+    var: str
+    uns: str
+
+
+@dataclass(frozen=True)
+class DeleteKeys:
+    """Slots of :func:`gfx.tl.delete_genes`."""
+
+    obsm: str
+    obsm_states: str
+    varm: str
+    uns: str
+
+
+@dataclass(frozen=True)
+class AttentionKeys:
+    """Slots of :func:`gfx.tl.attention`."""
+
+    varm: str
+    var: str
+    uns: str
+
+
+def token_keys(key: str | None = None) -> TokenKeys:
+    """Where tokens live."""
+    key = key or "gfx_tokens"
+    return TokenKeys(obsm=key, obs="gfx_n_tokens" if key == "gfx_tokens" else f"{key}_n_tokens", uns=key)
+
+
+def embed_keys(key: str | None = None) -> EmbedKeys:
+    """Where cell embeddings live."""
+    return EmbedKeys(obsm=key or "X_gfx", uns=key or "gfx")
+
+
+def embed_genes_keys(key: str | None = None) -> EmbedGenesKeys:
+    """Where gene embeddings live."""
+    key = key or "gfx"
+    return EmbedGenesKeys(varm=key, var=f"{key}_n_cells", uns=f"{key}_genes")
+
+
+def delete_keys(key: str | None = None) -> DeleteKeys:
+    """Where the effects of deleted genes live."""
+    key = key or "gfx_delete"
+    return DeleteKeys(obsm=key, obsm_states=f"{key}_states", varm=key, uns=key)
+
+
+def attention_keys(key: str | None = None) -> AttentionKeys:
+    """Where attention lives."""
+    key = key or "gfx_attention"
+    return AttentionKeys(varm=key, var=f"{key}_n_cells", uns=key)

@@ -1,0 +1,41 @@
+"""The "gfx" logger: our messages only, never the root logger's business."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+LEVELS = {0: logging.ERROR, 1: logging.WARNING, 2: logging.INFO, 3: logging.INFO - 5, 4: logging.DEBUG}
+
+logger = logging.getLogger("gfx")
+
+
+class _StdoutHandler(logging.StreamHandler):
+    """Write where `print` writes now, so that notebooks and captured output show the messages in place."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self):  # noqa: ANN201
+        return sys.stdout
+
+
+def set_verbosity(level: int) -> None:
+    """Show messages up to `level`: 0 errors, 1 warnings, 2 info, 3 hints, 4 debug."""
+    logger.setLevel(LEVELS[level])
+    if not logger.handlers:
+        handler = _StdoutHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.propagate = False
+
+
+def info(message: str) -> None:
+    """Say what was done."""
+    logger.info(message)
+
+
+def shows_progress() -> bool:
+    """Whether a progress bar is wanted: whenever info messages are."""
+    return logger.isEnabledFor(logging.INFO)
