@@ -1,0 +1,300 @@
+"""Make a vocabulary from cells and pretrain a model on them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from scipy import sparse
+
+from gfx import _log
+from gfx._adata import open_counts, row_blocks, to_counts
+from gfx._core.ranking import rank_encode
+from gfx._core.vocabulary import SPECIALS, Vocabulary, plain_id
+from gfx.models._vocabulary_file import write_vocabulary
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from anndata import AnnData
+
+#: Depth to which counts are normalised before medians are taken, as for the published dictionaries.
+TARGET_SUM = 10_000
+
+REPORT_FILE = "pretraining.json"
+
+
+def _each_source(sources: Sequence[str | Path | AnnData]) -> Iterator[tuple[str, AnnData]]:
+    import anndata as ad
+
+    for at, source in enumerate(sources):
+        if isinstance(source, str | Path):
+            yield Path(source).name, ad.read_zarr(source) if str(source).endswith(".zarr") else ad.read_h5ad(source)
+        else:
+            yield f"source {at}", source
+
+
+def build_vocabulary(
+    sources: Sequence[str | Path | AnnData],
+    *,
+    name: str = "own",
+    gene_ids: str | None = None,
+    genes: Sequence[str] | None = None,
+    min_cells: int = 10,
+) -> Vocabulary:
+    """Build a vocabulary from raw counts: the genes detected often enough and their non-zero medians.
+
+    The median of a gene is taken over the cells that detect it, of counts normalised to 10,000 per cell over all
+    genes. Special tokens are those of the V2 family. Tokens follow ascending Ensembl ids.
+
+    Cost: one pass over the sources; all non-zero counts are held in memory as float32.
+
+    Parameters
+    ----------
+    sources
+        Paths of `.h5ad` or `.zarr` files, or AnnData objects, with raw counts in `X`.
+    name
+        What to call the vocabulary.
+    gene_ids
+        Column of `var` with Ensembl ids; `None` for `var_names`. Genes without an id are left out.
+    genes
+        Ensembl ids to choose from, such as the protein-coding genes; `None` for all.
+    min_cells
+        Genes detected in fewer cells are left out.
+
+    Returns
+    -------
+    The vocabulary, with the sources' own symbols as symbols and aliases.
+
+    Raises
+    ------
+    ValueError
+        A source has no Ensembl ids or no raw counts (the message names it).
+
+    Examples
+    --------
+    >>> import gfx
+    >>> adata = gfx.datasets.toy()
+    >>> gfx.models.build_vocabulary([adata], name="toy", min_cells=5)
+    Vocabulary('toy', 300 genes, with <cls>)
+    """
+    wanted = None if genes is None else {plain_id(gene) for gene in genes}
+    position: dict[str, int] = {}
+    symbols: dict[str, dict[str, int]] = {}
+    parts: list[sparse.csr_array] = []
+    for source, adata in _each_source(sources):
+        matrix = open_counts(adata, gene_ids=gene_ids)
+        ids = [plain_id(str(gene)) for gene in matrix.names]
+        columns = [i for i, gene in enumerate(ids) if gene.startswith("ENS") and (wanted is None or gene in wanted)]
+        if not columns:
+            msg = (
+                f"{source}: no gene to learn from. Genes look like {[str(n) for n in matrix.names[:3]]}; "
+                "name the column of `var` that holds Ensembl ids with `gene_ids=`."
+            )
+            raise ValueError(msg)
+        for i in columns:
+            position.setdefault(ids[i], len(position))
+            symbol = str(adata.var_names[i]).upper()
+            if symbol != ids[i]:
+                seen = symbols.setdefault(ids[i], {})
+                seen[symbol] = seen.get(symbol, 0) + 1
+        selector = sparse.csr_array(
+            (np.ones(len(columns), np.float32), (columns, [position[ids[i]] for i in columns])),
+            shape=(len(ids), max(position.values()) + 1),
+        )
+        for _, block in row_blocks(matrix.x):
+            checked = to_counts(block, "raw", f"{source}: {matrix.where}")
+            depth = np.asarray(checked.sum(axis=1)).ravel().astype(np.float64)
+            scale = np.divide(TARGET_SUM, depth, out=np.zeros_like(depth), where=depth > 0)
+            parts.append(sparse.csr_array((sparse.diags_array(scale) @ checked @ selector).astype(np.float32)))
+    for part in parts:
+        part.resize((part.shape[0], len(position)))
+    values = sparse.vstack(parts, format="csc")
+    del parts
+    values.eliminate_zeros()
+    n_cells = np.diff(values.indptr)
+    kept = sorted(gene for gene, column in position.items() if n_cells[column] >= min_cells)
+    medians = [float(np.median(values.data[values.indptr[c] : values.indptr[c + 1]])) for c in map(position.get, kept)]
+    best = {gene: max(seen, key=lambda s, seen=seen: (seen[s], s)) for gene, seen in symbols.items()}
+    taken: dict[str, str] = {best[gene]: gene for gene in reversed(kept) if gene in best}
+    aliases = {}
+    for gene in kept:
+        for symbol in symbols.get(gene, ()):
+            if symbol not in taken:
+                aliases[symbol] = gene
+    return Vocabulary(
+        name=name,
+        ids=np.array([*SPECIALS, *kept], dtype=object),
+        medians=np.array([np.nan] * len(SPECIALS) + medians),
+        symbols=np.array([""] * len(SPECIALS) + [best.get(gene, "") for gene in kept], dtype=object),
+        aliases=aliases,
+    )
+
+
+def _encode_sources(
+    sources: Sequence[str | Path | AnnData], vocabulary: Vocabulary, max_length: int, gene_ids: str | None
+) -> tuple[np.ndarray, np.ndarray]:
+    ids, lengths = [], []
+    for source, adata in _each_source(sources):
+        matrix = open_counts(adata, gene_ids=gene_ids)
+        tokens = vocabulary.resolve(matrix.names)
+        if not (tokens >= 0).any():
+            msg = (
+                f"{source}: no gene of the vocabulary {vocabulary.name!r}; genes look like {matrix.names[:3].tolist()}."
+            )
+            raise ValueError(msg)
+        for _, block in row_blocks(matrix.x):
+            encoded, n = rank_encode(
+                to_counts(block, "raw", f"{source}: {matrix.where}"), tokens, vocabulary, max_length
+            )
+            ids.append(encoded[n > 3])  # a cell of one gene has no context to learn from
+            lengths.append(n[n > 3])
+    out = np.zeros((sum(map(len, ids)), max(part.shape[1] for part in ids)), dtype=ids[0].dtype)
+    start = 0
+    for part in ids:
+        out[start : start + len(part), : part.shape[1]] = part
+        start += len(part)
+    return out, np.concatenate(lengths)
+
+
+def _coexpression_vectors(ids: np.ndarray, vocabulary: Vocabulary, size: int, seed: int) -> np.ndarray:
+    """Gene vectors from which genes share cells: a truncated SVD of cells by genes, weighted by rank."""
+    from sklearn.utils.extmath import randomized_svd
+
+    cell, place = np.nonzero(~vocabulary.is_special[ids])
+    n_genes = (~vocabulary.is_special[ids]).sum(axis=1)
+    # High ranks say most about a cell: 1 at the top, towards 0 at the end.
+    weight = 1.0 - (place - 1) / np.maximum(n_genes[cell], 1)
+    matrix = sparse.csr_array((weight.astype(np.float32), (cell, ids[cell, place])), shape=(len(ids), len(vocabulary)))
+    frequency = np.asarray((matrix > 0).mean(axis=0)).ravel()
+    matrix = matrix @ sparse.diags_array((1.0 / np.sqrt(np.maximum(frequency, 1e-4))).astype(np.float32))
+    _, strength, genes = randomized_svd(matrix, n_components=size, n_iter=3, random_state=seed)
+    vectors = genes.T * np.sqrt(strength)
+    norm = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (0.5 * vectors / np.maximum(norm, 1e-12)).astype(np.float32)
+
+
+def pretrain(
+    sources: Sequence[str | Path | AnnData],
+    folder: str | Path,
+    *,
+    vocabulary: Vocabulary | None = None,
+    gene_ids: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    curriculum: Sequence[tuple[int, float]] = ((256, 3), (1024, 1)),
+    start_from: Literal["random", "coexpression"] = "random",
+    held_out: float = 0.05,
+    training: Mapping[str, Any] | None = None,
+    rng: int = 0,
+) -> Path:
+    """Pretrain a Geneformer of your own by predicting masked genes.
+
+    15 % of the genes of a cell are chosen; of these 80 % are masked, 10 % replaced by another gene, 10 % left. The
+    embedding of `<cls>` alone has to predict the chosen genes too, so that it summarises the cell. A run that was
+    stopped goes on from its last checkpoint when called again with the same folder.
+
+    Cost: about 40 cells of 600 genes per second with the default size on two CPU cores.
+
+    Parameters
+    ----------
+    sources
+        Paths of `.h5ad` or `.zarr` files, or AnnData objects, with raw counts in `X`.
+    folder
+        Where checkpoints and the final model go.
+    vocabulary
+        From :func:`gfx.models.build_vocabulary`; `None` builds it from the sources.
+    gene_ids
+        Column of `var` with Ensembl ids; `None` for `var_names`.
+    config
+        Fields of :class:`transformers.BertConfig` that replace ours: 4 blocks (`num_hidden_layers`) of width 128
+        (`hidden_size`) with 4 heads (`num_attention_heads`), 1,024 tokens (`max_position_embeddings`).
+    curriculum
+        Stages of training: the longest cell, in tokens, and the passes over all cells. Longer cells are thinned at
+        random to that length. Short cells first teach more per minute.
+    start_from
+        Where gene embeddings start: random, or at a singular value decomposition of which genes share cells.
+    held_out
+        Share of cells kept for evaluation, drawn at random.
+    training
+        Arguments of :class:`transformers.TrainingArguments` that replace ours in every stage, such as
+        ``{"learning_rate": 5e-4}``.
+    rng
+        Seed of the split, the start and the masking.
+
+    Returns
+    -------
+    The folder of the finished model, which :func:`gfx.models.load` reads: weights, configuration, vocabulary and
+    `pretraining.json` with the masked-gene accuracy on held-out cells beside that of the rank baseline.
+
+    Raises
+    ------
+    ValueError
+        A source has no recognised gene or no raw counts (the message names it), or `held_out` leaves no cell.
+
+    Examples
+    --------
+    >>> import gfx, tempfile
+    >>> with gfx.settings.override(verbosity=0), tempfile.TemporaryDirectory() as runs:
+    ...     folder = gfx.models.pretrain(
+    ...         [gfx.datasets.toy()], runs, curriculum=[(64, 1)],
+    ...         config={"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2},
+    ...     )
+    ...     model = gfx.models.load(folder)
+    >>> model.n_blocks
+    1
+    """
+    from gfx._engine import training as engine
+
+    folder, config = Path(folder), dict(config or {})
+    if vocabulary is None:
+        vocabulary = build_vocabulary(sources, name=folder.name, gene_ids=gene_ids)
+    ids, lengths = _encode_sources(sources, vocabulary, config.get("max_position_embeddings", 1024), gene_ids)
+    order = np.random.default_rng(rng).permutation(len(ids))
+    n_held_out = round(held_out * len(ids))
+    if not 0 < n_held_out < len(ids):
+        msg = f"`held_out={held_out}` keeps {n_held_out} of {len(ids)} cells for evaluation; both parts need cells."
+        raise ValueError(msg)
+    held, learnt = order[:n_held_out], order[n_held_out:]
+    train_cells, held_cells = engine.Cells(ids[learnt], lengths[learnt]), engine.Cells(ids[held], lengths[held])
+    _log.info(
+        f"pretraining on {len(learnt):,} cells, {vocabulary.n_genes:,} genes, "
+        f"{lengths[learnt].mean():.0f} tokens a cell; {len(held):,} cells held out"
+    )
+    vectors = None
+    if start_from == "coexpression":
+        vectors = _coexpression_vectors(train_cells.ids, vocabulary, config.get("hidden_size", 128), rng)
+    frequency = np.bincount(train_cells.ids.ravel(), minlength=len(vocabulary)) / len(train_cells)
+    model = engine.make_model(vocabulary, config, gene_vectors=vectors, gene_frequency=frequency, seed=rng)
+    history = []
+    for stage, (longest, epochs) in enumerate(curriculum):
+        history += engine.train(
+            model,
+            train_cells,
+            held_cells,
+            vocabulary,
+            folder / "stages" / str(stage),
+            longest=longest,
+            epochs=epochs,
+            arguments=training or {},
+            seed=rng + stage,
+        )
+    report = {
+        "cells": len(learnt),
+        "held_out": len(held),
+        "curriculum": [list(stage) for stage in curriculum],
+        "start_from": start_from,
+        "seed": rng,
+        "masked_gene": engine.masked_accuracy(model, held_cells, vocabulary),
+        "rank_baseline": engine.rank_baseline(train_cells, held_cells, vocabulary),
+        "history": history,
+    }
+    model.save_pretrained(folder)
+    write_vocabulary(vocabulary, folder)
+    (folder / REPORT_FILE).write_text(json.dumps(report, indent=1))
+    _log.info(
+        f"masked genes of held-out cells: top-1 {report['masked_gene']['top_1']:.1%} "
+        f"(by rank alone {report['rank_baseline']['top_1']:.1%}); model in {folder}"
+    )
+    return folder
