@@ -1,0 +1,100 @@
+"""Where a model runs, in which precision, and what happens when memory runs out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from gfx import _log
+from gfx._settings import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import numpy as np
+
+T = TypeVar("T")
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+#: Padded tokens in one forward pass: what keeps a device busy without filling its memory.
+_BATCH_TOKENS = {"cpu": 16_384, "mps": 32_768, "cuda": 131_072}
+
+
+def choose_device(device: str | None) -> torch.device:
+    """Take the named device, else the setting, else CUDA, MPS or the CPU, whichever is there first."""
+    named = device or settings.device
+    if named is not None:
+        chosen = torch.device(named)
+        there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(chosen.type, True)
+        if not there:
+            msg = f"This torch sees no {chosen.type} device. Leave `device` out to run on what is there."
+            raise ValueError(msg)
+        return chosen
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+    return False
+
+
+def choose_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
+    """Take the named precision; `None` is bfloat16 where the hardware has it, else float32."""
+    if dtype is None:
+        return torch.bfloat16 if has_bfloat16(device) else torch.float32
+    if dtype not in DTYPES:
+        msg = f"`dtype` is one of {list(DTYPES)}, found {dtype!r}."
+        raise ValueError(msg)
+    return DTYPES[dtype]
+
+
+def batch_tokens(device: torch.device) -> int:
+    """Say how many padded tokens one forward pass takes."""
+    return settings.batch_tokens or _BATCH_TOKENS.get(device.type, _BATCH_TOKENS["cpu"])
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """Precision of running sums: float64, which MPS does not have."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _ran_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+
+
+def halving(batches: list[np.ndarray], run: Callable[[np.ndarray], T]) -> Iterator[tuple[np.ndarray, T]]:
+    """Run every batch; one that does not fit in memory is cut in two and run again.
+
+    All that `run` does for a batch must be undone by its failing: it returns results and adds to nothing.
+    """
+    waiting = list(reversed(batches))
+    told = False
+    while waiting:
+        batch = waiting.pop()
+        try:
+            result = run(batch)
+        except RuntimeError as error:
+            if not _ran_out_of_memory(error):
+                raise
+            if len(batch) == 1:
+                msg = (
+                    "A single cell does not fit in memory. Use a smaller model, fewer genes per cell (a model with a "
+                    "shorter input), or another device."
+                )
+                raise RuntimeError(msg) from error
+            if not told:
+                _log.info(f"out of memory with {len(batch)} cells at a time: halving")
+                told = True
+            half = len(batch) // 2
+            waiting += [batch[half:], batch[:half]]
+            continue
+        yield batch, result

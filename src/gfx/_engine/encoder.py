@@ -1,0 +1,70 @@
+"""The encoder alone: no masked-LM head, no block above the one whose states are wanted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from safetensors.torch import load_file
+from transformers import BertConfig, BertModel
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+
+def blocks_needed(hidden_layer: int, n_blocks: int) -> int:
+    """How many blocks to run for the hidden states asked for.
+
+    States are numbered like Python sequences over the embedding output (0) and the output of each block
+    (1 ... `n_blocks`): -1 is the last block, -2 the one before it.
+    """
+    wanted = hidden_layer if hidden_layer >= 0 else n_blocks + 1 + hidden_layer
+    if not 0 <= wanted <= n_blocks:
+        msg = (
+            f"`hidden_layer={hidden_layer}` is outside this model of {n_blocks} blocks: "
+            f"0 is the embedding, 1 to {n_blocks} are the blocks, -1 is the last block, -2 the one before."
+        )
+        raise ValueError(msg)
+    return wanted
+
+
+def load_encoder(
+    weights: Path,
+    config: Mapping[str, Any],
+    *,
+    n_blocks: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    attention: Literal["sdpa", "eager"] = "sdpa",
+) -> BertModel:
+    """Read the first `n_blocks` blocks of a checkpoint; pickled weights only as plain tensors."""
+    settings = BertConfig(**{**config, "num_hidden_layers": n_blocks})
+    settings._attn_implementation = attention
+    with torch.device("meta"):  # no time spent on random weights that are replaced at once
+        encoder = BertModel(settings, add_pooling_layer=False)
+    if weights.suffix == ".safetensors":
+        stored = load_file(weights)
+    else:
+        stored = torch.load(weights, map_location="cpu", weights_only=True)
+    state = {name.removeprefix("bert."): tensor for name, tensor in stored.items()}
+    expected = encoder.state_dict()
+    missing = sorted(set(expected) - set(state))
+    if missing:
+        msg = (
+            f"{weights.name} lacks {len(missing)} tensors of a BERT encoder with {n_blocks} blocks, "
+            f"such as {missing[0]!r}."
+        )
+        raise ValueError(msg)
+    wrong = [name for name, tensor in expected.items() if state[name].shape != tensor.shape]
+    if wrong:
+        msg = (
+            f"{weights.name}: {wrong[0]!r} has shape {tuple(state[wrong[0]].shape)}, config.json promises "
+            f"{tuple(expected[wrong[0]].shape)}."
+        )
+        raise ValueError(msg)
+    encoder.load_state_dict({name: state[name].to(device, dtype) for name in expected}, assign=True)
+    positions = torch.arange(settings.max_position_embeddings, device=device)[None]
+    encoder.embeddings.position_ids = positions
+    encoder.embeddings.token_type_ids = torch.zeros_like(positions)
+    return encoder.eval().requires_grad_(requires_grad=False)

@@ -1,0 +1,88 @@
+"""One generator runs cells through an encoder, in batches of similar length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from gfx import _log
+from gfx._core.batching import batches_by_length
+from gfx._engine.device import batch_tokens, halving
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from transformers import BertModel
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some cells and what a forward pass made of them.
+
+    Parameters
+    ----------
+    rows
+        Which cells, `(b,)`.
+    tokens
+        int64 `(b, l)` on the device.
+    valid
+        Which positions are not padding, bool `(b, l)` on the device.
+    output
+        What the forward pass returned: by default hidden states, `(b, l, d)` on the device.
+    """
+
+    rows: np.ndarray
+    tokens: torch.Tensor
+    valid: torch.Tensor
+    output: Any
+
+
+def states(encoder: BertModel, tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Run the encoder, `(b, l)` -> `(b, l, d)`; a batch without padding needs no mask."""
+    mask = None if bool(valid.all()) else valid.long()
+    return encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
+
+
+@torch.inference_mode()
+def run_cells(
+    encoder: BertModel,
+    ids: np.ndarray,
+    lengths: np.ndarray,
+    *,
+    batch_size: int | None = None,
+    max_tokens: int | None = None,
+    forward: Callable[[BertModel, torch.Tensor, torch.Tensor], Any] = states,
+    description: str = "cells",
+) -> Iterator[Batch]:
+    """Yield what `forward` makes of all cells that have tokens, longest cells first.
+
+    Parameters
+    ----------
+    ids, lengths
+        Tokens `(n_cells, longest)` and lengths `(n_cells,)`.
+    batch_size
+        Cells in a batch at most; `None` leaves it to the number of tokens.
+    max_tokens
+        Padded tokens in a batch at most; `None` takes the device's default.
+    forward
+        Function of the encoder, tokens `(b, l)` and validity `(b, l)`.
+    """
+    device = encoder.device
+    batches = batches_by_length(lengths, max_tokens or batch_tokens(device), batch_size)
+
+    def run(rows: np.ndarray) -> Batch:
+        longest = int(lengths[rows].max())
+        tokens = torch.from_numpy(ids[rows, :longest].astype(np.int64)).to(device)
+        valid = torch.arange(longest, device=device) < torch.from_numpy(lengths[rows]).to(device)[:, None]
+        return Batch(rows, tokens, valid, forward(encoder, tokens, valid))
+
+    n_cells = int((lengths > 0).sum())
+    shown = {"desc": description, "unit": "cell", "leave": False, "delay": 1, "disable": not _log.shows_progress()}
+    with tqdm(total=n_cells, **shown) as bar:
+        for rows, batch in halving(batches, run):
+            yield batch
+            bar.update(len(rows))
