@@ -1,0 +1,137 @@
+"""Models: which there are, where they are kept, how they are loaded and trained."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gfx.models._load import Model, load
+from gfx.models._store import default_store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pandas as pd
+
+    from gfx.models._pretrain import build_vocabulary, pretrain
+    from gfx.models._registry import ModelCard, VocabularyCard
+
+__all__ = ["Model", "available", "build_vocabulary", "cached", "fetch", "info", "load", "pretrain"]
+
+_TRAINING = frozenset({"build_vocabulary", "pretrain"})
+
+
+def __getattr__(name: str) -> object:
+    # Training is loaded when it is asked for.
+    if name in _TRAINING:
+        from gfx.models import _pretrain
+
+        return getattr(_pretrain, name)
+    msg = f"module 'gfx.models' has no attribute {name!r}; it offers {', '.join(__all__)}"
+    raise AttributeError(msg)
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+def available() -> pd.DataFrame:
+    """List the models that can be named: the embedded one and every published one.
+
+    Opens no connection.
+
+    Returns
+    -------
+    One row a model, by name: `parameters`; `input_size` in tokens, special tokens included; `vocabulary`; `specials`,
+    its special tokens; `licence`; `megabytes` on disk, vocabulary included; `cached`, whether its files are there;
+    `description`.
+
+    Examples
+    --------
+    >>> import gfx
+    >>> models = gfx.models.available()
+    >>> models.loc["V2-104M", ["parameters", "input_size", "vocabulary"]].tolist()
+    [104386867, 4096, 'V2']
+    """
+    return default_store().available()
+
+
+def info(name: str) -> ModelCard | VocabularyCard:
+    """Show what is known of a model or vocabulary, without fetching it.
+
+    Parameters
+    ----------
+    name
+        A name that :func:`available` lists, ``"V1"`` or ``"V2"``, in any case.
+
+    Returns
+    -------
+    Its card; print it, or read its fields.
+
+    Raises
+    ------
+    ValueError
+        No such name; the text suggests what comes close.
+
+    Examples
+    --------
+    >>> import gfx
+    >>> gfx.models.info("V1-10M")
+    V1-10M: The model of the 2023 paper; the smallest published one, and the one to compare with older results.
+      parameters  10,288,722 in 6 blocks of width 256
+      input       up to 2,048 tokens a cell, with <pad> <mask>
+      vocabulary  V1
+      size        44.6 MB
+      licence     Apache-2.0
+    """
+    return default_store().registry.get(name)
+
+
+def fetch(name: str) -> Path:
+    """Fetch a published model or vocabulary into the cache, unless it is there.
+
+    Every file is checked against its published sha256, also one that was put there by hand. A broken transfer is
+    started again; several processes may fetch the same model at once. Costs the transfer the first time, and hashing
+    the files once a session after that.
+
+    Parameters
+    ----------
+    name
+        A name that :func:`available` lists, ``"V1"`` or ``"V2"``, in any case.
+
+    Returns
+    -------
+    The folder that holds the model and the dictionaries of its vocabulary. It lies in `gfx.settings.cache_dir`
+    (`GFX_CACHE_DIR`), else in the system's cache folder.
+
+    Raises
+    ------
+    ValueError
+        No such name.
+    RuntimeError
+        The files could not be fetched or written, came with other bytes than published, or `gfx.settings.offline`
+        (`GFX_OFFLINE=1`) is set. The text names each missing file, its address, size, hash, and where to put it by
+        hand.
+
+    Examples
+    --------
+    >>> import gfx
+    >>> (gfx.models.fetch("mini") / "config.json").is_file()
+    True
+    """
+    return default_store().fetch(name)
+
+
+def cached() -> pd.DataFrame:
+    """List the models and vocabularies in the cache.
+
+    Returns
+    -------
+    One row each, by name: `complete`, whether all files are there; `megabytes` on disk; `folder`.
+
+    Examples
+    --------
+    >>> import gfx
+    >>> gfx.models.cached().columns.tolist()
+    ['complete', 'megabytes', 'folder']
+    """
+    return default_store().cached()

@@ -1,0 +1,168 @@
+"""A local server in the shape of the published repository, with faults on request."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import threading
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from gfx.models._registry import FileEntry, ModelCard, Registry, published
+from gfx.models._store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+REVISION = "1234567890abcdef1234567890abcdef12345678"
+#: The byte-identical copies at hand carry the older name.
+RENAMED = {"gc104M": "gc95M"}
+
+
+@dataclass
+class Hub:
+    """What a server holds and was asked for. `together`: that many must ask for a file before it is sent."""
+
+    url: str = ""
+    files: dict[str, bytes] = field(default_factory=dict)
+    asked: Counter[str] = field(default_factory=Counter)
+    broken: Counter[str] = field(default_factory=Counter)
+    together: dict[str, threading.Barrier] = field(default_factory=dict)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Serve `hub.files` on this machine; the first `hub.broken[path]` answers to a path stop half-way."""
+    hub = Hub()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path = self.path.removeprefix("/")
+            hub.asked[path] += 1
+            if path in hub.together:
+                hub.together[path].wait(timeout=60)
+            body = hub.files.get(path)
+            if body is None:
+                self.send_error(404)
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            half = hub.asked[path] <= hub.broken[path]
+            self.wfile.write(body[: len(body) // 2] if half else body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield hub
+    server.shutdown()
+    server.server_close()
+    thread.join()
+    with warnings.catch_warnings():  # answers that were given up are left open; let go of them while nobody minds
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+def checkpoint(n_tokens: int, *, max_length: int = 64, size: int = 8) -> dict[str, bytes]:
+    """Make a random checkpoint of one block in the published layout: config and safetensors."""
+    rng = np.random.default_rng(n_tokens)
+    shapes = {
+        "bert.embeddings.word_embeddings.weight": (n_tokens, size),
+        "bert.embeddings.position_embeddings.weight": (max_length, size),
+        "bert.embeddings.token_type_embeddings.weight": (2, size),
+        "bert.encoder.layer.0.attention.self.query.weight": (size, size),
+    }
+    config = {
+        "architectures": ["BertForMaskedLM"],
+        "model_type": "bert",
+        "vocab_size": n_tokens,
+        "hidden_size": size,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": max_length,
+        "pad_token_id": 0,
+    }
+    return {
+        "config.json": json.dumps(config).encode(),
+        "model.safetensors": save({key: rng.normal(size=shape).astype(np.float32) for key, shape in shapes.items()}),
+    }
+
+
+@pytest.fixture
+def make_checkpoint(tmp_path: Path):
+    """Write a random checkpoint into a folder: ``make_checkpoint("name", n_tokens)``."""
+
+    def make(name: str, n_tokens: int, **settings: int) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        for file, content in checkpoint(n_tokens, **settings).items():
+            (folder / file).write_bytes(content)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def store(hub: Hub, tmp_path: Path) -> Store:
+    """Empty cache, and a registry of one small model without dictionaries that the hub serves: ``"small"``."""
+    files = []
+    for name, content in checkpoint(30).items():
+        entry = FileEntry(f"Small/{name}", REVISION, len(content), hashlib.sha256(content).hexdigest())
+        hub.files[f"{REVISION}/{entry.path}"] = content
+        files.append(entry)
+    card = ModelCard(
+        name="small",
+        description="Random weights.",
+        licence="BSD-3-Clause",
+        parameters=1000,
+        n_blocks=1,
+        hidden_size=8,
+        input_size=64,
+        vocabulary="none",
+        specials=("<pad>", "<mask>"),
+        files=tuple(files),
+        size=sum(file.size for file in files),
+        also_known_as=("Tiny-2026",),
+    )
+    registry = Registry(base_url=hub.url, models={"small": card}, vocabularies={})
+    return Store(registry=registry, folder=tmp_path / "cache", attempts=1)
+
+
+@pytest.fixture
+def published_store(hub: Hub, tmp_path: Path, shared: Path) -> Store:
+    """Empty cache, and the real registry, its dictionaries served by the hub as they are published.
+
+    Adds `V1-small` and `V2-small`: random weights with tables of the published sizes.
+    """
+    registry = published()
+    models = dict(registry.models)
+    for vocabulary, like in (("V1", "V1-10M"), ("V2", "V2-104M")):
+        card = registry.vocabularies[vocabulary]
+        for file in card.files:
+            name = file.name
+            for new, old in RENAMED.items():
+                name = name.replace(new, old)
+            hub.files[f"{file.revision}/{file.path}"] = (shared / "data" / "official" / name).read_bytes()
+        files = []
+        for name, content in checkpoint(card.n_tokens).items():
+            entry = FileEntry(f"{vocabulary}-small/{name}", REVISION, len(content), hashlib.sha256(content).hexdigest())
+            hub.files[f"{REVISION}/{entry.path}"] = content
+            files.append(entry)
+        models[f"{vocabulary}-small"] = replace(
+            models[like], name=f"{vocabulary}-small", files=(*files, *card.files), also_known_as=()
+        )
+    return Store(registry=replace(registry, base_url=hub.url, models=models), folder=tmp_path / "cache")

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import os
+import pickle
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from gfx.models._dictionaries import read_dictionary, read_published_vocabulary
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gfx._core.vocabulary import Vocabulary
+
+FAMILIES = {"V1": ("gc30M", "gc30M"), "V2": ("gc95M", "gc104M")}  # names of the pickles, and of the same as text
+
+
+def pickled(folder: Path, content: object, protocol: int = 4) -> Path:
+    path = folder / "dictionary.pkl"
+    path.write_bytes(pickle.dumps(content, protocol))
+    return path
+
+
+def published(shared: Path, family: str) -> Vocabulary:
+    folder, corpus = shared / "data" / "official", FAMILIES[family][0]
+    return read_published_vocabulary(
+        family,
+        folder / f"token_dictionary_{corpus}.pkl",
+        folder / f"gene_median_dictionary_{corpus}.pkl",
+        symbols=folder / f"gene_name_id_dict_{corpus}.pkl",
+        mapping=folder / f"ensembl_mapping_dict_{corpus}.pkl",
+    )
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_plain_values_and_numpy_numbers_come_back_as_plain_values(tmp_path: Path, protocol: int) -> None:
+    content = {
+        "text": "ENSG00000000003",
+        "int": 7,
+        "float": 0.1,
+        "int16": np.int16(-12345),
+        "uint8": np.uint8(200),
+        "float64": np.float64(0.1),
+        "float32": np.float32(0.25),
+    }
+    read = read_dictionary(pickled(tmp_path, content, protocol))
+    assert read == content
+    assert {type(value) for value in read.values()} == {str, int, float}
+
+
+def test_big_endian_numbers_keep_their_value(tmp_path: Path) -> None:
+    # numpy writes scalars in native order; a pickle from elsewhere says ">" in the state of its dtype
+    path = tmp_path / "dictionary.pkl"
+    path.write_bytes(pickle.dumps({"gene": np.int16(0x0102)}, protocol=4).replace(b"\x8c\x01<", b"\x8c\x01>"))
+    assert read_dictionary(path) == {"gene": 0x0201}
+
+
+class Runs:
+    """Leaves a mark where a pickle was run."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {self.mark}",)
+
+
+def test_a_pickle_that_runs_a_program_is_refused_by_name_and_not_run(tmp_path: Path) -> None:
+    mark = tmp_path / "was-run"
+    path = pickled(tmp_path, {"ENSG00000000003": Runs(mark)})
+    with pytest.raises(ValueError, match=rf"{os.system.__module__}\.system"):
+        read_dictionary(path)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        ({"a": np.array([1.0])}, "_reconstruct"),
+        ({"a": pd.Timestamp("2020-01-01")}, "pandas"),
+        ({"a": np.datetime64("2020-01-01")}, "M8"),
+        ({"a": complex(1)}, "complex"),
+        ({"a": {1, 2}}, "set"),
+        ({"a": [1]}, "list"),
+        ({"a": None}, "NoneType"),
+        ({"a": True}, "bool"),
+        ({"a": b"raw"}, "bytes"),
+        ({1: 2}, "int"),
+        (["a"], "list"),
+        ("a", "str"),
+    ],
+)
+def test_anything_else_is_refused_by_name(tmp_path: Path, content: object, name: str) -> None:
+    with pytest.raises(ValueError, match=f"was refused.*{name}"):
+        read_dictionary(pickled(tmp_path, content))
+
+
+def test_a_pickle_cannot_redefine_numpys_numbers(tmp_path: Path) -> None:
+    # numpy.dtype("f8", copy=False) is numpy's own float64; setting its state would swap the bytes of every array
+    state = b"(I3\nS'>'\nNNNI-1\nI-1\nI0\ntb"
+    path = tmp_path / "dictionary.pkl"
+    path.write_bytes(b"cnumpy\ndtype\n(S'f8'\nI00\nI00\ntR" + state + b"0}S'gene'\nI1\ns.")
+    assert read_dictionary(path) == {"gene": 1}
+    assert np.dtype("f8").byteorder == "="
+    assert np.ones(1)[0] == 1.0
+
+
+def test_broken_files_say_so(tmp_path: Path) -> None:
+    path = tmp_path / "dictionary.pkl"
+    whole = pickle.dumps({f"gene {n}": n for n in range(100)})
+    for content in (b"", whole[: len(whole) // 2], b"no pickle at all", b"\x80\x04."):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"dictionary\.pkl is not a readable pickle"):
+            read_dictionary(path)
+
+
+def test_a_git_lfs_pointer_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "dictionary.pkl"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:67c4\nsize 425590\n")
+    with pytest.raises(ValueError, match="git lfs pull"):
+        read_dictionary(path)
+
+
+def test_wrong_kinds_of_value_are_refused(tmp_path: Path) -> None:
+    tokens, medians = tmp_path / "tokens.pkl", tmp_path / "medians.pkl"
+    medians.write_bytes(pickle.dumps({"ENSG00000000003": "2.0"}))
+    for numbering, text in (
+        ({"<pad>": 0, "<mask>": 1.5}, "maps str to int"),
+        ({"<pad>": 0, "<mask>": 2}, "does not number"),
+        ({"<pad>": 0, "<mask>": 0}, "does not number"),
+        ({"<pad>": 0, "<mask>": 1, "ENSG00000000003": 2}, "maps str to int or float"),
+    ):
+        tokens.write_bytes(pickle.dumps(numbering))
+        with pytest.raises(ValueError, match=text):
+            read_published_vocabulary("own", tokens, medians)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_published_vocabularies_agree_with_their_text(shared: Path, family: str) -> None:
+    vocabulary = published(shared, family)
+    text = pd.read_csv(
+        shared / "data" / "official" / f"vocab_{FAMILIES[family][1]}.csv.gz",
+        keep_default_na=False,
+        na_values={"median": [""]},
+        float_precision="round_trip",
+    )
+    assert vocabulary.ids.tolist() == text["ensembl_id"].tolist()
+    np.testing.assert_array_equal(vocabulary.medians, text["median"].to_numpy())
+    without_symbol = (text["symbol"] == "") | (text["symbol"] == text["ensembl_id"])
+    assert vocabulary.symbols.tolist() == text["symbol"].mask(without_symbol, "").tolist()
+    assert vocabulary.has_cls == (family == "V2")
+    assert set(map(type, vocabulary.ids)) == {str}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_published_name_leads_to_its_gene(shared: Path, family: str) -> None:
+    vocabulary = published(shared, family)
+    token_of = dict(zip(vocabulary.ids, range(len(vocabulary)), strict=True))
+    for dictionary, keys, n_known in (
+        ("ensembl_mapping_dict", "key", {"V1": 25_424, "V2": 91_753}),
+        ("gene_name_id_dict", "symbol", {"V1": 21_245, "V2": 20_271}),
+    ):
+        corpus = FAMILIES[family][1]
+        table = pd.read_csv(shared / "data" / "official" / f"{dictionary}_{corpus}.csv.gz", keep_default_na=False)
+        expected = [token_of.get(gene, -1) for gene in table["ensembl_id"]]
+        found = vocabulary.resolve(table[keys])
+        np.testing.assert_array_equal(found, expected)
+        assert (found >= 0).sum() == n_known[family]
+
+
+def test_dictionaries_of_two_families_do_not_mix(shared: Path) -> None:
+    folder = shared / "data" / "official"
+    with pytest.raises(ValueError, match=r"have no median.*different families"):
+        read_published_vocabulary(
+            "mixed", folder / "token_dictionary_gc30M.pkl", folder / "gene_median_dictionary_gc95M.pkl"
+        )

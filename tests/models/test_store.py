@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import hashlib
+import pickle
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+import gfx
+from gfx.models._registry import published
+from gfx.models._store import Store, default_store, file_sha256
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import Hub
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # of answers that pooch gave up
+
+
+def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def path_of(store: Store, file: str) -> str:
+    """Path of a file of the small model on the server."""
+    return next(entry.url("") for entry in store.registry.models["small"].files if entry.name == file)[1:]
+
+
+def test_fetched_once_then_used_from_the_cache(store: Store, hub: Hub) -> None:
+    folder = store.fetch("small")
+    assert folder == store.folder / "small"
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    for path in folder.iterdir():
+        assert path.read_bytes() == hub.files[path_of(store, path.name)]
+        assert path.stat().st_mode & 0o777 == 0o644
+    before = contents(store.folder)
+    assert store.fetch("TINY-2026") == folder
+    assert set(hub.asked.values()) == {1}
+    assert contents(store.folder) == before
+
+
+def test_a_file_put_there_by_hand_is_used_and_only_the_rest_is_fetched(store: Store, hub: Hub) -> None:
+    (store.folder / "small").mkdir(parents=True)
+    (store.folder / "small" / "model.safetensors").write_bytes(hub.files[path_of(store, "model.safetensors")])
+    store.fetch("small")
+    assert dict(hub.asked) == {path_of(store, "config.json"): 1}
+
+
+def test_a_damaged_file_in_the_cache_is_replaced(store: Store, hub: Hub) -> None:
+    path = store.fetch("small") / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # same size, one bit
+    store.fetch("small")
+    assert path.read_bytes() == whole
+    assert hub.asked[path_of(store, "model.safetensors")] == 2
+
+
+def test_a_broken_transfer_is_started_again(store: Store, hub: Hub) -> None:
+    hub.broken[path_of(store, "model.safetensors")] = 1
+    folder = replace(store, attempts=2).fetch("small")
+    assert hub.asked[path_of(store, "model.safetensors")] == 2
+    assert (folder / "model.safetensors").read_bytes() == hub.files[path_of(store, "model.safetensors")]
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_a_transfer_that_stays_broken_leaves_nothing_and_the_next_call_goes_on(store: Store, hub: Hub) -> None:
+    path = path_of(store, "model.safetensors")
+    hub.broken[path] = 1
+    with pytest.raises(RuntimeError, match=r"(?s)Could not fetch model\.safetensors.*by hand"):
+        store.fetch("small")
+    assert list(contents(store.folder)) == ["small/config.json"]
+    store.fetch("small")
+    assert hub.asked == {path_of(store, "config.json"): 1, path: 2}
+
+
+def test_other_bytes_than_published_are_refused_and_not_kept(store: Store, hub: Hub) -> None:
+    path = path_of(store, "model.safetensors")
+    hub.files[path] = hub.files[path][:-1] + b"?"
+    with pytest.raises(RuntimeError, match=r"(?s)model\.safetensors is not the published file: its sha256 differs"):
+        store.fetch("small")
+    assert list(contents(store.folder)) == ["small/config.json"]
+    assert not store.holds(store.registry.models["small"])
+
+
+def test_a_file_that_is_not_there_says_which_and_where(store: Store, hub: Hub) -> None:
+    content = hub.files.pop(path_of(store, "config.json"))
+    with pytest.raises(RuntimeError) as caught:
+        store.fetch("small")
+    for part in ("404", "config.json", f"{len(content)} bytes", sha256(content), str(store.folder), hub.url):
+        assert part in str(caught.value)
+    assert contents(store.folder) == {}
+
+
+def test_no_server_at_all(store: Store) -> None:
+    nowhere = replace(store, registry=replace(store.registry, base_url="http://127.0.0.1:9"))
+    with pytest.raises(RuntimeError, match=r"Could not fetch config\.json"):
+        nowhere.fetch("small")
+
+
+def test_a_cache_that_cannot_be_written_names_the_setting(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder can be made below this")
+    with pytest.raises(RuntimeError, match=r"Could not write to the cache.*cache_dir.*GFX_CACHE_DIR"):
+        replace(store, folder=tmp_path / "file" / "cache").fetch("small")
+
+
+def test_offline_names_every_missing_file(store: Store, hub: Hub) -> None:
+    (store.folder / "small").mkdir(parents=True)
+    (store.folder / "small" / "config.json").write_text("{}")
+    with pytest.raises(RuntimeError, match="gfx is offline") as caught:
+        replace(store, offline=True).fetch("small")
+    assert not hub.asked
+    for entry in store.registry.models["small"].files:
+        for part in (
+            entry.url(hub.url),
+            str(store.folder / "small" / entry.name),
+            entry.sha256,
+            f"{entry.size:,} bytes",
+        ):
+            assert part in str(caught.value)
+    assert "config.json (the file there now, 2 bytes, is another one)" in str(caught.value)
+
+
+def test_offline_uses_what_is_there(store: Store, hub: Hub) -> None:
+    folder = store.fetch("small")
+    hub.asked.clear()
+    assert replace(store, offline=True).fetch("small") == folder
+    assert not hub.asked
+
+
+FETCH = """
+import pickle, sys
+store = pickle.loads(sys.stdin.buffer.read())
+print(store.fetch("small"))
+"""
+
+
+def test_two_processes_fetch_at_once(store: Store, hub: Hub) -> None:
+    hub.together[path_of(store, "model.safetensors")] = threading.Barrier(2)  # neither is served before both ask
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", FETCH], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        for _ in range(2)
+    ]
+    for process in processes:
+        process.stdin.write(pickle.dumps(store))
+        process.stdin.close()
+    for process in processes:
+        with process.stdout, process.stderr:
+            said = process.stderr.read().decode()
+            process.stdout.read()
+        assert process.wait(timeout=60) == 0, said
+    assert hub.asked[path_of(store, "model.safetensors")] == 2
+    assert {name: sha256(content) for name, (content, _) in contents(store.folder / "small").items()} == {
+        entry.name: entry.sha256 for entry in store.registry.models["small"].files
+    }
+
+
+def test_cached_lists_what_is_there(store: Store) -> None:
+    assert store.cached().empty
+    assert not store.available().loc["small", "cached"]
+    folder = store.fetch("small")
+    assert store.available().loc["small", "cached"]
+    row = store.cached().loc["small"]
+    assert row["complete"]
+    assert row["folder"] == str(folder)
+    (folder / "model.safetensors").unlink()
+    assert not store.cached().loc["small", "complete"]
+
+
+def test_a_hash_is_taken_again_when_the_file_changes(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for content in (b"one", b"another"):
+        path.write_bytes(content)
+        assert file_sha256(path) == sha256(content)
+
+
+def test_the_real_dictionaries_pass_their_published_hashes(published_store: Store, hub: Hub) -> None:
+    for name in ("V1", "V2"):
+        folder = published_store.fetch(name)
+        card = published_store.registry.vocabularies[name]
+        assert {path.name for path in folder.iterdir()} == {file.name for file in card.files}
+    assert set(hub.asked.values()) == {1}
+    assert published_store.cached().index.tolist() == ["V1", "V2"]
+
+
+def test_settings_choose_cache_and_connection(tmp_path: Path) -> None:
+    with gfx.settings.override(cache_dir=tmp_path, offline=True):
+        store = default_store()
+        assert (store.folder, store.offline) == (tmp_path, True)
+        assert store.registry is published()
+        with pytest.raises(
+            RuntimeError, match=r"(?s)huggingface\.co.*Geneformer-V1-10M/model\.safetensors.*41,183,536"
+        ):
+            gfx.models.fetch("V1-10M")
+        assert gfx.models.cached().empty
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_setting_the_systems_cache_is_used() -> None:
+    import pooch
+
+    with gfx.settings.override(cache_dir=None):
+        assert default_store().folder == pooch.os_cache("gfx")
