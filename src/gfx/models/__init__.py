@@ -49,8 +49,10 @@ def available() -> pd.DataFrame:
     --------
     >>> import gfx
     >>> models = gfx.models.available()
-    >>> models.loc["V2-104M", ["parameters", "input_size", "vocabulary"]].tolist()
-    [104386867, 4096, 'V2']
+    >>> models.loc["V2-104M", "vocabulary"]
+    'V2'
+    >>> models.index[models["parameters"] > 300_000_000].tolist()
+    ['V2-316M']
     """
     return default_store().available()
 

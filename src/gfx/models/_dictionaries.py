@@ -20,7 +20,7 @@ _NUMBER = re.compile(r"[iuf][1248]")
 class _NumberFormat:
     """Stands in for `numpy.dtype` while a pickle is read: the format of one number, no more.
 
-    The real one is not offered: its state could redefine numpy's own number types for the whole process.
+    The real one is not offered: it also makes objects, records and dates, whose state is more than a number.
     """
 
     def __init__(self, code: object, *_: object) -> None:
