@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import difflib
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pandas as pd
 from scipy import sparse
+
+from gfx._core.gene_names import foreign_species
+from gfx._core.scales import UNDO, recover_counts, scale_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    import pandas as pd
     from anndata import AnnData
     from mudata import MuData
 
+    from gfx._core.scales import Scale
     from gfx._core.vocabulary import Vocabulary
 
 Counts = Literal["raw", "normalized", "log1p"]
@@ -28,6 +31,9 @@ MIN_SHARE = 0.1
 
 #: log1p of any depth normalisation in use (a million at most) stays below this.
 _LOG_CEILING = 15.0
+
+#: What tables write where they have no gene; in a column full of them they are no symbols.
+_NO_NAME = frozenset({"", "nan", "na", "<na>", "none", "null", "-", "."})
 
 
 # --- containers ----------------------------------------------------------------------------------------------------
@@ -61,13 +67,12 @@ def pick(data: AnnData | MuData, mod: str | None) -> AnnData:
 
 
 def copied(data: AnnData | MuData, *, copy: bool) -> AnnData | MuData:
-    """Return `data` to work on, or a copy of it; a file-backed object cannot be copied in memory by accident."""
-    if not copy:
-        return data
-    if getattr(data, "isbacked", False):
-        msg = "`copy=True` does not work on a file-backed object. Call `.to_memory()` first, or leave `copy` out."
+    """Return `data` to work on, or a copy of it; a file-backed object is not copied in memory by accident."""
+    if getattr(data, "isbacked", False) and (copy or getattr(data, "is_view", False)):
+        what = "`copy=True` does not work on a file-backed object" if copy else "A view of a file cannot hold results"
+        msg = f"{what}. Call `.to_memory()` first, and work on what it returns."
         raise ValueError(msg)
-    return data.copy()
+    return data.copy() if copy else data
 
 
 def obs_column(adata: AnnData, key: str) -> pd.Series:
@@ -149,88 +154,154 @@ def open_counts(
     else:
         x, var, where = adata.X, adata.var, "adata.X"
     if x is None:
-        msg = f"`{where}` is empty. Name the layer that holds the counts: `layer=` one of {sorted(adata.layers)}."
+        layers = sorted(key for key in adata.layers if key is not None)
+        msg = f"`{where}` is empty. Name the layer that holds the counts: `layer=` one of {layers}."
         raise ValueError(msg)
-    if gene_ids is None:
-        names = var.index
-    else:
-        names = _column(var, gene_ids, "adata.raw.var" if use_raw else "adata.var")
-    return CountMatrix(x=x, names=np.asarray(names.astype(str), dtype=object), where=where)
+    names = var.index if gene_ids is None else _column(var, gene_ids, "adata.raw.var" if use_raw else "adata.var")
+    return CountMatrix(x=x, names=gene_names(names), where=where)
 
 
-def row_blocks(x: object, size: int = 2048) -> Iterator[tuple[slice, sparse.csr_array]]:
-    """Walk over any matrix in blocks of rows, each a CSR array; nobody else looks at the matrix type."""
-    if getattr(x, "format", None) == "csc" and sparse.issparse(x):
-        x = x.tocsr()  # once, not per block
-    for start in range(0, x.shape[0], size):
-        rows = slice(start, min(start + size, x.shape[0]))
-        block = x[rows]
-        if hasattr(block, "compute"):
-            block = block.compute()
-        yield rows, sparse.csr_array(block)
+def gene_names(names: pd.Index | pd.Series) -> np.ndarray:
+    """Return names as text, empty where a table has none."""
+    texts = names.astype(str).to_numpy(dtype=object)
+    none = np.asarray(names.isna()) | np.array([text.strip().lower() in _NO_NAME for text in texts], dtype=bool)
+    return np.where(none, "", texts)
+
+
+def row_blocks(x: object, size: int = 1024) -> Iterator[tuple[slice, sparse.csr_array]]:
+    """Walk over any matrix in blocks of rows, each a CSR array; nobody else looks at the matrix type.
+
+    A CSC matrix is turned into CSR once, one on disk is read into memory for that. Values of a block may be those of
+    `x` itself: change none of them.
+    """
+    if getattr(x, "format", None) == "csc" and not sparse.issparse(x):
+        x = x.to_memory()
+    # A dask array is walked along its own chunks, so that none is computed twice.
+    chunks = x.chunks[0] if hasattr(x, "compute") else (x.shape[0],)
+    first = 0
+    for n_rows in chunks:
+        piece = x[first : first + n_rows].compute() if hasattr(x, "compute") else x
+        if sparse.issparse(piece) and piece.format != "csr":
+            piece = piece.tocsr()  # once, not per block
+        # A block of a dense matrix is looked at as a whole: keep it as small as a sparse one.
+        step = size if sparse.issparse(piece) else max(1, min(size, _DENSE_BLOCK // max(1, piece.shape[1])))
+        for start in range(0, n_rows, step):
+            stop = min(start + step, n_rows)
+            yield slice(first + start, first + stop), _as_csr(piece[start:stop])
+        first += n_rows
+
+
+_DENSE_BLOCK = 1 << 24
+
+
+def _as_csr(block: object) -> sparse.csr_array:
+    if not (sparse.issparse(block) or isinstance(block, np.ndarray)):
+        msg = (
+            f"Cannot read counts from a {type(block).__module__}.{type(block).__name__}. Use a numpy, scipy sparse or "
+            "dask array, or one on disk."
+        )
+        raise NotImplementedError(msg)
+    if block.dtype.kind not in "biuf":
+        msg = f"Counts are numbers, found values of type {block.dtype}."
+        raise TypeError(msg)
+    if block.dtype == np.float16:  # scipy knows no such sparse matrix
+        block = block.astype(np.float32)
+    return sparse.csr_array(block)
 
 
 def to_counts(block: sparse.csr_array, counts: Counts, where: str) -> sparse.csr_array:
-    """Check the stored values of a block and undo a logarithm the user told us of.
+    """Check the stored values of a block, and undo a logarithm or a division by depth that the user told us of.
+
+    Where each value of a cell is a whole multiple of the smallest, as division by depth leaves it, the whole numbers
+    themselves come back, free of the rounding that logarithms and float32 brought.
 
     Raises
     ------
     ValueError
-        Negative, missing or infinite values; fractions where raw counts were promised.
+        Negative, missing or infinite values; values that are visibly not what `counts` says.
     """
     if counts not in COUNTS:
         msg = f"`counts` is one of {list(COUNTS)}, found {counts!r}."
         raise ValueError(msg)
-    values = block.data
-    if values.size == 0:
+    scale = scale_of(block)
+    if counts == "raw" and scale in {"counts", "empty"}:
         return block
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        found = "NaN" if np.isnan(values).any() else "infinite"
-        msg = f"`{where}` holds {found} values. Counts are finite; name the layer that holds them with `layer=`."
-        raise ValueError(msg)
-    if values.dtype.kind != "u" and values.min() < 0:
-        msg = (
-            f"`{where}` holds negative values (as low as {values.min():.3g}): scaled or batch-corrected data. "
-            "Ranks need raw counts: name the layer that holds them with `layer=`, or `use_raw=True`."
-        )
-        raise ValueError(msg)
-    if counts == "raw" and values.dtype.kind == "f" and not _whole(values):
-        raise ValueError(_not_raw(values, where))
-    if counts == "log1p":
-        if values.max() > _LOG_CEILING and _whole(values):
-            msg = (
-                f"`{where}` holds whole numbers up to {values.max():.0f}; these are counts, not their logarithms. "
-                'Leave `counts="log1p"` out.'
+    block = sparse.csr_array(block, copy=True)
+    block.sum_duplicates()
+    block.eliminate_zeros()
+    scale = scale_of(block)
+    problem = counts_problem(scale, counts, block.data, where)
+    if problem is not None:
+        raise ValueError(problem)
+    if scale in {"counts", "empty"}:
+        return block
+    block.data = UNDO[counts](block.data.astype(np.float64))
+    return recover_counts(block)
+
+
+_ACCEPTED: dict[str, frozenset[str]] = {
+    "raw": frozenset({"empty", "counts"}),
+    "normalized": frozenset({"empty", "counts", "normalized", "fractions"}),
+    "log1p": frozenset({"empty", "log1p", "fractions"}),
+}
+
+
+def counts_problem(scale: Scale, counts: Counts, values: np.ndarray, where: str) -> str | None:
+    """Say what is wrong with values of this scale where `counts` was promised, and what to call instead."""
+    highest = values.max(initial=0)
+    if scale in _ACCEPTED[counts] and (counts != "log1p" or highest <= _LOG_CEILING):
+        return None
+    remedy = "Name the layer that holds raw counts with `layer=`, or say `use_raw=True`."
+    match scale:
+        case "missing" | "infinite":
+            found = f"{'NaN' if scale == 'missing' else 'infinite'} values; counts are finite"
+        case "negative":
+            lowest = np.nanmin(values)
+            found = f"negative values (as low as {lowest:.3g}): scaled or batch-corrected data, its order of genes lost"
+        case "counts":
+            found = f"whole numbers up to {highest:.0f}: counts, not their logarithms"
+            remedy = 'Leave `counts="log1p"` out.'
+        case "log2" | "log10":
+            base = scale.removeprefix("log")
+            found = f"logarithms of counts to the base {base}"
+            remedy += (
+                f" If they are lost, make natural logarithms, `adata.layers['log1p'] = adata.X * np.log({base})`, and "
+                "call `gfx.pp.tokenize(adata, layer='log1p', counts='log1p')` first."
             )
-            raise ValueError(msg)
-        block = block.copy()
-        block.data = np.expm1(block.data.astype(np.float64))
-    return block
+        case _ if scale == "log1p" or (scale == "fractions" and highest <= _LOG_CEILING):
+            found = f"fractions, such as {_fraction(values):.4g}, none above {highest:.3g}: log-normalised counts"
+            remedy += (
+                " If they are lost, call `gfx.pp.tokenize(adata, counts='log1p')` first: the order of genes in a cell "
+                "survives the logarithm and any scaling of the cell, so the tokens are those of the counts."
+            )
+        case _:
+            found = f"fractions, such as {_fraction(values):.4g}, and up to {highest:.4g}: normalised counts"
+            remedy += (
+                " If each cell was only divided by its depth, call `gfx.pp.tokenize(adata, counts='normalized')` "
+                "first: dividing a cell by a number keeps its order of genes."
+            )
+    return f"`{where}` holds {found}. {remedy}"
 
 
-def _whole(values: np.ndarray) -> bool:
-    return values.dtype.kind in "iub" or bool((values == np.rint(values)).all())
+def _fraction(values: np.ndarray) -> float:
+    return float(values[values != np.rint(values)][0])
 
 
-def looks_log1p(values: np.ndarray) -> bool:
-    """Whether stored values look like log1p of counts: fractions, none larger than a logarithm can be."""
-    return values.size > 0 and not _whole(values) and values.min() >= 0 and values.max() <= _LOG_CEILING
-
-
-def _not_raw(values: np.ndarray, where: str) -> str:
-    found = f"`{where}` holds fractions, such as {values[values != np.rint(values)][0]:.4g}, not raw counts"
-    if looks_log1p(values):
-        return (
-            f"{found}; the largest value is {values.max():.3g}, so these look like log-normalised counts. "
-            "If the raw counts are in a layer, name it with `layer=`. If they are lost, call "
-            '`gfx.pp.tokenize(adata, counts="log1p")`: the order of genes in a cell survives `log1p` and any scaling '
-            "of the cell, so the tokens are those of the counts."
-        )
-    return (
-        f"{found}; these look like normalised counts. If the raw counts are in a layer, name it with `layer=`. "
-        'If each cell was only divided by its depth, call `gfx.pp.tokenize(adata, counts="normalized")`: '
-        "dividing a cell by a number keeps its order of genes."
-    )
+def usable_calls(adata: AnnData) -> str:
+    """Find counts, or what can be turned into them, by a look at the first cells; say what to call, if anything."""
+    places = [("", adata.X)]
+    places += [(f", layer={key!r}", adata.layers[key]) for key in adata.layers if key is not None]
+    if adata.raw is not None:
+        places.append((", use_raw=True", adata.raw.X))
+    calls: dict[str, list[str]] = {"counts": [], "log1p": [], "normalized": []}
+    for where, x in places:
+        block = None if x is None else next(row_blocks(x[:256]), (None, None))[1]
+        scale = None if block is None else scale_of(block)
+        if scale in calls:
+            how = where if scale == "counts" else f"{where}, counts={scale!r}"
+            calls[scale].append(f"`gfx.pp.tokenize(adata{how})`")
+    best = calls["counts"] or calls["log1p"] + calls["normalized"]
+    return f"What is here can be used with {' or '.join(best)}." if best else ""
 
 
 # --- genes ---------------------------------------------------------------------------------------------------------
@@ -277,43 +348,41 @@ def match_genes(names: Sequence[str] | np.ndarray, vocabulary: Vocabulary) -> Ge
     Raises
     ------
     ValueError
-        Mouse genes, or too few recognised genes.
+        Genes of another species; or fewer recognised genes than ten, or than a tenth of the shorter list of genes.
     """
-    names = np.asarray(names, dtype=object)
-    match = GeneMatch(tokens=vocabulary.resolve(names), names=names)
-    species = foreign_species(names)
-    if species is not None:
-        examples = [str(n) for n in names[:5]]
-        msg = (
-            f"These are {species} genes, such as {examples}; the vocabulary {vocabulary.name!r} holds human genes. "
-            "Map them to human one-to-one orthologues first and give their Ensembl ids with `gene_ids=`."
-        )
-        raise ValueError(msg)
-    if match.n_known < min(MIN_GENES, len(vocabulary)) or match.n_known < MIN_SHARE * min(len(names), vocabulary.n_genes):
-        known = [str(i) for i in vocabulary.ids[~vocabulary.is_special][:3]]
-        symbols = [str(s) for s in vocabulary.symbols[~vocabulary.is_special] if s][:3]
-        msg = (
-            f"Only {match.n_known:,} of {len(names):,} genes are in the vocabulary {vocabulary.name!r}. "
-            f"Yours look like {match.unknown_examples()}; the model knows {known} or {symbols}. "
-            "If Ensembl ids or symbols are in a column of `adata.var`, name it with `gene_ids=`."
-        )
-        raise ValueError(msg)
+    match = look_up(names, vocabulary)
+    problem = genes_problem(match, vocabulary)
+    if problem is not None:
+        raise ValueError(problem)
     return match
 
 
-_MOUSE_SYMBOL = re.compile(r"^[A-Z][a-z]+[A-Za-z0-9.-]*[0-9a-z]$|^mt-[A-Z]")
-_OTHER_SPECIES = {"ENSMUSG": "mouse", "ENSRNOG": "rat", "ENSDARG": "zebrafish", "ENSMMUG": "macaque"}
+def look_up(names: Sequence[str] | np.ndarray, vocabulary: Vocabulary) -> GeneMatch:
+    """Look genes up, however few are found."""
+    names = np.asarray(names, dtype=object)
+    return GeneMatch(tokens=vocabulary.resolve(names), names=names)
 
 
-def foreign_species(names: np.ndarray) -> str | None:
-    """Name the species when most genes are not written as human ones: ENSMUSG..., or Gata4 instead of GATA4."""
-    texts = [str(name) for name in names]
-    for prefix, species in _OTHER_SPECIES.items():
-        if sum(text.upper().startswith(prefix) for text in texts) > len(texts) / 2:
-            return species
-    lettered = [text for text in texts if not text.upper().startswith("ENS")]
-    if len(lettered) > len(texts) / 2:
-        title_case = sum(bool(_MOUSE_SYMBOL.match(text)) for text in lettered)
-        if title_case > len(lettered) / 2:
-            return "mouse (or rat)"
-    return None
+def genes_problem(match: GeneMatch, vocabulary: Vocabulary) -> str | None:
+    """Say why these genes cannot be the model's, and what to call; `None` if they can."""
+    names = match.names
+    enough = match.n_known >= max(min(MIN_GENES, vocabulary.n_genes), MIN_SHARE * min(len(names), vocabulary.n_genes))
+    species = foreign_species(names)
+    # How symbols are written is a hint, and matters only where they would be taken for human ones.
+    if species is not None and (enough or species.is_sure):
+        examples = [str(name) for name in names if name][:5]
+        return (
+            f"These are {species.name} genes, such as {examples}; the vocabulary {vocabulary.name!r} holds human "
+            "genes. Map them to human one-to-one orthologues, put their Ensembl ids into a column of `adata.var`, and "
+            "name it: `gfx.pp.tokenize(adata, gene_ids=...)`. Human symbols are written in capitals."
+        )
+    if enough:
+        return None
+    genes = ~vocabulary.is_special
+    ids = [str(name) for name in vocabulary.ids[genes][:3]]
+    symbols = [str(symbol) for symbol in vocabulary.symbols[genes] if symbol][:3]
+    return (
+        f"Only {match.n_known:,} of {len(names):,} genes are in the vocabulary {vocabulary.name!r}. "
+        f"Yours look like {match.unknown_examples()}; the model knows {ids}, or {symbols}. "
+        "If Ensembl ids or symbols are in a column of `adata.var`, name it: `gfx.pp.tokenize(adata, gene_ids=...)`."
+    )

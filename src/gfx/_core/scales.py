@@ -1,0 +1,103 @@
+"""On which scale expression values are: counts, counts divided by the depth of the cell, logarithms of these, or none.
+
+Counts leave a mark that division by depth does not remove: every value of a cell is a whole multiple of its smallest.
+The mark tells the scales apart without any threshold on the size of the values, and gives the counts back.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from scipy import sparse
+
+Scale = Literal[
+    "empty", "counts", "normalized", "log1p", "log2", "log10", "fractions", "negative", "infinite", "missing"
+]
+
+#: How far from a whole multiple a value may lie, relative to it: files are written with three digits, too.
+_TOLERANCE = 0.01
+#: A multiple above this lies that near to a whole number by chance.
+_TELLING = 30.0
+#: The share of cells that has to bear the mark, and the values it has to rest on.
+_MOST = 0.9
+_ENOUGH = 20
+
+#: How to get from a scale back to values proportional to counts. The flattest comes first: a steeper exponential than
+#: the right one throws nearly all multiples out of the telling range, a flatter one breaks them.
+UNDO: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "normalized": lambda values: values,
+    "log2": lambda values: np.exp2(values) - 1,
+    "log1p": np.expm1,
+    "log10": lambda values: np.power(10.0, values) - 1,
+}
+
+#: No logarithm of counts is larger, to whatever base in use; the exponential would overflow, too.
+_HIGHEST_LOGARITHM = 64.0
+
+
+def scale_of(block: sparse.csr_array) -> Scale:
+    """Tell the scale of some cells from their stored values, cells × genes, without repeated entries.
+
+    ``"fractions"`` are non-negative values that bear no mark, such as corrected, averaged or imputed counts.
+    """
+    values = block.data
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        return "missing" if np.isnan(values).any() else "infinite"
+    if values.size == 0 or not values.any():
+        return "empty"
+    if values.dtype.kind != "u" and values.min() < 0:
+        return "negative"
+    if is_whole(values):
+        return "counts"
+    is_logarithm_possible = values.max() < _HIGHEST_LOGARITHM
+    for scale, undo in UNDO.items():
+        if (scale == "normalized" or is_logarithm_possible) and _marked(undo(values.astype(np.float64)), block.indptr):
+            return scale
+    return "fractions"
+
+
+def is_whole(values: np.ndarray) -> bool:
+    """Whether all values are whole numbers."""
+    return values.dtype.kind in "iub" or bool((values == np.rint(values)).all())
+
+
+def recover_counts(block: sparse.csr_array) -> sparse.csr_array:
+    """Give cells that were divided by their depth their whole counts back, up to one factor per cell.
+
+    Cells without the mark stay as they are.
+    """
+    multiples, marked = _multiples(block.data, block.indptr)
+    recovered = block.copy()
+    recovered.data = np.where(np.repeat(marked, np.diff(block.indptr)), np.rint(multiples), block.data)
+    return recovered
+
+
+def _marked(values: np.ndarray, indptr: np.ndarray) -> bool:
+    """Whether most of the cells that can tell consist of whole multiples."""
+    multiples, whole = _multiples(values, indptr)
+    telling = (multiples > 1 + 2 * _TOLERANCE) & (multiples < _TELLING)
+    cells = _by_cell(np.logical_or, telling, indptr)
+    return bool(telling.sum() >= _ENOUGH and whole[cells].mean() > _MOST)
+
+
+def _multiples(values: np.ndarray, indptr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Divide each cell by its smallest value above 0; tell in which cells that gives whole numbers throughout."""
+    positive = np.where(values > 0, values, np.inf)
+    smallest = np.repeat(_by_cell(np.minimum, positive, indptr), np.diff(indptr))
+    multiples = values / smallest
+    whole = np.abs(multiples - np.rint(multiples)) <= _TOLERANCE * multiples
+    return multiples, _by_cell(np.logical_and, whole, indptr)
+
+
+def _by_cell(operation: np.ufunc, values: np.ndarray, indptr: np.ndarray) -> np.ndarray:
+    """Reduce each cell's values to one; cells without values give 0 or false."""
+    stored = np.diff(indptr) > 0
+    reduced = np.zeros(len(indptr) - 1, dtype=values.dtype)
+    if stored.any():
+        reduced[stored] = operation.reduceat(values, indptr[:-1][stored])
+    return reduced

@@ -1,0 +1,262 @@
+"""The input doctor: what a model would make of these cells, as a table."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from gfx._adata import (
+    counts_problem,
+    gene_names,
+    genes_problem,
+    look_up,
+    open_counts,
+    pick,
+    row_blocks,
+    usable_calls,
+)
+from gfx._core.gene_names import Species, foreign_species, name_kinds
+from gfx._core.ranking import rank_cells
+from gfx._core.scales import UNDO, scale_of
+from gfx._core.vocabulary import plain_id
+from gfx._log import info
+from gfx._tokens import n_specials
+from gfx.pp._tokenize import LOW_SHARE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from anndata import AnnData
+    from mudata import MuData
+
+    from gfx._adata import CountMatrix, GeneMatch
+    from gfx._core.vocabulary import Vocabulary
+    from gfx.models import Model
+
+#: Cells with fewer recognised genes than this are hard to tell apart.
+_FEW_GENES = 200
+
+_WORDS = {
+    "empty": "nothing but zeros",
+    "counts": "raw counts",
+    "normalized": "counts divided by depth",
+    "log1p": "log-normalised counts",
+    "log2": "logarithms to the base 2",
+    "log10": "logarithms to the base 10",
+    "fractions": "fractions of unknown origin",
+    "negative": "negative values",
+    "infinite": "infinite values",
+    "missing": "NaN",
+}
+_KINDS = {"none": "without a name", "Ensembl": "Ensembl ids", "number": "numbers", "symbol": "symbols"}
+
+#: The worst first: what one block of rows shows holds for the matrix.
+_WORST = ("missing", "infinite", "negative", "fractions", "log2", "log10", "log1p", "normalized", "counts", "empty")
+
+
+def check(
+    adata: AnnData | MuData,
+    *,
+    model: str | Path | Model | None = None,
+    layer: str | None = None,
+    use_raw: bool = False,
+    gene_ids: str | None = None,
+    mod: str | None = None,
+) -> pd.DataFrame:
+    """Look at cells the way a model would, and say what stands in the way.
+
+    Reads every row once, a block at a time, and writes nothing. Prints the findings as a table.
+
+    Parameters
+    ----------
+    adata
+        Cells × genes.
+    model
+        Whose genes and input size to compare with: a published name, a folder, or what :func:`gfx.models.load`
+        returns. `None`: `gfx.settings.model`, else the embedded `mini`.
+    layer
+        Layer that holds the counts. `None`: `X`.
+    use_raw
+        Look at the counts and the genes of `adata.raw`.
+    gene_ids
+        Column of `var` that holds Ensembl ids or symbols. `None`: the index.
+    mod
+        Modality of a MuData that holds the RNA counts. `None`: the only one.
+
+    Returns
+    -------
+    One row per finding, with text in the columns `check` (what was looked at), `status` (``"ok"``, ``"warning"``, or
+    ``"error"`` where :func:`gfx.pp.tokenize` would stop), `found` and `advice`.
+
+    Raises
+    ------
+    KeyError
+        No such layer, column or modality.
+    ValueError
+        There is no `X` or `raw` to look at, or a MuData with several modalities and no `mod`.
+
+    Examples
+    --------
+    >>> import scanpy as sc
+    >>> import gfx
+    >>> adata = sc.datasets.pbmc68k_reduced()
+    >>> with gfx.settings.override(verbosity=0):
+    ...     findings = gfx.pp.check(adata, model="mini", use_raw=True)
+    >>> findings["found"][0]
+    'log-normalised counts in `adata.raw.X`, up to 6.489'
+    """
+    from gfx.models import load
+
+    cells = pick(adata, mod)
+    matrix = open_counts(cells, layer=layer, use_raw=use_raw, gene_ids=gene_ids)
+    found = load(model)
+    match = look_up(matrix.names, found.vocabulary)
+    seen = _look(matrix, match, found.vocabulary)
+    better = _better_column(cells.raw.var if use_raw else cells.var, match, found.vocabulary, gene_ids)
+    findings = [
+        _about_values(cells, matrix, seen),
+        _about_names(match),
+        *_about_genes(match, found.vocabulary, seen, better),
+        *_about_cells(seen, found.max_length - n_specials(found.vocabulary)),
+    ]
+    table = pd.DataFrame(findings, columns=["check", "status", "found", "advice"], dtype=object)
+    info(f"{cells.n_obs:,} cells × {len(matrix.names):,} genes in `{matrix.where}`, for {found!r}")
+    info(_as_text(table))
+    return table
+
+
+@dataclass
+class _Seen:
+    """What one walk over the rows showed."""
+
+    scale: str = "empty"
+    example: np.ndarray = field(default_factory=lambda: np.zeros(1))  # values of the block that decided the scale
+    highest: float = 0.0
+    known: float = 0.0
+    total: float = 0.0
+    n_detected: np.ndarray | None = None
+
+
+def _look(matrix: CountMatrix, match: GeneMatch, vocabulary: Vocabulary) -> _Seen:
+    seen = _Seen(n_detected=np.zeros(matrix.n_cells, dtype=np.int32))
+    for rows, stored in row_blocks(matrix.x):
+        block = stored.copy()
+        block.sum_duplicates()
+        block.eliminate_zeros()
+        scale = scale_of(block)
+        if _WORST.index(scale) < _WORST.index(seen.scale):
+            seen.scale, seen.example = scale, block.data
+        # Values that are no counts can still tell which genes were detected.
+        values = np.nan_to_num(block.data.astype(np.float64), posinf=0.0, neginf=0.0).clip(min=0)
+        seen.highest = max(seen.highest, float(values.max(initial=0)))
+        block.data = values
+        seen.n_detected[rows] = rank_cells(block, match.tokens, vocabulary, n_specials(vocabulary) + 1).n_detected
+        values = UNDO[scale](values) if scale in UNDO else values
+        seen.total += float(values.sum())
+        seen.known += float(values.sum(where=match.known[block.indices]))
+    return seen
+
+
+Finding = tuple[str, str, str, str]
+
+
+def _about_values(adata: AnnData, matrix: CountMatrix, seen: _Seen) -> Finding:
+    found = f"{_WORDS[seen.scale]} in `{matrix.where}`, up to {seen.highest:.4g}"
+    problem = counts_problem(seen.scale, "raw", seen.example, matrix.where)
+    if problem is None:
+        if seen.scale == "empty":
+            return "values", "warning", found, "There is nothing to rank."
+        if seen.highest == 1:
+            return "values", "warning", found, "Only 0 and 1: ranks need counts, not whether a gene was seen."
+        return "values", "ok", found, ""
+    usable = usable_calls(adata)
+    if seen.scale in {"log1p", "normalized"}:
+        return "values", "warning", found, f"{usable} The order of genes in a cell is that of its counts."
+    return "values", "error", found, f"{problem} {usable}".strip()
+
+
+def _about_names(match: GeneMatch) -> Finding:
+    species = foreign_species(match.names)
+    # Single symbols that are written like another species' are odd human ones.
+    kinds = name_kinds(match.names).rename(
+        lambda kind: "symbol" if isinstance(kind, Species) and not kind.is_sure and kind != species else kind
+    )
+    kinds = kinds.groupby(level=0, sort=False).sum()
+    words = [f"{n:,} {kind.name if isinstance(kind, Species) else _KINDS[kind]}" for kind, n in kinds.items()]
+    mixed = len(kinds.drop("none", errors="ignore")) > 1
+    foreign = [kind.name for kind in kinds.index if isinstance(kind, Species) and kind.is_sure]
+    advice = f"The {' and '.join(foreign)} genes are left out." if foreign else ""
+    return "gene names", "warning" if foreign else "ok", ("mixed: " if mixed else "") + ", ".join(words), advice
+
+
+def _about_genes(
+    match: GeneMatch, vocabulary: Vocabulary, seen: _Seen, better: tuple[str, int] | None
+) -> Iterator[Finding]:
+    problem = genes_problem(match, vocabulary)
+    advice = "" if better is None else f"`{better[0]}` names {better[1]:,} genes that the model knows. "
+    status = "error" if problem else "warning" if better else "ok"
+    known = f"{match.n_known:,} of {len(match.names):,} genes known to the vocabulary {vocabulary.name!r}"
+    yield "genes", status, known, (advice + (problem or "")).strip()
+
+    share = seen.known / seen.total if seen.total else 0.0
+    low = share < LOW_SHARE
+    yield (
+        "share of counts",
+        "warning" if low else "ok",
+        f"{share:.1%} of the counts belong to known genes",
+        "The model sees little of these cells." if low else "",
+    )
+    n_versioned = sum(plain_id(str(name)) != str(name).strip().upper() for name in match.names)
+    yield "id versions", "ok", f"{n_versioned:,} ids with a version", "It is left out." if n_versioned else ""
+    repeated = match.n_repeated
+    yield "repeated genes", "ok", f"{repeated:,} columns repeat a gene", "They are summed." if repeated else ""
+
+
+def _about_cells(seen: _Seen, room: int) -> Iterator[Finding]:
+    n = seen.n_detected
+    if n.size == 0:
+        yield "cells", "error", "no cells", "There is nothing to tokenize."
+        return
+    median = int(np.median(n))
+    yield (
+        "genes per cell",
+        "ok" if median >= _FEW_GENES else "warning",
+        f"{median:,} known genes in the median cell, {n.min():,} to {n.max():,}",
+        "" if median >= _FEW_GENES else "So few genes tell cells apart poorly; a whole transcriptome gives thousands.",
+    )
+    empty, cut = int((n == 0).sum()), int((n > room).sum())
+    advice = "Their rows will be empty; `scanpy.pp.filter_cells` leaves them out." if empty else ""
+    yield "empty cells", "warning" if empty else "ok", f"{empty:,} cells without a known gene", advice
+    advice = "Their lowest-ranked genes will be cut." if cut else ""
+    often = cut > n.size / 2
+    yield "long cells", "warning" if often else "ok", f"{cut:,} cells with more than {room:,} known genes", advice
+
+
+def _better_column(
+    var: pd.DataFrame, match: GeneMatch, vocabulary: Vocabulary, gene_ids: str | None
+) -> tuple[str, int] | None:
+    """Find a column of gene names, or the index, that the model knows clearly more of."""
+    texts = [key for key in var.columns if key != gene_ids and not pd.api.types.is_numeric_dtype(var[key].dtype)]
+    places = {f"gene_ids={key!r}": var[key] for key in texts}
+    if gene_ids is not None:
+        places["gene_ids=None"] = var.index
+    known = {how: look_up(gene_names(names), vocabulary).n_known for how, names in places.items()}
+    best = max(known, key=known.get, default=None)
+    return (best, known[best]) if best is not None and known[best] > 1.1 * match.n_known else None
+
+
+def _as_text(table: pd.DataFrame) -> str:
+    """Lay the findings out with one line each, and the advice below."""
+    width = {key: table[key].str.len().max() for key in ("check", "status", "found")}
+    lines = []
+    for row in table.itertuples(index=False):
+        lines.append(f"{row.status:<{width['status']}}  {row.check:<{width['check']}}  {row.found}")
+        if row.advice:
+            indent = " " * (width["status"] + width["check"] + 4)
+            lines.append(textwrap.fill(row.advice, 118, initial_indent=indent, subsequent_indent=indent))
+    return "\n".join(lines)
