@@ -24,9 +24,11 @@ class EmbedKeys:
 
 @dataclass(frozen=True)
 class EmbedGenesKeys:
-    """Slots of :func:`gfx.tl.embed_genes`; with `groupby`, `varm` and `var` hold the first group's neighbours in `uns`."""
+    """Slots of :func:`gfx.tl.embed_genes`."""
 
     varm: str
+    varm_groups: str
+    varm_groups_n_cells: str
     var: str
     uns: str
 
@@ -38,6 +40,7 @@ class DeleteKeys:
     obsm: str
     obsm_states: str
     varm: str
+    varm_n_cells: str
     uns: str
 
 
@@ -47,6 +50,7 @@ class AttentionKeys:
 
     varm: str
     var: str
+    var_uniform: str
     uns: str
 
 
@@ -64,16 +68,22 @@ def embed_keys(key: str | None = None) -> EmbedKeys:
 def embed_genes_keys(key: str | None = None) -> EmbedGenesKeys:
     """Where gene embeddings live."""
     key = key or "gfx"
-    return EmbedGenesKeys(varm=key, var=f"{key}_n_cells", uns=f"{key}_genes")
+    return EmbedGenesKeys(
+        varm=key,
+        varm_groups=f"{key}_groups",
+        varm_groups_n_cells=f"{key}_groups_n_cells",
+        var=f"{key}_n_cells",
+        uns=f"{key}_genes",
+    )
 
 
 def delete_keys(key: str | None = None) -> DeleteKeys:
     """Where the effects of deleted genes live."""
     key = key or "gfx_delete"
-    return DeleteKeys(obsm=key, obsm_states=f"{key}_states", varm=key, uns=key)
+    return DeleteKeys(obsm=key, obsm_states=f"{key}_states", varm=key, varm_n_cells=f"{key}_n_cells", uns=key)
 
 
 def attention_keys(key: str | None = None) -> AttentionKeys:
     """Where attention lives."""
     key = key or "gfx_attention"
-    return AttentionKeys(varm=key, var=f"{key}_n_cells", uns=key)
+    return AttentionKeys(varm=key, var=f"{key}_n_cells", var_uniform=f"{key}_uniform", uns=key)

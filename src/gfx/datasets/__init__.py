@@ -1,0 +1,7 @@
+"""Small data for trying things out, offline."""
+
+from __future__ import annotations
+
+from gfx.datasets._toy import toy
+
+__all__ = ["toy"]

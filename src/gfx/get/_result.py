@@ -1,0 +1,35 @@
+"""Find a finished result, or say which call makes it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gfx._adata import pick
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anndata import AnnData
+    from mudata import MuData
+
+
+def find_result(
+    data: AnnData | MuData, slot: str, function: str, *, key: str | None, mod: str | None
+) -> tuple[AnnData, Mapping[str, Any]]:
+    """Return the AnnData and `uns[slot]`, if `function` wrote it."""
+    adata = pick(data, mod)
+    result = adata.uns.get(slot)
+    call = f"gfx.{function}(adata{', ...' if 'delete' in function else ''}{f', key_added={key!r}' if key else ''})"
+    if result is None or "params" not in result:
+        ours = sorted(
+            name
+            for name, value in adata.uns.items()
+            if isinstance(value, dict) and value.get("params", {}).get("function") == function
+        )
+        msg = f"Did not find {slot!r} in `adata.uns`. Run `{call}` first. Results of `gfx.{function}` here: {ours}."
+        raise KeyError(msg)
+    made_by = result["params"].get("function")
+    if made_by != function:
+        msg = f"`adata.uns[{slot!r}]` was written by {made_by!r}, not by `gfx.{function}`. Run `{call}`."
+        raise KeyError(msg)
+    return adata, result

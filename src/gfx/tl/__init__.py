@@ -1,0 +1,10 @@
+"""Tools: run a model on cells and write what it finds into the AnnData."""
+
+from __future__ import annotations
+
+from gfx.tl._attention import attention
+from gfx.tl._delete_genes import delete_genes
+from gfx.tl._embed import embed
+from gfx.tl._embed_genes import embed_genes
+
+__all__ = ["attention", "delete_genes", "embed", "embed_genes"]

@@ -1,0 +1,122 @@
+"""Attention that genes and ranks receive."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gfx import _log
+from gfx._adata import cell_mask, copied
+from gfx._keys import attention_keys
+from gfx._provenance import record
+from gfx.tl._prepare import prepare
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from anndata import AnnData
+    from mudata import MuData
+
+    from gfx.models import Model
+
+
+def attention(
+    adata: AnnData | MuData,
+    *,
+    model: str | Path | Model | None = None,
+    layer: str | None = None,
+    mask_obs: str | np.ndarray | None = None,
+    key_added: str | None = None,
+    mod: str | None = None,
+    copy: bool = False,
+) -> AnnData | MuData | None:
+    """Read which genes and ranks the model attends to, per block and head :cite:p:`Theodoris2023`.
+
+    In each cell, the attention that a gene receives is the weight it gets from an average position; over cells, the
+    mean over those that have the gene. Beside it stands what even attention would give (the mean of 1 / length), for
+    the genes of short cells receive more by arithmetic alone. Attention says where a model looks, not what regulates
+    what: published comparisons found no regulatory information in it beyond what expression shows.
+
+    Cost: one forward pass with plain attention in float32, a few times slower than :func:`gfx.tl.embed`. Memory does
+    not depend on the number of cells: weights are summed as each block computes them.
+
+    Parameters
+    ----------
+    adata
+        Cells by genes, raw counts in `X` or `layer`, or tokens from :func:`gfx.pp.tokenize`.
+    model
+        Published name, folder, or what :func:`gfx.models.load` returned. `None`: `gfx.settings.model`, else `mini`.
+    layer
+        Layer with the raw counts; `None`: `X`.
+    mask_obs
+        Cells to use: a boolean column of `obs`, or an array.
+    key_added
+        Where to store the result; see below.
+    mod
+        Modality of a MuData.
+    copy
+        Work on a copy and return it.
+
+    Returns
+    -------
+    `None`, or an updated copy if `copy=True`. Sets:
+
+    `.varm['gfx_attention' | key_added]` : :class:`numpy.ndarray` (float32, `(n_vars, n_blocks * n_heads)`)
+        Weight that each gene receives, the heads of the first block first; NaN where no cell has the gene.
+    `.var['gfx_attention_n_cells' | key_added + '_n_cells']` : :class:`pandas.Series` (int32)
+        Cells behind each mean.
+    `.var['gfx_attention_uniform' | key_added + '_uniform']` : :class:`pandas.Series` (float32)
+        What even attention would give.
+    `.uns['gfx_attention' | key_added]` : :class:`dict`
+        `params`; `n_blocks`, `n_heads`, `n_cells`; `ranks`, float32 `(n_blocks, n_heads, n_ranks)`: weight by rank of
+        the attended gene (0 is the top gene); `ranks_uniform`, `ranks_n_cells`, `(n_ranks,)`; `special`, float32
+        `(n_blocks, n_heads)`: share that goes to `<cls>` and `<eos>`; `entropy`, float32 `(n_blocks, n_heads)`: 1 for
+        even attention, 0 for attention to one position.
+
+    Raises
+    ------
+    ValueError
+        No raw counts, unknown genes, or tokens of another vocabulary.
+
+    Examples
+    --------
+    >>> import gfx
+    >>> adata = gfx.datasets.toy()
+    >>> gfx.tl.attention(adata, model="mini")
+    >>> adata.varm["gfx_attention"].shape
+    (300, 16)
+    """
+    from gfx._engine.attention import attention_sums
+
+    data = copied(adata, copy=copy)
+    cells = prepare(data, model, layer=layer, mod=mod)
+    mask = cell_mask(cells.adata, mask_obs)
+    encoder = cells.encoder(-1, dtype="float32", attention="eager")
+    lengths = np.where(mask, cells.tokens.lengths, 0)
+    sums = attention_sums(encoder, cells.tokens.ids, lengths, cells.model.vocabulary)
+    n_blocks, n_heads = sums.entropy.shape
+    keys = attention_keys(key_added)
+    genes = cells.per_gene(sums.genes.reshape(len(sums.genes), -1))
+    uniform = cells.per_gene(sums.uniform)
+    n_cells = cells.cells_per_gene(sums.n_cells)
+    result = {
+        "params": record("tl.attention", **cells.provenance(encoder)),
+        "n_blocks": n_blocks,
+        "n_heads": n_heads,
+        "n_cells": int((lengths > 0).sum()),
+        "ranks": sums.ranks,
+        "ranks_uniform": sums.ranks_uniform,
+        "ranks_n_cells": sums.n_rank_cells,
+        "special": sums.special,
+        "entropy": sums.entropy,
+    }
+    cells.adata.varm[keys.varm] = genes
+    cells.adata.var[keys.var] = n_cells
+    cells.adata.var[keys.var_uniform] = uniform
+    cells.adata.uns[keys.uns] = result
+    _log.info(
+        f"read the attention of {n_blocks} blocks × {n_heads} heads of {cells.model.name!r} in "
+        f"{result['n_cells']:,} cells: added {keys.varm!r} (adata.varm)"
+    )
+    return data if copy else None

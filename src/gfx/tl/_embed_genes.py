@@ -1,0 +1,149 @@
+"""Contextual gene embeddings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from gfx import _log
+from gfx._adata import cell_mask, copied
+from gfx._keys import embed_genes_keys
+from gfx._provenance import record
+from gfx.tl._prepare import groups, prepare
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from anndata import AnnData
+    from mudata import MuData
+
+    from gfx.models import Model
+
+
+def embed_genes(
+    adata: AnnData | MuData,
+    *,
+    model: str | Path | Model | None = None,
+    layer: str | None = None,
+    groupby: str | None = None,
+    mask_obs: str | np.ndarray | None = None,
+    hidden_layer: int = -2,
+    batch_size: int | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    key_added: str | None = None,
+    mod: str | None = None,
+    copy: bool = False,
+) -> AnnData | MuData | None:
+    """Embed genes in the context of the cells that express them :cite:p:`Theodoris2023`.
+
+    A gene has another hidden state in every cell; its embedding is their mean, over all cells or over each group.
+
+    Cost: one forward pass over the cells, as :func:`gfx.tl.embed`; one running sum of groups × genes of the model ×
+    width, however many cells there are.
+
+    Parameters
+    ----------
+    adata
+        Cells by genes, raw counts in `X` or `layer`, or tokens from :func:`gfx.pp.tokenize`.
+    model
+        Published name, folder, or what :func:`gfx.models.load` returned. `None`: `gfx.settings.model`, else `mini`.
+    layer
+        Layer with the raw counts; `None`: `X`.
+    groupby
+        Column of `obs`: embed the genes in each group of cells as well. Cells without a group count for the overall
+        embedding only.
+    mask_obs
+        Cells to use: a boolean column of `obs`, or an array.
+    hidden_layer
+        Which hidden states: -1 the last block's, -2 those of the block before, 0 the embedding's.
+    batch_size
+        Cells in a forward pass at most; `None`: as many as fit a number of tokens, halved when memory runs out.
+    dtype
+        Precision of the forward pass. `None`: bfloat16 where the hardware has it, else float32 (the reference).
+    key_added
+        Where to store the result; see below.
+    mod
+        Modality of a MuData.
+    copy
+        Work on a copy and return it.
+
+    Returns
+    -------
+    `None`, or an updated copy if `copy=True`. Sets:
+
+    `.varm['gfx' | key_added]` : :class:`numpy.ndarray` (float32, `(n_vars, hidden_size)`)
+        Mean over all cells that have the gene; NaN where none does.
+    `.var['gfx_n_cells' | key_added + '_n_cells']` : :class:`pandas.Series` (int32)
+        Cells behind each mean.
+    `.varm['gfx_groups' | key_added + '_groups']` : :class:`numpy.ndarray` (float32, `(n_vars, n_groups, hidden_size)`)
+        With `groupby`: the mean over the cells of each group, in the order of `uns`.
+    `.varm['gfx_groups_n_cells' | ...]` : :class:`numpy.ndarray` (int32, `(n_vars, n_groups)`)
+        With `groupby`: cells behind each of them.
+    `.uns['gfx_genes' | key_added + '_genes']` : :class:`dict`
+        `params`: how it was made; with `groupby` also `groups`: their names.
+
+    Raises
+    ------
+    ValueError
+        No raw counts, unknown genes, or tokens of another vocabulary.
+    KeyError
+        No such column in `obs`.
+
+    Examples
+    --------
+    >>> import gfx
+    >>> adata = gfx.datasets.toy()
+    >>> gfx.tl.embed_genes(adata, model="mini", groupby="cell_type")
+    >>> adata.varm["gfx"].shape, adata.varm["gfx_groups"].shape
+    ((300, 128), (300, 2, 128))
+    """
+    from gfx._engine.pooling import embed_genes as run
+
+    data = copied(adata, copy=copy)
+    cells = prepare(data, model, layer=layer, mod=mod)
+    mask = cell_mask(cells.adata, mask_obs)
+    if groupby is None:
+        names, group = [], np.zeros(cells.adata.n_obs, dtype=np.int64)
+    else:
+        names, group = groups(cells.adata, groupby)
+    # Cells without a group go into one more, so that a single pass serves the overall mean too.
+    group = np.where(group < 0, len(names), group)
+    encoder = cells.encoder(hidden_layer, dtype=dtype)
+    means, counts = run(
+        encoder,
+        cells.tokens.ids,
+        cells.tokens.lengths,
+        cells.model.vocabulary,
+        group=np.where(mask, group, -1),
+        n_groups=len(names) + 1,
+        batch_size=batch_size,
+    )
+    n_cells = counts.sum(axis=0)
+    overall = (np.nan_to_num(means) * counts[..., None]).sum(axis=0) / np.maximum(n_cells, 1)[:, None]
+    overall[n_cells == 0] = np.nan
+    keys = embed_genes_keys(key_added)
+    result: dict[str, object] = {
+        "params": record(
+            "tl.embed_genes", **cells.provenance(encoder), hidden_layer=hidden_layer, pooling="gene", groupby=groupby
+        )
+    }
+    genes = cells.per_gene(overall)
+    genes_n_cells = cells.cells_per_gene(n_cells)
+    if names:
+        result["groups"] = np.array(names, dtype=object)
+        by_group = cells.per_gene(means[: len(names)].transpose(1, 0, 2))
+        by_group_n_cells = cells.cells_per_gene(counts[: len(names)].T)
+        cells.adata.varm[keys.varm_groups] = by_group
+        cells.adata.varm[keys.varm_groups_n_cells] = by_group_n_cells
+    else:  # those of an earlier run with groups would not belong to this one
+        for stale in {keys.varm_groups, keys.varm_groups_n_cells} & set(cells.adata.varm):
+            del cells.adata.varm[stale]
+    cells.adata.varm[keys.varm] = genes
+    cells.adata.var[keys.var] = genes_n_cells
+    cells.adata.uns[keys.uns] = result
+    _log.info(
+        f"embedded {(genes_n_cells > 0).sum():,} genes with {cells.model.name!r}: added {keys.varm!r} (adata.varm)"
+        + (f" and {keys.varm_groups!r} for {len(names)} groups of {groupby!r}" if names else "")
+    )
+    return data if copy else None

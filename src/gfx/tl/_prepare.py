@@ -1,0 +1,131 @@
+"""What every tool does first: find the cells, the model and the tokens; torch is loaded only here and below."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from gfx._adata import obs_column, pick
+from gfx._keys import token_keys
+from gfx._tokens import find_tokens
+from gfx.models import load
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from anndata import AnnData
+    from mudata import MuData
+    from transformers import BertModel
+
+    from gfx._tokens import Tokens
+    from gfx.models import Model
+
+Pooling = Literal["auto", "mean", "cls"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Cells and model, ready to run.
+
+    Parameters
+    ----------
+    adata
+        Where results go.
+    model
+        The model.
+    tokens
+        Its tokens for every cell.
+    layer
+        Where the counts were, for the record.
+    """
+
+    adata: AnnData
+    model: Model
+    tokens: Tokens
+    layer: str | None
+
+    def gene_tokens(self) -> np.ndarray:
+        """Token of each gene of the AnnData, -1 for genes that the model does not know, int32 `(n_vars,)`."""
+        params = self.adata.uns.get(token_keys().uns, {}).get("params", {})
+        column = params.get("gene_ids")
+        names = self.adata.var_names if column is None or column not in self.adata.var else self.adata.var[column]
+        return self.model.vocabulary.resolve(names.astype(str))
+
+    def per_gene(self, values: np.ndarray) -> np.ndarray:
+        """Turn one row per token into one row per gene of the AnnData, float32; NaN for unknown genes."""
+        tokens = self.gene_tokens()
+        out = np.full((len(tokens), *values.shape[1:]), np.nan, dtype=np.float32)
+        out[tokens >= 0] = values[tokens[tokens >= 0]]
+        return out
+
+    def cells_per_gene(self, counts: np.ndarray) -> np.ndarray:
+        """Turn numbers of cells per token into numbers per gene of the AnnData, int32; 0 for unknown genes."""
+        tokens = self.gene_tokens()
+        return np.where((tokens >= 0).reshape(-1, *[1] * (counts.ndim - 1)), counts[tokens], 0).astype(np.int32)
+
+    def encoder(
+        self,
+        hidden_layer: int,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        attention: Literal["sdpa", "eager"] = "sdpa",
+    ) -> BertModel:
+        """Load the blocks up to the wanted layer, where and in the precision asked for."""
+        from gfx._engine.device import choose_device, choose_dtype
+        from gfx._engine.encoder import blocks_needed, load_encoder
+
+        chosen = choose_device(device)
+        return load_encoder(
+            self.model.weights,
+            self.model.config,
+            n_blocks=blocks_needed(hidden_layer, self.model.n_blocks),
+            device=chosen,
+            dtype=choose_dtype(dtype, chosen),
+            attention=attention,
+        )
+
+    def pooling(self, pooling: Pooling) -> Literal["mean", "cls"]:
+        """Choose how a cell becomes one vector: as the model's family does, unless said otherwise."""
+        vocabulary = self.model.vocabulary
+        if pooling not in {"auto", "mean", "cls"}:
+            msg = f"`pooling` is one of ['auto', 'mean', 'cls'], found {pooling!r}."
+            raise ValueError(msg)
+        if pooling == "cls" and not vocabulary.has_cls:
+            msg = (
+                f"{self.model.name!r} has no <cls> token; its family embeds a cell as the mean over its genes. "
+                "Use `pooling='mean'`."
+            )
+            raise ValueError(msg)
+        if pooling == "auto":
+            return "cls" if vocabulary.has_cls else "mean"
+        return pooling
+
+    def provenance(self, encoder: BertModel) -> dict[str, Any]:
+        """Note which model ran, on what, and how."""
+        return {
+            **self.model.provenance(),
+            "layer": self.layer,
+            "dtype": str(encoder.dtype).removeprefix("torch."),
+        }
+
+
+def groups(adata: AnnData, groupby: str) -> tuple[list[str], np.ndarray]:
+    """Read a column of `obs` as groups: their names, and the group of each cell, int64 `(n_obs,)`, -1 where missing."""
+    column = obs_column(adata, groupby).astype("category")
+    return [str(name) for name in column.cat.categories], column.cat.codes.to_numpy(dtype=np.int64)
+
+
+def prepare(
+    data: AnnData | MuData, model: str | Path | Model | None, *, layer: str | None, mod: str | None
+) -> Prepared:
+    """Find what a tool runs on; writes nothing."""
+    adata = pick(data, mod)
+    loaded = load(model)
+    tokens = find_tokens(adata, loaded.vocabulary, loaded.max_length, layer=layer)
+    if not (tokens.lengths > 0).any():
+        msg = "No cell has a gene that the model knows. Run `gfx.pp.check(adata)` to see why."
+        raise ValueError(msg)
+    return Prepared(adata=adata, model=loaded, tokens=tokens, layer=layer)
