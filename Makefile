@@ -1,0 +1,55 @@
+# What a checkout can do. Everything runs in a virtual environment of its own, made on first use from the pinned stack:
+#   make demo    the quickstart on real cells, into demo/
+#   make test    all tests that need no GPU and no network
+#   make docs    the documentation, into docs/_build/html
+#   make lint    style and formatting
+# Another interpreter: make test PYTHON=python3.12. Another environment: make test VENV=/path/to/one.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+.PHONY: demo test docs lint clean
+
+demo: $(VENV)/.runs
+	$(BIN)/python tutorials/quickstart.py
+
+test: $(VENV)/.tests
+	$(BIN)/python -m pytest
+
+docs: $(VENV)/.documents
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+lint: $(VENV)/.lints
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv demo docs/_build docs/generated build dist
+
+# Each stamp says that the environment holds what one of the targets needs; a change of the pins makes it anew.
+PINS := pyproject.toml constraints.txt
+
+$(BIN)/python:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+	  { echo "gfx needs Python 3.11 or newer; '$(PYTHON)' is not. Name another: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch by itself and first: pip then takes the small CPU build where one is offered.
+$(VENV)/.runs: $(PINS) | $(BIN)/python
+	$(PIP) torch
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.tests: $(VENV)/.runs
+	$(PIP) --editable ".[test]"
+	@touch $@
+
+$(VENV)/.documents: $(VENV)/.runs
+	$(PIP) --editable ".[doc]"
+	@touch $@
+
+$(VENV)/.lints: $(PINS) | $(BIN)/python
+	$(PIP) ruff
+	@touch $@

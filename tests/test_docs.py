@@ -1,0 +1,157 @@
+"""What the README and the documentation say of the package is so."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import gfx
+from gfx import _keys
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+MODULES = ("pp", "tl", "get", "pl", "models", "datasets")
+PUBLIC = [
+    (f"gfx.{module}.{name}", getattr(found, name))
+    for module in MODULES
+    for found in [importlib.import_module(f"gfx.{module}")]
+    for name in found.__all__
+]
+FUNCTIONS = [(name, thing) for name, thing in PUBLIC if inspect.isfunction(thing)]
+
+
+def between(text: str, start: str, end: str) -> str:
+    return text.partition(f"<!-- {start} -->")[2].partition(f"<!-- {end} -->")[0]
+
+
+def sections(docstring: str) -> dict[str, str]:
+    """Split a numpy docstring into its sections."""
+    parts = re.split(r"^(\w[\w ]*)\n-+\n", inspect.cleandoc(docstring), flags=re.M)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+# --- API pages ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_public_name_is_on_its_page(module: str) -> None:
+    page = (DOCS / "api" / f"{module}.md").read_text()
+    assert f".. currentmodule:: gfx.{module}\n" in page
+    listed = re.search(r"\.\. autosummary::\n(?:   :.*\n)+\n((?:   \w+\n)+)", page).group(1).split()
+    assert sorted(listed) == sorted(importlib.import_module(f"gfx.{module}").__all__)
+
+
+def test_every_part_of_the_package_has_a_page() -> None:
+    pages = {page.stem for page in (DOCS / "api").glob("*.md")} - {"index"}
+    assert pages == set(gfx.__all__) - {"__version__"}
+    toctree = re.search(r"```\{toctree\}\n:maxdepth: 1\n\n(.*?)\n```", (DOCS / "api" / "index.md").read_text(), re.S)
+    assert set(toctree.group(1).split()) == pages
+
+
+# --- docstrings -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "function"), FUNCTIONS)
+def test_docstring_says_what_goes_in_what_comes_out_and_how(name: str, function: object) -> None:
+    parts = sections(function.__doc__)
+    signature = inspect.signature(function)
+    described = re.findall(r"^(\w[\w, ]*)$", parts.get("Parameters", ""), flags=re.M)
+    assert [one for line in described for one in line.split(", ")] == list(signature.parameters)
+    assert signature.return_annotation is not signature.empty
+    assert "Returns" in parts
+    assert ">>> import gfx\n" in parts["Examples"]
+    assert f"{name}(" in parts["Examples"]
+
+
+@pytest.mark.parametrize(("name", "thing"), PUBLIC)
+def test_docstring_begins_with_one_sentence_and_is_filled_in(name: str, thing: object) -> None:
+    docstring = inspect.cleandoc(thing.__doc__)
+    first, _, _ = docstring.partition("\n\n")
+    assert "\n" not in first or first.endswith("."), "one line, or one sentence"
+    assert first.rstrip().endswith(".")
+    assert not re.search(r"%\(\w+\)s|(?<![f`'\"{])\{\w+\}", docstring), "a placeholder was left"
+
+
+def test_everything_cited_is_in_the_references() -> None:
+    keys = set(re.findall(r"^@\w+\{(\w+),", (DOCS / "references.bib").read_text(), flags=re.M))
+    cited = set()
+    for file in [*(ROOT / "src").rglob("*.py"), *DOCS.rglob("*.md")]:
+        text = file.read_text()
+        for group in re.findall(r":cite:\w+:`([^`]+)`|\{cite:\w+\}`([^`]+)`", text):
+            cited |= {key.strip() for key in "".join(group).split(",")}
+    assert cited <= keys
+    assert "Theodoris2023" in cited
+
+
+# --- README ---------------------------------------------------------------------------------------------------------
+
+
+def test_readme_lists_every_slot() -> None:
+    table = between((ROOT / "README.md").read_text(), "slots", "end of slots")
+    told: dict[str, set[tuple[str, str]]] = {}
+    call = ""
+    for first, slots in re.findall(r"^\| *(`[\w.]+`|) *\| (`[^|]+`) \|", table, flags=re.M):
+        call = first.strip("`") or call
+        told.setdefault(call, set()).update(re.findall(r'(\w+)\["(\w+)"\]', slots))
+    keys = {
+        "gfx.pp.tokenize": _keys.token_keys(),
+        "gfx.tl.embed": _keys.embed_keys(),
+        "gfx.tl.embed_genes": _keys.embed_genes_keys(),
+        "gfx.tl.delete_genes": _keys.delete_keys(),
+        "gfx.tl.attention": _keys.attention_keys(),
+    }
+    expected = {
+        call: {(slot.partition("_")[0], key) for slot, key in dataclasses.asdict(slots).items()}
+        for call, slots in keys.items()
+    }
+    assert told == expected
+    assert set(told) == {name for name, function in FUNCTIONS if "copy" in inspect.signature(function).parameters}
+
+
+def test_readme_names_the_distribution_and_the_import_first() -> None:
+    first = (ROOT / "README.md").read_text().split("\n\n")[1]
+    assert "pip install scgfx" in first
+    assert "import gfx" in first.replace("\n", " ")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/installation.md", "docs/tutorials/index.md"])
+def test_make_targets_that_pages_name_exist(page: str) -> None:
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    named = set(re.findall(r"make (demo|test|docs|lint|\w+(?=`))", (ROOT / page).read_text()))
+    assert named
+    assert named <= targets
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))], ids=lambda page: page.name
+)
+def test_links_between_files_lead_somewhere(page: Path) -> None:
+    if "generated" in page.parts or "_build" in page.parts:
+        return
+    targets = re.findall(r"\]\(([^)#:\s]+\.\w+|[A-Z]+)\)", page.read_text())
+    targets += re.findall(r"```\{(?:include|literalinclude)\} (\S+)", page.read_text())
+    assert not [target for target in targets if not (page.parent / target).exists()]
+
+
+def test_environment_variables_that_pages_name_exist() -> None:
+    known = {f"GFX_{field.name.upper()}" for field in dataclasses.fields(gfx.settings)} | {"GFX_DOCS_LINKS"}
+    for page in [ROOT / "README.md", *DOCS.glob("*.md")]:
+        assert set(re.findall(r"GFX_[A-Z_]+[A-Z]", page.read_text())) <= known, page.name
+
+
+def test_changelog_names_every_public_function() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    named = set(re.findall(r"`((?:pp|tl|get|pl|models|datasets)\.\w+)`", text))
+    assert {name.removeprefix("gfx.") for name, _ in FUNCTIONS} <= named
+
+
+def test_python_blocks_of_the_pages_are_python() -> None:
+    for page in [ROOT / "README.md", *DOCS.glob("*.md"), *(DOCS / "api").glob("*.md")]:
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S):
+            ast.parse(block)

@@ -1,0 +1,96 @@
+"""What is imported, declared, pinned and packaged is the same."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DECLARED = {requirement.name: requirement for requirement in map(Requirement, PROJECT["dependencies"])}
+
+DISTRIBUTION = {"sklearn": "scikit-learn"}
+CONDA = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+# Declared, though gfx does not import it itself.
+NEEDED_BY_OTHERS = {
+    "accelerate": "transformers' Trainer, which trains models, needs it",
+    "mudata": "MuData is taken wherever AnnData is, and recognised without loading it",
+    "muon": "multimodal analysis around gfx, as scanpy is the one around AnnData",
+    "scanpy": "neighbours, UMAP and plots after gfx, and the quickstart's cells",
+}
+
+
+def imported_libraries() -> set[str]:
+    """Collect the top-level names that the source imports, for type checkers included."""
+    found = set()
+    for file in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add(node.module.partition(".")[0])
+    return found - sys.stdlib_module_names - {"gfx"}
+
+
+def recipe_list(section: str) -> dict[str, str]:
+    """Read a list of `recipe/meta.yaml` under `requirements`: name and bound, in order."""
+    text = (ROOT / "recipe" / "meta.yaml").read_text()
+    block = re.search(rf"^  {section}:\n((?:    - .*\n)+)", text, flags=re.M).group(1)
+    return dict(re.fullmatch(r"    - (\S+)(?: (\S+))?", line).groups("") for line in block.splitlines())
+
+
+def pins() -> dict[str, str]:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    return dict(re.fullmatch(r"([\w.-]+)==([\w.]+)", line).groups() for line in lines)
+
+
+def test_imported_libraries_are_declared_and_the_others_have_a_reason() -> None:
+    imported = {DISTRIBUTION.get(name, name) for name in imported_libraries()}
+    assert imported <= set(DECLARED)
+    assert set(DECLARED) - imported <= set(NEEDED_BY_OTHERS)
+
+
+def test_recipe_asks_for_what_the_project_asks_for() -> None:
+    expected = {CONDA.get(name, name): str(requirement.specifier) for name, requirement in DECLARED.items()}
+    assert recipe_list("run") == {"python": PROJECT["requires-python"]} | expected
+
+
+def test_recipe_lists_are_sorted_and_its_build_tool_is_the_project_s() -> None:
+    run = list(recipe_list("run"))
+    assert run[0] == "python"
+    assert run[1:] == sorted(run[1:])
+    build = Requirement(tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"][0])
+    assert recipe_list("host")[build.name] == str(build.specifier)
+
+
+def test_version_is_the_same_everywhere() -> None:
+    version = PROJECT["version"]
+    assert f'{{% set version = "{version}" %}}' in (ROOT / "recipe" / "meta.yaml").read_text()
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_recipe_summary_is_the_project_s_and_short_enough() -> None:
+    assert f'summary: "{PROJECT["description"]}"' in (ROOT / "recipe" / "meta.yaml").read_text()
+    assert len(PROJECT["description"]) <= 120
+
+
+@pytest.mark.parametrize(
+    "requirement",
+    [*PROJECT["dependencies"], *(entry for extra in PROJECT["optional-dependencies"].values() for entry in extra)],
+)
+def test_pins_satisfy_the_bounds(requirement: str) -> None:
+    asked = Requirement(requirement)
+    assert asked.specifier.contains(pins()[canonicalize_name(asked.name)])
+
+
+def test_pins_name_no_place_and_no_cuda() -> None:
+    names = pins()  # reading fails on anything but name==version
+    assert names["torch"] == "2.13.0"
+    assert not [name for name in names if name.startswith(("nvidia", "cuda", "triton"))]
