@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 #: Points drawn per perturbation at most; the boxes use all cells.
 _MAX_POINTS = 300
 
+#: Shifts below this are rounding; on the logarithmic axis they stand here.
+_SMALLEST_SHIFT = 1e-7
+
 
 def deletion(
     adata: AnnData | MuData,
@@ -33,8 +36,9 @@ def deletion(
     """Draw how far cells move when genes are deleted, the largest mean effect on top.
 
     Boxes hold the middle half of the cells, whiskers the 5th to 95th percentile, points are single cells. The colour
-    tells how high the deleted genes stand in the ranking: genes near the top move a cell more whatever they do, so
-    compare boxes of similar colour.
+    tells how high the deleted genes stand in the ranking: a deleted gene moves all genes behind it up by one position,
+    which shifts a cell by itself, so compare boxes of similar colour. Shifts are drawn on a logarithmic axis, movements
+    towards a state on a linear one.
 
     Parameters
     ----------
@@ -92,6 +96,7 @@ def deletion(
         raise KeyError(msg)
     else:
         value, label = "shift", "shift of the cell (1 - cosine)"
+        cells = cells.assign(shift=cells["shift"].clip(lower=_SMALLEST_SHIFT))
     table = table[table["n_cells"] > 0].sort_values(f"{value}_mean", ascending=False, kind="stable")
     if table.empty:
         msg = "There is nothing to draw: no cell has any of the deleted genes."
@@ -131,9 +136,12 @@ def deletion(
         )
     ax.set_yticks(range(len(table)), [f"{row.perturbation} ({row.n_cells:,})" for row in table.itertuples()])
     ax.set_ylim(len(table) - 0.4, -0.6)
-    ax.axvline(0, color="0.3", linewidth=0.8, linestyle=":", zorder=0)
+    if value == "shift":
+        ax.set_xscale("log")
+    else:
+        ax.axvline(0, color="0.3", linewidth=0.8, linestyle=":", zorder=0)
     ax.set_xlabel(label)
-    ax.set_ylabel("deleted (cells)")
+    ax.set_ylabel("deleted genes (cells)")
     scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), colour)
     bar = figure_of(ax).colorbar(scale, ax=ax, shrink=0.8, aspect=12)
     bar.set_ticks([0, 1], labels=["top", "last"])

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 def delete_genes(
     adata: AnnData | MuData,
-    genes: str | Sequence[str | tuple[str, ...]],
+    genes: str | tuple[str, ...] | Sequence[str | tuple[str, ...]],
     *,
     model: str | Path | Model | None = None,
     layer: str | None = None,
@@ -49,9 +49,10 @@ def delete_genes(
     each remaining gene is compared with before: shift = 1 - cosine, 0 when nothing moved. With states, the change of
     the cell's cosine to the mean of each state is given too; above 0 the cell moved towards it.
 
-    The effect says what the model expects of a cell without the gene, not what an experiment would do. A gene high in
-    the ranking moves more, whatever it does, because everything behind it changes its position: compare genes of
-    similar `rank_mean` only. Cells are not replicates: the spread is that of cells.
+    The effect says what the model expects of a cell without the gene, not what an experiment would do. Everything
+    behind a deleted gene moves up by one position, which shifts a cell by itself, the more the higher the gene stands:
+    compare genes of similar `rank_mean`, and delete some random genes beside those of interest. Cells are not
+    replicates: the spread is that of cells.
 
     Runs in float32, for the shifts of single genes drown in the rounding of shorter formats.
 
@@ -124,7 +125,7 @@ def delete_genes(
     from gfx._engine.pooling import embed_cells
 
     data = copied(adata, copy=copy)
-    cells = prepare(data, model, layer=layer, mod=mod)
+    cells = prepare(data, model, layer=layer, key_added=key_added, mod=mod)
     vocabulary, tokens = cells.model.vocabulary, cells.tokens
     names, sets = _perturbations(genes, vocabulary)
     states = _states(cells, groupby, start, goal)
@@ -161,7 +162,12 @@ def delete_genes(
         result["state_table"] = _state_table(names, states, effects.states)
     absent = table.loc[table["n_cells"] == 0, "perturbation"].tolist()
     if absent:
-        warnings.warn(f"No cell has the genes of {absent}; their effects are NaN.", UserWarning, stacklevel=2)
+        where = "" if states is None else f" of the state {states.start!r}"
+        warnings.warn(
+            f"No cell{where} has the genes of {absent} and others beside them; their effects are NaN.",
+            UserWarning,
+            stacklevel=2,
+        )
     cells.adata.obsm[keys.obsm] = effects.cells
     if states is not None:
         cells.adata.obsm[keys.obsm_states] = effects.states
@@ -178,11 +184,11 @@ def delete_genes(
 
 
 def _perturbations(
-    genes: str | Sequence[str | tuple[str, ...]], vocabulary: Vocabulary
+    genes: str | tuple[str, ...] | Sequence[str | tuple[str, ...]], vocabulary: Vocabulary
 ) -> tuple[list[str], list[np.ndarray]]:
     """Find the tokens of each perturbation, and name it."""
-    if isinstance(genes, str):
-        genes = [genes]
+    if isinstance(genes, str) or (isinstance(genes, tuple) and all(isinstance(gene, str) for gene in genes)):
+        genes = [genes]  # a tuple is deleted together, in a list or by itself
     given = [(entry,) if isinstance(entry, str) else tuple(entry) for entry in genes]
     if not given or not all(given):
         msg = "`genes` is empty: give at least one gene, or a tuple of genes to delete together."
