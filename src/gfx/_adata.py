@@ -168,7 +168,7 @@ def gene_names(names: pd.Index | pd.Series) -> np.ndarray:
     return np.where(none, "", texts)
 
 
-def row_blocks(x: object, size: int = 1024) -> Iterator[tuple[slice, sparse.csr_array]]:
+def row_blocks(x: object, size: int = 2048) -> Iterator[tuple[slice, sparse.csr_array]]:
     """Walk over any matrix in blocks of rows, each a CSR array; nobody else looks at the matrix type.
 
     A CSC matrix is turned into CSR once, one on disk is read into memory for that. Values of a block may be those of
@@ -187,11 +187,27 @@ def row_blocks(x: object, size: int = 1024) -> Iterator[tuple[slice, sparse.csr_
         step = size if sparse.issparse(piece) else max(1, min(size, _DENSE_BLOCK // max(1, piece.shape[1])))
         for start in range(0, n_rows, step):
             stop = min(start + step, n_rows)
-            yield slice(first + start, first + stop), _as_csr(piece[start:stop])
+            yield slice(first + start, first + stop), _as_csr(_rows(piece, start, stop))
         first += n_rows
 
 
+#: Values of a dense matrix that are looked at together.
 _DENSE_BLOCK = 1 << 24
+
+
+def _rows(x: object, start: int, stop: int) -> object:
+    """Take rows; those of a sparse matrix in memory without a copy."""
+    if not sparse.issparse(x):
+        return x[start:stop]
+    first, last = x.indptr[start], x.indptr[stop]
+    # Set, not given to the constructor, which copies what is a small part of a large array.
+    block = sparse.csr_array((stop - start, x.shape[1]), dtype=x.dtype)
+    block.data, block.indices, block.indptr = (
+        x.data[first:last],
+        x.indices[first:last],
+        x.indptr[start : stop + 1] - first,
+    )
+    return block
 
 
 def _as_csr(block: object) -> sparse.csr_array:
@@ -206,7 +222,7 @@ def _as_csr(block: object) -> sparse.csr_array:
         raise TypeError(msg)
     if block.dtype == np.float16:  # scipy knows no such sparse matrix
         block = block.astype(np.float32)
-    return sparse.csr_array(block)
+    return block if isinstance(block, sparse.csr_array) else sparse.csr_array(block)
 
 
 def to_counts(block: sparse.csr_array, counts: Counts, where: str) -> sparse.csr_array:
@@ -223,20 +239,25 @@ def to_counts(block: sparse.csr_array, counts: Counts, where: str) -> sparse.csr
     if counts not in COUNTS:
         msg = f"`counts` is one of {list(COUNTS)}, found {counts!r}."
         raise ValueError(msg)
-    scale = scale_of(block)
-    if counts == "raw" and scale in {"counts", "empty"}:
+    if counts == "raw" and scale_of(block) in {"counts", "empty"}:
         return block
-    block = sparse.csr_array(block, copy=True)
-    block.sum_duplicates()
-    block.eliminate_zeros()
+    block = summed(block)
     scale = scale_of(block)
     problem = counts_problem(scale, counts, block.data, where)
     if problem is not None:
         raise ValueError(problem)
     if scale in {"counts", "empty"}:
         return block
-    block.data = UNDO[counts](block.data.astype(np.float64))
+    block.data = UNDO[counts](block.data)
     return recover_counts(block)
+
+
+def summed(block: sparse.csr_array) -> sparse.csr_array:
+    """Return a copy in float64 in which each cell names a column once, and none with 0."""
+    block = block.astype(np.float64, copy=True)  # first: sums of small integers would overflow
+    block.sum_duplicates()
+    block.eliminate_zeros()
+    return block
 
 
 _ACCEPTED: dict[str, frozenset[str]] = {

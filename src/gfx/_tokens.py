@@ -11,6 +11,7 @@ import pandas as pd
 from gfx._adata import COUNTS, match_genes, obs_column, open_counts, row_blocks, to_counts, usable_calls
 from gfx._core.ranking import rank_cells
 from gfx._keys import token_keys
+from gfx._log import info
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -89,12 +90,10 @@ def make_tokens(
         blocks.append((rows, ranked.tokens))
         lengths[rows] = ranked.lengths
         n_detected[rows] = ranked.n_detected
-        known_counts += float(block.data.sum(dtype=np.float64, where=match.known[block.indices]))
-        if totals is None:
-            all_counts += float(block.data.sum(dtype=np.float64))
-        else:
-            _check_totals(adata, totals, rows, block, n_counts)
-            all_counts += float(totals[rows].sum())
+        known_counts += ranked.known_totals.sum()
+        if totals is not None:
+            _check_totals(adata, totals, rows, ranked.totals, n_counts)
+        all_counts += (ranked.totals if totals is None else totals[rows]).sum()
     dtype = blocks[0][1].dtype if blocks else np.uint16
     ids = np.zeros((matrix.n_cells, int(lengths.max(initial=0))), dtype=dtype)
     while blocks:  # give each block back as soon as it is copied
@@ -102,7 +101,7 @@ def make_tokens(
         ids[rows, : block_ids.shape[1]] = block_ids
     report = TokenReport(
         match=match,
-        counts_share=known_counts / all_counts if all_counts else 0.0,
+        counts_share=float(known_counts / all_counts) if all_counts else 0.0,
         n_empty=int((lengths == 0).sum()),
         n_truncated=int((n_detected > max_length - n_specials(vocabulary)).sum()),
     )
@@ -141,8 +140,7 @@ def _totals(adata: AnnData, key: str) -> np.ndarray:
     return totals
 
 
-def _check_totals(adata: AnnData, totals: np.ndarray, rows: slice, block: csr_array, key: str) -> None:
-    own = np.asarray(block.sum(axis=1, dtype=np.float64)).ravel()
+def _check_totals(adata: AnnData, totals: np.ndarray, rows: slice, own: np.ndarray, key: str) -> None:
     less = np.flatnonzero(totals[rows] < own * (1 - 1e-6))
     if less.size:
         cell = rows.start + less[0]
@@ -160,8 +158,11 @@ def find_tokens(
 
     Raises
     ------
+    KeyError
+        There are no tokens of the name `tokens_key`.
     ValueError
-        The stored tokens belong to another vocabulary, or are longer than the model reads.
+        The stored tokens belong to another vocabulary or layer, are longer than the model reads, or were cut shorter.
+        On the fly: the values are no raw counts, or the genes are not the model's.
     """
     keys = token_keys(tokens_key)
     if keys.obsm not in adata.obsm:
@@ -171,7 +172,12 @@ def find_tokens(
                 f"first. Present: {sorted(adata.obsm)}."
             )
             raise KeyError(msg)
-        return make_tokens(adata, vocabulary, max_length, layer=layer)[0]
+        tokens, report = make_tokens(adata, vocabulary, max_length, layer=layer)
+        info(
+            f"Tokens made on the fly: {report.match.n_known:,} of {len(report.match.names):,} genes are in the "
+            f"vocabulary {vocabulary.name!r}; they hold {report.counts_share:.1%} of the counts."
+        )
+        return tokens
     params = adata.uns.get(keys.uns, {}).get("params", {})
     made_for = params.get("vocabulary_sha256")
     if made_for != vocabulary.sha256:

@@ -14,92 +14,153 @@ if TYPE_CHECKING:
 
 _DIGIT_BITS = 11
 _BUCKETS = 1 << _DIGIT_BITS
-_CELLS_PER_TASK = 16
+_KEY_BITS = 2 * _DIGIT_BITS
+_LOW, _HIGH = np.uint32(_BUCKETS - 1), np.uint32(_DIGIT_BITS)
+_KEY, _POSITION = np.uint64(32), np.uint64(0xFFFFFFFF)
+_CELLS_PER_TASK = 32
 
 
 @numba.njit(cache=True, nogil=True)
-def _sort_descending(values, tokens, n, keys, order, swap, buckets):  # noqa: PLR0917 - compiled code takes arrays
+def _sort_descending(values, tokens, n, floats, packed, spare, low, high):  # noqa: PLR0917 - compiled code takes arrays
     """Order the first `n` entries by value, descending; equal values by token, ascending.
 
-    Radix sort on the bits of the values rounded to float32 (rounding never inverts an order), then one insertion
-    pass on the float64 values, which only ever looks at neighbours that rounding made equal.
+    Leaves their positions in the lower half of `packed`. The upper half is a key of 22 bits: the distance from the
+    largest value, on the bits of float32, which are ordered like the numbers themselves and as fine as the cell's
+    range allows. Two passes of radix sort order the keys; entries that share one are put in order by their float64.
     """
-    bits = keys[:n].view(np.uint32)
+    bits = floats.view(np.int32)
     for i in range(n):
-        keys[i] = np.float32(values[i])
-        order[i] = i
-    for shift in (0, _DIGIT_BITS, 2 * _DIGIT_BITS):
-        buckets[:] = 0
-        for i in range(n):
-            buckets[(bits[i] >> shift) & (_BUCKETS - 1)] += 1
-        total = 0
-        for bucket in range(_BUCKETS - 1, -1, -1):  # largest first
-            count = buckets[bucket]
-            buckets[bucket] = total
-            total += count
-        for i in range(n):
-            entry = order[i]
-            bucket = (bits[entry] >> shift) & (_BUCKETS - 1)
-            swap[buckets[bucket]] = entry
-            buckets[bucket] += 1
-        for i in range(n):
-            order[i] = swap[i]
+        floats[i] = values[i]
+    highest = bits[0]
+    lowest = bits[0]
+    for i in range(n):
+        highest = max(highest, bits[i])
+        lowest = min(lowest, bits[i])
+    shift = np.uint32(0)
+    while np.uint32(highest - lowest) >> shift >= np.uint32(1 << _KEY_BITS):
+        shift += np.uint32(1)
+    low[:] = 0
+    high[:] = 0
+    # Unsigned throughout: for a signed index numba looks each time whether it counts from the end.
+    for i in range(n):
+        key = np.uint32(highest - bits[i]) >> shift
+        low[key & _LOW] += 1
+        high[key >> _HIGH] += 1
+        packed[i] = np.uint64(key) << _KEY | np.uint64(i)
+    before_low = np.uint32(0)
+    before_high = np.uint32(0)
+    for bucket in range(_BUCKETS):
+        count = low[bucket]
+        low[bucket] = before_low
+        before_low += count
+        count = high[bucket]
+        high[bucket] = before_high
+        before_high += count
+    for i in range(n):
+        bucket = packed[i] >> _KEY & np.uint64(_LOW)
+        spare[low[bucket]] = packed[i]
+        low[bucket] += 1
+    for i in range(n):
+        bucket = spare[i] >> _KEY + np.uint64(_HIGH)
+        packed[high[bucket]] = spare[i]
+        high[bucket] += 1
     for i in range(1, n):
-        entry = order[i]
-        value = values[entry]
-        token = tokens[entry]
+        entry = packed[i]
         j = i - 1
-        while j >= 0:
-            other = order[j]
-            if values[other] > value or (values[other] == value and tokens[other] < token):
-                break
-            order[j + 1] = other
+        while j >= 0 and packed[j] >> _KEY == entry >> _KEY and _goes_first(entry, packed[j], values, tokens):
+            packed[j + 1] = packed[j]
             j -= 1
-        order[j + 1] = entry
+        packed[j + 1] = entry
+
+
+@numba.njit(cache=True, nogil=True)
+def _goes_first(entry, other, values, tokens):
+    entry &= _POSITION
+    other &= _POSITION
+    if values[entry] == values[other]:
+        return tokens[entry] < tokens[other]
+    return values[entry] > values[other]
+
+
+@numba.njit(cache=True, nogil=True)
+def _collect(data, indices, begin, end, column_token, column_median, values, tokens):  # noqa: PLR0917
+    """Take the known genes of a cell; say how many, or -1 if its columns are not in strictly ascending order."""
+    n = 0
+    previous = -1
+    ascending = True
+    total = 0.0
+    known = 0.0
+    for at in range(begin, end):
+        ascending &= indices[at] > previous
+        previous = indices[at]
+        column = np.uint32(indices[at])
+        token = column_token[column]
+        count = np.float64(data[at])
+        # Written always and kept sometimes: a branch on known or unknown would be guessed wrong half of the time.
+        values[n] = count / column_median[column]
+        tokens[n] = token
+        kept = (token >= 0) & (count > 0)  # a stored zero is not a detected gene
+        n += kept
+        total += count
+        known += count * kept
+    return n if ascending else -1, total, known
+
+
+@numba.njit(cache=True, nogil=True)
+def _collect_sums(data, indices, begin, end, column_token, medians, values, tokens, sums):  # noqa: PLR0917
+    """Take the known genes of a cell, each with the sum of its entries; `sums` is all 0 before and after."""
+    n = 0
+    for at in range(begin, end):
+        token = column_token[indices[at]]
+        if token >= 0 and data[at] > 0:
+            if sums[token] == 0:
+                tokens[n] = token
+                n += 1
+            sums[token] += data[at]
+    for i in range(n):
+        values[i] = sums[tokens[i]] / medians[tokens[i]]
+        sums[tokens[i]] = 0
+    return n
 
 
 @numba.njit(cache=True, parallel=True, nogil=True)
-def _encode(  # noqa: PLR0917 - compiled code takes arrays
-    data, indices, indptr, column_token, medians, longest, prefix, suffix, out, lengths, n_detected
+def _encode(  # noqa: PLR0917
+    data, indices, indptr, column_token, column_median, medians, repeats, longest, prefix, suffix, out, per_cell
 ):
+    lengths, n_detected, totals, known_totals = per_cell
     n_cells = indptr.shape[0] - 1
     widest = 0
     for cell in range(n_cells):
         widest = max(widest, indptr[cell + 1] - indptr[cell])
-    widest = min(widest, medians.shape[0])
     n_tasks = (n_cells + _CELLS_PER_TASK - 1) // _CELLS_PER_TASK
     for task in numba.prange(n_tasks):
+        tokens = np.empty(widest + 1, np.int32)
+        values = np.empty(widest + 1, np.float64)
+        floats = np.empty(widest + 1, np.float32)
+        packed = np.empty(widest, np.uint64)
+        spare = np.empty(widest, np.uint64)
+        low = np.empty(_BUCKETS, np.uint32)
+        high = np.empty(_BUCKETS, np.uint32)
         sums = np.zeros(medians.shape[0], np.float64)
-        tokens = np.empty(widest, np.int32)
-        values = np.empty(widest, np.float64)
-        keys = np.empty(widest, np.float32)
-        order = np.empty(widest, np.int32)
-        swap = np.empty(widest, np.int32)
-        buckets = np.empty(_BUCKETS, np.int32)
         for cell in range(task * _CELLS_PER_TASK, min((task + 1) * _CELLS_PER_TASK, n_cells)):
-            n = 0
-            for at in range(indptr[cell], indptr[cell + 1]):
-                token = column_token[indices[at]]
-                if token >= 0 and data[at] > 0:  # a stored zero is not a detected gene
-                    if sums[token] == 0:
-                        tokens[n] = token
-                        n += 1
-                    sums[token] += data[at]
+            begin = indptr[cell]
+            end = indptr[cell + 1]
+            n, total, known = _collect(data, indices, begin, end, column_token, column_median, values, tokens)
+            if repeats or n < 0:
+                n = _collect_sums(data, indices, begin, end, column_token, medians, values, tokens, sums)
             n_detected[cell] = n
+            totals[cell] = total
+            known_totals[cell] = known
             lengths[cell] = 0
             if n == 0:
                 continue
-            for i in range(n):
-                token = tokens[i]
-                values[i] = sums[token] / medians[token]
-                sums[token] = 0
-            _sort_descending(values, tokens, n, keys, order, swap, buckets)
+            _sort_descending(values, tokens, n, floats, packed, spare, low, high)
             position = 0
             if prefix >= 0:
                 out[cell, 0] = prefix
                 position = 1
             for i in range(min(n, longest)):
-                out[cell, position] = tokens[order[i]]
+                out[cell, position] = tokens[packed[i] & _POSITION]
                 position += 1
             if suffix >= 0:
                 out[cell, position] = suffix
@@ -119,11 +180,17 @@ class RankedCells:
         int32 `(n_cells,)`, special tokens included; 0 for a cell without any known gene.
     n_detected
         Known genes with a count above 0, int32 `(n_cells,)`.
+    totals
+        Sum of all counts, float64 `(n_cells,)`.
+    known_totals
+        Sum of the counts of known genes, float64 `(n_cells,)`.
     """
 
     tokens: np.ndarray
     lengths: np.ndarray
     n_detected: np.ndarray
+    totals: np.ndarray
+    known_totals: np.ndarray
 
 
 def rank_cells(
@@ -172,22 +239,43 @@ def rank_cells(
     if vocabulary.pad != 0:
         msg = f"{vocabulary!r} pads with token {vocabulary.pad}; encodings are padded with 0."
         raise ValueError(msg)
-    n_genes = len(np.unique(column_token[column_token >= 0]))
+    known = column_token >= 0
+    n_genes = len(np.unique(column_token[known]))
+    column_median = np.ones(len(column_token))
+    column_median[known] = vocabulary.medians[column_token[known]]
+    n_cells = rows.shape[0]
     width = min(int(np.diff(rows.indptr).max(initial=0)), n_genes, longest) + n_specials
     dtype = np.uint16 if len(vocabulary) - 1 <= np.iinfo(np.uint16).max else np.uint32
-    tokens = np.zeros((rows.shape[0], width), dtype=dtype)
-    lengths = np.zeros(rows.shape[0], dtype=np.int32)
-    n_detected = np.zeros(rows.shape[0], dtype=np.int32)
+    tokens = np.zeros((n_cells, width), dtype=dtype)
+    per_cell = (
+        np.zeros(n_cells, dtype=np.int32),
+        np.zeros(n_cells, dtype=np.int32),
+        np.zeros(n_cells, dtype=np.float64),
+        np.zeros(n_cells, dtype=np.float64),
+    )
     prefix = -1 if vocabulary.cls is None else vocabulary.cls
     suffix = -1 if vocabulary.eos is None else vocabulary.eos
     # Few kinds of numbers reach the compiled loop, so that it is compiled few times.
     data = rows.data if rows.data.dtype in (np.float32, np.int32) else rows.data.astype(np.float64, copy=False)
     indices = rows.indices.astype(np.int32, copy=False)
     indptr = rows.indptr.astype(np.int64, copy=False)
+    repeats = n_genes < known.sum()
     _encode(
-        data, indices, indptr, column_token, vocabulary.medians, longest, prefix, suffix, tokens, lengths, n_detected
+        data,
+        indices,
+        indptr,
+        column_token,
+        column_median,
+        vocabulary.medians,
+        bool(repeats),
+        longest,
+        prefix,
+        suffix,
+        tokens,
+        per_cell,
     )
-    return RankedCells(tokens=tokens[:, : int(lengths.max(initial=0))], lengths=lengths, n_detected=n_detected)
+    lengths, n_detected, totals, known_totals = per_cell
+    return RankedCells(tokens[:, : int(lengths.max(initial=0))], lengths, n_detected, totals, known_totals)
 
 
 def rank_encode(

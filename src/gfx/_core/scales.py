@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+import numba
 import numpy as np
 
 if TYPE_CHECKING:
@@ -46,24 +47,45 @@ def scale_of(block: sparse.csr_array) -> Scale:
     ``"fractions"`` are non-negative values that bear no mark, such as corrected, averaged or imputed counts.
     """
     values = block.data
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        return "missing" if np.isnan(values).any() else "infinite"
-    if values.size == 0 or not values.any():
-        return "empty"
-    if values.dtype.kind != "u" and values.min() < 0:
-        return "negative"
-    if is_whole(values):
-        return "counts"
-    is_logarithm_possible = values.max() < _HIGHEST_LOGARITHM
+    lowest, highest, n_missing, n_fractions = survey(values)
+    plain = {
+        "missing": n_missing > 0,
+        "infinite": np.isinf(lowest) or np.isinf(highest),
+        "negative": lowest < 0,
+        "empty": highest == 0,
+        "counts": n_fractions == 0,
+    }
+    for scale, is_found in plain.items():
+        if is_found:
+            return scale
+    is_logarithm_possible = highest < _HIGHEST_LOGARITHM
     for scale, undo in UNDO.items():
         if (scale == "normalized" or is_logarithm_possible) and _marked(undo(values.astype(np.float64)), block.indptr):
             return scale
     return "fractions"
 
 
-def is_whole(values: np.ndarray) -> bool:
-    """Whether all values are whole numbers."""
-    return values.dtype.kind in "iub" or bool((values == np.rint(values)).all())
+def survey(values: np.ndarray) -> tuple[float, float, int, int]:
+    """Find the lowest and the highest value, or 0 beyond them; how many are NaN, and how many no whole numbers."""
+    if values.dtype.kind == "f":
+        return _survey(values if values.dtype == np.float32 else values.astype(np.float64, copy=False))
+    lowest = 0 if values.dtype.kind in "ub" else min(0, int(values.min(initial=0)))
+    return float(lowest), float(values.max(initial=0)), 0, 0
+
+
+@numba.njit(cache=True, parallel=True, nogil=True)
+def _survey(values):
+    lowest = 0.0
+    highest = 0.0
+    n_missing = 0
+    n_fractions = 0
+    for i in numba.prange(values.shape[0]):
+        value = np.float64(values[i])
+        lowest = min(lowest, value)
+        highest = max(highest, value)
+        n_missing += value != value  # noqa: PLR0124 - what NaN is
+        n_fractions += value != np.rint(value)
+    return lowest, highest, n_missing, n_fractions
 
 
 def recover_counts(block: sparse.csr_array) -> sparse.csr_array:

@@ -17,6 +17,7 @@ from gfx._adata import (
     open_counts,
     pick,
     row_blocks,
+    summed,
     usable_calls,
 )
 from gfx._core.gene_names import Species, foreign_species, name_kinds
@@ -145,14 +146,12 @@ class _Seen:
 def _look(matrix: CountMatrix, match: GeneMatch, vocabulary: Vocabulary) -> _Seen:
     seen = _Seen(n_detected=np.zeros(matrix.n_cells, dtype=np.int32))
     for rows, stored in row_blocks(matrix.x):
-        block = stored.copy()
-        block.sum_duplicates()
-        block.eliminate_zeros()
+        block = summed(stored)
         scale = scale_of(block)
         if _WORST.index(scale) < _WORST.index(seen.scale):
             seen.scale, seen.example = scale, block.data
         # Values that are no counts can still tell which genes were detected.
-        values = np.nan_to_num(block.data.astype(np.float64), posinf=0.0, neginf=0.0).clip(min=0)
+        values = np.nan_to_num(block.data, posinf=0.0, neginf=0.0).clip(min=0)
         seen.highest = max(seen.highest, float(values.max(initial=0)))
         block.data = values
         seen.n_detected[rows] = rank_cells(block, match.tokens, vocabulary, n_specials(vocabulary) + 1).n_detected
