@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import gzip
+import json
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anndata as ad
 import numpy as np
@@ -200,3 +205,81 @@ def toy_cells() -> ToyCells:
         return ad.AnnData(x, obs=obs, var=var)
 
     return make
+
+
+# --- reference outputs of the official software ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GoldenRun:
+    """A random model, cells, and what the official software made of them.
+
+    Its cells follow `order`, longest first; our rows are `ids` and `lengths` as given.
+    """
+
+    folder: Path
+    vocabulary: Vocabulary
+    ids: np.ndarray
+    lengths: np.ndarray
+    order: np.ndarray
+    state: np.ndarray
+    expected: dict[str, Any]
+
+    @property
+    def tokens(self) -> list[int]:
+        """Tokens of genes."""
+        return np.flatnonzero(~self.vocabulary.is_special).tolist()
+
+    @property
+    def pooling(self) -> str:
+        """How the official runs turned a cell into a vector."""
+        return "cls" if self.vocabulary.has_cls else "mean"
+
+    def embedding(self, mode: str, layer: int) -> pd.DataFrame:
+        """Official embedding: `mode` cell, cls or gene; `layer` 0 is the last block, -1 the one before."""
+        table = pd.read_csv(self.folder / f"emb_{mode}_layer{layer}.csv", index_col=0)
+        return table[[str(at) for at in range(16)]]
+
+    def run(self, name: str, kind: str = "cell_embs") -> dict[tuple, list[float]]:
+        """Values of a run by the tokens they belong to; keys are tuples, cells follow `order`."""
+        return _by_tokens(self.expected["isp"][f"{name}/{kind}"])
+
+    def run_states(self, name: str, state: str) -> dict[tuple, list[float]]:
+        """Values of a run towards one state."""
+        return _by_tokens(self.expected["isp"][f"{name}/cell_embs"][state])
+
+
+def _by_tokens(values: dict[str, list[float]]) -> dict[tuple, list[float]]:
+    return {ast.literal_eval(key): found for key, found in values.items()}
+
+
+@pytest.fixture(scope="session", params=["v1style", "v2style"])
+def golden_run(request: pytest.FixtureRequest, golden: Path, tmp_path_factory: pytest.TempPathFactory) -> GoldenRun:
+    """Reference runs without and with special tokens, their model in a folder that `gfx.models.load` reads."""
+    from gfx.models._vocabulary_file import write_vocabulary
+
+    source = golden / request.param
+    expected = json.loads(gzip.decompress((source / "expected.json.gz").read_bytes()))
+    names = sorted(expected["token_dictionary"], key=expected["token_dictionary"].get)
+    vocabulary = Vocabulary(
+        name=request.param,
+        ids=np.array(names, dtype=object),
+        medians=np.array([np.nan if name in SPECIALS else 1.0 for name in names]),
+        symbols=np.array([""] * len(names), dtype=object),
+    )
+    folder = tmp_path_factory.mktemp("golden") / request.param
+    shutil.copytree(source, folder)
+    write_vocabulary(vocabulary, folder)
+    lengths = np.array([len(cell) for cell in expected["cells"]], dtype=np.int32)
+    ids = np.zeros((len(lengths), lengths.max()), dtype=np.uint16)
+    for row, cell in zip(ids, expected["cells"], strict=True):
+        row[: len(cell)] = cell
+    return GoldenRun(
+        folder=folder,
+        vocabulary=vocabulary,
+        ids=ids,
+        lengths=lengths,
+        order=np.argsort(-lengths, kind="stable"),
+        state=np.array(expected["state"]),
+        expected=expected,
+    )

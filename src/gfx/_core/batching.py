@@ -20,7 +20,15 @@ def batches_by_length(lengths: np.ndarray, max_tokens: int, max_cells: int | Non
     Returns
     -------
     Row numbers of each batch; every cell that has tokens is in exactly one.
+
+    Raises
+    ------
+    ValueError
+        `max_tokens` or `max_cells` below 1.
     """
+    if max_tokens < 1 or (max_cells is not None and max_cells < 1):
+        msg = f"A batch holds at least one cell and one token; found {max_cells} cells, {max_tokens} tokens at most."
+        raise ValueError(msg)
     order = np.argsort(-lengths, kind="stable")
     order = order[lengths[order] > 0]
     batches = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -46,7 +47,14 @@ def load_encoder(
     if weights.suffix == ".safetensors":
         stored = load_file(weights)
     else:
-        stored = torch.load(weights, map_location="cpu", weights_only=True)
+        try:
+            stored = torch.load(weights, map_location="cpu", weights_only=True)
+        except UnpicklingError:
+            msg = (
+                f"{weights} was refused: it holds more than tensors, or is broken. Pickles can run any program when "
+                "they are read; do not open this one with anything else, and ask for `model.safetensors`."
+            )
+            raise ValueError(msg) from None
     state = {name.removeprefix("bert."): tensor for name, tensor in stored.items()}
     expected = encoder.state_dict()
     missing = sorted(set(expected) - set(state))

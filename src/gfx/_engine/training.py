@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 from transformers import BertConfig, BertForMaskedLM, Trainer, TrainingArguments, set_seed
 from transformers.modeling_outputs import MaskedLMOutput
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 
 from gfx import _log
 
@@ -104,6 +104,9 @@ class MaskedGeneModel(BertForMaskedLM):
     the cell: in masked-gene prediction nothing else asks that of it.
     """
 
+    #: The loss is a mean over one batch, which the Trainer averages over accumulated batches and devices.
+    accepts_loss_kwargs = False
+
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         self.cell_weight = float(getattr(config, "cell_weight", 0.0))
@@ -185,9 +188,10 @@ def train(
     A finished stage is read back and not trained again.
     """
     finished = folder / "finished"
-    if finished.exists():
+    history = finished / "history.json"  # written last
+    if history.is_file():
         model.load_state_dict(MaskedGeneModel.from_pretrained(finished).state_dict())
-        return json.loads((finished / "history.json").read_text())
+        return json.loads(history.read_text())
     given = {
         "learning_rate": 1e-3,
         "weight_decay": 1e-3,
@@ -219,10 +223,16 @@ def train(
         eval_dataset=held_out,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+    trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
     model.save_pretrained(finished)
-    (finished / "history.json").write_text(json.dumps(trainer.state.log_history))
+    history.write_text(json.dumps(trainer.state.log_history))
     return trainer.state.log_history
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """Find the last whole checkpoint: a run that was stopped while it wrote one leaves a part of it."""
+    whole = [path.parent for path in folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]  # the file written last
+    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
 
 
 @torch.inference_mode()

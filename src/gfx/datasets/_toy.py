@@ -41,7 +41,7 @@ def toy(n_cells: int = 60, n_genes: int = 300, *, rng: int | np.random.Generator
     Raises
     ------
     ValueError
-        Fewer genes than markers.
+        Fewer genes than markers, or more than the embedded model knows.
 
     Examples
     --------
@@ -59,6 +59,9 @@ def toy(n_cells: int = 60, n_genes: int = 300, *, rng: int | np.random.Generator
     vocabulary = load("mini").vocabulary
     marker_tokens = vocabulary.resolve(markers)
     others = np.setdiff1d(np.flatnonzero((vocabulary.symbols != "") & ~vocabulary.is_special), marker_tokens)
+    if n_genes > len(markers) + len(others):
+        msg = f"`n_genes={n_genes}`, but the embedded model knows {len(markers) + len(others):,} genes with a symbol."
+        raise ValueError(msg)
     spread = others[np.linspace(0, len(others) - 1, n_genes - len(markers)).astype(int)]
     tokens = np.concatenate([marker_tokens, spread])
     types = np.array(list(_MARKERS))[np.arange(n_cells) % 2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,10 +26,18 @@ TARGET_SUM = 10_000
 
 REPORT_FILE = "pretraining.json"
 
+#: ENSA is a symbol; an Ensembl id goes on with a number.
+_ENSEMBL_ID = re.compile(r"ENS[A-Z]*\d{11}")
+
 
 def _each_source(sources: Sequence[str | Path | AnnData]) -> Iterator[tuple[str, AnnData]]:
     import anndata as ad
 
+    if isinstance(sources, str | Path) or hasattr(sources, "obs_names"):
+        sources = [sources]
+    if not sources:
+        msg = "`sources` is empty: give at least one file or AnnData to learn from."
+        raise ValueError(msg)
     for at, source in enumerate(sources):
         if isinstance(source, str | Path):
             yield Path(source).name, ad.read_zarr(source) if str(source).endswith(".zarr") else ad.read_h5ad(source)
@@ -87,7 +96,7 @@ def build_vocabulary(
     for source, adata in _each_source(sources):
         matrix = open_counts(adata, gene_ids=gene_ids)
         ids = [plain_id(str(gene)) for gene in matrix.names]
-        columns = [i for i, gene in enumerate(ids) if gene.startswith("ENS") and (wanted is None or gene in wanted)]
+        columns = [i for i, gene in enumerate(ids) if _ENSEMBL_ID.match(gene) and (wanted is None or gene in wanted)]
         if not columns:
             msg = (
                 f"{source}: no gene to learn from. Genes look like {[str(n) for n in matrix.names[:3]]}; "
@@ -97,7 +106,7 @@ def build_vocabulary(
         for i in columns:
             position.setdefault(ids[i], len(position))
             symbol = str(adata.var_names[i]).upper()
-            if symbol != ids[i]:
+            if plain_id(symbol) != ids[i]:
                 seen = symbols.setdefault(ids[i], {})
                 seen[symbol] = seen.get(symbol, 0) + 1
         selector = sparse.csr_array(

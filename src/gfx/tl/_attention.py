@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from gfx import _log
-from gfx._adata import cell_mask, copied
+from gfx._adata import copied
 from gfx._keys import attention_keys
 from gfx._provenance import record
 from gfx.tl._prepare import prepare
@@ -15,6 +13,7 @@ from gfx.tl._prepare import prepare
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
     from anndata import AnnData
     from mudata import MuData
 
@@ -90,10 +89,9 @@ def attention(
     from gfx._engine.attention import attention_sums
 
     data = copied(adata, copy=copy)
-    cells = prepare(data, model, layer=layer, mod=mod)
-    mask = cell_mask(cells.adata, mask_obs)
+    cells = prepare(data, model, layer=layer, key_added=key_added, mod=mod)
+    lengths = cells.lengths(mask_obs)
     encoder = cells.encoder(-1, dtype="float32", attention="eager")
-    lengths = np.where(mask, cells.tokens.lengths, 0)
     sums = attention_sums(encoder, cells.tokens.ids, lengths, cells.model.vocabulary)
     n_blocks, n_heads = sums.entropy.shape
     keys = attention_keys(key_added)

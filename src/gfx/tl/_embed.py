@@ -96,7 +96,7 @@ def embed(
     from gfx._engine.pooling import embed_cells
 
     data = copied(adata, copy=copy)
-    cells = prepare(data, model, layer=layer, mod=mod)
+    cells = prepare(data, model, layer=layer, key_added=key_added, mod=mod)
     how = cells.pooling(pooling)
     encoder = cells.encoder(hidden_layer, device=device, dtype=dtype)
     tokens = cells.tokens

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from gfx import _log
-from gfx._adata import cell_mask, copied
+from gfx._adata import copied
 from gfx._keys import embed_genes_keys
 from gfx._provenance import record
 from gfx.tl._prepare import groups, prepare
@@ -101,8 +101,8 @@ def embed_genes(
     from gfx._engine.pooling import embed_genes as run
 
     data = copied(adata, copy=copy)
-    cells = prepare(data, model, layer=layer, mod=mod)
-    mask = cell_mask(cells.adata, mask_obs)
+    cells = prepare(data, model, layer=layer, key_added=key_added, mod=mod)
+    lengths = cells.lengths(mask_obs)
     if groupby is None:
         names, group = [], np.zeros(cells.adata.n_obs, dtype=np.int64)
     else:
@@ -113,9 +113,9 @@ def embed_genes(
     means, counts = run(
         encoder,
         cells.tokens.ids,
-        cells.tokens.lengths,
+        lengths,
         cells.model.vocabulary,
-        group=np.where(mask, group, -1),
+        group=group,
         n_groups=len(names) + 1,
         batch_size=batch_size,
     )

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from gfx._adata import obs_column, pick
+from gfx._adata import cell_mask, gene_names, obs_column, pick
 from gfx._keys import token_keys
 from gfx._tokens import find_tokens
 from gfx.models import load
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from anndata import AnnData
@@ -48,10 +49,25 @@ class Prepared:
 
     def gene_tokens(self) -> np.ndarray:
         """Token of each gene of the AnnData, -1 for genes that the model does not know, int32 `(n_vars,)`."""
-        params = self.adata.uns.get(token_keys().uns, {}).get("params", {})
-        column = params.get("gene_ids")
-        names = self.adata.var_names if column is None or column not in self.adata.var else self.adata.var[column]
-        return self.model.vocabulary.resolve(names.astype(str))
+        column = _token_params(self.adata).get("gene_ids")
+        names = gene_names(self.adata.var.get(column, self.adata.var_names))
+        tokens = self.model.vocabulary.resolve(names)
+        if not (tokens >= 0).any():
+            where = "adata.var_names" if column is None else f"adata.var[{column!r}], where the tokens came from"
+            msg = (
+                f"The model knows none of the genes here, such as {names[:3].tolist()}, though it knows those of the "
+                f"tokens. Put the names back into `{where}`, or run `gfx.pp.tokenize(adata, ...)` again."
+            )
+            raise ValueError(msg)
+        return tokens
+
+    def lengths(self, mask_obs: str | np.ndarray | None) -> np.ndarray:
+        """Tokens of each cell to use, 0 for all others, int32 `(n_obs,)`."""
+        lengths = np.where(cell_mask(self.adata, mask_obs), self.tokens.lengths, 0)
+        if not lengths.any():
+            msg = "None of the cells that `mask_obs` selects has a gene that the model knows."
+            raise ValueError(msg)
+        return lengths
 
     def per_gene(self, values: np.ndarray) -> np.ndarray:
         """Turn one row per token into one row per gene of the AnnData, float32; NaN for unknown genes."""
@@ -112,6 +128,12 @@ class Prepared:
         }
 
 
+def _token_params(adata: AnnData) -> Mapping[str, Any]:
+    """How `gfx.pp.tokenize` made the tokens that are used; empty where they are made on the fly."""
+    keys = token_keys()
+    return adata.uns.get(keys.uns, {}).get("params", {}) if keys.obsm in adata.obsm else {}
+
+
 def groups(adata: AnnData, groupby: str) -> tuple[list[str], np.ndarray]:
     """Read a column of `obs` as groups: their names, and the group of each cell, int64 `(n_obs,)`, -1 where missing."""
     column = obs_column(adata, groupby).astype("category")
@@ -119,13 +141,21 @@ def groups(adata: AnnData, groupby: str) -> tuple[list[str], np.ndarray]:
 
 
 def prepare(
-    data: AnnData | MuData, model: str | Path | Model | None, *, layer: str | None, mod: str | None
+    data: AnnData | MuData,
+    model: str | Path | Model | None,
+    *,
+    layer: str | None,
+    key_added: str | None,
+    mod: str | None,
 ) -> Prepared:
     """Find what a tool runs on; writes nothing."""
     adata = pick(data, mod)
+    if key_added is not None and "/" in key_added:
+        msg = f"`key_added={key_added!r}` has a '/', which files cannot hold in a name. Leave it out."
+        raise ValueError(msg)
     loaded = load(model)
     tokens = find_tokens(adata, loaded.vocabulary, loaded.max_length, layer=layer)
     if not (tokens.lengths > 0).any():
         msg = "No cell has a gene that the model knows. Run `gfx.pp.check(adata)` to see why."
         raise ValueError(msg)
-    return Prepared(adata=adata, model=loaded, tokens=tokens, layer=layer)
+    return Prepared(adata=adata, model=loaded, tokens=tokens, layer=_token_params(adata).get("layer", layer))

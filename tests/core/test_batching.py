@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gfx._core.batching import batches_by_length
+
+LENGTHS = st.lists(st.integers(0, 40), max_size=60)
+
+
+@given(LENGTHS, st.integers(1, 200), st.none() | st.integers(1, 9))
+def test_every_cell_with_tokens_is_in_exactly_one_batch(lengths, max_tokens, max_cells):
+    lengths = np.array(lengths, dtype=np.int32)
+    batches = batches_by_length(lengths, max_tokens, max_cells)
+    rows = np.concatenate([*batches, np.array([], dtype=int)]).astype(int)
+    assert sorted(rows) == np.flatnonzero(lengths).tolist()
+
+
+@given(LENGTHS, st.integers(1, 200), st.none() | st.integers(1, 9))
+def test_batches_stay_within_limits_longest_first(lengths, max_tokens, max_cells):
+    lengths = np.array(lengths, dtype=np.int32)
+    batches = batches_by_length(lengths, max_tokens, max_cells)
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * lengths[batch].max() <= max_tokens
+        assert max_cells is None or len(batch) <= max_cells
+    in_order = [int(lengths[row]) for batch in batches for row in batch]
+    assert in_order == sorted(in_order, reverse=True)
+
+
+@given(LENGTHS, st.integers(1, 200))
+def test_batches_are_as_full_as_the_limit_allows(lengths, max_tokens):
+    lengths = np.array(lengths, dtype=np.int32)
+    batches = batches_by_length(lengths, max_tokens)
+    for batch in batches[:-1]:
+        assert (len(batch) + 1) * lengths[batch].max() > max_tokens
+
+
+def test_cells_of_equal_length_keep_their_order():
+    batches = batches_by_length(np.array([3, 5, 3, 5, 3]), 1000)
+    assert [batch.tolist() for batch in batches] == [[1, 3, 0, 2, 4]]
+
+
+def test_no_cells_no_batches():
+    assert batches_by_length(np.zeros(0, dtype=np.int32), 100) == []
+    assert batches_by_length(np.zeros(4, dtype=np.int32), 100) == []
+
+
+@pytest.mark.parametrize(("max_tokens", "max_cells"), [(0, None), (100, 0), (100, -1)])
+def test_a_batch_of_nothing_is_refused_and_does_not_run_forever(max_tokens, max_cells):
+    with pytest.raises(ValueError, match="at least one cell and one token"):
+        batches_by_length(np.array([3, 2]), max_tokens, max_cells)

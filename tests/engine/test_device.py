@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from gfx import settings
+from gfx._engine.attention import attention_sums
+from gfx._engine.device import batch_tokens, choose_device, choose_dtype, halving, has_bfloat16, sum_dtype
+from gfx._engine.perturb import delete_genes
+from gfx._engine.pooling import embed_cells, embed_genes
+
+CPU = torch.device("cpu")
+
+
+def test_choose_device():
+    assert choose_device("cpu") == CPU
+    with settings.override(device="cpu"):
+        assert choose_device(None) == CPU
+    assert choose_device(None).type in {"cpu", "cuda", "mps"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
+def test_a_device_that_is_not_there():
+    with pytest.raises(ValueError, match="This torch sees no cuda device"):
+        choose_device("cuda:0")
+    with settings.override(device="cuda"), pytest.raises(ValueError, match="no cuda device"):
+        choose_device(None)
+
+
+def test_choose_dtype():
+    assert choose_dtype("float16", CPU) == torch.float16
+    assert choose_dtype(None, CPU) == (torch.bfloat16 if has_bfloat16(CPU) else torch.float32)
+    assert choose_dtype(None, torch.device("mps")) == torch.float32
+    with pytest.raises(ValueError, match=r"`dtype` is one of \['float32', 'bfloat16', 'float16'\], found 'int8'"):
+        choose_dtype("int8", CPU)
+
+
+def test_sums_are_double_where_there_is_double():
+    assert sum_dtype(CPU) == torch.float64
+    assert sum_dtype(torch.device("mps")) == torch.float32
+
+
+def test_batch_tokens_follow_the_setting():
+    assert batch_tokens(CPU) > 1000
+    with settings.override(batch_tokens=77):
+        assert batch_tokens(CPU) == 77
+    with pytest.raises(ValueError, match="above 0"):
+        settings.batch_tokens = 0
+
+
+# --- out of memory --------------------------------------------------------------------------------------------------
+
+
+def allocate_too_much() -> None:
+    """Ask the CPU for a petabyte: the error that users see there."""
+    torch.empty(10**15, dtype=torch.uint8)
+
+
+def raise_out_of_memory() -> None:
+    """What CUDA raises."""
+    msg = "CUDA out of memory. Tried to allocate 20.00 GiB."
+    raise torch.OutOfMemoryError(msg)
+
+
+FAILURES = [allocate_too_much, raise_out_of_memory]
+
+
+def at_most(n_cells, encoder, fail=raise_out_of_memory):
+    """Let the encoder fail for more cells at a time than `n_cells`; returns the sizes it was given."""
+    sizes = []
+
+    def check(_module, _inputs, kwargs):
+        sizes.append(len(kwargs["input_ids"]))
+        if sizes[-1] > n_cells:
+            fail()
+
+    encoder.register_forward_pre_hook(check, with_kwargs=True)
+    return sizes
+
+
+def everything(toy, encoder, eager):
+    """All that the engine computes, as arrays."""
+    cells = toy.ids, toy.lengths, toy.vocabulary
+    genes = np.flatnonzero(~toy.vocabulary.is_special)
+    group = np.arange(len(toy.ids)) % 3
+    deleted = delete_genes(encoder, *cells, [genes[:1], genes[1:2], genes[:2]], how="mean", state_vectors=np.eye(2, 16))
+    attention = attention_sums(eager, *cells)
+    return [
+        embed_cells(encoder, *cells, how="mean"),
+        *embed_genes(encoder, *cells, group=group, n_groups=3),
+        *vars(deleted).values(),
+        *vars(attention).values(),
+    ]
+
+
+@pytest.mark.parametrize("fail", FAILURES)
+def test_what_does_not_fit_is_halved_and_nothing_changes(toy, fail):
+    expected = everything(toy, toy.encoder(), toy.encoder(attention="eager"))
+    encoder, eager = toy.encoder(), toy.encoder(attention="eager")
+    sizes = at_most(2, encoder, fail), at_most(2, eager, fail)
+    found = everything(toy, encoder, eager)
+    assert min(map(max, sizes)) > 2  # it did fail
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("fail", FAILURES)
+def test_a_cell_that_does_not_fit_by_itself(toy, fail):
+    encoder = toy.encoder()
+    at_most(0, encoder, fail)
+    with pytest.raises(RuntimeError, match="A single cell does not fit in memory") as caught:
+        embed_cells(encoder, toy.ids, toy.lengths, toy.vocabulary, how="mean")
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_other_errors_pass_and_are_not_tried_again(toy):
+    encoder = toy.encoder()
+    calls = []
+
+    def check(_module, _inputs, kwargs):
+        calls.append(kwargs)
+        msg = "expected scalar type Float"
+        raise RuntimeError(msg)
+
+    encoder.register_forward_pre_hook(check, with_kwargs=True)
+    with pytest.raises(RuntimeError, match="expected scalar type"):
+        embed_cells(encoder, toy.ids, toy.lengths, toy.vocabulary, how="mean")
+    assert len(calls) == 1
+
+
+def test_halving_keeps_the_order_and_tells_once(capsys):
+    done = []
+
+    def run(batch):
+        if len(batch) > 2:
+            raise_out_of_memory()
+        done.extend(batch.tolist())
+        return batch.sum()
+
+    with settings.override(verbosity=2):
+        pairs = list(halving([np.arange(7), np.arange(7, 12)], run))
+    assert done == list(range(12))
+    assert all(batch.sum() == total for batch, total in pairs)
+    assert capsys.readouterr().out == "out of memory with 7 cells at a time: halving\n"

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from gfx._engine.encoder import blocks_needed, load_encoder
+
+CPU = torch.device("cpu")
+TOKENS = torch.tensor([[2, 9, 8, 7, 3]])
+
+
+def load(toy, weights=None, n_blocks=3, dtype=torch.float32, **kwargs):
+    return load_encoder(
+        weights or toy.model.weights, toy.model.config, n_blocks=n_blocks, device=CPU, dtype=dtype, **kwargs
+    )
+
+
+@pytest.mark.parametrize(("layer", "blocks"), [(-1, 6), (-2, 5), (-7, 0), (0, 0), (1, 1), (6, 6)])
+def test_blocks_needed(layer, blocks):
+    assert blocks_needed(layer, 6) == blocks
+
+
+@pytest.mark.parametrize("layer", [7, -8])
+def test_layer_outside_the_model(layer):
+    with pytest.raises(ValueError, match=rf"`hidden_layer={layer}` is outside this model of 6 blocks"):
+        blocks_needed(layer, 6)
+
+
+@pytest.mark.parametrize("n_blocks", [0, 1, 2, 3])
+def test_states_of_every_layer(toy, n_blocks):
+    encoder = load(toy, n_blocks=n_blocks)
+    assert len(encoder.encoder.layer) == n_blocks
+    assert not any("pooler" in name or "cls" in name for name, _ in encoder.named_parameters())
+    found = encoder(input_ids=TOKENS).last_hidden_state[0]
+    np.testing.assert_allclose(found, toy.reference.states(TOKENS[0].tolist(), n_blocks), atol=1e-6)
+
+
+def test_encoder_is_frozen_and_without_dropout(toy):
+    encoder = load(toy)
+    assert not encoder.training
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    first, second = (encoder(input_ids=TOKENS).last_hidden_state for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_precision(toy, dtype):
+    encoder = load(toy, dtype=dtype)
+    assert {parameter.dtype for parameter in encoder.parameters()} == {dtype}
+    found = encoder(input_ids=TOKENS).last_hidden_state[0].float()
+    expected = toy.reference.states(TOKENS[0].tolist(), -1)
+    np.testing.assert_allclose(found, expected, atol={torch.float32: 1e-6, torch.float16: 0.01}.get(dtype, 0.1))
+
+
+def test_weights_stored_in_half_precision_run_in_single(toy, tmp_path):
+    half = {name: tensor.half() for name, tensor in load_file(toy.model.weights).items()}
+    save_file(half, tmp_path / "model.safetensors")
+    encoder = load(toy, tmp_path / "model.safetensors")
+    assert encoder.dtype == torch.float32
+    found = encoder(input_ids=TOKENS).last_hidden_state[0]
+    np.testing.assert_allclose(found, toy.reference.states(TOKENS[0].tolist(), -1), atol=0.02)
+
+
+def test_heads_and_prefix_do_not_matter(toy, tmp_path):
+    """The same weights as a bare encoder, and with a classifier's head beside them."""
+    stored = load_file(toy.model.weights)
+    assert any(name.startswith("cls.") for name in stored)
+    bare = {name.removeprefix("bert."): tensor for name, tensor in stored.items() if name.startswith("bert.")}
+    headed = stored | {"classifier.weight": torch.ones(3, 16), "bert.pooler.dense.bias": torch.ones(16)}
+    expected = load(toy)(input_ids=TOKENS).last_hidden_state
+    for name, tensors in {"bare": bare, "headed": headed}.items():
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+        assert torch.equal(load(toy, tmp_path / f"{name}.safetensors")(input_ids=TOKENS).last_hidden_state, expected)
+
+
+def test_old_weights_file(toy, tmp_path):
+    torch.save(load_file(toy.model.weights), tmp_path / "pytorch_model.bin")
+    found = load(toy, tmp_path / "pytorch_model.bin")(input_ids=TOKENS).last_hidden_state
+    assert torch.equal(found, load(toy)(input_ids=TOKENS).last_hidden_state)
+
+
+class Intruder:
+    """Writes a file when it is unpickled without care."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return Path.touch, (self.target,)
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, protocol=2))])
+def test_a_weights_file_that_runs_a_program_is_refused(toy, tmp_path, save):
+    weights, traces = tmp_path / "pytorch_model.bin", tmp_path / "traces"
+    save(load_file(toy.model.weights) | {"extra": Intruder(traces)}, weights)
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin was refused: it holds more than tensors"):
+        load(toy, weights)
+    assert not traces.exists()
+    pickle.loads(pickle.dumps(Intruder(traces)))  # noqa: TID251 - the intruder works where nobody watches
+    assert traces.exists()
+
+
+def test_missing_tensor(toy, tmp_path):
+    stored = load_file(toy.model.weights)
+    del stored["bert.encoder.layer.1.output.dense.bias"]
+    save_file(stored, tmp_path / "model.safetensors")
+    with pytest.raises(
+        ValueError, match=r"lacks 1 tensors of a BERT encoder with 3 blocks, such as 'encoder\.layer\.1"
+    ):
+        load(toy, tmp_path / "model.safetensors")
+    load(toy, tmp_path / "model.safetensors", n_blocks=1)  # what is not run is not needed
+
+
+def test_wrong_shape(toy, tmp_path):
+    stored = load_file(toy.model.weights)
+    stored["bert.encoder.layer.0.output.dense.bias"] = torch.zeros(17)
+    save_file(stored, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"has shape \(17,\), config\.json promises \(16,\)"):
+        load(toy, tmp_path / "model.safetensors")
+
+
+def test_global_state_is_left_alone(toy):
+    before = torch.random.get_rng_state(), torch.get_default_dtype(), torch.get_num_threads()
+    load(toy)
+    assert torch.equal(torch.random.get_rng_state(), before[0])
+    assert (torch.get_default_dtype(), torch.get_num_threads()) == before[1:]

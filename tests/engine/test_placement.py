@@ -1,0 +1,142 @@
+"""Nothing stays on the host that belongs on the model's device: a device of its own, played on the CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from gfx._engine.attention import attention_sums
+from gfx._engine.perturb import delete_genes
+from gfx._engine.pooling import embed_cells, embed_genes
+
+
+def is_far(tensor):
+    return getattr(tensor, "is_far", False)
+
+
+class FarDevice(TorchFunctionMode):
+    """Plays a device with a memory of its own, and refuses what CUDA refuses.
+
+    Far is what was made there (``device=``), moved there (``.to(device)``), or computed from what is far. Far and near
+    tensors meet only as single numbers or as an index, and numpy sees near ones only.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs, name = kwargs or {}, func.__name__
+        leaves = tree_leaves((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        to_device = any(isinstance(leaf, torch.device) for leaf in leaves)
+        if name in {"numpy", "__array__", "tolist"} and is_far(args[0]):
+            msg = f"{name}: the tensor is on the device; use Tensor.cpu() first"
+            raise TypeError(msg)
+        places = {is_far(tensor) for tensor in tensors if tensor.ndim}
+        if len(places) > 1 and name not in {"__getitem__", "to", "cpu", "copy_"}:
+            msg = f"{name}: expected all tensors to be on the same device"
+            raise RuntimeError(msg)
+        result = func(*args, **kwargs)
+        if name == "__getitem__":
+            far = is_far(args[0])
+        else:
+            far = name != "cpu" and (to_device or any(is_far(tensor) for tensor in tensors))
+        if name in {"to", "cpu"}:  # on the CPU these give back the same tensor
+            result = result.view_as(result)
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor) and not any(leaf is tensor for tensor in tensors):
+                leaf.is_far = far
+        return result
+
+
+def far_encoder(toy, **kwargs):
+    encoder = toy.encoder(**kwargs)
+    for tensor in [*encoder.parameters(), *encoder.buffers()]:
+        tensor.is_far = True
+    return encoder
+
+
+def check(near, far):
+    for expected, found in zip(near, far, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_cells_and_genes(toy):
+    cells, group = (toy.ids, toy.lengths, toy.vocabulary), np.arange(len(toy.ids)) % 2
+
+    def results(encoder):
+        yield from (embed_cells(encoder, *cells, how=how) for how in toy.poolings)
+        yield from embed_genes(encoder, *cells, group=group, n_groups=2)
+
+    near = list(results(toy.encoder()))
+    with FarDevice():
+        check(near, results(far_encoder(toy)))
+
+
+def test_deletions(toy):
+    genes = np.flatnonzero(~toy.vocabulary.is_special)
+
+    def results(encoder):
+        for how in toy.poolings:
+            yield from vars(
+                delete_genes(
+                    encoder,
+                    toy.ids,
+                    toy.lengths,
+                    toy.vocabulary,
+                    [genes[:1], genes[:2]],
+                    how=how,
+                    state_vectors=np.eye(3, 16),
+                )
+            ).values()
+
+    near = list(results(toy.encoder()))
+    with FarDevice():
+        check(near, results(far_encoder(toy)))
+
+
+def test_attention(toy):
+    def results(encoder):
+        return vars(attention_sums(encoder, toy.ids, toy.lengths, toy.vocabulary)).values()
+
+    near = list(results(toy.encoder(attention="eager")))
+    with FarDevice():
+        check(near, results(far_encoder(toy, attention="eager")))
+
+
+CPU = torch.device("cpu")
+MISPLACED = {
+    "made on the host": lambda far: far + torch.ones(3),
+    "made from numpy": lambda far: far * torch.from_numpy(np.ones(3)),
+    "used for a sum": lambda far: torch.zeros(3).index_add_(0, torch.arange(3, device=CPU), far),
+    "read by numpy": lambda far: far.numpy(),
+}
+
+
+@pytest.mark.parametrize("mistake", MISPLACED)
+def test_misplaced_tensors_are_noticed(mistake):
+    with FarDevice():
+        far = torch.ones(3, device=CPU)
+        assert far.cpu().numpy().sum() == 3
+        assert is_far(far)
+        assert not is_far(far.cpu())
+        with pytest.raises((RuntimeError, TypeError), match="device"):
+            MISPLACED[mistake](far)
+
+
+def test_a_near_encoder_is_noticed(toy):
+    """The encoder reads tokens that were put on the device: near weights do not go with them."""
+    with FarDevice(), pytest.raises(RuntimeError, match="same device"):
+        embed_cells(toy.encoder(), toy.ids, toy.lengths, toy.vocabulary, how="mean")
+
+
+def test_new_tensors_name_their_device(toy):
+    """Tensors made without saying where would land on this other device, and fail or hold nothing."""
+    encoder, eager = toy.encoder(), toy.encoder(attention="eager")
+    cells = toy.ids, toy.lengths, toy.vocabulary
+    gene = np.flatnonzero(~toy.vocabulary.is_special)[:1]
+    with torch.device("meta"):
+        embed_cells(encoder, *cells, how="mean")
+        embed_genes(encoder, *cells, group=np.zeros(len(toy.ids), dtype=np.int64), n_groups=1)
+        delete_genes(encoder, *cells, [gene], how="mean", state_vectors=np.eye(2, 16))
+        attention_sums(eager, *cells)
