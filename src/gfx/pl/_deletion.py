@@ -122,7 +122,7 @@ def deletion(
         ax.boxplot(
             values,
             positions=[place],
-            vert=False,
+            orientation="horizontal",
             widths=0.55,
             whis=(5, 95),
             showfliers=False,
