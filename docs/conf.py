@@ -131,9 +131,8 @@ def _write_tables() -> None:
         {
             "name": [f"`{name}`" for name in models["name"]],
             "what it is": models["description"],
-            "parameters": [f"{n / 1e6:.0f} million" for n in models["parameters"]],
-            "input size": [f"{n:,}" for n in models["input_size"]],
-            "vocabulary": models["vocabulary"],
+            "parameters": [f"{n / 1e6:.0f} M" for n in models["parameters"]],
+            "reads": [f"{n:,} of {v}" for n, v in zip(models["input_size"], models["vocabulary"], strict=True)],
             "MB": [f"{size:,.0f}" for size in models["megabytes"]],
         }
     )

@@ -65,7 +65,7 @@ def test_docstring_says_what_goes_in_what_comes_out_and_how(name: str, function:
     assert [one for line in described for one in line.split(", ")] == list(signature.parameters)
     assert signature.return_annotation is not signature.empty
     assert "Returns" in parts
-    assert ">>> import gfx\n" in parts["Examples"]
+    assert ">>> import gfx" in parts["Examples"]
     assert f"{name}(" in parts["Examples"]
 
 
