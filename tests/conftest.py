@@ -19,6 +19,10 @@ from scipy import sparse
 from gfx._core.vocabulary import SPECIALS, Vocabulary
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mudata import MuData
+
     from gfx.models import Model
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
@@ -205,6 +209,15 @@ def toy_cells() -> ToyCells:
         return ad.AnnData(x, obs=obs, var=var)
 
     return make
+
+
+@pytest.fixture
+def as_mudata() -> Iterator[type[MuData]]:
+    """MuData that behaves the same in all versions while the test runs: nothing is pulled from the modalities."""
+    import mudata
+
+    with mudata.set_options(pull_on_update=False):
+        yield mudata.MuData
 
 
 # --- reference outputs of the official software ---------------------------------------------------------------------

@@ -1,0 +1,339 @@
+"""Reading containers: modality, counts, gene names, rows."""
+
+from __future__ import annotations
+
+import anndata as ad
+import dask.array as da
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import zarr
+from anndata.io import sparse_dataset, write_elem
+from scipy import sparse
+
+from gfx._adata import (
+    cell_mask,
+    copied,
+    gene_names,
+    genes_problem,
+    look_up,
+    match_genes,
+    obs_column,
+    open_counts,
+    pick,
+    row_blocks,
+    to_counts,
+    usable_calls,
+)
+
+# --- containers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mdata(toy_cells, as_mudata):
+    other = toy_cells(8, seed=1)
+    other.var_names = [f"other:{name}" for name in other.var_names]
+    return as_mudata({"rna": toy_cells(8), "other": other})
+
+
+def test_pick(toy_cells, mdata, as_mudata):
+    adata = toy_cells(5)
+    assert pick(adata, None) is adata
+    assert pick(mdata, "rna") is mdata.mod["rna"]
+    assert pick(as_mudata({"rna": adata}), None) is adata
+    with pytest.raises(ValueError, match=r"2 modalities.*`mod=` one of \['rna', 'other'\]"):
+        pick(mdata, None)
+    with pytest.raises(KeyError, match=r"Did not find modality 'atac'.*'rna', 'other'"):
+        pick(mdata, "atac")
+    with pytest.raises(TypeError, match="`mod='rna'` is for MuData; found AnnData"):
+        pick(adata, "rna")
+    with pytest.raises(TypeError, match="Expected an AnnData or MuData, found DataFrame"):
+        pick(pd.DataFrame(), None)
+
+
+def test_copied(toy_cells, tmp_path):
+    adata = toy_cells(5)
+    assert copied(adata, copy=False) is adata
+    assert copied(adata, copy=True) is not adata
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    assert copied(backed, copy=False) is backed
+    with pytest.raises(ValueError, match=r"`copy=True` does not work on a file-backed.*to_memory"):
+        copied(backed, copy=True)
+    with pytest.raises(ValueError, match=r"view of a file cannot hold results.*to_memory"):
+        copied(backed[:2], copy=False)
+    backed.file.close()
+
+
+def test_obs_column(toy_cells):
+    adata = toy_cells(5)
+    assert obs_column(adata, "condition").tolist() == ["sick", "healthy", "sick", "healthy", "sick"]
+    with pytest.raises(KeyError, match=r"Did not find 'conditions' in `adata.obs`. Did you mean 'condition'"):
+        obs_column(adata, "conditions")
+
+
+def test_cell_mask(toy_cells):
+    adata = toy_cells(4)
+    adata.obs["wanted"] = [True, False, True, False]
+    assert cell_mask(adata, None).tolist() == [True] * 4
+    assert cell_mask(adata, "wanted").tolist() == [True, False, True, False]
+    assert cell_mask(adata, np.array([False, True, False, False])).tolist() == [False, True, False, False]
+    for wrong in ["condition", np.array([0, 1, 0, 1]), np.array([True])]:
+        with pytest.raises(ValueError, match=r"expected bool of shape \(4,\), found"):
+            cell_mask(adata, wrong)
+    with pytest.raises(ValueError, match="selects no cell"):
+        cell_mask(adata, np.zeros(4, dtype=bool))
+
+
+# --- where counts and names are -------------------------------------------------------------------------------------
+
+
+def test_open_counts(toy_cells):
+    adata = toy_cells(6)
+    adata.layers["counts"] = adata.X.copy()
+    adata.raw = adata[:, :20].copy()
+    assert open_counts(adata).where == "adata.X"
+    assert open_counts(adata, layer="counts").where == "adata.layers['counts']"
+    raw = open_counts(adata, use_raw=True, gene_ids="ensembl_id")
+    assert (raw.where, raw.n_cells, raw.x.shape) == ("adata.raw.X", 6, (6, 20))
+    assert raw.names[:2].tolist() == ["ENSG00000000001", "ENSG00000000002"]
+    view = open_counts(adata[2:5, 100:], use_raw=True)
+    assert (view.x.shape, view.names[0]) == ((3, 20), "TOY1")
+
+
+def test_open_counts_says_what_is_missing(toy_cells):
+    adata = toy_cells(6)
+    with pytest.raises(ValueError, match=r"has no `\.raw`"):
+        open_counts(adata, use_raw=True)
+    with pytest.raises(KeyError, match=r"Did not find 'counts' in `adata.layers`. Present: \[\]"):
+        open_counts(adata, layer="counts")
+    with pytest.raises(ValueError, match="not both"):
+        open_counts(adata, layer="counts", use_raw=True)
+    with pytest.raises(KeyError, match="Did you mean 'ensembl_id'"):
+        open_counts(adata, gene_ids="ensembl_ids")
+    adata.layers["counts"] = adata.X.copy()
+    del adata.X
+    with pytest.raises(ValueError, match=r"`adata.X` is empty. .*one of \['counts'\]"):
+        open_counts(adata)
+
+
+def test_names_that_tables_write_for_nothing_are_no_genes(official_v2):
+    names = pd.Series(["GATA4", None, np.nan, "nan", "NA", "", "None", "-", "<NA>"])
+    assert gene_names(names).tolist() == ["GATA4"] + [""] * 8
+    assert gene_names(names.astype("category")).tolist() == ["GATA4"] + [""] * 8
+    assert gene_names(pd.Series([1.0, 2.0])).tolist() == ["1.0", "2.0"]
+    # The published mapping has genes of these names; a column full of them would have been summed into one.
+    assert (official_v2.resolve(["NAN", "NA"]) >= 0).all()
+    assert (official_v2.resolve(gene_names(names)) >= 0).sum() == 1
+
+
+# --- rows -----------------------------------------------------------------------------------------------------------
+
+X = np.random.default_rng(0).poisson(0.4, (53, 30)).astype(np.float32)
+
+
+def on_disk(kind: str, tmp_path):
+    h5 = h5py.File(tmp_path / "x.h5", "w")
+    group = zarr.open_group(tmp_path / "x.zarr", mode="w", zarr_format=2)
+    match kind.split():
+        case ["h5", "dense"]:
+            write_elem(h5, "x", X)
+            return h5["x"]
+        case ["zarr", "dense"]:
+            write_elem(group, "x", X)
+            return group["x"]
+        case ["h5", form]:
+            write_elem(h5, "x", getattr(sparse, f"{form}_matrix")(X))
+            return sparse_dataset(h5["x"])
+        case ["zarr", form]:
+            write_elem(group, "x", getattr(sparse, f"{form}_matrix")(X))
+            return sparse_dataset(group["x"])
+
+
+IN_MEMORY = {
+    "dense": X.copy,
+    "fortran": lambda: np.asfortranarray(X),
+    "csr_matrix": lambda: sparse.csr_matrix(X),
+    "csr_array": lambda: sparse.csr_array(X),
+    "csc_matrix": lambda: sparse.csc_matrix(X),
+    "csc_array": lambda: sparse.csc_array(X),
+    "dask dense": lambda: da.from_array(X, chunks=(20, 13)),
+    "dask csr": lambda: da.from_array(X, chunks=(20, -1)).map_blocks(sparse.csr_matrix),
+    "dask csc": lambda: da.from_array(X, chunks=(7, -1)).map_blocks(sparse.csc_matrix),
+}
+ON_DISK = ["h5 dense", "h5 csr", "h5 csc", "zarr dense", "zarr csr", "zarr csc"]
+
+
+@pytest.mark.parametrize("size", [1, 10, 2048])
+@pytest.mark.parametrize("kind", [*IN_MEMORY, *ON_DISK])
+def test_row_blocks_give_every_row_once(kind, size, tmp_path):
+    x = IN_MEMORY[kind]() if kind in IN_MEMORY else on_disk(kind, tmp_path)
+    seen = 0
+    for rows, block in row_blocks(x, size):
+        assert isinstance(block, sparse.csr_array)
+        assert rows.start == seen
+        assert 0 < block.shape[0] == rows.stop - rows.start <= size
+        np.testing.assert_array_equal(block.toarray(), X[rows])
+        seen = rows.stop
+    assert seen == len(X)
+
+
+def test_dask_chunks_are_computed_once():
+    calls = []
+
+    def load(block):
+        calls.append(block.shape)
+        return block
+
+    x = da.from_array(X, chunks=(20, -1)).map_blocks(load, meta=X[:0])
+    for _ in row_blocks(x, 3):
+        pass
+    assert sorted(calls) == [(13, 30), (20, 30), (20, 30)]
+
+
+def test_row_blocks_of_nothing():
+    assert list(row_blocks(sparse.csr_matrix((0, 5)))) == []
+    assert [block.shape for _, block in row_blocks(np.zeros((3, 0)))] == [(3, 0)]
+
+
+def test_half_precision_is_widened():
+    block = next(row_blocks(X.astype(np.float16)))[1]
+    assert block.dtype == np.float32
+    np.testing.assert_array_equal(block.toarray(), X)
+
+
+def test_row_blocks_refuse_what_is_no_matrix_of_numbers():
+    with pytest.raises(TypeError, match="Counts are numbers, found values of type object"):
+        next(row_blocks(X.astype(object)))
+    with pytest.raises(TypeError, match="complex64"):
+        next(row_blocks(sparse.csr_matrix(X.astype(np.complex64))))
+    with pytest.raises(NotImplementedError, match=r"Cannot read counts from a pandas.*DataFrame"):
+        next(row_blocks(pd.DataFrame(X)))
+
+
+# --- values ---------------------------------------------------------------------------------------------------------
+
+
+def counts_block(values: np.ndarray | None = None) -> sparse.csr_array:
+    rng = np.random.default_rng(1)
+    block = sparse.csr_array(rng.poisson(rng.lognormal(0, 1, 200), (30, 200)).astype(np.float64))
+    if values is not None:
+        block.data = values
+    return block
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint16, np.float32, bool])
+def test_raw_counts_pass_as_they_are(dtype):
+    block = sparse.csr_array(X.astype(dtype))
+    assert to_counts(block, "raw", "adata.X") is block
+
+
+def bad(kind: str) -> sparse.csr_array:
+    block = counts_block()
+    depth = np.repeat(block.sum(axis=1), np.diff(block.indptr))
+    normalised = block.data / depth * 1e4
+    match kind:
+        case "log1p":
+            block.data = np.log1p(normalised)
+        case "log2":
+            block.data = np.log2(normalised + 1)
+        case "normalized":
+            block.data = normalised
+        case "gamma":
+            block.data = np.random.default_rng(0).gamma(2, 50, block.nnz)
+        case "one":
+            block.data[:] = 400
+        case _:
+            block.data[5] = float(kind)
+    return block
+
+
+@pytest.mark.parametrize(
+    ("kind", "counts", "text"),
+    [
+        ("nan", "raw", "`adata.X` holds NaN values; counts are finite.*`layer=`"),
+        ("inf", "log1p", "holds infinite values"),
+        ("-3", "raw", r"negative values \(as low as -3\): scaled or batch-corrected.*`layer=`"),
+        ("-3", "normalized", "negative values"),
+        ("log1p", "raw", r"log-normalised counts.*gfx\.pp\.tokenize\(adata, counts='log1p'\)` first"),
+        ("log1p", "normalized", r"log-normalised counts.*counts='log1p'"),
+        ("normalized", "raw", r"normalised counts.*gfx\.pp\.tokenize\(adata, counts='normalized'\)` first"),
+        ("normalized", "log1p", r"normalised counts.*counts='normalized'"),
+        ("log2", "raw", r"to the base 2.*np\.log\(2\)"),
+        ("log2", "log1p", r"to the base 2.*np\.log\(2\)"),
+        ("gamma", "raw", "fractions, such as"),
+        ("gamma", "log1p", "normalised counts"),
+        ("one", "log1p", "whole numbers up to 400: counts, not their logarithms"),
+    ],
+)
+def test_values_that_are_not_what_was_said(kind, counts, text):
+    with pytest.raises(ValueError, match=text):
+        to_counts(bad(kind), counts, "adata.X")
+
+
+@pytest.mark.parametrize("kind", ["normalized", "log1p"])
+def test_whole_counts_come_back(kind):
+    block = bad(kind)
+    before = block.data.copy()
+    np.testing.assert_array_equal(to_counts(block, kind, "adata.X").toarray(), counts_block().toarray())
+    np.testing.assert_array_equal(block.data, before)
+
+
+def test_repeated_entries_are_summed_before_the_logarithm_is_undone():
+    logs = np.log1p(np.array([1.0, 3.0, 7.0]))
+    # The first value is stored in two parts, and there is a stored zero.
+    data, columns = np.array([0.4, logs[0] - 0.4, logs[1], logs[2], 0]), np.array([0, 0, 1, 2, 3])
+    block = sparse.csr_array((data, columns, np.array([0, 5])), shape=(1, 4))
+    assert to_counts(block, "log1p", "adata.X").toarray().tolist() == [[1, 3, 7, 0]]
+
+
+def test_unknown_kind_of_counts():
+    with pytest.raises(ValueError, match=r"`counts` is one of \['raw', 'normalized', 'log1p'\], found 'log'"):
+        to_counts(counts_block(), "log", "adata.X")
+
+
+def test_usable_calls(toy_cells):
+    adata = toy_cells(30)
+    assert usable_calls(adata) == "What is here can be used with `gfx.pp.tokenize(adata)`."
+    adata.layers["counts"] = adata.X.copy()
+    adata.X = adata.X * -1
+    assert usable_calls(adata) == "What is here can be used with `gfx.pp.tokenize(adata, layer='counts')`."
+    adata.raw = ad.AnnData(np.log1p(adata.layers.pop("counts")), var=adata.var)
+    assert "`gfx.pp.tokenize(adata, use_raw=True, counts='log1p')`" in usable_calls(adata)
+    adata.raw = None
+    assert usable_calls(adata) == ""
+
+
+# --- genes ----------------------------------------------------------------------------------------------------------
+
+
+def test_match_genes(toy_vocabulary):
+    names = [f"TOY{n}" for n in range(1, 30)] + ["OLDTOY1", "ENSG00000000001.4", "nothing"]
+    match = match_genes(names, toy_vocabulary)
+    assert (match.n_known, match.n_repeated, match.unknown_examples()) == (31, 2, ["nothing"])
+    assert match.tokens[[0, 29, 30, 31]].tolist() == [4, 4, 4, -1]
+
+
+def test_too_few_genes_show_both_sides(toy_vocabulary):
+    names = [f"X{n}" for n in range(100)] + [f"TOY{n}" for n in range(1, 10)]
+    with pytest.raises(ValueError, match=r"Only 9 of 109 genes .*\['X0', 'X1'.*'ENSG00000000001'.*'TOY1'.*gene_ids="):
+        match_genes(names, toy_vocabulary)
+    assert look_up(names, toy_vocabulary).n_known == 9
+    # Ten are enough for a small panel, and a tenth of the shorter list has to be there.
+    assert genes_problem(look_up([f"TOY{n}" for n in range(1, 11)], toy_vocabulary), toy_vocabulary) is None
+    names = [f"X{n}" for n in range(1000)] + [f"TOY{n}" for n in range(1, 20)]
+    assert "Only 19 of 1,019" in genes_problem(look_up(names, toy_vocabulary), toy_vocabulary)
+
+
+def test_other_species_are_named(real_cells, official_v2, toy_vocabulary):
+    mouse = real_cells("other/mouse_heart_1k_v2_10x")
+    # In capitals, most of these symbols are human ones, too; that is how they would slip through.
+    assert look_up(mouse.var_names, official_v2).n_known > 10_000
+    with pytest.raises(ValueError, match=r"These are mouse or rat genes, such as \['Xkr4'.*orthologues"):
+        match_genes(mouse.var_names, official_v2)
+    with pytest.raises(ValueError, match=r"These are mouse genes, such as \['ENSMUSG"):
+        match_genes(mouse.var["ensembl_id"], official_v2)
+    # How names are written says nothing where nothing is recognised.
+    with pytest.raises(ValueError, match="Only 0 of 50 genes"):
+        match_genes([f"Gene{n}" for n in range(50)], toy_vocabulary)
