@@ -38,6 +38,7 @@ $(BIN)/python:
 
 # torch by itself and first: pip then takes the small CPU build where one is offered.
 $(VENV)/.runs: $(PINS) | $(BIN)/python
+	@echo "Installing the tested stack into $(VENV): some minutes, once."
 	$(PIP) torch
 	$(PIP) --editable .
 	@touch $@

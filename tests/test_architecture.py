@@ -34,7 +34,7 @@ IMPORTS: dict[str, set[str]] = {
     "_provenance": set(),
     "_core": set(),
     "_adata": {"_core"},
-    "_tokens": {"_adata", "_core", "_keys"},
+    "_tokens": {"_adata", "_core", "_keys", "_log"},
     "_engine": {"_core", "_log", "_settings"},
     "models": {"_adata", "_core", "_engine", "_log", "_settings"},
     "pp": {"_adata", "_core", "_keys", "_log", "_provenance", "_tokens", "models"},
