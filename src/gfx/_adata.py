@@ -359,8 +359,8 @@ class GeneMatch:
         return self.n_known - len(np.unique(self.tokens[self.known]))
 
     def unknown_examples(self, n: int = 5) -> list[str]:
-        """Return some names without token."""
-        return [str(name) for name in self.names[~self.known][:n]]
+        """Return some names without token, each once."""
+        return list(dict.fromkeys(str(name) for name in self.names[~self.known]))[:n]
 
 
 def match_genes(names: Sequence[str] | np.ndarray, vocabulary: Vocabulary) -> GeneMatch:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import anndata as ad
 import dask.array as da
@@ -16,26 +15,10 @@ from scipy import sparse
 
 import gfx
 from gfx._tokens import find_tokens, make_tokens
-from gfx.models import Model
-
-
-def as_model(vocabulary, max_length: int = 64, name: str = "test") -> Model:
-    """Wrap a vocabulary in a model without weights: tokenizing reads none."""
-
-    class Weightless(Model):
-        weights_sha256 = "none"
-
-    config = {
-        "max_position_embeddings": max_length,
-        "num_hidden_layers": 1,
-        "hidden_size": 2,
-        "num_attention_heads": 1,
-    }
-    return Weightless(name=name, folder=Path("none"), weights=Path("none"), config=config, vocabulary=vocabulary)
 
 
 @pytest.fixture(scope="module")
-def toy(toy_vocabulary):
+def toy(toy_vocabulary, as_model):
     return as_model(toy_vocabulary)
 
 
@@ -77,7 +60,7 @@ def golden_tokens(golden):
 
 
 @pytest.fixture(scope="module")
-def official(official_v1, official_v2):
+def official(official_v1, official_v2, as_model):
     return {"V1": as_model(official_v1, 2048, "V1"), "V2": as_model(official_v2, 4096, "V2")}
 
 
@@ -226,7 +209,7 @@ def test_slots(toy, toy_cells):
     assert (x != cells.X).nnz == 0
 
 
-def test_a_cell_that_just_fits_is_not_called_cut(toy_vocabulary):
+def test_a_cell_that_just_fits_is_not_called_cut(toy_vocabulary, as_model):
     x = np.zeros((2, 12))
     x[0, :10] = 1
     x[1, :11] = 1

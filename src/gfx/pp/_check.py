@@ -241,9 +241,8 @@ def _better_column(
 ) -> tuple[str, int] | None:
     """Find a column of gene names, or the index, that the model knows clearly more of."""
     texts = [key for key in var.columns if key != gene_ids and not pd.api.types.is_numeric_dtype(var[key].dtype)]
-    places = {f"gene_ids={key!r}": var[key] for key in texts}
-    if gene_ids is not None:
-        places["gene_ids=None"] = var.index
+    places = {} if gene_ids is None else {"gene_ids=None": var.index}
+    places |= {f"gene_ids={key!r}": var[key] for key in texts}
     known = {how: look_up(gene_names(names), vocabulary).n_known for how, names in places.items()}
     best = max(known, key=known.get, default=None)
     return (best, known[best]) if best is not None and known[best] > 1.1 * match.n_known else None
@@ -257,5 +256,7 @@ def _as_text(table: pd.DataFrame) -> str:
         lines.append(f"{row.status:<{width['status']}}  {row.check:<{width['check']}}  {row.found}")
         if row.advice:
             indent = " " * (width["status"] + width["check"] + 4)
-            lines.append(textwrap.fill(row.advice, 118, initial_indent=indent, subsequent_indent=indent))
+            lines.append(
+                textwrap.fill(row.advice, 118, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+            )
     return "\n".join(lines)
