@@ -155,3 +155,8 @@ def test_python_blocks_of_the_pages_are_python() -> None:
     for page in [ROOT / "README.md", *DOCS.glob("*.md"), *(DOCS / "api").glob("*.md")]:
         for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S):
             ast.parse(block)
+
+
+def test_every_benchmark_is_told_of() -> None:
+    scripts = {script.name for script in (ROOT / "benchmarks").glob("*.py")}
+    assert set(re.findall(r"`(\w+\.py)`", (ROOT / "benchmarks" / "README.md").read_text())) == scripts
