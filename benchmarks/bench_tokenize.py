@@ -5,14 +5,15 @@
 (A script called tokenize.py would hide the standard module of that name from everything run in this folder.)
 
 Prints JSON. Every figure comes from the same run: cells per second from AnnData in to tokens in `obsm`, after a first
-call that compiles; the plain loop on a part of the same cells; peak memory of a process that does nothing else.
+call that compiles; the plain loop, with a stable and with numpy's default sort, on a part of the same cells; peak
+memory of a process that does nothing else. Processor time stands beside the time on the clock, for a machine that has
+other things to do.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -31,8 +32,25 @@ from gfx.models._vocabulary_file import write_vocabulary
 
 N_GENES, N_DETECTED, INPUT_SIZE = 20_000, 2_000, 4_096
 N_PLAIN = 1_000
-REPEATS = 3
+REPEATS = 5
 MB = 1e6
+
+
+class Stopwatch:
+    """The best of several times, on the clock and of the processors."""
+
+    def __init__(self) -> None:
+        self.clock, self.processors = float("inf"), float("inf")
+
+    def __enter__(self) -> None:
+        self.begin = time.perf_counter(), time.process_time()
+
+    def __exit__(self, *_: object) -> None:
+        self.clock = min(self.clock, time.perf_counter() - self.begin[0])
+        self.processors = min(self.processors, time.process_time() - self.begin[1])
+
+    def rates(self, n_cells: int) -> dict[str, float]:
+        return {"cells_per_s": n_cells / self.clock, "processor_us_per_cell": self.processors / n_cells * 1e6}
 
 
 def write_model(folder: Path) -> None:
@@ -77,21 +95,42 @@ def write_counts(folder: Path, n_cells: int) -> None:
 
 
 def read_cells(folder: Path) -> ad.AnnData:
-    arrays = [np.load(folder / f"{name}.npy") for name in ("data", "indices", "indptr")]
-    x = sparse.csr_matrix(tuple(arrays), shape=(len(arrays[2]) - 1, N_GENES), copy=False)
+    indptr = np.load(folder / "indptr.npy")
+    x = sparse.csr_matrix((len(indptr) - 1, N_GENES), dtype=np.int32)
+    x.data, x.indices, x.indptr = np.load(folder / "data.npy"), np.load(folder / "indices.npy"), indptr
     return ad.AnnData(x, var=pd.DataFrame(index=[f"ENSG{n:011d}" for n in range(N_GENES)]))
 
 
-def plain_loop(x: sparse.csr_matrix, tokens: np.ndarray, medians: np.ndarray) -> list[np.ndarray]:
-    """Rank the genes of every cell as one would without a library."""
+def plain_loop(x: sparse.csr_matrix, tokens: np.ndarray, medians: np.ndarray, kind: str) -> list[np.ndarray]:
+    """Rank the genes of every cell as one would without a library, on the arrays of the matrix."""
     encoded = []
     for cell in range(x.shape[0]):
         stored = slice(x.indptr[cell], x.indptr[cell + 1])
         columns, counts = x.indices[stored], x.data[stored]
         values = counts / counts.sum() * 10_000 / medians[columns]
-        ranked = tokens[columns[np.argsort(-values)]]
+        ranked = tokens[columns[np.argsort(-values, kind=kind)]]
         encoded.append(np.r_[2, ranked[: INPUT_SIZE - 2], 3])
     return encoded
+
+
+def time_plain_loop(adata: ad.AnnData, model: gfx.models.Model, kind: str) -> dict[str, float]:
+    """Measure the loop, and the share of cells in which it gives exactly our tokens."""
+    tokens = model.vocabulary.resolve(adata.var_names)
+    part = adata.X[:N_PLAIN]
+    medians = model.vocabulary.medians[tokens]
+    watch = Stopwatch()
+    for _ in range(REPEATS):
+        with watch:
+            plain = plain_loop(part, tokens, medians, kind)
+    ours = adata.obsm["gfx_tokens"]
+    same = np.mean([np.array_equal(row, ours[i, : len(row)]) for i, row in enumerate(plain)])
+    return watch.rates(N_PLAIN) | {"cells_with_our_tokens": float(same)}
+
+
+def peak() -> int:
+    """Highest resident memory of this process; `getrusage` would start from that of the process it came from."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def measure_memory(folder: Path) -> dict[str, float]:
@@ -107,9 +146,9 @@ def measure_memory(folder: Path) -> dict[str, float]:
     baseline = process.memory_info().rss
     adata = read_cells(folder)
     before = process.memory_info().rss
-    highest_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    highest_before = peak()
     gfx.pp.tokenize(adata, model=model)
-    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    highest = peak()
     matrix = adata.X.data.nbytes + adata.X.indices.nbytes + adata.X.indptr.nbytes
     tokens = adata.obsm["gfx_tokens"].nbytes
     return {
@@ -138,22 +177,17 @@ def main(n_cells: int) -> None:
     gfx.pp.tokenize(adata[:64].copy(), model=model)
     first = time.perf_counter() - begin
 
-    times = []
+    watch = Stopwatch()
     for _ in range(REPEATS):
         fresh = ad.AnnData(adata.X, var=adata.var)
-        begin = time.perf_counter()
-        gfx.pp.tokenize(fresh, model=model)
-        times.append(time.perf_counter() - begin)
-    part = adata.X[:N_PLAIN]
-    tokens = model.vocabulary.resolve(adata.var_names)
-    begin = time.perf_counter()
-    plain = plain_loop(part, tokens, model.vocabulary.medians[tokens])
-    plain_rate = len(plain) / (time.perf_counter() - begin)
-    # The loop leaves the order of equal values open; everything else has to be the same.
-    ours = fresh.obsm["gfx_tokens"]
-    agreeing = np.mean([np.array_equal(np.sort(row), np.sort(ours[i, : len(row)])) for i, row in enumerate(plain)])
-
-    rate = n_cells / float(np.median(times))
+        with watch:
+            gfx.pp.tokenize(fresh, model=model)
+    ours = watch.rates(n_cells)
+    # Our order of equal values is defined. A loop that defines it, too, sorts stably; numpy's default sort is faster on
+    # processors with AVX-512, and leaves the order of equal values to them.
+    stable, unstable = time_plain_loop(fresh, model, "stable"), time_plain_loop(fresh, model, "quicksort")
+    for loop in (stable, unstable):
+        loop["ratio"] = ours["cells_per_s"] / loop["cells_per_s"]
     figures = {
         "n_cells": n_cells,
         "n_genes": N_GENES,
@@ -161,12 +195,14 @@ def main(n_cells: int) -> None:
         "cores": os.cpu_count(),
         "load_average": os.getloadavg()[0],
         "first_call_s": first,
-        "cells_per_s": rate,
-        "plain_loop_cells_per_s": plain_rate,
-        "ratio": rate / plain_rate,
-        "cells_with_the_same_genes": float(agreeing),
+        "tokenize": ours,
+        "plain_loop": stable,
+        "plain_loop_unstable": unstable,
         "memory": memory,
-        "goals_met": {"ratio_at_least_10": rate / plain_rate >= 10, "memory": memory["over_input_and_tokens_mb"] < 200},
+        "goals_met": {
+            "ten_times_the_plain_loop": stable["ratio"] >= 10,
+            "under_200_mb_over_input_and_tokens": memory["over_input_and_tokens_mb"] < 200,
+        },
     }
     print(json.dumps(figures, indent=2))
 

@@ -28,6 +28,8 @@ def name_kind(name: str) -> str | Species:
     """Sort a gene name: ``"none"``, ``"Ensembl"``, ``"number"``, ``"symbol"``, or the species it belongs to."""
     if not name:
         return "none"
+    if name.startswith("ENSG0"):
+        return "Ensembl"
     ensembl = _ENSEMBL.match(name.upper())
     if ensembl is not None:
         letters = ensembl.group(1)

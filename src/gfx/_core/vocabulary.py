@@ -93,10 +93,13 @@ class Vocabulary:
         return np.isin(self.ids, SPECIALS)
 
     @cached_property
-    def _all_names(self) -> dict[str, str]:
-        names = {str(s).upper(): str(i) for i, s in zip(self.ids, self.symbols, strict=True) if s}
+    def _token_of_name(self) -> dict[str, int]:
+        """Every name that leads to a gene, in capitals and without version."""
+        genes = {plain_id(str(name)): token for token, name in enumerate(self.ids) if not self.is_special[token]}
+        symbols = {str(symbol).upper(): token for token, symbol in enumerate(self.symbols) if symbol}
         # Published mappings win over symbols, as in the official software: retired ids move to their successors.
-        return names | {key: target for key, target in self.aliases.items() if target in self.token_of}
+        aliases = {key: self.token_of[target] for key, target in self.aliases.items() if target in self.token_of}
+        return genes | symbols | aliases
 
     @property
     def n_genes(self) -> int:
@@ -137,14 +140,9 @@ class Vocabulary:
         -------
         int32 `(n_names,)`; -1 where the model does not know the gene.
         """
-        tokens = []
-        for name in names:
-            plain = plain_id(str(name))
-            target = self._all_names.get(plain, plain)
-            token = self.token_of.get(target, -1)
-            # A special token's name is no gene.
-            tokens.append(-1 if token >= 0 and self.is_special[token] else token)
-        return np.array(tokens, dtype=np.int32)
+        known = self._token_of_name
+        tokens = (known[name] if name in known else known.get(plain_id(str(name)), -1) for name in names)
+        return np.fromiter(tokens, dtype=np.int32)
 
     @cached_property
     def sha256(self) -> str:

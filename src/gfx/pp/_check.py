@@ -106,8 +106,7 @@ def check(
     >>> import scanpy as sc
     >>> import gfx
     >>> adata = sc.datasets.pbmc68k_reduced()
-    >>> with gfx.settings.override(verbosity=0):
-    ...     findings = gfx.pp.check(adata, model="mini", use_raw=True)
+    >>> findings = gfx.pp.check(adata, model="mini", use_raw=True)
     >>> findings["found"][0]
     'log-normalised counts in `adata.raw.X`, up to 6.489'
     """

@@ -115,10 +115,11 @@ def tokenize(
     >>> import scanpy as sc
     >>> import gfx
     >>> adata = sc.datasets.pbmc68k_reduced()
-    >>> with gfx.settings.override(verbosity=0):
-    ...     gfx.pp.tokenize(adata, model="mini", use_raw=True, counts="log1p")
+    >>> gfx.pp.tokenize(adata, model="mini", use_raw=True, counts="log1p")
     >>> adata.obsm["gfx_tokens"].dtype
     dtype('uint16')
+    >>> adata.uns["gfx_tokens"]["report"]["n_genes"]
+    765
     """
     from gfx.models import load
 
