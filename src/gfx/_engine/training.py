@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 from torch.utils.data import Dataset
-from transformers import BertConfig, BertForMaskedLM, Trainer, TrainingArguments, set_seed
+from transformers import BertConfig, BertForMaskedLM, PrinterCallback, Trainer, TrainingArguments, set_seed
 from transformers.modeling_outputs import MaskedLMOutput
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -222,6 +222,8 @@ def train(
         train_dataset=train_cells,
         eval_dataset=held_out,
     )
+    if not _log.shows_progress():
+        trainer.remove_callback(PrinterCallback)  # without bars the Trainer prints every log entry
     folder.mkdir(parents=True, exist_ok=True)
     trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
     model.save_pretrained(finished)

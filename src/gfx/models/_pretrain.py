@@ -146,6 +146,7 @@ def _encode_sources(
     sources: Sequence[str | Path | AnnData], vocabulary: Vocabulary, max_length: int, gene_ids: str | None
 ) -> tuple[np.ndarray, np.ndarray]:
     ids, lengths = [], []
+    shortest = 4 if vocabulary.has_cls else 2  # a cell of one gene has no context to learn from
     for source, adata in _each_source(sources):
         matrix = open_counts(adata, gene_ids=gene_ids)
         tokens = vocabulary.resolve(matrix.names)
@@ -158,8 +159,11 @@ def _encode_sources(
             encoded, n = rank_encode(
                 to_counts(block, "raw", f"{source}: {matrix.where}"), tokens, vocabulary, max_length
             )
-            ids.append(encoded[n > 3])  # a cell of one gene has no context to learn from
-            lengths.append(n[n > 3])
+            ids.append(encoded[n >= shortest])
+            lengths.append(n[n >= shortest])
+    if not any(map(len, ids)):
+        msg = f"No cell has more than one gene of the vocabulary {vocabulary.name!r}: there is nothing to learn from."
+        raise ValueError(msg)
     out = np.zeros((sum(map(len, ids)), max(part.shape[1] for part in ids)), dtype=ids[0].dtype)
     start = 0
     for part in ids:
@@ -175,7 +179,8 @@ def _coexpression_vectors(ids: np.ndarray, vocabulary: Vocabulary, size: int, se
     cell, place = np.nonzero(~vocabulary.is_special[ids])
     n_genes = (~vocabulary.is_special[ids]).sum(axis=1)
     # High ranks say most about a cell: 1 at the top, towards 0 at the end.
-    weight = 1.0 - (place - 1) / np.maximum(n_genes[cell], 1)
+    offset = 1 if vocabulary.has_cls else 0
+    weight = 1.0 - (place - offset) / np.maximum(n_genes[cell], 1)
     matrix = sparse.csr_array((weight.astype(np.float32), (cell, ids[cell, place])), shape=(len(ids), len(vocabulary)))
     frequency = np.asarray((matrix > 0).mean(axis=0)).ravel()
     matrix = matrix @ sparse.diags_array((1.0 / np.sqrt(np.maximum(frequency, 1e-4))).astype(np.float32))

@@ -1,0 +1,312 @@
+"""A vocabulary and a model of one's own, from counts to embeddings."""
+
+from __future__ import annotations
+
+import json
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+import gfx
+from gfx.models import build_vocabulary, load, pretrain
+
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 48,
+    "hidden_dropout_prob": 0.0,
+    "initializer_range": 0.2,  # wide, so that so narrow a model learns at once
+}
+QUICK = {
+    "per_device_train_batch_size": 16,
+    "logging_steps": 1,
+    "save_steps": 5,
+    "eval_steps": 10,
+    "warmup_steps": 2,
+    "learning_rate": 1e-2,
+    "use_cpu": True,
+}
+
+
+def gene_ids(n, start=1):
+    return [f"ENSG{number:011d}" for number in range(start, start + n)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Tiny models wait for their threads longer than they compute."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def structured():
+    """240 cells of six types, each with 10 genes of its own beside noise: who sees the others knows the hidden one."""
+    rng = np.random.default_rng(0)
+    types = np.arange(240) % 6
+    rate = np.full((240, 60), 0.02)
+    for kind in range(6):
+        rate[np.ix_(types == kind, np.arange(10 * kind, 10 * kind + 10))] = 4.0
+    adata = ad.AnnData(sparse.csr_matrix(rng.poisson(rate).astype(np.float32)))
+    adata.var_names = gene_ids(60)
+    adata.obs_names = [f"cell{at}" for at in range(240)]
+    adata.obs["type"] = pd.Categorical([f"type{kind}" for kind in types])
+    return adata
+
+
+@pytest.fixture(scope="module")
+def trained(structured, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "own"
+    with gfx.settings.override(verbosity=0):
+        returned = pretrain(
+            [structured], folder, config=TINY, curriculum=[(24, 2), (48, 14)], training=QUICK, held_out=0.2
+        )
+    assert returned == folder
+    return folder
+
+
+# --- vocabulary -----------------------------------------------------------------------------------------------------
+
+
+def naive_medians(sources, min_cells):
+    seen = {}
+    for adata in sources:
+        for row in np.asarray(adata.X.todense(), dtype=np.float64):
+            for gene, count in zip(adata.var_names, row, strict=True):
+                if count > 0:
+                    seen.setdefault(gene, []).append(count / row.sum() * 10_000)
+    return {gene: np.median(values) for gene, values in seen.items() if len(values) >= min_cells}
+
+
+def two_sources(seed=0):
+    """Cells that share some genes, with other genes in each."""
+    rng = np.random.default_rng(seed)
+    sources = []
+    for start, n_cells in ((1, 40), (11, 25)):
+        counts = rng.poisson(rng.lognormal(-1, 1.5, 30), (n_cells, 30)).astype(np.float32)
+        adata = ad.AnnData(sparse.csr_matrix(counts))
+        adata.var_names = gene_ids(30, start)
+        sources.append(adata)
+    return sources
+
+
+@pytest.mark.parametrize("min_cells", [1, 5, 30])
+def test_medians(min_cells):
+    sources = two_sources()
+    vocabulary = build_vocabulary(sources, min_cells=min_cells)
+    expected = naive_medians(sources, min_cells)
+    assert vocabulary.ids[:4].tolist() == ["<pad>", "<mask>", "<cls>", "<eos>"]
+    assert vocabulary.ids[4:].tolist() == sorted(expected)
+    np.testing.assert_allclose(vocabulary.medians[4:], [expected[gene] for gene in vocabulary.ids[4:]], rtol=1e-6)
+    assert len(expected) > 5
+
+
+def test_cells_of_depth_zero_do_no_harm():
+    sources = two_sources()
+    sources[0].X = sparse.csr_matrix(sources[0].X.multiply(np.arange(40)[:, None] > 3))
+    vocabulary = build_vocabulary(sources, min_cells=5)
+    expected = naive_medians([sources[0][4:], sources[1]], 5)
+    np.testing.assert_allclose(vocabulary.medians[4:], [expected[gene] for gene in vocabulary.ids[4:]], rtol=1e-6)
+
+
+def test_depth_is_that_of_all_genes():
+    """Genes that are not learnt count for the depth."""
+    sources = two_sources()
+    chosen = sources[0].var_names[:12].tolist()
+    vocabulary = build_vocabulary(sources, genes=chosen, min_cells=5)
+    expected = naive_medians(sources, 5)
+    assert set(vocabulary.ids[4:]) == set(chosen) & set(expected)
+    np.testing.assert_allclose(vocabulary.medians[4:], [expected[gene] for gene in vocabulary.ids[4:]], rtol=1e-6)
+
+
+def test_repeated_genes_are_summed():
+    (first, _) = two_sources()
+    twice = ad.AnnData(sparse.hstack([first.X, first.X], format="csr"))
+    twice.var_names = [*first.var_names, *[f"{gene}.7" for gene in first.var_names]]
+    vocabulary, expected = build_vocabulary([twice]), build_vocabulary([first])
+    assert vocabulary.ids.tolist() == expected.ids.tolist()
+    np.testing.assert_allclose(vocabulary.medians, expected.medians, rtol=1e-6)  # twice the count of twice the depth
+    assert set(vocabulary.symbols) == {""}  # an id with a version is no symbol
+
+
+def test_symbols_and_aliases():
+    first, second = two_sources()
+    for adata, names in ((first, "GENE{}"), (second, "Old{}")):
+        adata.var["ensembl"] = adata.var_names.to_numpy()
+        adata.var_names = [names.format(int(gene[4:])) for gene in adata.var["ensembl"]]
+    vocabulary = build_vocabulary([first, first, second], gene_ids="ensembl", min_cells=1)
+    shared = "ENSG00000000015"
+    assert vocabulary.symbols[vocabulary.token_of[shared]] == "GENE15"  # as most sources say
+    assert vocabulary.resolve(["gene15", "OLD15", shared]).tolist() == [vocabulary.token_of[shared]] * 3
+
+
+def test_files(tmp_path):
+    first, second = two_sources()
+    first.write_h5ad(tmp_path / "first.h5ad")
+    second.write_h5ad(tmp_path / "second.h5ad")
+    found = build_vocabulary([tmp_path / "first.h5ad", str(tmp_path / "second.h5ad")])
+    assert found.sha256 == build_vocabulary([first, second]).sha256
+
+
+def test_one_source_need_not_be_in_a_list(tmp_path):
+    (first, _) = two_sources()
+    first.write_h5ad(tmp_path / "first.h5ad")
+    expected = build_vocabulary([first]).sha256
+    for source in (first, tmp_path / "first.h5ad", str(tmp_path / "first.h5ad")):
+        assert build_vocabulary(source).sha256 == expected
+
+
+def test_sources_that_teach_nothing(tmp_path):
+    first, second = two_sources()
+    with pytest.raises(ValueError, match="`sources` is empty"):
+        build_vocabulary([])
+    symbols = second.copy()
+    symbols.var_names = ["ENSA", *[f"GENE{at}" for at in range(29)]]  # ENSA is a symbol, not an Ensembl id
+    with pytest.raises(ValueError, match=r"source 1: no gene to learn from.*'ENSA'.*`gene_ids=`"):
+        build_vocabulary([first, symbols])
+    logs = second.copy()
+    logs.X = logs.X.log1p()
+    logs.write_h5ad(tmp_path / "logs.h5ad")
+    with pytest.raises(ValueError, match=r"logs\.h5ad: adata\.X.* holds fractions"):
+        build_vocabulary([first, tmp_path / "logs.h5ad"])
+    with pytest.raises(ValueError, match=r"source 0: no gene to learn from"):
+        build_vocabulary([first], genes=["ENSG00000099999"])
+    with pytest.raises(KeyError, match="ensembl"):
+        build_vocabulary([first], gene_ids="ensembl")
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+def report(folder):
+    return json.loads((folder / "pretraining.json").read_text())
+
+
+def test_it_learns_what_ranks_do_not_say(trained):
+    found = report(trained)
+    losses = [entry["loss"] for entry in found["history"] if "loss" in entry]
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    assert found["masked_gene"]["top_10"] > found["rank_baseline"]["top_10"] + 0.2
+    assert found["masked_gene"]["top_1"] > found["rank_baseline"]["top_1"]
+    assert found["cells"] + found["held_out"] == 240
+    assert found["held_out"] == 48
+
+
+def test_the_folder_loads_and_embeds(trained, structured):
+    model = load(trained)
+    assert model.name == "own"
+    assert model.n_blocks == 1
+    assert model.vocabulary.sha256 == build_vocabulary([structured]).sha256
+    adata = structured.copy()
+    gfx.tl.embed(adata, model=trained, hidden_layer=-1, dtype="float32")
+    vectors = adata.obsm["X_gfx"] - adata.obsm["X_gfx"].mean(axis=0)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    nearest = (vectors @ vectors.T - 2 * np.eye(240)).argmax(axis=1)
+    same = adata.obs["type"].to_numpy() == adata.obs["type"].to_numpy()[nearest]
+    assert same.mean() > 0.9  # <cls> tells the types apart
+
+
+def weights(folder):
+    from safetensors.numpy import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def quick_run(structured, folder, **kwargs):
+    with gfx.settings.override(verbosity=0):
+        return pretrain(
+            structured[:80].copy(), folder, config=TINY, curriculum=[(24, 1), (48, 2)], training=QUICK, **kwargs
+        )
+
+
+def test_the_same_seed_gives_the_same_model(structured, tmp_path):
+    first, second, other = (
+        weights(quick_run(structured, tmp_path / name, rng=seed)) for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    for name, tensor in first.items():
+        np.testing.assert_allclose(second[name], tensor, atol=1e-6, err_msg=name)
+    words = "bert.embeddings.word_embeddings.weight"
+    assert abs(first[words] - other[words]).max() > 0.01
+
+
+class Stopped(BaseException):
+    """What ends a run from outside, like Ctrl-C."""
+
+
+def test_a_stopped_run_goes_on(structured, tmp_path, monkeypatch):
+    """Stopped in its second stage: the first is not trained again, the second goes on from its checkpoint."""
+    from gfx._engine.training import MaskedGeneModel
+
+    steps, forward = [], MaskedGeneModel.forward
+
+    def counted(self, *args, **kwargs):
+        if self.training:
+            steps.append(1)
+            if len(steps) == 13:
+                raise Stopped
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(MaskedGeneModel, "forward", counted)
+    with pytest.raises(Stopped):
+        quick_run(structured, tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()  # nothing that looks like a model
+    quick_run(structured, tmp_path / "run")
+    # 76 cells in batches of 16: 5 steps, then 10; 12 were done, of these 10 in checkpoints.
+    assert len(steps) == 13 + 5
+    assert [entry["step"] for entry in report(tmp_path / "run")["history"] if "loss" in entry] == [
+        *range(1, 6),
+        *range(1, 11),
+    ]
+    assert load(tmp_path / "run").n_blocks == 1
+
+
+def test_start_from_coexpression(structured, tmp_path):
+    """Genes of one type start alike."""
+    folder = quick_run(structured, tmp_path, start_from="coexpression", held_out=0.1)
+    words = weights(folder)["bert.embeddings.word_embeddings.weight"][4:64]
+    words /= np.linalg.norm(words, axis=1, keepdims=True)
+    alike = words @ words.T
+    same_type = np.kron(np.eye(6), np.ones((10, 10))).astype(bool)
+    assert alike[same_type & ~np.eye(60, dtype=bool)].mean() > alike[~same_type].mean() + 0.2
+
+
+def test_a_vocabulary_that_was_made_before(structured, tmp_path):
+    vocabulary = build_vocabulary([structured], name="mine", genes=structured.var_names[:40])
+    folder = quick_run(structured, tmp_path, vocabulary=vocabulary)
+    assert load(folder).vocabulary.sha256 == vocabulary.sha256
+    assert load(folder).vocabulary.name == "mine"
+
+
+@pytest.mark.parametrize("held_out", [0.0, 1.0])
+def test_both_parts_need_cells(structured, tmp_path, held_out):
+    with pytest.raises(ValueError, match=rf"`held_out={held_out}` keeps \d+ of 80 cells"):
+        quick_run(structured, tmp_path, held_out=held_out)
+
+
+def test_a_source_without_the_vocabularys_genes(structured, tmp_path):
+    (first, _) = two_sources()
+    first.var_names = gene_ids(30, 5000)
+    vocabulary = build_vocabulary([structured])
+    with pytest.raises(ValueError, match=r"source 1: no gene of the vocabulary 'own'.*'ENSG00000005000'"):
+        pretrain([structured, first], tmp_path, vocabulary=vocabulary, config=TINY, training=QUICK)
+
+
+def test_nothing_is_said_when_nothing_is_to_be_said(structured, tmp_path, capsys):
+    quick_run(structured, tmp_path)
+    assert capsys.readouterr().out == ""
+
+
+def test_cells_of_one_gene_teach_nothing(structured, tmp_path):
+    counts = structured.X.toarray()
+    counts[:, 1:] = 0
+    alone = ad.AnnData(sparse.csr_matrix(counts), var=structured.var)
+    with pytest.raises(ValueError, match="No cell has more than one gene of the vocabulary"):
+        pretrain([alone], tmp_path, config=TINY, training=QUICK)

@@ -1,0 +1,132 @@
+"""Toy cells with every slot filled, a way to see which slots changed, and a slow reference for cells of counts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import sparse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    import anndata as ad
+
+    from gfx.models import Model
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny models wait for their threads longer than they compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def cells(toy_cells) -> ad.AnnData:
+    """24 cells whose every kind of slot holds something that is not ours."""
+    adata = toy_cells(24)
+    rng = np.random.default_rng(0)
+    adata.layers["doubled"] = adata.X * 2
+    adata.obsm["X_pca"] = rng.normal(size=(adata.n_obs, 3))
+    adata.varm["PCs"] = rng.normal(size=(adata.n_vars, 3))
+    adata.obsp["distances"] = sparse.eye_array(adata.n_obs, format="csr")
+    adata.varp["correlations"] = sparse.eye_array(adata.n_vars, format="csr")
+    adata.uns["neighbors"] = {"params": {"method": "umap"}, "connectivities_key": "connectivities"}
+    adata.uns["title"] = "cells"
+    adata.raw = adata.copy()
+    return adata
+
+
+def content(value: Any) -> Any:
+    """What is in a slot, in a form that `==` compares."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if sparse.issparse(value):
+        value = value.tocoo()
+        return value.shape, str(value.dtype), value.data.tobytes(), value.row.tobytes(), value.col.tobytes()
+    if isinstance(value, pd.DataFrame):
+        return {column: content(value[column]) for column in value}, value.index.tolist()
+    if isinstance(value, pd.Series | pd.Index):
+        if pd.api.types.is_numeric_dtype(value):
+            return content(value.to_numpy())
+        return str(value.dtype), value.astype(object).tolist()
+    if hasattr(value, "items"):
+        return {key: content(entry) for key, entry in value.items()}
+    value = np.asarray(value)
+    return value.shape, str(value.dtype), value.tolist() if value.dtype == object else value.tobytes()
+
+
+@pytest.fixture(scope="session")
+def slots() -> Callable[[ad.AnnData], dict[str, Any]]:
+    """Everything in an AnnData, by slot."""
+
+    def read(adata: ad.AnnData) -> dict[str, Any]:
+        found = {"X": content(adata.X), "obs_names": content(adata.obs_names), "var_names": content(adata.var_names)}
+        if adata.raw is not None:
+            found |= {"raw": content(adata.raw.X), "raw.var": content(adata.raw.var)}
+        for name in ("obs", "var", "obsm", "varm", "obsp", "varp", "layers", "uns"):
+            held: Mapping[str, Any] = getattr(adata, name)
+            found |= {f"{name}:{key}": content(held[key]) for key in held if key is not None}
+        return found
+
+    return read
+
+
+class SlowModel:
+    """Ranks counts by hand and runs the published model on one cell at a time."""
+
+    def __init__(self, model: Model) -> None:
+        from transformers import BertForMaskedLM
+
+        self.vocabulary = model.vocabulary
+        self.bert = BertForMaskedLM.from_pretrained(model.folder, attn_implementation="eager").eval()
+        self._seen: dict[tuple[int, ...], Any] = {}
+        self.room = self.bert.config.max_position_embeddings - 2 * self.vocabulary.has_cls
+
+    def tokens(self, adata: ad.AnnData) -> list[list[int]]:
+        """Encode the toy cells' symbols, TOY<n>."""
+        offset = int(self.vocabulary.is_special.sum())
+        rows = []
+        for counts in np.asarray(adata.X.todense(), dtype=np.float64):
+            value = {
+                offset + int(name[3:]) - 1: count / self.vocabulary.medians[offset + int(name[3:]) - 1]
+                for name, count in zip(adata.var_names, counts, strict=True)
+                if count > 0 and name.startswith("TOY")
+            }
+            genes = sorted(value, key=lambda token: (-value[token], token))[: self.room]
+            wrapped = [self.vocabulary.cls, *genes, self.vocabulary.eos] if self.vocabulary.has_cls else genes
+            rows.append(wrapped if genes else [])
+        return rows
+
+    def run(self, tokens: list[int]) -> Any:
+        """Hidden states and attention of one cell."""
+        key = tuple(tokens)
+        if key not in self._seen:
+            with torch.no_grad():
+                self._seen[key] = self.bert(torch.tensor([tokens]), output_hidden_states=True, output_attentions=True)
+        return self._seen[key]
+
+    def states(self, tokens: list[int], hidden_layer: int = -2) -> np.ndarray:
+        """Hidden states, `(length, d)`."""
+        return self.run(tokens).hidden_states[hidden_layer][0].double().numpy()
+
+    def is_gene(self, token: int) -> bool:
+        return not self.vocabulary.is_special[token]
+
+
+@pytest.fixture(scope="session", params=["v1", "v2"])
+def any_model(request: pytest.FixtureRequest) -> Model:
+    """A model without special tokens, and one with them."""
+    return request.getfixturevalue("toy_model_v1" if request.param == "v1" else "toy_model")
+
+
+@pytest.fixture(scope="session")
+def slow(any_model) -> SlowModel:
+    """The slow reference for `any_model`."""
+    return SlowModel(any_model)

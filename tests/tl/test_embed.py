@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+import gfx
+
+
+def naive(slow, adata, pooling, hidden_layer=-2):
+    rows = []
+    for tokens in slow.tokens(adata):
+        states = slow.states(tokens, hidden_layer)
+        genes = [state for token, state in zip(tokens, states, strict=True) if slow.is_gene(token)]
+        rows.append(states[0] if pooling == "cls" else np.mean(genes, axis=0))
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("hidden_layer", [-1, -2, 0, 3])
+def test_embedding_is_that_of_the_published_model(cells, any_model, slow, hidden_layer):
+    for pooling in ("mean", "cls") if any_model.vocabulary.has_cls else ("mean",):
+        gfx.tl.embed(cells, model=any_model, dtype="float32", hidden_layer=hidden_layer, pooling=pooling)
+        np.testing.assert_allclose(cells.obsm["X_gfx"], naive(slow, cells, pooling, hidden_layer), atol=1e-5)
+        params = cells.uns["gfx"]["params"]
+        assert (params["hidden_layer"], params["pooling"]) == (hidden_layer, pooling)
+
+
+def test_pooling_follows_the_family(cells, any_model):
+    gfx.tl.embed(cells, model=any_model)
+    assert cells.uns["gfx"]["params"]["pooling"] == ("cls" if any_model.vocabulary.has_cls else "mean")
+
+
+def test_defaults_are_those_of_the_official_software(cells, any_model, slow):
+    """The last block but one; <cls> where there is one, else the mean."""
+    gfx.tl.embed(cells, model=any_model, dtype="float32")
+    expected = naive(slow, cells, "cls" if any_model.vocabulary.has_cls else "mean")
+    np.testing.assert_allclose(cells.obsm["X_gfx"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 100])
+def test_batch_size(cells, any_model, batch_size):
+    gfx.tl.embed(cells, model=any_model, dtype="float32", key_added="all")
+    gfx.tl.embed(cells, model=any_model, dtype="float32", batch_size=batch_size, key_added="few")
+    np.testing.assert_allclose(cells.obsm["few"], cells.obsm["all"], atol=1e-5)
+
+
+def test_order_of_cells(cells, any_model):
+    order = np.random.default_rng(0).permutation(cells.n_obs)
+    shuffled = cells[order].copy()
+    for adata in (cells, shuffled):
+        gfx.tl.embed(adata, model=any_model, dtype="float32")
+    np.testing.assert_allclose(shuffled.obsm["X_gfx"], cells.obsm["X_gfx"][order], atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.1), ("float16", 0.02)])
+def test_precision(cells, toy_model, dtype, tolerance):
+    gfx.tl.embed(cells, model=toy_model, dtype="float32", key_added="exact")
+    gfx.tl.embed(cells, model=toy_model, dtype=dtype, key_added="rough")
+    assert cells.uns["rough"]["params"]["dtype"] == dtype
+    assert cells.obsm["rough"].dtype == np.float32
+    np.testing.assert_allclose(cells.obsm["rough"], cells.obsm["exact"], atol=tolerance)
+
+
+def test_device_and_dtype_are_checked(cells, toy_model, slots):
+    before = slots(cells)
+    with pytest.raises(ValueError, match="`dtype` is one of"):
+        gfx.tl.embed(cells, model=toy_model, dtype="int8")
+    with pytest.raises(RuntimeError, match="banana"):
+        gfx.tl.embed(cells, model=toy_model, device="banana")
+    assert slots(cells) == before
+
+
+def test_cells_without_genes(cells, toy_model):
+    cells.X = sparse.csr_matrix(cells.X.multiply(~np.isin(np.arange(24), [3, 20])[:, None]))
+    with pytest.warns(UserWarning, match="2 of 24 cells have no gene that the model knows") as caught:
+        gfx.tl.embed(cells, model=toy_model)
+    assert caught[0].filename == __file__  # the warning points at the user's line
+    assert np.flatnonzero(np.isnan(cells.obsm["X_gfx"]).any(axis=1)).tolist() == [3, 20]
+    assert np.isnan(cells.obsm["X_gfx"][[3, 20]]).all()
+
+
+def test_a_warning_made_an_error_leaves_everything_as_it_was(cells, toy_model, slots):
+    cells.X = sparse.csr_matrix(cells.X.multiply(np.arange(24)[:, None] > 0))
+    before = slots(cells)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="1 of 24 cells"):
+            gfx.tl.embed(cells, model=toy_model)
+    assert slots(cells) == before
+
+
+def test_it_says_what_it_did(cells, toy_model, capsys):
+    gfx.tl.embed(cells, model=toy_model, dtype="float32")
+    assert "embedded 24 cells with 'toy' on cpu in float32: added 'X_gfx' (adata.obsm)" in capsys.readouterr().out
+    with gfx.settings.override(verbosity=0):
+        gfx.tl.embed(cells, model=toy_model)
+    assert capsys.readouterr().out == ""
