@@ -63,10 +63,9 @@ html_css_files = ["gfx.css"]
 
 autosummary_generate = True
 autodoc_typehints = "description"
-autodoc_typehints_description_target = "documented_params"
+autodoc_typehints_description_target = "documented"
 autodoc_typehints_format = "short"
 napoleon_google_docstring = False
-napoleon_use_rtype = False
 # What a function writes is told in its own words there: a list of slots, not one type.
 napoleon_custom_sections = ["Returns"]
 # --- links to other projects ---------------------------------------------------------------------------------------
