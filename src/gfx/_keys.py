@@ -54,20 +54,33 @@ class AttentionKeys:
     uns: str
 
 
+def _base(key: str | None, default: str) -> str:
+    """Take the user's name for a result, or ours; a name that a file cannot hold is refused."""
+    if key is None:
+        return default
+    if not key:
+        msg = "`key_added=''` is no name; leave it out for the default."
+        raise ValueError(msg)
+    if "/" in key:
+        msg = f"`key_added={key!r}` has a '/', which files cannot hold in a name. Leave it out."
+        raise ValueError(msg)
+    return key
+
+
 def token_keys(key: str | None = None) -> TokenKeys:
     """Where tokens live."""
-    key = key or "gfx_tokens"
-    return TokenKeys(obsm=key, obs="gfx_n_tokens" if key == "gfx_tokens" else f"{key}_n_tokens", uns=key)
+    base = _base(key, "gfx_tokens")
+    return TokenKeys(obsm=base, obs="gfx_n_tokens" if key is None else f"{base}_n_tokens", uns=base)
 
 
 def embed_keys(key: str | None = None) -> EmbedKeys:
     """Where cell embeddings live."""
-    return EmbedKeys(obsm=key or "X_gfx", uns=key or "gfx")
+    return EmbedKeys(obsm=_base(key, "X_gfx"), uns=_base(key, "gfx"))
 
 
 def embed_genes_keys(key: str | None = None) -> EmbedGenesKeys:
     """Where gene embeddings live."""
-    key = key or "gfx"
+    key = _base(key, "gfx")
     return EmbedGenesKeys(
         varm=key,
         varm_groups=f"{key}_groups",
@@ -79,11 +92,11 @@ def embed_genes_keys(key: str | None = None) -> EmbedGenesKeys:
 
 def delete_keys(key: str | None = None) -> DeleteKeys:
     """Where the effects of deleted genes live."""
-    key = key or "gfx_delete"
+    key = _base(key, "gfx_delete")
     return DeleteKeys(obsm=key, obsm_states=f"{key}_states", varm=key, varm_n_cells=f"{key}_n_cells", uns=key)
 
 
 def attention_keys(key: str | None = None) -> AttentionKeys:
     """Where attention lives."""
-    key = key or "gfx_attention"
+    key = _base(key, "gfx_attention")
     return AttentionKeys(varm=key, var=f"{key}_n_cells", var_uniform=f"{key}_uniform", uns=key)

@@ -17,7 +17,7 @@ class _StdoutHandler(logging.StreamHandler):
         logging.Handler.__init__(self)
 
     @property
-    def stream(self):  # noqa: ANN201
+    def stream(self):
         return sys.stdout
 
 

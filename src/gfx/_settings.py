@@ -92,7 +92,9 @@ class Settings:
 
 
 def _from_environment() -> Settings:
-    given = {f.name: os.environ[f"GFX_{f.name.upper()}"] for f in fields(Settings) if f"GFX_{f.name.upper()}" in os.environ}
+    given = {
+        f.name: os.environ[f"GFX_{f.name.upper()}"] for f in fields(Settings) if f"GFX_{f.name.upper()}" in os.environ
+    }
     return Settings(**{name: value for name, value in given.items() if value != ""})
 
 

@@ -206,6 +206,7 @@ def train(
         "save_total_limit": 2,
         "logging_steps": 50,
         "report_to": "none",
+        "dataloader_pin_memory": torch.cuda.is_available(),
         "disable_tqdm": not _log.shows_progress(),
     } | dict(arguments)
     trainer = Trainer(
@@ -229,6 +230,13 @@ def train(
     model.save_pretrained(finished)
     history.write_text(json.dumps(trainer.state.log_history))
     return trainer.state.log_history
+
+
+def save(model: MaskedGeneModel, folder: Path) -> None:
+    """Write the model as the plain BERT masked-LM that it is, for any program to read."""
+    plain = BertForMaskedLM(model.config)
+    plain.load_state_dict(model.state_dict())
+    plain.save_pretrained(folder)
 
 
 def _last_checkpoint(folder: Path) -> str | None:

@@ -78,8 +78,8 @@ def deletion(
     >>> adata = gfx.datasets.toy()
     >>> gfx.tl.delete_genes(adata, ["CD3D", "MS4A1"], model="mini")
     >>> ax = gfx.pl.deletion(adata, show=False)
-    >>> [label.get_text() for label in ax.get_yticklabels()]
-    ['CD3D (33)', 'MS4A1 (32)']
+    >>> ax.get_xlabel()
+    'shift of the cell (1 - cosine)'
     """
     import matplotlib as mpl
 

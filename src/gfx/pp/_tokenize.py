@@ -123,11 +123,9 @@ def tokenize(
     """
     from gfx.models import load
 
+    keys = token_keys(key_added)
     data = copied(adata, copy=copy)
     cells = pick(data, mod)
-    if key_added is not None and "/" in key_added:
-        msg = f"`key_added={key_added!r}` has a '/', which files cannot hold in a name. Leave it out."
-        raise ValueError(msg)
     source = {"layer": layer, "use_raw": use_raw, "gene_ids": gene_ids, "counts": counts, "n_counts": n_counts}
     found = load(model)
     tokens, report = make_tokens(cells, found.vocabulary, found.max_length, **source)
@@ -136,7 +134,6 @@ def tokenize(
 
     _tell(numbers, found.vocabulary, found.max_length)
 
-    keys = token_keys(key_added)
     cells.obsm[keys.obsm] = tokens.ids
     cells.obs[keys.obs] = tokens.lengths
     cells.uns[keys.uns] = {"params": params, "report": numbers}

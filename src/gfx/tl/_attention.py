@@ -88,13 +88,13 @@ def attention(
     """
     from gfx._engine.attention import attention_sums
 
+    keys = attention_keys(key_added)
     data = copied(adata, copy=copy)
-    cells = prepare(data, model, layer=layer, key_added=key_added, mod=mod)
+    cells = prepare(data, model, layer=layer, mod=mod)
     lengths = cells.lengths(mask_obs)
     encoder = cells.encoder(-1, dtype="float32", attention="eager")
     sums = attention_sums(encoder, cells.tokens.ids, lengths, cells.model.vocabulary)
     n_blocks, n_heads = sums.entropy.shape
-    keys = attention_keys(key_added)
     genes = cells.per_gene(sums.genes.reshape(len(sums.genes), -1))
     uniform = cells.per_gene(sums.uniform)
     n_cells = cells.cells_per_gene(sums.n_cells)

@@ -124,8 +124,9 @@ def delete_genes(
     from gfx._engine.perturb import delete_genes as run
     from gfx._engine.pooling import embed_cells
 
+    keys = delete_keys(key_added)
     data = copied(adata, copy=copy)
-    cells = prepare(data, model, layer=layer, key_added=key_added, mod=mod)
+    cells = prepare(data, model, layer=layer, mod=mod)
     vocabulary, tokens = cells.model.vocabulary, cells.tokens
     names, sets = _perturbations(genes, vocabulary)
     states = _states(cells, groupby, start, goal)
@@ -139,7 +140,6 @@ def delete_genes(
         lengths = np.where(states.group == states.names.index(states.start), tokens.lengths, 0)
     effects = run(encoder, tokens.ids, lengths, vocabulary, sets, how=how, state_vectors=centroids)
 
-    keys = delete_keys(key_added)
     table = _table(names, effects.cells, effects.ranks)
     result: dict[str, object] = {
         "params": record(

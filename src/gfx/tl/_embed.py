@@ -95,13 +95,13 @@ def embed(
     """
     from gfx._engine.pooling import embed_cells
 
+    keys = embed_keys(key_added)
     data = copied(adata, copy=copy)
-    cells = prepare(data, model, layer=layer, key_added=key_added, mod=mod)
+    cells = prepare(data, model, layer=layer, mod=mod)
     how = cells.pooling(pooling)
     encoder = cells.encoder(hidden_layer, device=device, dtype=dtype)
     tokens = cells.tokens
     vectors = embed_cells(encoder, tokens.ids, tokens.lengths, cells.model.vocabulary, how=how, batch_size=batch_size)
-    keys = embed_keys(key_added)
     params = record("tl.embed", **cells.provenance(encoder), hidden_layer=hidden_layer, pooling=how)
     n_empty = int(np.isnan(vectors[:, 0]).sum())
     if n_empty:

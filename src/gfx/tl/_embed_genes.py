@@ -100,8 +100,9 @@ def embed_genes(
     """
     from gfx._engine.pooling import embed_genes as run
 
+    keys = embed_genes_keys(key_added)
     data = copied(adata, copy=copy)
-    cells = prepare(data, model, layer=layer, key_added=key_added, mod=mod)
+    cells = prepare(data, model, layer=layer, mod=mod)
     lengths = cells.lengths(mask_obs)
     if groupby is None:
         names, group = [], np.zeros(cells.adata.n_obs, dtype=np.int64)
@@ -122,7 +123,6 @@ def embed_genes(
     n_cells = counts.sum(axis=0)
     overall = (np.nan_to_num(means) * counts[..., None]).sum(axis=0) / np.maximum(n_cells, 1)[:, None]
     overall[n_cells == 0] = np.nan
-    keys = embed_genes_keys(key_added)
     result: dict[str, object] = {
         "params": record(
             "tl.embed_genes", **cells.provenance(encoder), hidden_layer=hidden_layer, pooling="gene", groupby=groupby

@@ -145,14 +145,10 @@ def prepare(
     model: str | Path | Model | None,
     *,
     layer: str | None,
-    key_added: str | None,
     mod: str | None,
 ) -> Prepared:
     """Find what a tool runs on; writes nothing."""
     adata = pick(data, mod)
-    if key_added is not None and "/" in key_added:
-        msg = f"`key_added={key_added!r}` has a '/', which files cannot hold in a name. Leave it out."
-        raise ValueError(msg)
     loaded = load(model)
     tokens = find_tokens(adata, loaded.vocabulary, loaded.max_length, layer=layer)
     if not (tokens.lengths > 0).any():
