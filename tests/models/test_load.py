@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 import gfx
 from gfx._core.vocabulary import Vocabulary
-from gfx.models._load import load_from
+from gfx.models._load import _tell_of_embedded, load_from
 from gfx.models._registry import published
 from gfx.models._store import Store, file_sha256
 from gfx.models._vocabulary_file import write_vocabulary
@@ -241,16 +241,18 @@ def test_without_a_name_the_settings_decide(own_folder: Path, toy_folder: Path) 
         assert gfx.models.load(toy_folder).name == toy_folder.name
 
 
-def test_without_any_name_the_embedded_model_is_used_and_said_so(
+def test_without_any_name_the_embedded_model_is_used_and_said_so_once(
     toy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("gfx.models._store.EMBEDDED_FOLDER", toy_folder)
     card = replace(published().models["V1-10M"], name="mini", files=(), embedded=True)
     store = Store(registry=replace(published(), models={"mini": card}), folder=tmp_path / "cache")
+    _tell_of_embedded.cache_clear()
     with gfx.settings.override(model=None):
         model = load_from(store, None, None)
         said = capsys.readouterr().out
         load_from(store, toy_folder, None)
+        load_from(store, None, None)
     assert (model.name, model.folder) == ("mini", toy_folder)
     assert "using the embedded 'mini'" in said
     assert "V2-104M" in said

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,10 +147,7 @@ def load_from(store: Store, name: str | Path | Model | None, vocabulary: str | P
         name = settings.model
     if name is None:
         name = EMBEDDED_FOLDER.name
-        info(
-            f"No model named: using the embedded {name!r}. Name a published one with `model=` or `gfx.settings.model`, "
-            'such as "V2-104M"; `gfx.models.available()` lists them.'
-        )
+        _tell_of_embedded(name)
     card = store.registry.find(name) if isinstance(name, str) else None
     if isinstance(card, VocabularyCard):
         models = [other.name for other in store.registry.models.values() if other.vocabulary == card.name]
@@ -169,6 +166,15 @@ def load_from(store: Store, name: str | Path | Model | None, vocabulary: str | P
     _check_weights(model)
     _check_vocabulary(model, card, store.registry)
     return model
+
+
+@cache
+def _tell_of_embedded(name: str) -> None:
+    """Say once which model runs where none is named: every result's `params` say it again."""
+    info(
+        f"No model named: using the embedded {name!r}. Name a published one with `model=` or `gfx.settings.model`, "
+        'such as "V2-104M"; `gfx.models.available()` lists them.'
+    )
 
 
 def _local_folder(name: str | Path, registry: Registry) -> Path:
