@@ -207,6 +207,15 @@ def test_categories_without_cells_and_cells_without_state(cells, toy_model):
     assert np.isnan(cells.obsm["gfx_delete"][cells.obs["some"] == "b"]).all()  # they are a goal, nothing is deleted
 
 
+@pytest.mark.parametrize("kind", [int, bool, float])
+def test_states_that_are_no_text(cells, toy_model, kind):
+    cells.obs["sick"] = (cells.obs["condition"] == "sick").astype(kind)
+    gfx.tl.delete_genes(cells, GENE, model=toy_model, groupby="condition", start="sick", goal="healthy", key_added="x")
+    gfx.tl.delete_genes(cells, GENE, model=toy_model, groupby="sick", start=kind(1), goal=kind(0), key_added="y")
+    np.testing.assert_array_equal(cells.obsm["y_states"], cells.obsm["x_states"])
+    assert cells.uns["y"]["states"].tolist() == [str(kind(0)), str(kind(1))]
+
+
 def test_states_of_an_earlier_run_do_not_stay(cells, toy_model):
     gfx.tl.delete_genes(cells, [GENE, OTHER], model=toy_model, groupby="cell_type", start="a", goal="b")
     gfx.tl.delete_genes(cells, GENE, model=toy_model)

@@ -251,10 +251,11 @@ def _states(cells: Prepared, groupby: str | None, start: str | None, goal: str |
         given = {"groupby": groupby, "start": start, "goal": goal}
         msg = f"`groupby`, `start` and `goal` go together; found {given}."
         raise ValueError(msg)
+    start, goal = str(start), str(goal)  # as the names of groups are, whatever the column holds
     names, group = groups(cells.adata, groupby)
     for role, state in (("start", start), ("goal", goal)):
         if state not in names:
-            close = difflib.get_close_matches(str(state), names, n=1)
+            close = difflib.get_close_matches(state, names, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             msg = f"Did not find {role}={state!r} in `adata.obs[{groupby!r}]`.{hint} Present: {names}."
             raise KeyError(msg)
