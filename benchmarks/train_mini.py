@@ -22,6 +22,7 @@ def ship(trained: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.half() for name, tensor in load_file(trained / "model.safetensors").items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
     for name in ("config.json", "vocabulary.tsv.gz"):
         shutil.copyfile(trained / name, folder / name)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
 from gfx._core.gene_names import foreign_species
@@ -15,7 +16,6 @@ from gfx._core.scales import UNDO, recover_counts, scale_of
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import pandas as pd
     from anndata import AnnData
     from mudata import MuData
 
@@ -89,10 +89,12 @@ def _column(frame: pd.DataFrame, key: str, where: str) -> pd.Series:
     return frame[key]
 
 
-def cell_mask(adata: AnnData, mask_obs: str | np.ndarray | None) -> np.ndarray:
-    """Turn a boolean `obs` column or array into a mask, bool `(n_obs,)`."""
+def cell_mask(adata: AnnData, mask_obs: str | np.ndarray | pd.Series | None) -> np.ndarray:
+    """Turn a boolean `obs` column, array or series by cell name into a mask, bool `(n_obs,)`."""
     if mask_obs is None:
         return np.ones(adata.n_obs, dtype=bool)
+    if isinstance(mask_obs, pd.Series):  # its own names say which cell is meant, not its order
+        mask_obs = mask_obs.reindex(adata.obs_names)
     mask = obs_column(adata, mask_obs).to_numpy() if isinstance(mask_obs, str) else np.asarray(mask_obs)
     if mask.dtype != bool or mask.shape != (adata.n_obs,):
         msg = (

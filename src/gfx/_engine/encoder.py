@@ -6,7 +6,7 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from transformers import BertConfig, BertModel
 
 if TYPE_CHECKING:
@@ -44,19 +44,8 @@ def load_encoder(
     settings._attn_implementation = attention
     with torch.device("meta"):  # no time spent on random weights that are replaced at once
         encoder = BertModel(settings, add_pooling_layer=False)
-    if weights.suffix == ".safetensors":
-        stored = load_file(weights)
-    else:
-        try:
-            stored = torch.load(weights, map_location="cpu", weights_only=True)
-        except UnpicklingError:
-            msg = (
-                f"{weights} was refused: it holds more than tensors, or is broken. Pickles can run any program when "
-                "they are read; do not open this one with anything else, and ask for `model.safetensors`."
-            )
-            raise ValueError(msg) from None
-    state = {name.removeprefix("bert."): tensor for name, tensor in stored.items()}
     expected = encoder.state_dict()
+    state = _read_tensors(weights, set(expected))
     missing = sorted(set(expected) - set(state))
     if missing:
         msg = (
@@ -76,3 +65,20 @@ def load_encoder(
     encoder.embeddings.position_ids = positions
     encoder.embeddings.token_type_ids = torch.zeros_like(positions)
     return encoder.eval().requires_grad_(requires_grad=False)
+
+
+def _read_tensors(weights: Path, wanted: set[str]) -> dict[str, torch.Tensor]:
+    """Read the encoder's tensors, as far as they are there; of safetensors nothing else is read from disk."""
+    if weights.suffix == ".safetensors":
+        with safe_open(weights, framework="pt") as stored:
+            names = {name.removeprefix("bert."): name for name in stored.keys()}  # noqa: SIM118 - it is no mapping
+            return {name: stored.get_tensor(names[name]) for name in wanted & set(names)}
+    try:
+        tensors = torch.load(weights, map_location="cpu", weights_only=True)
+    except UnpicklingError:
+        msg = (
+            f"{weights} was refused: it holds more than tensors, or is broken. Pickles can run any program when "
+            "they are read; do not open this one with anything else, and ask for `model.safetensors`."
+        )
+        raise ValueError(msg) from None
+    return {name.removeprefix("bert."): tensor for name, tensor in tensors.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 TARGET_SUM = 10_000
 
 REPORT_FILE = "pretraining.json"
+PLAN_FILE = "plan.json"
 
 #: ENSA is a symbol; an Ensembl id goes on with a number.
 _ENSEMBL_ID = re.compile(r"ENS[A-Z]*\d{11}")
@@ -190,6 +192,23 @@ def _coexpression_vectors(ids: np.ndarray, vocabulary: Vocabulary, size: int, se
     return (0.5 * vectors / np.maximum(norm, 1e-12)).astype(np.float32)
 
 
+def _keep_to_plan(folder: Path, plan: Mapping[str, Any]) -> None:
+    """Note what a folder is trained on and how; refuse to go on there with something else."""
+    file = folder / PLAN_FILE
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(plan, indent=1))
+        return
+    before = json.loads(file.read_text())
+    changed = sorted(key for key in plan if plan[key] != before.get(key))
+    if changed:
+        msg = (
+            f"{folder} holds a run with another {', '.join(changed)}, which cannot go on with these. "
+            "Give another folder, or delete that one."
+        )
+        raise ValueError(msg)
+
+
 def pretrain(
     sources: Sequence[str | Path | AnnData],
     folder: str | Path,
@@ -245,7 +264,8 @@ def pretrain(
     Raises
     ------
     ValueError
-        A source has no recognised gene or no raw counts (the message names it), or `held_out` leaves no cell.
+        A source has no recognised gene or no raw counts (the message names it), `held_out` leaves no cell, or the
+        folder holds a run on other cells or with other settings.
 
     Examples
     --------
@@ -270,6 +290,18 @@ def pretrain(
     if not 0 < n_held_out < len(ids):
         msg = f"`held_out={held_out}` keeps {n_held_out} of {len(ids)} cells for evaluation; both parts need cells."
         raise ValueError(msg)
+    _keep_to_plan(
+        folder,
+        {
+            "vocabulary": vocabulary.sha256,
+            "cells": hashlib.sha256(ids.tobytes()).hexdigest(),
+            "config": config,
+            "curriculum": [list(stage) for stage in curriculum],
+            "start_from": start_from,
+            "held_out": held_out,
+            "seed": rng,
+        },
+    )
     held, learnt = order[:n_held_out], order[n_held_out:]
     train_cells, held_cells = engine.Cells(ids[learnt], lengths[learnt]), engine.Cells(ids[held], lengths[held])
     _log.info(
