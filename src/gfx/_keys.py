@@ -54,49 +54,65 @@ class AttentionKeys:
     uns: str
 
 
-def _base(key: str | None, default: str) -> str:
-    """Take the user's name for a result, or ours; a name that a file cannot hold is refused."""
-    if key is None:
-        return default
-    if not key:
-        msg = "`key_added=''` is no name; leave it out for the default."
-        raise ValueError(msg)
+#: Slots that are written where no other name is given.
+_DEFAULTS = frozenset(
+    {"gfx_tokens", "gfx_n_tokens", "X_gfx", "gfx", "gfx_groups", "gfx_groups_n_cells", "gfx_n_cells", "gfx_genes"}
+    | {"gfx_delete", "gfx_delete_states", "gfx_delete_n_cells"}
+    | {"gfx_attention", "gfx_attention_n_cells", "gfx_attention_uniform"}
+)
+
+
+def _is_default(key: str | None, default: str) -> bool:
+    """Whether a result keeps our names; a name of the user's that would do harm is refused."""
+    if key is None or key == default:
+        return True
+    if not isinstance(key, str):
+        msg = f"`key_added` is a name, found {key!r} of type {type(key).__name__}."
+        raise TypeError(msg)
     if "/" in key:
         msg = f"`key_added={key!r}` has a '/', which files cannot hold in a name. Leave it out."
         raise ValueError(msg)
-    return key
+    if key in {"", ".", ".."} or not key.isprintable():
+        msg = f"`key_added={key!r}` is no name that files can hold. Leave it out for the default, {default!r}."
+        raise ValueError(msg)
+    if key in _DEFAULTS:
+        msg = f"`key_added={key!r}` is where another function writes. Choose a name of your own."
+        raise ValueError(msg)
+    return False
 
 
 def token_keys(key: str | None = None) -> TokenKeys:
     """Where tokens live."""
-    base = _base(key, "gfx_tokens")
-    return TokenKeys(obsm=base, obs="gfx_n_tokens" if key is None else f"{base}_n_tokens", uns=base)
+    if _is_default(key, "gfx_tokens"):
+        return TokenKeys(obsm="gfx_tokens", obs="gfx_n_tokens", uns="gfx_tokens")
+    return TokenKeys(obsm=key, obs=f"{key}_n_tokens", uns=key)
 
 
 def embed_keys(key: str | None = None) -> EmbedKeys:
     """Where cell embeddings live."""
-    return EmbedKeys(obsm=_base(key, "X_gfx"), uns=_base(key, "gfx"))
+    return EmbedKeys(obsm="X_gfx", uns="gfx") if _is_default(key, "X_gfx") else EmbedKeys(obsm=key, uns=key)
 
 
 def embed_genes_keys(key: str | None = None) -> EmbedGenesKeys:
     """Where gene embeddings live."""
-    key = _base(key, "gfx")
+    is_default = _is_default(key, "gfx")
+    base = "gfx" if is_default else key
     return EmbedGenesKeys(
-        varm=key,
-        varm_groups=f"{key}_groups",
-        varm_groups_n_cells=f"{key}_groups_n_cells",
-        var=f"{key}_n_cells",
-        uns=f"{key}_genes",
+        varm=base,
+        varm_groups=f"{base}_groups",
+        varm_groups_n_cells=f"{base}_groups_n_cells",
+        var=f"{base}_n_cells",
+        uns="gfx_genes" if is_default else base,
     )
 
 
 def delete_keys(key: str | None = None) -> DeleteKeys:
     """Where the effects of deleted genes live."""
-    key = _base(key, "gfx_delete")
-    return DeleteKeys(obsm=key, obsm_states=f"{key}_states", varm=key, varm_n_cells=f"{key}_n_cells", uns=key)
+    base = "gfx_delete" if _is_default(key, "gfx_delete") else key
+    return DeleteKeys(obsm=base, obsm_states=f"{base}_states", varm=base, varm_n_cells=f"{base}_n_cells", uns=base)
 
 
 def attention_keys(key: str | None = None) -> AttentionKeys:
     """Where attention lives."""
-    key = _base(key, "gfx_attention")
-    return AttentionKeys(varm=key, var=f"{key}_n_cells", var_uniform=f"{key}_uniform", uns=key)
+    base = "gfx_attention" if _is_default(key, "gfx_attention") else key
+    return AttentionKeys(varm=base, var=f"{base}_n_cells", var_uniform=f"{base}_uniform", uns=base)

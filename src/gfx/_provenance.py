@@ -43,3 +43,23 @@ def record(function: str, **params: object) -> dict[str, object]:
     """
     noted = {"gfx_version": version("scgfx"), "function": function} | params
     return {key: storable(value) for key, value in noted.items() if value is not None}
+
+
+def made_by(result: object) -> str | None:
+    """Tell which function of ours wrote an entry of `uns`; `None` for what others keep there."""
+    params = result.get("params") if isinstance(result, Mapping) else None
+    return params.get("function") if isinstance(params, Mapping) else None
+
+
+def claim(uns: Mapping[str, object], slot: str, function: str) -> None:
+    """Refuse to write where another function's result, or something of the user's, would be lost."""
+    if slot in uns and made_by(uns[slot]) != function:
+        writer = made_by(uns[slot])
+        found = f"a result of `gfx.{writer}`" if writer else "something that gfx did not write"
+        msg = f"`adata.uns[{slot!r}]` holds {found}. Choose another name with `key_added=`, or delete it first."
+        raise ValueError(msg)
+
+
+def mask_name(mask_obs: object) -> str | None:
+    """Note which cells were used: the name of a column, or that an array said it."""
+    return mask_obs if mask_obs is None or isinstance(mask_obs, str) else "array"

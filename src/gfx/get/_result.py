@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gfx._adata import pick
+from gfx._provenance import made_by
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from anndata import AnnData
     from mudata import MuData
-
-
-def _made_by(value: object) -> str | None:
-    """Which function of ours wrote this; `None` for what others keep in `uns`."""
-    params = value.get("params") if isinstance(value, Mapping) else None
-    return params.get("function") if isinstance(params, Mapping) else None
 
 
 def find_result(
@@ -25,12 +21,12 @@ def find_result(
     adata = pick(data, mod)
     result = adata.uns.get(slot)
     call = f"gfx.{function}(adata{', ...' if 'delete' in function else ''}{f', key_added={key!r}' if key else ''})"
-    made_by = _made_by(result)
-    if made_by is None:
-        ours = sorted(name for name, value in adata.uns.items() if _made_by(value) == function)
+    writer = made_by(result)
+    if writer is None:
+        ours = sorted(name for name, value in adata.uns.items() if made_by(value) == function)
         msg = f"Did not find {slot!r} in `adata.uns`. Run `{call}` first. Results of `gfx.{function}` here: {ours}."
         raise KeyError(msg)
-    if made_by != function:
-        msg = f"`adata.uns[{slot!r}]` was written by {made_by!r}, not by `gfx.{function}`. Run `{call}`."
+    if writer != function:
+        msg = f"`adata.uns[{slot!r}]` was written by {writer!r}, not by `gfx.{function}`. Run `{call}`."
         raise KeyError(msg)
     return adata, result

@@ -45,7 +45,7 @@ def attention(
     min_cells
         Ranks that fewer cells reach are left out.
     cmap
-        Colour map of both panels.
+        Colour map of the left panel.
     figsize
         Size of a new figure in inches.
     ax
@@ -73,7 +73,7 @@ def attention(
     >>> gfx.tl.attention(adata, model="mini")
     >>> heads, ranks = gfx.pl.attention(adata, show=False)
     >>> heads.get_xlabel(), heads.get_ylabel()
-    ('head', 'block')
+    ('head', 'block (layer)')
     """
     import matplotlib as mpl
 
@@ -84,19 +84,19 @@ def attention(
         raise ValueError(msg)
     n_blocks, n_heads = int(heads["block"].max()), int(heads["head"].max())
     if figsize is None:
-        figsize = (5.6 + 0.35 * n_heads, 3.6)
-    left, right = axes_for(ax, 2, figsize, widths=(1 + 0.35 * n_heads, 5))
+        figsize = (6.8 + 0.35 * n_heads, 3.6)
+    left, right = axes_for(ax, 2, figsize, widths=(1.4 + 0.35 * n_heads, 5))
     image = left.imshow(
-        heads["entropy"].to_numpy().reshape(n_blocks, n_heads), cmap=cmap, vmin=0, vmax=1, aspect="auto", origin="lower"
+        heads["entropy"].to_numpy().reshape(n_blocks, n_heads), cmap=cmap, vmax=1, aspect="auto", origin="lower"
     )
     left.set_xticks(range(n_heads), [str(head) for head in range(1, n_heads + 1)])
     left.set_yticks(range(n_blocks), [str(block) for block in range(1, n_blocks + 1)])
     left.set_xlabel("head")
-    left.set_ylabel("block")
+    left.set_ylabel("block (layer)")
     left.set_title("evenness of attention", fontsize="medium")
     figure_of(left).colorbar(image, ax=left, label="entropy / log(length)")
 
-    colours = mpl.colormaps[cmap](np.linspace(0, 0.9, n_blocks))
+    colours = mpl.colormaps["tab10" if n_blocks <= 10 else "tab20"](np.arange(n_blocks) % 20)
     for block, colour in zip(range(1, n_blocks + 1), colours, strict=True):
         of_block = ranks[ranks["block"] == block]
         for _, of_head in of_block.groupby("head"):
@@ -110,7 +110,7 @@ def attention(
     right.set_xlabel("rank of the attended gene (1 = top)")
     right.set_ylabel("attention / even attention")
     right.set_title("attention by rank", fontsize="medium")
-    right.legend(title="block", fontsize="small")
+    right.legend(title="block", fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     show_if_wanted(show=show)
     return [left, right]
 

@@ -35,10 +35,10 @@ def deletion(
 ) -> Axes:
     """Draw how far cells move when genes are deleted, the largest mean effect on top.
 
-    Boxes hold the middle half of the cells, whiskers the 5th to 95th percentile, points are single cells. The colour
-    tells how high the deleted genes stand in the ranking: a deleted gene moves all genes behind it up by one position,
-    which shifts a cell by itself, so compare boxes of similar colour. Shifts are drawn on a logarithmic axis, movements
-    towards a state on a linear one.
+    Boxes hold the middle half of the cells, with the median as a line and the mean as a diamond; whiskers reach from
+    the 5th to the 95th percentile; points are single cells. The colour tells how high the deleted genes stand in the
+    ranking: a deleted gene moves all genes behind it up by one position, which shifts a cell by itself, so compare
+    boxes of similar colour. Shifts are drawn on a logarithmic axis, movements towards a state on a linear one.
 
     Parameters
     ----------
@@ -126,6 +126,8 @@ def deletion(
             widths=0.55,
             whis=(5, 95),
             showfliers=False,
+            showmeans=True,
+            meanprops={"marker": "D", "markersize": 4, "markerfacecolor": "white", "markeredgecolor": "black"},
             patch_artist=True,
             boxprops={"facecolor": (*colour(row.rank_mean)[:3], 0.65), "linewidth": 0.8},
             medianprops={"color": "black"},

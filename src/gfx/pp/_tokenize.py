@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from gfx._adata import copied, pick
 from gfx._keys import token_keys
 from gfx._log import info
-from gfx._provenance import record
+from gfx._provenance import claim, record
 from gfx._tokens import make_tokens, n_specials
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ def tokenize(
     from gfx.models import load
 
     keys = token_keys(key_added)
+    claim(pick(adata, mod).uns, keys.uns, "pp.tokenize")
     data = copied(adata, copy=copy)
     cells = pick(data, mod)
     source = {"layer": layer, "use_raw": use_raw, "gene_ids": gene_ids, "counts": counts, "n_counts": n_counts}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gfx import _log
-from gfx._adata import copied
+from gfx._adata import copied, pick
 from gfx._keys import attention_keys
-from gfx._provenance import record
+from gfx._provenance import claim, mask_name, record
 from gfx.tl._prepare import prepare
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def attention(
     model: str | Path | Model | None = None,
     layer: str | None = None,
     mask_obs: str | np.ndarray | None = None,
+    device: str | None = None,
     key_added: str | None = None,
     mod: str | None = None,
     copy: bool = False,
@@ -50,6 +51,8 @@ def attention(
         Layer with the raw counts; `None`: `X`.
     mask_obs
         Cells to use: a boolean column of `obs`, or an array.
+    device
+        Such as ``"cpu"`` or ``"cuda:0"``. `None`: the setting, else what is there.
     key_added
         Where to store the result; see below.
     mod
@@ -89,17 +92,18 @@ def attention(
     from gfx._engine.attention import attention_sums
 
     keys = attention_keys(key_added)
+    claim(pick(adata, mod).uns, keys.uns, "tl.attention")
     data = copied(adata, copy=copy)
     cells = prepare(data, model, layer=layer, mod=mod)
     lengths = cells.lengths(mask_obs)
-    encoder = cells.encoder(-1, dtype="float32", attention="eager")
+    encoder = cells.encoder(-1, device=device, dtype="float32", attention="eager")
     sums = attention_sums(encoder, cells.tokens.ids, lengths, cells.model.vocabulary)
     n_blocks, n_heads = sums.entropy.shape
     genes = cells.per_gene(sums.genes.reshape(len(sums.genes), -1))
     uniform = cells.per_gene(sums.uniform)
     n_cells = cells.cells_per_gene(sums.n_cells)
     result = {
-        "params": record("tl.attention", **cells.provenance(encoder)),
+        "params": record("tl.attention", **cells.provenance(encoder), mask_obs=mask_name(mask_obs)),
         "n_blocks": n_blocks,
         "n_heads": n_heads,
         "n_cells": int((lengths > 0).sum()),

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from gfx import _log
-from gfx._adata import copied
+from gfx._adata import copied, pick
 from gfx._keys import delete_keys
-from gfx._provenance import record
+from gfx._provenance import claim, record
 from gfx.tl._prepare import groups, prepare
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ def delete_genes(
     from gfx._engine.pooling import embed_cells
 
     keys = delete_keys(key_added)
+    claim(pick(adata, mod).uns, keys.uns, "tl.delete_genes")
     data = copied(adata, copy=copy)
     cells = prepare(data, model, layer=layer, mod=mod)
     vocabulary, tokens = cells.model.vocabulary, cells.tokens

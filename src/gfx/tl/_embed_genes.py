@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from gfx import _log
-from gfx._adata import copied
+from gfx._adata import copied, pick
 from gfx._keys import embed_genes_keys
-from gfx._provenance import record
+from gfx._provenance import claim, mask_name, record
 from gfx.tl._prepare import groups, prepare
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def embed_genes(
     mask_obs: str | np.ndarray | None = None,
     hidden_layer: int = -2,
     batch_size: int | None = None,
+    device: str | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     key_added: str | None = None,
     mod: str | None = None,
@@ -37,7 +38,8 @@ def embed_genes(
 ) -> AnnData | MuData | None:
     """Embed genes in the context of the cells that express them :cite:p:`Theodoris2023`.
 
-    A gene has another hidden state in every cell; its embedding is their mean, over all cells or over each group.
+    A gene has another hidden state in every cell; its embedding is their mean, over all cells or over each group. As
+    with :func:`gfx.tl.embed`, bfloat16 rounds; use ``dtype="float32"`` where two machines must agree.
 
     Cost: one forward pass over the cells, as :func:`gfx.tl.embed`; one running sum of groups × genes of the model ×
     width, however many cells there are.
@@ -59,6 +61,8 @@ def embed_genes(
         Which hidden states: -1 the last block's, -2 those of the block before, 0 the embedding's.
     batch_size
         Cells in a forward pass at most; `None`: as many as fit a number of tokens, halved when memory runs out.
+    device
+        Such as ``"cpu"`` or ``"cuda:0"``. `None`: the setting, else what is there.
     dtype
         Precision of the forward pass. `None`: bfloat16 where the hardware has it, else float32 (the reference).
     key_added
@@ -80,7 +84,7 @@ def embed_genes(
         With `groupby`: the mean over the cells of each group, in the order of `uns`.
     `.varm['gfx_groups_n_cells' | ...]` : :class:`numpy.ndarray` (int32, `(n_vars, n_groups)`)
         With `groupby`: cells behind each of them.
-    `.uns['gfx_genes' | key_added + '_genes']` : :class:`dict`
+    `.uns['gfx_genes' | key_added]` : :class:`dict`
         `params`: how it was made; with `groupby` also `groups`: their names.
 
     Raises
@@ -101,6 +105,7 @@ def embed_genes(
     from gfx._engine.pooling import embed_genes as run
 
     keys = embed_genes_keys(key_added)
+    claim(pick(adata, mod).uns, keys.uns, "tl.embed_genes")
     data = copied(adata, copy=copy)
     cells = prepare(data, model, layer=layer, mod=mod)
     lengths = cells.lengths(mask_obs)
@@ -110,7 +115,7 @@ def embed_genes(
         names, group = groups(cells.adata, groupby)
     # Cells without a group go into one more, so that a single pass serves the overall mean too.
     group = np.where(group < 0, len(names), group)
-    encoder = cells.encoder(hidden_layer, dtype=dtype)
+    encoder = cells.encoder(hidden_layer, device=device, dtype=dtype)
     means, counts = run(
         encoder,
         cells.tokens.ids,
@@ -125,7 +130,12 @@ def embed_genes(
     overall[n_cells == 0] = np.nan
     result: dict[str, object] = {
         "params": record(
-            "tl.embed_genes", **cells.provenance(encoder), hidden_layer=hidden_layer, pooling="gene", groupby=groupby
+            "tl.embed_genes",
+            **cells.provenance(encoder),
+            hidden_layer=hidden_layer,
+            pooling="gene",
+            groupby=groupby,
+            mask_obs=mask_name(mask_obs),
         )
     }
     genes = cells.per_gene(overall)
