@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
     from gfx._adata import Counts, GeneMatch
     from gfx._core.vocabulary import Vocabulary
+    from gfx._keys import TokenKeys
+
+#: What a record of tokens says about the counts they were made from.
+_SOURCE = ("layer", "use_raw", "gene_ids", "counts", "max_length")
 
 
 @dataclass(frozen=True)
@@ -31,10 +36,13 @@ class Tokens:
         uint16, or uint32 for a vocabulary that needs it, `(n_cells, longest)`, padded with 0 on the right.
     lengths
         int32 `(n_cells,)`, special tokens included; 0 for a cell without any known gene.
+    source
+        What they were made from: `layer`, `use_raw`, `gene_ids`, `counts` and `max_length`, as far as recorded.
     """
 
     ids: np.ndarray
     lengths: np.ndarray
+    source: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,8 @@ def make_tokens(
         n_empty=int((lengths == 0).sum()),
         n_truncated=int((n_detected > max_length - n_specials(vocabulary)).sum()),
     )
-    return Tokens(ids=ids, lengths=lengths), report
+    source = {"layer": layer, "use_raw": use_raw, "gene_ids": gene_ids, "counts": counts, "max_length": max_length}
+    return Tokens(ids=ids, lengths=lengths, source=source), report
 
 
 def n_specials(vocabulary: Vocabulary) -> int:
@@ -151,61 +160,107 @@ def _check_totals(adata: AnnData, totals: np.ndarray, rows: slice, own: np.ndarr
         raise ValueError(msg)
 
 
-def find_tokens(
-    adata: AnnData, vocabulary: Vocabulary, max_length: int, *, layer: str | None = None, tokens_key: str | None = None
-) -> Tokens:
-    """Read the tokens that `pp.tokenize` wrote; make them on the fly where there are none.
+def find_tokens(adata: AnnData, vocabulary: Vocabulary, max_length: int, *, layer: str | None = None) -> Tokens:
+    """Read the tokens that `pp.tokenize` wrote for this model; make them on the fly where there are none at all.
 
     Raises
     ------
-    KeyError
-        There are no tokens of the name `tokens_key`.
     ValueError
-        The stored tokens belong to another vocabulary or layer, are longer than the model reads, or were cut shorter.
-        On the fly: the values are no raw counts, or the genes are not the model's.
+        All stored tokens belong to another vocabulary or layer, are longer than the model reads, or were cut shorter;
+        or those that fit are damaged. On the fly: the values are no raw counts, or the genes are not the model's.
     """
-    keys = token_keys(tokens_key)
-    if keys.obsm not in adata.obsm:
-        if tokens_key is not None:
-            msg = (
-                f"Did not find {tokens_key!r} in `adata.obsm`. Run `gfx.pp.tokenize(adata, key_added={tokens_key!r})` "
-                f"first. Present: {sorted(adata.obsm)}."
-            )
-            raise KeyError(msg)
-        tokens, report = make_tokens(adata, vocabulary, max_length, layer=layer)
-        info(
-            f"Tokens made on the fly: {report.match.n_known:,} of {len(report.match.names):,} genes are in the "
-            f"vocabulary {vocabulary.name!r}; they hold {report.counts_share:.1%} of the counts."
-        )
-        return tokens
-    params = adata.uns.get(keys.uns, {}).get("params", {})
-    made_for = params.get("vocabulary_sha256")
-    if made_for != vocabulary.sha256:
+    problems = []
+    for keys, params in _token_slots(adata):
+        problem = _another_kind(keys, params, vocabulary, layer)
+        if problem is None:
+            ids, lengths = _stored(adata, keys, vocabulary)
+            problem = _another_length(keys, params, lengths, max_length)
+            if problem is None:
+                if keys != token_keys():
+                    info(f"Tokens read from {keys.obsm!r} (adata.obsm): they were made for this model's vocabulary.")
+                source = {name: params[name] for name in _SOURCE if name in params}
+                return Tokens(ids=ids, lengths=lengths, source=source)
+        problems.append(problem)
+    if problems:
+        wanted = "" if layer is None else f", layer={layer!r}"
         msg = (
-            f"The tokens in `adata.obsm[{keys.obsm!r}]` were made for the vocabulary "
-            f"{params.get('vocabulary', 'of an unknown model')!r}, this model reads {vocabulary.name!r}. Run "
-            "`gfx.pp.tokenize(adata, model=...)` with the same model first."
+            f"{' '.join(problems)} Run `gfx.pp.tokenize(adata, model=...{wanted})` with the same model first; with "
+            "`key_added=`, tokens of several models stay side by side."
         )
         raise ValueError(msg)
+    tokens, report = make_tokens(adata, vocabulary, max_length, layer=layer)
+    info(
+        f"Tokens made on the fly: {report.match.n_known:,} of {len(report.match.names):,} genes are in the "
+        f"vocabulary {vocabulary.name!r}; they hold {report.counts_share:.1%} of the counts."
+    )
+    return tokens
+
+
+def _token_slots(adata: AnnData) -> Iterator[tuple[TokenKeys, Mapping[str, Any]]]:
+    """Go through all tokens and the records of how they were made: the default name first, then all others."""
+    default = token_keys()
+    if default.obsm in adata.obsm:
+        yield default, _params(adata.uns.get(default.uns))
+    for key in adata.uns:
+        params = _params(adata.uns[key])
+        if params.get("function") == "pp.tokenize" and key != default.uns and key in adata.obsm:
+            yield token_keys(key), params
+
+
+def _params(entry: object) -> Mapping[str, Any]:
+    params = entry.get("params") if isinstance(entry, Mapping) else None
+    return params if isinstance(params, Mapping) else {}
+
+
+def _another_kind(keys: TokenKeys, params: Mapping[str, Any], vocabulary: Vocabulary, layer: str | None) -> str | None:
+    """Say what is wrong where tokens were made for another vocabulary or from another layer."""
+    where = f"The tokens in `adata.obsm[{keys.obsm!r}]`"
+    if not {"vocabulary", "vocabulary_sha256", "max_length"} <= set(params):
+        return (
+            f"{where} have no full record of how they were made: `anndata.concat` drops `uns` unless told "
+            '`uns_merge="same"`, and then keeps what all tables agree on.'
+        )
+    if params["vocabulary_sha256"] != vocabulary.sha256:
+        return f"{where} were made for the vocabulary {params['vocabulary']!r}, this model reads {vocabulary.name!r}."
     if layer is not None and params.get("layer") != layer:
-        msg = (
-            f"The tokens in `adata.obsm[{keys.obsm!r}]` were made from {params.get('layer', 'X')!r}, you asked for "
-            f"layer {layer!r}. Run `gfx.pp.tokenize(adata, layer={layer!r})` first, or leave `layer` out."
-        )
-        raise ValueError(msg)
-    cut_at = params.get("max_length")
+        made_from = params.get("layer", "raw" if params.get("use_raw") else "X")
+        return f"{where} were made from {made_from!r}, you asked for layer {layer!r}."
+    return None
+
+
+def _another_length(keys: TokenKeys, params: Mapping[str, Any], lengths: np.ndarray, max_length: int) -> str | None:
+    """Say what is wrong where tokens were made for a model that reads more, or fewer."""
+    where, longest, cut_at = f"The tokens in `adata.obsm[{keys.obsm!r}]`", lengths.max(initial=0), params["max_length"]
+    if longest > max_length:
+        return f"{where} are up to {longest} long, this model reads {max_length}."
+    if cut_at < max_length and longest == cut_at:
+        return f"{where} were cut at {cut_at}, this model reads {max_length}."
+    return None
+
+
+def _stored(adata: AnnData, keys: TokenKeys, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
+    """Read tokens and their lengths, and refuse what is not as it was written."""
+    where = f"`adata.obsm[{keys.obsm!r}]`"
     ids = np.asarray(adata.obsm[keys.obsm])
+    if ids.dtype.kind == "f":  # an outer join fills with NaN
+        ids = np.where(np.isnan(ids), vocabulary.pad, ids)
+    whole = ids.dtype.kind in "iu" or (ids.dtype.kind == "f" and np.array_equal(ids, np.trunc(ids)))
+    if not whole or ids.min(initial=0) < 0 or ids.max(initial=0) >= len(vocabulary):
+        found = f"{ids.dtype}" + (f" from {ids.min():g} to {ids.max():g}" if ids.dtype.kind in "iuf" else "")
+        msg = (
+            f"{where} holds {found}: tokens of the vocabulary {vocabulary.name!r} are whole numbers from 0 to "
+            f"{len(vocabulary) - 1}. Run `gfx.pp.tokenize` again."
+        )
+        raise ValueError(msg)
+    if ids.dtype.kind == "f":
+        ids = ids.astype(np.uint16 if len(vocabulary) - 1 <= np.iinfo(np.uint16).max else np.uint32)
     lengths = (ids != vocabulary.pad).sum(axis=1).astype(np.int32)
-    if ids.shape[1] and lengths.max(initial=0) > max_length:
+    if keys.obs in adata.obs and not np.array_equal(adata.obs[keys.obs], lengths):
+        n = int((adata.obs[keys.obs] != lengths).sum())
         msg = (
-            f"The tokens in `adata.obsm[{keys.obsm!r}]` are up to {lengths.max()} long, this model reads {max_length}. "
-            "Run `gfx.pp.tokenize(adata, model=...)` with the same model first."
+            f"The tokens of {n:,} cells in {where} have been cut, as `anndata.concat` does with tables of different "
+            f"width; `adata.obs[{keys.obs!r}]` says how many there were. Use `join='outer'` or run `gfx.pp.tokenize` "
+            "again."
         )
         raise ValueError(msg)
-    if cut_at is not None and cut_at < max_length and (lengths == cut_at).any():
-        msg = (
-            f"The tokens in `adata.obsm[{keys.obsm!r}]` were cut at {cut_at}, this model reads {max_length}. "
-            "Run `gfx.pp.tokenize(adata, model=...)` with the same model first."
-        )
-        raise ValueError(msg)
-    return Tokens(ids=ids, lengths=lengths)
+    return ids, lengths

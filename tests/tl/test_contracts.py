@@ -59,13 +59,13 @@ ATTENTIONS = {name: getattr(gfx.get, name) for name in ("attention_df", "attenti
 
 TOOLS = {
     "embed": Tool("embed", "X_gfx", {"obsm:{key}": ("float32", (WIDTH,))}, {"dtype": "float32"}, default_uns="uns:gfx"),
-    "embed_genes": Tool("embed_genes", "gfx", EMBED_GENES, {"dtype": "float32"}, uns="uns:{key}_genes"),
+    "embed_genes": Tool("embed_genes", "gfx", EMBED_GENES, {"dtype": "float32"}, default_uns="uns:gfx_genes"),
     "embed_genes, groups": Tool(
         "embed_genes",
         "gfx",
         EMBED_GENES | {"varm:{key}_groups": ("float32", (3, WIDTH)), "varm:{key}_groups_n_cells": ("int32", (3,))},
         {"dtype": "float32", "groupby": "cell_type"},
-        uns="uns:{key}_genes",
+        default_uns="uns:gfx_genes",
     ),
     "delete_genes": Tool("delete_genes", "gfx_delete", DELETE, {}, GENES, DELETIONS),
     "delete_genes, states": Tool(
@@ -165,6 +165,22 @@ def test_provenance_says_where_the_counts_were(tool, cells, toy_model):
     assert layer() is None
 
 
+def test_provenance_says_what_the_tokens_were_made_from(tool, cells, toy_model):
+    def source():
+        params = slot(cells, tool.uns_slot("mine"))["params"]
+        return {name: params.get(name) for name in ("layer", "use_raw", "gene_ids", "counts", "max_length")}
+
+    plain = {"layer": None, "use_raw": False, "gene_ids": None, "counts": "raw", "max_length": 64}
+    tool(cells, model=toy_model, key_added="mine")
+    assert source() == plain
+    gfx.pp.tokenize(cells, model=toy_model)
+    tool(cells, model=toy_model, key_added="mine")
+    assert source() == plain
+    gfx.pp.tokenize(cells, model=toy_model, use_raw=True, gene_ids="ensembl_id", counts="normalized")
+    tool(cells, model=toy_model, key_added="mine")
+    assert source() == plain | {"use_raw": True, "gene_ids": "ensembl_id", "counts": "normalized"}
+
+
 # --- what goes in ---------------------------------------------------------------------------------------------------
 
 
@@ -199,6 +215,22 @@ def test_genes_named_in_a_column(tool, cells, toy_model):
     gfx.pp.tokenize(cells, model=toy_model, gene_ids="ensembl_id")
     tool(cells, model=toy_model, key_added="x")
     assert_same(arrays(cells, tool), expected)
+
+
+def test_every_model_reads_its_own_tokens(tool, cells, toy_model, toy_model_v1):
+    models = {"x": toy_model, "y": toy_model_v1}
+    expected = {}
+    for key, model in models.items():
+        tool(cells, model=model, key_added=key)
+        expected[key] = arrays(cells, tool, key)
+    cells.var["names"], cells.var_names = cells.var_names, [f"probe{i}" for i in range(cells.n_vars)]
+    gfx.pp.tokenize(cells, model=toy_model, gene_ids="names")
+    gfx.pp.tokenize(cells, model=toy_model_v1, gene_ids="ensembl_id", key_added="tokens_v1")
+    cells.X = None
+    for key, model in models.items():
+        tool(cells, model=model, key_added=key)
+        assert_same(arrays(cells, tool, key), expected[key])
+    assert slot(cells, tool.uns_slot("y"))["params"]["gene_ids"] == "ensembl_id"
 
 
 def test_model_by_folder_and_by_setting(tool, cells, toy_model):
@@ -460,7 +492,7 @@ def test_gene_names_that_are_gone_are_not_passed_over(name, cells, toy_model, sl
     names_lost(cells)
     before = slots(cells)
     with pytest.raises(
-        ValueError, match=r"knows none of the genes here, such as \['probe0'.*`adata\.var\['ensembl_id'\]"
+        ValueError, match=r"knows none of the genes here, such as \['probe0'.*`adata\.var\['ensembl_id'\]`,"
     ):
         TOOLS[name](cells, model=toy_model)
     assert slots(cells) == before

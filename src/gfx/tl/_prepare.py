@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from gfx._adata import cell_mask, gene_names, obs_column, pick
-from gfx._keys import token_keys
 from gfx._tokens import find_tokens
 from gfx.models import load
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from anndata import AnnData
@@ -38,25 +36,22 @@ class Prepared:
         The model.
     tokens
         Its tokens for every cell.
-    layer
-        Where the counts were, for the record.
     """
 
     adata: AnnData
     model: Model
     tokens: Tokens
-    layer: str | None
 
     def gene_tokens(self) -> np.ndarray:
         """Token of each gene of the AnnData, -1 for genes that the model does not know, int32 `(n_vars,)`."""
-        column = _token_params(self.adata).get("gene_ids")
+        column = self.tokens.source.get("gene_ids")
         names = gene_names(self.adata.var.get(column, self.adata.var_names))
         tokens = self.model.vocabulary.resolve(names)
         if not (tokens >= 0).any():
-            where = "adata.var_names" if column is None else f"adata.var[{column!r}], where the tokens came from"
+            where = "`adata.var_names`" if column is None else f"`adata.var[{column!r}]`, where the tokens came from"
             msg = (
                 f"The model knows none of the genes here, such as {names[:3].tolist()}, though it knows those of the "
-                f"tokens. Put the names back into `{where}`, or run `gfx.pp.tokenize(adata, ...)` again."
+                f"tokens. Put the names back into {where}, or run `gfx.pp.tokenize(adata, ...)` again."
             )
             raise ValueError(msg)
         return tokens
@@ -123,15 +118,9 @@ class Prepared:
         """Note which model ran, on what, and how."""
         return {
             **self.model.provenance(),
-            "layer": self.layer,
+            **self.tokens.source,
             "dtype": str(encoder.dtype).removeprefix("torch."),
         }
-
-
-def _token_params(adata: AnnData) -> Mapping[str, Any]:
-    """How `gfx.pp.tokenize` made the tokens that are used; empty where they are made on the fly."""
-    keys = token_keys()
-    return adata.uns.get(keys.uns, {}).get("params", {}) if keys.obsm in adata.obsm else {}
 
 
 def groups(adata: AnnData, groupby: str) -> tuple[list[str], np.ndarray]:
@@ -154,4 +143,4 @@ def prepare(
     if not (tokens.lengths > 0).any():
         msg = "No cell has a gene that the model knows. Run `gfx.pp.check(adata)` to see why."
         raise ValueError(msg)
-    return Prepared(adata=adata, model=loaded, tokens=tokens, layer=_token_params(adata).get("layer", layer))
+    return Prepared(adata=adata, model=loaded, tokens=tokens)
