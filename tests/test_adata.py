@@ -86,6 +86,20 @@ def test_cell_mask(toy_cells):
         cell_mask(adata, np.zeros(4, dtype=bool))
 
 
+def test_cell_mask_that_may_hold_missing_values(toy_cells):
+    adata = toy_cells(4)
+    adata.obs["wanted"] = pd.array([True, False, True, False], dtype="boolean")
+    for mask in ["wanted", adata.obs["wanted"].iloc[::-1], adata.obs["wanted"].array]:
+        found = cell_mask(adata, mask)
+        assert found.dtype == bool
+        assert found.tolist() == [True, False, True, False]
+    plain = adata.obs["wanted"].astype(bool)
+    adata.obs["unknown"] = pd.array([True, None, True, None], dtype="boolean")
+    for mask in ["unknown", adata.obs["unknown"], adata.obs["unknown"].array, plain.iloc[:2]]:
+        with pytest.raises(ValueError, match="one truth value per cell; 2 of 4 are missing"):
+            cell_mask(adata, mask)
+
+
 # --- where counts and names are -------------------------------------------------------------------------------------
 
 
@@ -322,6 +336,8 @@ def test_too_few_genes_show_both_sides(toy_vocabulary):
     assert look_up(names, toy_vocabulary).n_known == 9
     # Ten are enough for a small panel, and a tenth of the shorter list has to be there.
     assert genes_problem(look_up([f"TOY{n}" for n in range(1, 11)], toy_vocabulary), toy_vocabulary) is None
+    few = genes_problem(look_up([f"TOY{n}" for n in range(1, 6)], toy_vocabulary), toy_vocabulary)
+    assert few.startswith("There are only 5 genes, all known to the vocabulary 'toy'; at least 10 are needed")
     names = [f"X{n}" for n in range(1000)] + [f"TOY{n}" for n in range(1, 20)]
     assert "Only 19 of 1,019" in genes_problem(look_up(names, toy_vocabulary), toy_vocabulary)
 

@@ -39,7 +39,7 @@ IMPORTS: dict[str, set[str]] = {
     "models": {"_adata", "_core", "_engine", "_log", "_settings"},
     "pp": {"_adata", "_core", "_keys", "_log", "_provenance", "_tokens", "models"},
     "tl": {"_adata", "_core", "_engine", "_keys", "_log", "_provenance", "_tokens", "models"},
-    "get": {"_adata", "_keys"},
+    "get": {"_adata", "_keys", "_provenance"},
     "pl": {"get"},
     "datasets": {"models"},
 }
@@ -51,7 +51,7 @@ LOADS: dict[str, set[str]] = {
     "_keys": set(),
     "_provenance": {"numpy"},
     "_core": {"numba", "numpy", "pandas", "scipy"},
-    "_adata": {"numpy", "scipy"},
+    "_adata": {"numpy", "pandas", "scipy"},
     "_tokens": {"numpy", "pandas"},
     "_engine": {"numpy", "safetensors", "torch", "tqdm", "transformers"},
     "models": {"anndata", "numpy", "pandas", "pooch", "requests", "safetensors", "scipy", "sklearn"},

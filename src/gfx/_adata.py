@@ -93,15 +93,23 @@ def cell_mask(adata: AnnData, mask_obs: str | np.ndarray | pd.Series | None) -> 
     """Turn a boolean `obs` column, array or series by cell name into a mask, bool `(n_obs,)`."""
     if mask_obs is None:
         return np.ones(adata.n_obs, dtype=bool)
-    if isinstance(mask_obs, pd.Series):  # its own names say which cell is meant, not its order
-        mask_obs = mask_obs.reindex(adata.obs_names)
-    mask = obs_column(adata, mask_obs).to_numpy() if isinstance(mask_obs, str) else np.asarray(mask_obs)
-    if mask.dtype != bool or mask.shape != (adata.n_obs,):
+    if isinstance(mask_obs, str):
+        mask = obs_column(adata, mask_obs)
+    elif isinstance(mask_obs, pd.Series):  # its own names say which cell is meant, not its order
+        mask = mask_obs.reindex(adata.obs_names)
+    else:
+        mask = np.asarray(mask_obs)
+    n_missing = int(np.sum(pd.isna(mask)))
+    if n_missing:
+        msg = f"`mask_obs` is one truth value per cell; {n_missing:,} of {mask.size:,} are missing."
+        raise ValueError(msg)
+    if not pd.api.types.is_bool_dtype(mask) or mask.shape != (adata.n_obs,):
         msg = (
             f"`mask_obs` is one truth value per cell: expected bool of shape ({adata.n_obs},), "
             f"found {mask.dtype} of shape {mask.shape}."
         )
         raise ValueError(msg)
+    mask = np.asarray(mask, dtype=bool)
     if not mask.any():
         msg = "`mask_obs` selects no cell."
         raise ValueError(msg)
@@ -389,7 +397,8 @@ def look_up(names: Sequence[str] | np.ndarray, vocabulary: Vocabulary) -> GeneMa
 def genes_problem(match: GeneMatch, vocabulary: Vocabulary) -> str | None:
     """Say why these genes cannot be the model's, and what to call; `None` if they can."""
     names = match.names
-    enough = match.n_known >= max(min(MIN_GENES, vocabulary.n_genes), MIN_SHARE * min(len(names), vocabulary.n_genes))
+    fewest = min(MIN_GENES, vocabulary.n_genes)
+    enough = match.n_known >= max(fewest, MIN_SHARE * min(len(names), vocabulary.n_genes))
     species = foreign_species(names)
     # How symbols are written is a hint, and matters only where they would be taken for human ones.
     if species is not None and (enough or species.is_sure):
@@ -401,6 +410,11 @@ def genes_problem(match: GeneMatch, vocabulary: Vocabulary) -> str | None:
         )
     if enough:
         return None
+    if match.known.all():
+        return (
+            f"There are only {len(names):,} genes, all known to the vocabulary {vocabulary.name!r}; at least {fewest} "
+            "are needed, for a cell is read as the order of its genes. Give the cells with all their genes."
+        )
     genes = ~vocabulary.is_special
     ids = [str(name) for name in vocabulary.ids[genes][:3]]
     symbols = [str(symbol) for symbol in vocabulary.symbols[genes] if symbol][:3]
