@@ -140,6 +140,30 @@ def test_a_larger_vocabulary_than_the_table_is_refused(toy_folder: Path, toy_voc
             gfx.models.load(toy_folder, vocabulary=vocabulary)
 
 
+def test_another_vocabulary_of_the_same_size_is_refused(
+    toy_folder: Path, own_folder: Path, toy_vocabulary: Vocabulary
+) -> None:
+    ids = list(toy_vocabulary.ids)
+    swapped = replace(toy_vocabulary, name="swapped", ids=np.array([*ids[:-2], ids[-1], ids[-2]], dtype=object))
+    rescaled = replace(toy_vocabulary, name="rescaled", medians=toy_vocabulary.medians * 2)
+    for vocabulary in (swapped, rescaled):
+        with pytest.raises(ValueError, match=rf"{vocabulary.name!r} is not the one beside the model .*, 'toy': genes"):
+            gfx.models.load(toy_folder, vocabulary=vocabulary)
+    renamed = replace(toy_vocabulary, name="renamed")
+    assert gfx.models.load(toy_folder, vocabulary=renamed).vocabulary is renamed
+    (own_folder / "vocabulary.tsv.gz").unlink()  # nothing to compare with
+    assert gfx.models.load(own_folder, vocabulary=swapped).vocabulary is swapped
+
+
+def test_a_named_model_takes_its_own_vocabulary_only(published_store: Store) -> None:
+    own = load_from(published_store, "V2-small", None).vocabulary
+    assert load_from(published_store, "V2-small", "V2").vocabulary.sha256 == own.sha256
+    ids = list(own.ids)
+    other = replace(own, name="other", ids=np.array([*ids[:-2], ids[-1], ids[-2]], dtype=object))
+    with pytest.raises(ValueError, match="'other' is not the one beside the model 'V2-small', 'V2'"):
+        load_from(published_store, "V2-small", other)
+
+
 def test_missing_special_tokens_are_refused(published_store: Store) -> None:
     genes = [f"ENSG{n:011d}" for n in range(20_273)]
     without_cls = vocabulary_of(["<pad>", "<mask>", *genes])
@@ -248,6 +272,9 @@ def test_without_any_name_the_embedded_model_is_used_and_said_so_once(
     card = replace(published().models["V1-10M"], name="mini", files=(), embedded=True)
     store = Store(registry=replace(published(), models={"mini": card}), folder=tmp_path / "cache")
     _tell_of_embedded.cache_clear()
+    with gfx.settings.override(model=None, verbosity=0):
+        load_from(store, None, None)
+    assert capsys.readouterr().out == ""  # not seen, and so still to be said
     with gfx.settings.override(model=None):
         model = load_from(store, None, None)
         said = capsys.readouterr().out

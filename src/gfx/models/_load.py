@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gfx._core.vocabulary import Vocabulary
-from gfx._log import info
+from gfx._log import info, shows_progress
 from gfx._settings import settings
 from gfx.models._dictionaries import is_lfs_pointer, read_published_vocabulary
 from gfx.models._registry import EMBEDDED_FOLDER, ModelCard, VocabularyCard
@@ -110,7 +110,9 @@ def load(name: str | Path | Model | None = None, *, vocabulary: str | Path | Voc
         `gfx.settings.model` says, else the embedded `mini`.
     vocabulary
         For models whose vocabulary does not lie beside them: ``"V1"`` or ``"V2"``, a folder that holds
-        `vocabulary.tsv.gz` or the published dictionaries, or a vocabulary. `None`: what lies beside the model.
+        `vocabulary.tsv.gz` or the published dictionaries, or a vocabulary. `None`: what lies beside the model. Where
+        one lies beside the model, another one is refused; for a folder without, only the number of tokens and the
+        special tokens can be checked.
 
     Returns
     -------
@@ -120,7 +122,7 @@ def load(name: str | Path | Model | None = None, *, vocabulary: str | Path | Voc
     ------
     ValueError
         No such model; the folder lacks a part; or the parts do not belong together: a vocabulary of another size
-        than the model's table, other special tokens, another padding token.
+        than the model's table, other special tokens, another padding token, or not the one beside the model.
     RuntimeError
         The model has to be fetched and cannot be.
 
@@ -147,7 +149,8 @@ def load_from(store: Store, name: str | Path | Model | None, vocabulary: str | P
         name = settings.model
     if name is None:
         name = EMBEDDED_FOLDER.name
-        _tell_of_embedded(name)
+        if shows_progress():  # what is said unseen would count as said
+            _tell_of_embedded(name)
     card = store.registry.find(name) if isinstance(name, str) else None
     if isinstance(card, VocabularyCard):
         models = [other.name for other in store.registry.models.values() if other.vocabulary == card.name]
@@ -156,15 +159,29 @@ def load_from(store: Store, name: str | Path | Model | None, vocabulary: str | P
     folder = _local_folder(name, store.registry) if card is None else store.fetch(card.name)
     config = _read_config(folder)
     weights = _find_weights(folder)
+    beside = _vocabulary_in(folder, store.registry)
+    if vocabulary is not None:
+        given = _given_vocabulary(store, vocabulary)
+    elif beside is not None:
+        given = beside
+    else:
+        msg = (
+            f"{folder} holds no vocabulary: neither `{VOCABULARY_FILE}` nor the published dictionaries "
+            "(`token_dictionary*.pkl`, `gene_median_dictionary*.pkl`). Say which one the model was trained with, "
+            f'such as `gfx.models.load(folder, vocabulary="V1")`; its table has '
+            f"{store.registry.family(config['vocab_size'])}."
+        )
+        raise ValueError(msg)
     model = Model(
         name=folder.resolve().name if card is None else card.name,
         folder=folder,
         weights=weights,
         config=config,
-        vocabulary=_find_vocabulary(store, vocabulary, folder, config),
+        vocabulary=given,
     )
     _check_weights(model)
     _check_vocabulary(model, card, store.registry)
+    _check_beside(model, beside)
     return model
 
 
@@ -223,22 +240,9 @@ def _find_weights(folder: Path) -> Path:
     raise ValueError(msg)
 
 
-def _find_vocabulary(
-    store: Store, given: str | Path | Vocabulary | None, folder: Path, config: Mapping[str, Any]
-) -> Vocabulary:
+def _given_vocabulary(store: Store, given: str | Path | Vocabulary) -> Vocabulary:
     if isinstance(given, Vocabulary):
         return given
-    if given is None:
-        beside = _vocabulary_in(folder, store.registry)
-        if beside is None:
-            msg = (
-                f"{folder} holds no vocabulary: neither `{VOCABULARY_FILE}` nor the published dictionaries "
-                "(`token_dictionary*.pkl`, `gene_median_dictionary*.pkl`). Say which one the model was trained with, "
-                f'such as `gfx.models.load(folder, vocabulary="V1")`; its table has '
-                f"{store.registry.family(config['vocab_size'])}."
-            )
-            raise ValueError(msg)
-        return beside
     card = store.registry.find(given) if isinstance(given, str) else None
     place = store.fetch(card.name) if isinstance(card, VocabularyCard) else Path(given).expanduser()
     found = _vocabulary_in(place, store.registry) if place.is_dir() else None
@@ -329,4 +333,15 @@ def _check_vocabulary(model: Model, card: ModelCard | None, registry: Registry) 
     missing = [special for special in (card.specials if card else ()) if special not in vocabulary.token_of]
     if missing:
         msg = f"The model {model.name!r} needs {', '.join(missing)}, which the vocabulary {vocabulary.name!r} lacks."
+        raise ValueError(msg)
+
+
+def _check_beside(model: Model, beside: Vocabulary | None) -> None:
+    """Refuse another vocabulary than the model's own: of the same size, it would give genes the vectors of others."""
+    if beside is not None and model.vocabulary.sha256 != beside.sha256:
+        msg = (
+            f"The vocabulary {model.vocabulary.name!r} is not the one beside the model {model.name!r}, "
+            f"{beside.name!r}: genes, their order or their medians differ. "
+            "Leave `vocabulary` out to use the model's own."
+        )
         raise ValueError(msg)
