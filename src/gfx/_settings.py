@@ -27,19 +27,19 @@ def _truth(value: object) -> bool:
 
 
 def _whole(value: object) -> int:
-    number = int(value)  # type: ignore[call-overload]
-    if number < 1:
+    text = str(value).strip()
+    if not text.isdecimal() or int(text) < 1:
         msg = f"Expected a whole number above 0, found {value!r}."
         raise ValueError(msg)
-    return number
+    return int(text)
 
 
 def _verbosity(value: object) -> int:
-    level = int(value)  # type: ignore[call-overload]
-    if level not in LEVELS:
+    text = str(value).strip()
+    if text not in map(str, LEVELS):
         msg = f"`verbosity` is one of {sorted(LEVELS)}, found {value!r}."
         raise ValueError(msg)
-    return level
+    return int(text)
 
 
 @dataclass
@@ -92,10 +92,18 @@ class Settings:
 
 
 def _from_environment() -> Settings:
-    given = {
-        f.name: os.environ[f"GFX_{f.name.upper()}"] for f in fields(Settings) if f"GFX_{f.name.upper()}" in os.environ
-    }
-    return Settings(**{name: value for name, value in given.items() if value != ""})
+    found = Settings()
+    for field in fields(Settings):
+        variable = f"GFX_{field.name.upper()}"
+        value = os.environ.get(variable, "")
+        if value == "":
+            continue
+        try:
+            setattr(found, field.name, value)
+        except ValueError as error:
+            msg = f"The environment variable {variable}={value} cannot be used. {error}"
+            raise ValueError(msg) from None
+    return found
 
 
 settings = _from_environment()

@@ -1,0 +1,48 @@
+"""Settings from the environment."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import gfx
+
+
+def run(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GFX_")} | variables
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+
+
+def test_the_environment_is_read() -> None:
+    variables = {
+        "GFX_OFFLINE": "yes",
+        "GFX_VERBOSITY": "1",
+        "GFX_BATCH_TOKENS": "512",
+        "GFX_MODEL": "",
+        "GFX_ELSE": "x",
+    }
+    code = "from gfx import settings as s; print(s.offline, s.verbosity, s.batch_tokens, s.model)"
+    assert run(code, **variables).stdout.split() == ["True", "1", "512", "None"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "text"),
+    [
+        ("GFX_OFFLINE", "maybe", "Expected a truth value such as 1 or 0, found 'maybe'"),
+        ("GFX_VERBOSITY", "loud", "is one of [0, 1, 2, 3, 4], found 'loud'"),
+        ("GFX_BATCH_TOKENS", "many", "Expected a whole number above 0, found 'many'"),
+    ],
+)
+def test_a_variable_that_cannot_be_used_is_named(variable: str, value: str, text: str) -> None:
+    said = run("import gfx", **{variable: value}).stderr.splitlines()[-1]
+    assert said.startswith(f"ValueError: The environment variable {variable}={value} cannot be used.")
+    assert text in said
+
+
+@pytest.mark.parametrize("value", [0, -3, 1.5, "many"])
+def test_a_number_that_is_none_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match="Expected a whole number above 0"), gfx.settings.override(batch_tokens=value):
+        pass
