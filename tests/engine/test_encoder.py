@@ -105,6 +105,52 @@ def test_a_weights_file_that_runs_a_program_is_refused(toy, tmp_path, save):
     assert traces.exists()
 
 
+def stored(path, **kwargs):
+    torch.save({"weight": torch.ones(1000)}, path, **kwargs)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda path: b"",
+        lambda path: b"hello",
+        lambda path: stored(path)[:1000],
+        lambda path: stored(path)[:-30],
+        lambda path: stored(path, _use_new_zipfile_serialization=False)[:200],
+        lambda path: stored(path, _use_new_zipfile_serialization=False)[:-30],
+    ],
+    ids=["empty", "text", "zip, its start", "zip without its end", "old, its start", "old without its end"],
+)
+def test_a_broken_old_weights_file(toy, tmp_path, broken):
+    weights = tmp_path / "pytorch_model.bin"
+    weights.write_bytes(broken(weights))
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin was refused: .* or is broken"):
+        load(toy, weights)
+
+
+def test_what_is_no_fault_of_the_content_is_not_said_to_be(toy, tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="absent"):
+        load(toy, tmp_path / "absent.bin")
+
+    def full(*_args, **_kwargs):
+        msg = "DefaultCPUAllocator: can't allocate memory"
+        raise RuntimeError(msg)
+
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    monkeypatch.setattr(torch, "load", full)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        load(toy, tmp_path / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize("content", [lambda whole: b"hello", lambda whole: whole[:100], lambda whole: whole[:-9]])
+def test_a_broken_safetensors_file(toy, tmp_path, content):
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(content(toy.model.weights.read_bytes()))
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a readable safetensors file"):
+        load(toy, weights)
+
+
 def test_missing_tensor(toy, tmp_path):
     stored = load_file(toy.model.weights)
     del stored["bert.encoder.layer.1.output.dense.bias"]

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import BertConfig, BertModel
+
+from gfx._engine.device import _ran_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+#: How torch says that a file is broken or no pickle of tensors: it walks through whatever bytes are there.
+_UNREADABLE = (UnpicklingError, RuntimeError, LookupError, EOFError, ValueError, OSError)
 
 
 def blocks_needed(hidden_layer: int, n_blocks: int) -> int:
@@ -70,15 +76,28 @@ def load_encoder(
 def _read_tensors(weights: Path, wanted: set[str]) -> dict[str, torch.Tensor]:
     """Read the encoder's tensors, as far as they are there; of safetensors nothing else is read from disk."""
     if weights.suffix == ".safetensors":
-        with safe_open(weights, framework="pt") as stored:
-            names = {name.removeprefix("bert."): name for name in stored.keys()}  # noqa: SIM118 - it is no mapping
-            return {name: stored.get_tensor(names[name]) for name in wanted & set(names)}
+        try:
+            with safe_open(weights, framework="pt") as stored:
+                names = {name.removeprefix("bert."): name for name in stored.keys()}  # noqa: SIM118 - it is no mapping
+                return {name: stored.get_tensor(names[name]) for name in wanted & set(names)}
+        except SafetensorError as error:
+            msg = f"{weights} is not a readable safetensors file ({error}). Copy or fetch it again."
+            raise ValueError(msg) from error
     try:
         tensors = torch.load(weights, map_location="cpu", weights_only=True)
-    except UnpicklingError:
+    except _UNREADABLE as error:
+        if not _blames_the_content(error):
+            raise
         msg = (
             f"{weights} was refused: it holds more than tensors, or is broken. Pickles can run any program when "
             "they are read; do not open this one with anything else, and ask for `model.safetensors`."
         )
         raise ValueError(msg) from None
     return {name.removeprefix("bert."): tensor for name, tensor in tensors.items()}
+
+
+def _blames_the_content(error: Exception) -> bool:
+    """Tell a broken file from a lack of memory, and from one that cannot be opened (a cut zip is invalid, too)."""
+    if isinstance(error, OSError):
+        return error.errno == errno.EINVAL
+    return not (isinstance(error, RuntimeError) and _ran_out_of_memory(error))
