@@ -101,6 +101,24 @@ def test_batches_and_order_do_not_matter(toy, batch_tokens):
         np.testing.assert_allclose(getattr(found, name), value, atol=1e-6, err_msg=name)
 
 
+def test_batches_follow_the_length_of_their_cells(toy, monkeypatch):
+    """The weights of a block stay within their limit, and one long cell does not make all batches small."""
+    expected = sums(toy)
+    n_heads, longest = 2, int(toy.lengths.max())
+    limit = n_heads * longest**2  # room for one of the longest cells
+    monkeypatch.setattr("gfx._engine.attention._MAX_WEIGHTS", limit)
+    encoder, seen = toy.encoder(attention="eager"), []
+    encoder.encoder.layer[0].attention.self.register_forward_hook(
+        lambda _module, _inputs, outputs: seen.append(outputs[1].shape)
+    )
+    found = sums(toy, encoder)
+    assert all(shape.numel() <= limit for shape in seen)
+    assert seen[0][0] == 1
+    assert max(shape[0] for shape in seen) > 3
+    for name, value in vars(expected).items():
+        np.testing.assert_allclose(getattr(found, name), value, atol=1e-6, err_msg=name)
+
+
 def test_fused_attention_is_refused(toy):
     with pytest.raises(ValueError, match="need an encoder with attention=\"eager\", found 'sdpa'"):
         sums(toy, toy.encoder())
@@ -119,7 +137,7 @@ def test_no_weights_are_kept(toy):
         block.attention.self.register_forward_hook(watch)
     with settings.override(batch_tokens=70):
         sums(toy, encoder)
-    assert len(most) > 15
+    assert len(most) >= 5 * 3  # batches × blocks
     assert max(most) <= 2
     assert not any(weights() is not None for weights in alive)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gfx._engine.device import batch_tokens, sum_dtype
+from gfx._engine.device import sum_dtype
 from gfx._engine.forward import run_cells, states
 from gfx._engine.pooling import special_tokens
 
@@ -111,10 +111,8 @@ def attention_sums(encoder: BertModel, ids: np.ndarray, lengths: np.ndarray, voc
     to_special = torch.zeros(n_blocks, n_heads, dtype=dtype, device=device)
     entropies = torch.zeros(n_blocks, n_heads, dtype=dtype, device=device)
     special = special_tokens(vocabulary, device)
-    longest = int(lengths.max(initial=1))
-    # The longest cells come first, so that a batch of them bounds all others.
-    batch_size = max(1, min(_MAX_WEIGHTS // (n_heads * longest**2), batch_tokens(device) // longest))
-    for batch in run_cells(encoder, ids, lengths, batch_size=batch_size, forward=attend, description="attention"):
+    max_pairs = _MAX_WEIGHTS // n_heads
+    for batch in run_cells(encoder, ids, lengths, max_pairs=max_pairs, forward=attend, description="attention"):
         received, entropy = batch.output
         flat = received.permute(1, 3, 0, 2).flatten(2).to(dtype)  # (b, l, blocks * heads)
         is_gene = batch.valid & ~special[batch.tokens]

@@ -55,6 +55,7 @@ def run_cells(
     *,
     batch_size: int | None = None,
     max_tokens: int | None = None,
+    max_pairs: int | None = None,
     forward: Callable[[BertModel, torch.Tensor, torch.Tensor], Any] = states,
     description: str = "cells",
 ) -> Iterator[Batch]:
@@ -68,11 +69,13 @@ def run_cells(
         Cells in a batch at most; `None` leaves it to the number of tokens.
     max_tokens
         Padded tokens in a batch at most; `None` takes the device's default.
+    max_pairs
+        Padded pairs of positions in a batch at most; for a `forward` that makes something for each pair.
     forward
         Function of the encoder, tokens `(b, l)` and validity `(b, l)`.
     """
     device = encoder.device
-    batches = batches_by_length(lengths, max_tokens or batch_tokens(device), batch_size)
+    batches = batches_by_length(lengths, max_tokens or batch_tokens(device), batch_size, max_pairs)
 
     def run(rows: np.ndarray) -> Batch:
         longest = int(lengths[rows].max())
