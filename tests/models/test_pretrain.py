@@ -12,6 +12,7 @@ from scipy import sparse
 
 import gfx
 from gfx.models import build_vocabulary, load, pretrain
+from gfx.models._pretrain import _keep_to_plan
 
 TINY = {
     "hidden_size": 32,
@@ -266,6 +267,31 @@ def test_a_stopped_run_goes_on(structured, tmp_path, monkeypatch):
         *range(1, 11),
     ]
     assert load(tmp_path / "run").n_blocks == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"training": QUICK | {"learning_rate": 1e-3}}, "another training,"),
+        ({"training": None}, "another training,"),
+        ({"config": TINY | {"hidden_size": 16}}, "another config,"),
+        ({"curriculum": [(24, 2)], "rng": 1}, "another curriculum, seed,"),
+    ],
+)
+def test_a_folder_is_trained_in_one_way(structured, trained, changes, text):
+    before = (trained / "model.safetensors").read_bytes()
+    same = {"config": TINY, "curriculum": [(24, 2), (48, 14)], "training": QUICK, "held_out": 0.2}
+    with gfx.settings.override(verbosity=0), pytest.raises(ValueError, match=f"holds a run with {text}"):
+        pretrain([structured], trained, **(same | changes))
+    assert (trained / "model.safetensors").read_bytes() == before
+
+
+def test_a_plan_is_the_same_when_it_is_read_back(tmp_path):
+    plan = {"curriculum": ((24, 1),), "training": {"logging_dir": tmp_path, "betas": (0.9, 0.99)}}
+    _keep_to_plan(tmp_path, plan)
+    _keep_to_plan(tmp_path, plan)
+    with pytest.raises(ValueError, match="another training,"):
+        _keep_to_plan(tmp_path, plan | {"training": {"logging_dir": tmp_path, "betas": (0.9, 0.95)}})
 
 
 def test_start_from_coexpression(structured, tmp_path):

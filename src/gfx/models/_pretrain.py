@@ -195,6 +195,7 @@ def _coexpression_vectors(ids: np.ndarray, vocabulary: Vocabulary, size: int, se
 def _keep_to_plan(folder: Path, plan: Mapping[str, Any]) -> None:
     """Note what a folder is trained on and how; refuse to go on there with something else."""
     file = folder / PLAN_FILE
+    plan = json.loads(json.dumps(plan, default=str))  # as it is read back: lists for tuples, text for paths
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(plan, indent=1))
@@ -296,9 +297,10 @@ def pretrain(
             "vocabulary": vocabulary.sha256,
             "cells": hashlib.sha256(ids.tobytes()).hexdigest(),
             "config": config,
-            "curriculum": [list(stage) for stage in curriculum],
+            "curriculum": curriculum,
             "start_from": start_from,
             "held_out": held_out,
+            "training": training or {},
             "seed": rng,
         },
     )
