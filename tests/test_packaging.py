@@ -8,9 +8,13 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from safetensors.numpy import load_file
+
+import gfx
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -94,3 +98,31 @@ def test_pins_name_no_place_and_no_cuda() -> None:
     names = pins()  # reading fails on anything but name==version
     assert names["torch"] == "2.13.0"
     assert not [name for name in names if name.startswith(("nvidia", "cuda", "triton"))]
+
+
+# --- the model inside the package -----------------------------------------------------------------------------------
+
+MINI = "gfx/models/mini"
+MINI_FILES = {f"{MINI}/{name}" for name in ("config.json", "model.safetensors", "vocabulary.tsv.gz")}
+
+
+def test_mini_is_small_and_reads_long_cells() -> None:
+    folder = ROOT / "src" / MINI
+    weights, vocabulary = folder / "model.safetensors", folder / "vocabulary.tsv.gz"
+    assert {tensor.dtype for tensor in load_file(weights).values()} == {np.dtype(np.float16)}
+    assert weights.stat().st_size + vocabulary.stat().st_size <= 8_000_000
+    model = gfx.models.load("mini")
+    assert model.weights.resolve() == weights.resolve()
+    assert model.max_length >= 1024
+    assert model.vocabulary.ids[:4].tolist() == ["<pad>", "<mask>", "<cls>", "<eos>"]
+    assert model.vocabulary.is_special.sum() == 4
+
+
+@pytest.mark.parametrize(("kind", "prefix"), [("wheel", ""), ("sdist", "src/")])
+def test_mini_is_packaged(kind: str, prefix: str) -> None:
+    """What is built leaves out what version control ignores."""
+    reason = "lists what would be packaged; `pip install hatchling`"
+    builders = pytest.importorskip(f"hatchling.builders.{kind}", reason=reason)
+    builder = getattr(builders, f"{kind.capitalize()}Builder")(str(ROOT))
+    packaged = {Path(file.distribution_path).as_posix() for file in builder.recurse_included_files()}
+    assert {prefix + name for name in MINI_FILES} <= packaged
