@@ -4,9 +4,11 @@
 #   make docs    the documentation, into docs/_build/html
 #   make lint    style and formatting
 # Another interpreter: make test PYTHON=python3.12. Another environment: make test VENV=/path/to/one.
+# On Linux pip takes torch for CUDA; the small one: make test TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 PYTHON ?= python3
 VENV ?= .venv
+TORCH_INDEX ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
@@ -36,10 +38,10 @@ $(BIN)/python:
 	  { echo "gfx needs Python 3.11 or newer; '$(PYTHON)' is not. Name another: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# torch by itself and first: pip then takes the small CPU build where one is offered.
+# torch by itself and first, so that it can come from an index of its own; what it needs follows from the usual one.
 $(VENV)/.runs: $(PINS) | $(BIN)/python
 	@echo "Installing the tested stack into $(VENV): some minutes, once."
-	$(PIP) torch
+	$(PIP) $(if $(TORCH_INDEX),--no-deps --index-url $(TORCH_INDEX)) torch
 	$(PIP) --editable .
 	@touch $@
 
