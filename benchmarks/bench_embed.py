@@ -87,13 +87,13 @@ def measure(which: str, name: str, n_cells: int, result: Path) -> None:
     adata = make_cells(n_cells, model.vocabulary)
     gfx.pp.tokenize(adata, model=model)
     ids, lengths = adata.obsm["gfx_tokens"], adata.obs["gfx_n_tokens"].to_numpy()
-    gfx.tl.embed(adata[:BATCH].copy(), model=model, dtype=None if which == "gfx-auto" else "float32")  # warm up
+    gfx.tl.embed(adata[:BATCH].copy(), model=model, dtype=which.removeprefix("gfx-"))  # warm up
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
     if which == "naive":
         vectors = naive(model.folder, ids, lengths, cls=True)
     else:
-        gfx.tl.embed(adata, model=model, dtype=None if which == "gfx-auto" else "float32")
+        gfx.tl.embed(adata, model=model, dtype=which.removeprefix("gfx-"))
         vectors = adata.obsm["X_gfx"]
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -103,7 +103,7 @@ def measure(which: str, name: str, n_cells: int, result: Path) -> None:
 
 def compare(name: str, folder: Path, n_cells: int) -> dict[str, object]:
     runs, vectors = {}, {}
-    for which in ("naive", "gfx-float32", "gfx-auto"):
+    for which in ("naive", "gfx-float32", "gfx-bfloat16"):
         result = folder / f"{name}-{which}.npy"
         call = [sys.executable, __file__, "--measure", which, "--folder", str(folder / name), "--cells", str(n_cells)]
         environment = os.environ | {"GFX_VERBOSITY": "1"}

@@ -6,7 +6,7 @@ import torch
 
 from gfx import settings
 from gfx._engine.attention import attention_sums
-from gfx._engine.device import batch_tokens, choose_device, choose_dtype, halving, has_bfloat16, sum_dtype
+from gfx._engine.device import batch_tokens, choose_device, choose_dtype, halving, has_fast_bfloat16, sum_dtype
 from gfx._engine.perturb import delete_genes
 from gfx._engine.pooling import embed_cells, embed_genes
 
@@ -30,7 +30,7 @@ def test_a_device_that_is_not_there():
 
 def test_choose_dtype():
     assert choose_dtype("float16", CPU) == torch.float16
-    assert choose_dtype(None, CPU) == (torch.bfloat16 if has_bfloat16(CPU) else torch.float32)
+    assert choose_dtype(None, CPU) == (torch.bfloat16 if has_fast_bfloat16(CPU) else torch.float32)
     assert choose_dtype(None, torch.device("mps")) == torch.float32
     with pytest.raises(ValueError, match=r"`dtype` is one of \['float32', 'bfloat16', 'float16'\], found 'int8'"):
         choose_dtype("int8", CPU)

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import BertConfig, BertModel
 
-from gfx._engine.device import _ran_out_of_memory
+from gfx._engine.device import ran_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -100,4 +100,4 @@ def _blames_the_content(error: Exception) -> bool:
     """Tell a broken file from a lack of memory, and from one that cannot be opened (a cut zip is invalid, too)."""
     if isinstance(error, OSError):
         return error.errno == errno.EINVAL
-    return not (isinstance(error, RuntimeError) and _ran_out_of_memory(error))
+    return not (isinstance(error, RuntimeError) and ran_out_of_memory(error))

@@ -43,7 +43,7 @@ def embed(
     on the batch size, the order of the cells or the other cells, to rounding: about 1e-6 in float32, 0.05 in bfloat16
     (values are of the order of 1). Use ``dtype="float32"`` where two machines must agree.
 
-    Cost: with the embedded model about 100 cells of 600 genes per second on two CPU cores. Memory does not grow with
+    Cost: with the embedded model about 60 cells of 700 genes per second on two CPU cores. Memory does not grow with
     the number of cells beyond the result.
 
     Parameters
@@ -64,7 +64,8 @@ def embed(
     device
         Such as ``"cpu"`` or ``"cuda:0"``. `None`: the setting, else what is there.
     dtype
-        Precision of the forward pass. `None`: bfloat16 where the hardware has it, else float32 (the reference).
+        Precision of the forward pass. `None`: bfloat16 where it is fast (CUDA, and CPUs with AMX), else float32 (the
+        reference).
     key_added
         Where to store the result; see below.
     mod

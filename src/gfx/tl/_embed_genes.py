@@ -64,7 +64,8 @@ def embed_genes(
     device
         Such as ``"cpu"`` or ``"cuda:0"``. `None`: the setting, else what is there.
     dtype
-        Precision of the forward pass. `None`: bfloat16 where the hardware has it, else float32 (the reference).
+        Precision of the forward pass. `None`: bfloat16 where it is fast (CUDA, and CPUs with AMX), else float32 (the
+        reference).
     key_added
         Where to store the result; see below.
     mod
