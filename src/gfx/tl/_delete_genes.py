@@ -56,8 +56,8 @@ def delete_genes(
 
     Runs in float32, for the shifts of single genes drown in the rounding of shorter formats.
 
-    Cost: one forward pass for each cell and perturbation that applies to it, and one for each such cell itself. Memory: genes of the model × perturbations,
-    however many cells there are.
+    Cost: one forward pass for each cell and perturbation that applies to it, and one for each such cell itself.
+    Memory: genes of the model × perturbations, however many cells there are.
 
     Parameters
     ----------
