@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,6 @@ class AttentionKeys:
     var: str
     var_uniform: str
     uns: str
-
-
-#: Slots that are written where no other name is given.
-_DEFAULTS = frozenset(
-    {"gfx_tokens", "gfx_n_tokens", "X_gfx", "gfx", "gfx_groups", "gfx_groups_n_cells", "gfx_n_cells", "gfx_genes"}
-    | {"gfx_delete", "gfx_delete_states", "gfx_delete_n_cells"}
-    | {"gfx_attention", "gfx_attention_n_cells", "gfx_attention_uniform"}
-)
 
 
 def _is_default(key: str | None, default: str) -> bool:
@@ -116,3 +108,11 @@ def attention_keys(key: str | None = None) -> AttentionKeys:
     """Where attention lives."""
     base = "gfx_attention" if _is_default(key, "gfx_attention") else key
     return AttentionKeys(varm=base, var=f"{base}_n_cells", var_uniform=f"{base}_uniform", uns=base)
+
+
+#: Slots that are written where no other name is given.
+_DEFAULTS = frozenset(
+    slot
+    for keys in (token_keys(), embed_keys(), embed_genes_keys(), delete_keys(), attention_keys())
+    for slot in asdict(keys).values()
+)

@@ -111,15 +111,10 @@ def make_tokens(
         match=match,
         counts_share=float(known_counts / all_counts) if all_counts else 0.0,
         n_empty=int((lengths == 0).sum()),
-        n_truncated=int((n_detected > max_length - n_specials(vocabulary)).sum()),
+        n_truncated=int((n_detected > max_length - vocabulary.n_specials).sum()),
     )
     source = {"layer": layer, "use_raw": use_raw, "gene_ids": gene_ids, "counts": counts, "max_length": max_length}
     return Tokens(ids=ids, lengths=lengths, source=source), report
-
-
-def n_specials(vocabulary: Vocabulary) -> int:
-    """Count the special tokens in a cell: ``<cls>`` and ``<eos>``, or none."""
-    return 2 if vocabulary.has_cls else 0
 
 
 def _checked_counts(adata: AnnData, stored: csr_array, counts: Counts, where: str) -> csr_array:
@@ -253,7 +248,7 @@ def _stored(adata: AnnData, keys: TokenKeys, vocabulary: Vocabulary) -> tuple[np
         )
         raise ValueError(msg)
     if ids.dtype.kind == "f":
-        ids = ids.astype(np.uint16 if len(vocabulary) - 1 <= np.iinfo(np.uint16).max else np.uint32)
+        ids = ids.astype(vocabulary.token_dtype)
     lengths = (ids != vocabulary.pad).sum(axis=1).astype(np.int32)
     if keys.obs in adata.obs and not np.array_equal(adata.obs[keys.obs], lengths):
         n = int((adata.obs[keys.obs] != lengths).sum())

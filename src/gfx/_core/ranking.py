@@ -224,8 +224,7 @@ def rank_cells(
     """
     column_token = np.ascontiguousarray(column_token, dtype=np.int32)
     rows = counts if sparse.issparse(counts) and counts.format == "csr" else sparse.csr_array(counts)
-    n_specials = 2 if vocabulary.has_cls else 0
-    longest = max_length - n_specials
+    longest = max_length - vocabulary.n_specials
     # The compiled loop indexes without looking, so everything is looked at here.
     if column_token.shape != (rows.shape[1],):
         msg = f"`column_token` is one token per column: expected {(rows.shape[1],)}, found {column_token.shape}."
@@ -234,7 +233,7 @@ def rank_cells(
         msg = f"`column_token` goes up to {column_token.max()}; {vocabulary!r} has {len(vocabulary)} tokens."
         raise ValueError(msg)
     if longest < 1:
-        msg = f"`max_length={max_length}` leaves no room for a gene beside {n_specials} special tokens."
+        msg = f"`max_length={max_length}` leaves no room for a gene beside {vocabulary.n_specials} special tokens."
         raise ValueError(msg)
     if vocabulary.pad != 0:
         msg = f"{vocabulary!r} pads with token {vocabulary.pad}; encodings are padded with 0."
@@ -244,9 +243,8 @@ def rank_cells(
     column_median = np.ones(len(column_token))
     column_median[known] = vocabulary.medians[column_token[known]]
     n_cells = rows.shape[0]
-    width = min(int(np.diff(rows.indptr).max(initial=0)), n_genes, longest) + n_specials
-    dtype = np.uint16 if len(vocabulary) - 1 <= np.iinfo(np.uint16).max else np.uint32
-    tokens = np.zeros((n_cells, width), dtype=dtype)
+    width = min(int(np.diff(rows.indptr).max(initial=0)), n_genes, longest) + vocabulary.n_specials
+    tokens = np.zeros((n_cells, width), dtype=vocabulary.token_dtype)
     per_cell = (
         np.zeros(n_cells, dtype=np.int32),
         np.zeros(n_cells, dtype=np.int32),

@@ -131,6 +131,21 @@ class Vocabulary:
         """Whether cells are written as ``<cls> genes <eos>`` (V2) and not as genes alone (V1)."""
         return self.cls is not None
 
+    @property
+    def n_specials(self) -> int:
+        """Special tokens in a cell: `<cls>` and `<eos>`, or none."""
+        return 2 if self.has_cls else 0
+
+    @property
+    def first_gene(self) -> int:
+        """Position of a cell's first gene: behind `<cls>`, or at the front."""
+        return 1 if self.has_cls else 0
+
+    @property
+    def token_dtype(self) -> np.dtype:
+        """Smallest unsigned integers that hold every token."""
+        return np.dtype(np.uint16 if len(self) - 1 <= np.iinfo(np.uint16).max else np.uint32)
+
     def resolve(self, names: Iterable[str]) -> np.ndarray:
         """Find the token of each gene name.
 

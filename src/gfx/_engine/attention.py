@@ -100,8 +100,7 @@ def attention_sums(encoder: BertModel, ids: np.ndarray, lengths: np.ndarray, voc
         raise ValueError(msg)
     device, dtype = encoder.device, sum_dtype(encoder.device)
     n_blocks, n_heads, n_tokens = encoder.config.num_hidden_layers, encoder.config.num_attention_heads, len(vocabulary)
-    offset = 1 if vocabulary.has_cls else 0
-    n_ranks = max(int(lengths.max(initial=0)) - 2 * offset, 0)
+    n_ranks = max(int(lengths.max(initial=0)) - vocabulary.n_specials, 0)
     genes = torch.zeros(n_tokens, n_blocks * n_heads, dtype=dtype, device=device)
     ranks = torch.zeros(n_ranks, n_blocks * n_heads, dtype=dtype, device=device)
     uniform = torch.zeros(n_tokens, dtype=dtype, device=device)
@@ -118,7 +117,9 @@ def attention_sums(encoder: BertModel, ids: np.ndarray, lengths: np.ndarray, voc
         is_gene = batch.valid & ~special[batch.tokens]
         even = (1.0 / batch.valid.sum(1).to(dtype))[:, None].expand(-1, batch.tokens.shape[1])
         token = batch.tokens[is_gene]
-        rank = (torch.arange(batch.tokens.shape[1], device=device) - offset).expand_as(batch.tokens)[is_gene]
+        rank = (torch.arange(batch.tokens.shape[1], device=device) - vocabulary.first_gene).expand_as(batch.tokens)[
+            is_gene
+        ]
         for sums, evens, counts, slot in (
             (genes, uniform, n_cells, token),
             (ranks, ranks_uniform, n_rank_cells, rank),

@@ -54,7 +54,6 @@ def run_cells(
     lengths: np.ndarray,
     *,
     batch_size: int | None = None,
-    max_tokens: int | None = None,
     max_pairs: int | None = None,
     forward: Callable[[BertModel, torch.Tensor, torch.Tensor], Any] = states,
     description: str = "cells",
@@ -67,15 +66,13 @@ def run_cells(
         Tokens `(n_cells, longest)` and lengths `(n_cells,)`.
     batch_size
         Cells in a batch at most; `None` leaves it to the number of tokens.
-    max_tokens
-        Padded tokens in a batch at most; `None` takes the device's default.
     max_pairs
         Padded pairs of positions in a batch at most; for a `forward` that makes something for each pair.
     forward
         Function of the encoder, tokens `(b, l)` and validity `(b, l)`.
     """
     device = encoder.device
-    batches = batches_by_length(lengths, max_tokens or batch_tokens(device), batch_size, max_pairs)
+    batches = batches_by_length(lengths, batch_tokens(device), batch_size, max_pairs)
 
     def run(rows: np.ndarray) -> Batch:
         longest = int(lengths[rows].max())

@@ -83,10 +83,9 @@ def delete_genes(
     special = special_tokens(vocabulary, device)
     concerned = np.isin(ids, np.concatenate(perturbations)).any(axis=1)
     max_tokens = batch_tokens(device)
-    offset = 1 if vocabulary.has_cls else 0
     # Originals stay in memory while their edited copies run.
     for batch in run_cells(encoder, ids, np.where(concerned, lengths, 0), description="deleting"):
-        edits = _edits(batch.tokens.cpu().numpy(), lengths[batch.rows] - 2 * offset, perturbations, n_tokens)
+        edits = _edits(batch.tokens.cpu().numpy(), lengths[batch.rows] - vocabulary.n_specials, perturbations, n_tokens)
         if not len(edits.cell):
             continue
         before = pool(batch.output, batch.valid & ~special[batch.tokens], how)
@@ -104,8 +103,10 @@ def delete_genes(
             slot = tokens * n_sets + torch.from_numpy(sets).to(device)[:, None]
             gene_sums.index_add_(0, slot[is_gene], (1 - cosine[is_gene]).to(gene_sums.dtype))
             gene_counts += torch.bincount(slot[is_gene], minlength=n_tokens * n_sets)
-        n_genes = lengths[batch.rows[edits.cell]] - 2 * offset
-        ranks[batch.rows[edits.cell], edits.perturbation] = (edits.place - offset) / np.maximum(n_genes - 1, 1)
+        n_genes = lengths[batch.rows[edits.cell]] - vocabulary.n_specials
+        ranks[batch.rows[edits.cell], edits.perturbation] = (edits.place - vocabulary.first_gene) / np.maximum(
+            n_genes - 1, 1
+        )
     means = (gene_sums / gene_counts).float().cpu().numpy().reshape(n_tokens, n_sets)
     return DeletionEffects(shift, toward, means, gene_counts.cpu().numpy().reshape(n_tokens, n_sets), ranks)
 

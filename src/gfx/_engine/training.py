@@ -281,10 +281,9 @@ def rank_baseline(
     harder baseline, for it knows most of what the cell holds.
     """
     genes = np.flatnonzero(~vocabulary.is_special)
-    offset = 1 if vocabulary.has_cls else 0
     width = max(train_cells.ids.shape[1], int(cells.lengths.max()))
     edges = np.unique(np.geomspace(1, width + 1, n_bins).astype(int)) - 1
-    band = (np.searchsorted(edges, np.arange(width) - offset, side="right") - 1).clip(0)
+    band = (np.searchsorted(edges, np.arange(width) - vocabulary.first_gene, side="right") - 1).clip(0)
     counts = np.zeros((band.max() + 1, len(vocabulary)), dtype=np.int64)
     for column in range(train_cells.ids.shape[1]):
         counts[band[column]] += np.bincount(train_cells.ids[:, column], minlength=len(vocabulary))

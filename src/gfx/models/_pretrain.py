@@ -129,7 +129,7 @@ def build_vocabulary(
     kept = sorted(gene for gene, column in position.items() if n_cells[column] >= min_cells)
     medians = [float(np.median(values.data[values.indptr[c] : values.indptr[c + 1]])) for c in map(position.get, kept)]
     best = {gene: max(seen, key=lambda s, seen=seen: (seen[s], s)) for gene, seen in symbols.items()}
-    taken: dict[str, str] = {best[gene]: gene for gene in reversed(kept) if gene in best}
+    taken = {best[gene] for gene in kept if gene in best}
     aliases = {}
     for gene in kept:
         for symbol in symbols.get(gene, ()):
@@ -148,7 +148,7 @@ def _encode_sources(
     sources: Sequence[str | Path | AnnData], vocabulary: Vocabulary, max_length: int, gene_ids: str | None
 ) -> tuple[np.ndarray, np.ndarray]:
     ids, lengths = [], []
-    shortest = 4 if vocabulary.has_cls else 2  # a cell of one gene has no context to learn from
+    shortest = vocabulary.n_specials + 2  # a cell of one gene has no context to learn from
     for source, adata in _each_source(sources):
         matrix = open_counts(adata, gene_ids=gene_ids)
         tokens = vocabulary.resolve(matrix.names)
@@ -181,8 +181,7 @@ def _coexpression_vectors(ids: np.ndarray, vocabulary: Vocabulary, size: int, se
     cell, place = np.nonzero(~vocabulary.is_special[ids])
     n_genes = (~vocabulary.is_special[ids]).sum(axis=1)
     # High ranks say most about a cell: 1 at the top, towards 0 at the end.
-    offset = 1 if vocabulary.has_cls else 0
-    weight = 1.0 - (place - offset) / np.maximum(n_genes[cell], 1)
+    weight = 1.0 - (place - vocabulary.first_gene) / np.maximum(n_genes[cell], 1)
     matrix = sparse.csr_array((weight.astype(np.float32), (cell, ids[cell, place])), shape=(len(ids), len(vocabulary)))
     frequency = np.asarray((matrix > 0).mean(axis=0)).ravel()
     matrix = matrix @ sparse.diags_array((1.0 / np.sqrt(np.maximum(frequency, 1e-4))).astype(np.float32))

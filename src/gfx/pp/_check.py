@@ -25,7 +25,6 @@ from gfx._core.ranking import rank_cells
 from gfx._core.scales import UNDO, scale_of
 from gfx._core.vocabulary import plain_id
 from gfx._log import info
-from gfx._tokens import n_specials
 from gfx.pp._tokenize import LOW_SHARE
 
 if TYPE_CHECKING:
@@ -122,7 +121,7 @@ def check(
         _about_values(cells, matrix, seen),
         _about_names(match),
         *_about_genes(match, found.vocabulary, seen, better),
-        *_about_cells(seen, found.max_length - n_specials(found.vocabulary)),
+        *_about_cells(seen, found.max_length - found.vocabulary.n_specials),
     ]
     table = pd.DataFrame(findings, columns=["check", "status", "found", "advice"], dtype=object)
     info(f"{cells.n_obs:,} cells × {len(matrix.names):,} genes in `{matrix.where}`, for {found!r}")
@@ -153,7 +152,7 @@ def _look(matrix: CountMatrix, match: GeneMatch, vocabulary: Vocabulary) -> _See
         values = np.nan_to_num(block.data, posinf=0.0, neginf=0.0).clip(min=0)
         seen.highest = max(seen.highest, float(values.max(initial=0)))
         block.data = values
-        seen.n_detected[rows] = rank_cells(block, match.tokens, vocabulary, n_specials(vocabulary) + 1).n_detected
+        seen.n_detected[rows] = rank_cells(block, match.tokens, vocabulary, vocabulary.n_specials + 1).n_detected
         values = UNDO[scale](values) if scale in UNDO else values
         seen.total += float(values.sum())
         seen.known += float(values.sum(where=match.known[block.indices]))

@@ -9,7 +9,7 @@ from gfx._adata import copied, pick
 from gfx._keys import token_keys
 from gfx._log import info
 from gfx._provenance import claim, record
-from gfx._tokens import make_tokens, n_specials
+from gfx._tokens import make_tokens
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -166,7 +166,7 @@ def _tell(numbers: dict[str, int | float], vocabulary: Vocabulary, max_length: i
     if numbers["n_cells_empty"]:
         info(f"{numbers['n_cells_empty']:,} cells have no recognised gene: their rows are empty.")
     if numbers["n_cells_truncated"]:
-        room = max_length - n_specials(vocabulary)
+        room = max_length - vocabulary.n_specials
         info(f"{numbers['n_cells_truncated']:,} cells have more than {room:,} recognised genes: cut after these.")
     if share < LOW_SHARE and numbers["n_cells_empty"] < numbers["n_cells"]:
         msg = (

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gfx import _log
-from gfx._adata import copied, pick
 from gfx._keys import attention_keys
-from gfx._provenance import claim, mask_name, record
+from gfx._provenance import mask_name, record
 from gfx.tl._prepare import prepare
 
 if TYPE_CHECKING:
@@ -92,9 +91,7 @@ def attention(
     from gfx._engine.attention import attention_sums
 
     keys = attention_keys(key_added)
-    claim(pick(adata, mod).uns, keys.uns, "tl.attention")
-    data = copied(adata, copy=copy)
-    cells = prepare(data, model, layer=layer, mod=mod)
+    cells = prepare(adata, model, layer=layer, mod=mod, copy=copy, slot=keys.uns, function="tl.attention")
     lengths = cells.lengths(mask_obs)
     encoder = cells.encoder(-1, device=device, dtype="float32", attention="eager")
     sums = attention_sums(encoder, cells.tokens.ids, lengths, cells.model.vocabulary)
@@ -121,4 +118,4 @@ def attention(
         f"read the attention of {n_blocks} blocks × {n_heads} heads of {cells.model.name!r} in "
         f"{result['n_cells']:,} cells: added {keys.varm!r} (adata.varm)"
     )
-    return data if copy else None
+    return cells.result

@@ -11,9 +11,8 @@ import numpy as np
 import pandas as pd
 
 from gfx import _log
-from gfx._adata import copied, pick
 from gfx._keys import delete_keys
-from gfx._provenance import claim, record
+from gfx._provenance import record
 from gfx.tl._prepare import groups, prepare
 
 if TYPE_CHECKING:
@@ -124,9 +123,7 @@ def delete_genes(
     from gfx._engine.pooling import embed_cells
 
     keys = delete_keys(key_added)
-    claim(pick(adata, mod).uns, keys.uns, "tl.delete_genes")
-    data = copied(adata, copy=copy)
-    cells = prepare(data, model, layer=layer, mod=mod)
+    cells = prepare(adata, model, layer=layer, mod=mod, copy=copy, slot=keys.uns, function="tl.delete_genes")
     vocabulary, tokens = cells.model.vocabulary, cells.tokens
     names, sets = _perturbations(genes, vocabulary)
     states = _states(cells, groupby, start, goal)
@@ -180,7 +177,7 @@ def delete_genes(
         f"{len(names)} deletion{'s' * (len(names) > 1)} in up to {int(table['n_cells'].max()):,} cells with "
         f"{cells.model.name!r}: added {keys.obsm!r} (adata.obsm, adata.varm)"
     )
-    return data if copy else None
+    return cells.result
 
 
 def _perturbations(

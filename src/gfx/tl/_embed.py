@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from gfx import _log
-from gfx._adata import copied, pick
 from gfx._keys import embed_keys
-from gfx._provenance import claim, record
+from gfx._provenance import record
 from gfx.tl._prepare import prepare
 
 if TYPE_CHECKING:
@@ -98,9 +97,7 @@ def embed(
     from gfx._engine.pooling import embed_cells
 
     keys = embed_keys(key_added)
-    claim(pick(adata, mod).uns, keys.uns, "tl.embed")
-    data = copied(adata, copy=copy)
-    cells = prepare(data, model, layer=layer, mod=mod)
+    cells = prepare(adata, model, layer=layer, mod=mod, copy=copy, slot=keys.uns, function="tl.embed")
     how = cells.pooling(pooling)
     encoder = cells.encoder(hidden_layer, device=device, dtype=dtype)
     tokens = cells.tokens
@@ -120,4 +117,4 @@ def embed(
         f"embedded {len(vectors):,} cells with {cells.model.name!r} on {encoder.device.type} in {params['dtype']}: "
         f"added {keys.obsm!r} (adata.obsm)"
     )
-    return data if copy else None
+    return cells.result

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from gfx import _log
-from gfx._adata import copied, pick
 from gfx._keys import embed_genes_keys
-from gfx._provenance import claim, mask_name, record
+from gfx._provenance import mask_name, record
 from gfx.tl._prepare import groups, prepare
 
 if TYPE_CHECKING:
@@ -106,9 +105,7 @@ def embed_genes(
     from gfx._engine.pooling import embed_genes as run
 
     keys = embed_genes_keys(key_added)
-    claim(pick(adata, mod).uns, keys.uns, "tl.embed_genes")
-    data = copied(adata, copy=copy)
-    cells = prepare(data, model, layer=layer, mod=mod)
+    cells = prepare(adata, model, layer=layer, mod=mod, copy=copy, slot=keys.uns, function="tl.embed_genes")
     lengths = cells.lengths(mask_obs)
     if groupby is None:
         names, group = [], np.zeros(cells.adata.n_obs, dtype=np.int64)
@@ -157,4 +154,4 @@ def embed_genes(
         f"embedded {(genes_n_cells > 0).sum():,} genes with {cells.model.name!r}: added {keys.varm!r} (adata.varm)"
         + (f" and {keys.varm_groups!r} for {len(names)} groups of {groupby!r}" if names else "")
     )
-    return data if copy else None
+    return cells.result

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from gfx._adata import cell_mask, gene_names, obs_column, pick
+from gfx._adata import cell_mask, copied, gene_names, obs_column, pick
+from gfx._provenance import claim
 from gfx._tokens import find_tokens
 from gfx.models import load
 
@@ -36,12 +38,16 @@ class Prepared:
         The model.
     tokens
         Its tokens for every cell.
+    result
+        What the tool returns: the copy it worked on, or `None`.
     """
 
     adata: AnnData
     model: Model
     tokens: Tokens
+    result: AnnData | MuData | None
 
+    @cached_property
     def gene_tokens(self) -> np.ndarray:
         """Token of each gene of the AnnData, -1 for genes that the model does not know, int32 `(n_vars,)`."""
         column = self.tokens.source.get("gene_ids")
@@ -66,14 +72,14 @@ class Prepared:
 
     def per_gene(self, values: np.ndarray) -> np.ndarray:
         """Turn one row per token into one row per gene of the AnnData, float32; NaN for unknown genes."""
-        tokens = self.gene_tokens()
+        tokens = self.gene_tokens
         out = np.full((len(tokens), *values.shape[1:]), np.nan, dtype=np.float32)
         out[tokens >= 0] = values[tokens[tokens >= 0]]
         return out
 
     def cells_per_gene(self, counts: np.ndarray) -> np.ndarray:
         """Turn numbers of cells per token into numbers per gene of the AnnData, int32; 0 for unknown genes."""
-        tokens = self.gene_tokens()
+        tokens = self.gene_tokens
         return np.where((tokens >= 0).reshape(-1, *[1] * (counts.ndim - 1)), counts[tokens], 0).astype(np.int32)
 
     def encoder(
@@ -135,12 +141,17 @@ def prepare(
     *,
     layer: str | None,
     mod: str | None,
+    copy: bool,
+    slot: str,
+    function: str,
 ) -> Prepared:
-    """Find what a tool runs on; writes nothing."""
+    """Find what a tool runs on, and that its record has a place, `uns[slot]`; writes nothing."""
+    claim(pick(data, mod).uns, slot, function)
+    data = copied(data, copy=copy)
     adata = pick(data, mod)
     loaded = load(model)
     tokens = find_tokens(adata, loaded.vocabulary, loaded.max_length, layer=layer)
     if not (tokens.lengths > 0).any():
         msg = "No cell has a gene that the model knows. Run `gfx.pp.check(adata)` to see why."
         raise ValueError(msg)
-    return Prepared(adata=adata, model=loaded, tokens=tokens)
+    return Prepared(adata=adata, model=loaded, tokens=tokens, result=data if copy else None)
