@@ -167,8 +167,13 @@ def open_counts(
         layers = sorted(key for key in adata.layers if key is not None)
         msg = f"`{where}` is empty. Name the layer that holds the counts: `layer=` one of {layers}."
         raise ValueError(msg)
-    names = var.index if gene_ids is None else _column(var, gene_ids, "adata.raw.var" if use_raw else "adata.var")
+    names = gene_column(var, gene_ids, "adata.raw.var" if use_raw else "adata.var")
     return CountMatrix(x=x, names=gene_names(names), where=where)
+
+
+def gene_column(var: pd.DataFrame, gene_ids: str | None, where: str = "adata.var") -> pd.Index | pd.Series:
+    """Find what names the genes: the column `gene_ids` of `var`, or its index."""
+    return var.index if gene_ids is None else _column(var, gene_ids, where)
 
 
 def gene_names(names: pd.Index | pd.Series) -> np.ndarray:

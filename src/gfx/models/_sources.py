@@ -1,0 +1,169 @@
+"""Cells to learn from: files and AnnData objects, read block by block and never as a whole."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gfx._adata import CountMatrix, gene_column, gene_names, open_counts, row_blocks, to_counts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import pandas as pd
+    from anndata import AnnData
+    from scipy import sparse
+
+
+@dataclass(frozen=True)
+class OpenSource:
+    """A source that can be read.
+
+    Parameters
+    ----------
+    name
+        How to call it in a message.
+    counts
+        Its counts, on disk or in memory, and the gene names that belong to them.
+    var
+        Its table of genes.
+    """
+
+    name: str
+    counts: CountMatrix
+    var: pd.DataFrame
+
+    def blocks(self) -> Iterator[sparse.csr_array]:
+        """Walk over its cells in blocks of rows, each checked to be raw counts."""
+        for _, block in row_blocks(self.counts.x):
+            yield to_counts(block, "raw", self.counts.where)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file or AnnData with raw counts in `X`.
+
+    Parameters
+    ----------
+    name
+        How to call it in a message: the file's name.
+    place
+        The file's path, or the object itself.
+    gene_ids
+        Column of `var` with the gene names; `None` for `var_names`.
+    """
+
+    name: str
+    place: Path | AnnData
+    gene_ids: str | None
+
+    @contextmanager
+    def open(self) -> Iterator[OpenSource]:
+        """Open the source; whatever fails while it is open is raised as a `ValueError` that names it."""
+        with ExitStack() as stack:
+            try:
+                if isinstance(self.place, Path):
+                    counts, var = _open_file(self.place, self.gene_ids, stack)
+                else:
+                    counts, var = open_counts(self.place, gene_ids=self.gene_ids), self.place.var
+                yield OpenSource(self.name, counts, var)
+            except SourceError:
+                raise
+            except OSError as error:
+                msg = f"{self.name}: cannot be read to its end ({error}). Was it copied or fetched completely?"
+                raise SourceError(msg) from error
+            except (KeyError, NotImplementedError, TypeError, ValueError) as error:
+                said = error.args[0] if error.args else error  # str() of a KeyError puts quotes around its text
+                msg = f"{self.name}: {said}"
+                raise SourceError(msg) from error
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tell whether the source is the same as before: by path, size and time of a file, by content of an AnnData."""
+        digest = hashlib.sha256(repr(self.gene_ids).encode())
+        if isinstance(self.place, Path):
+            files = sorted(self.place.rglob("*")) if self.place.is_dir() else [self.place]
+            for file in files:
+                seen = file.stat()
+                digest.update(repr((str(file.resolve()), seen.st_size, seen.st_mtime_ns)).encode())
+            return digest.hexdigest()
+        with self.open() as opened:
+            digest.update("\n".join(map(str, opened.counts.names)).encode())
+            for block in opened.blocks():
+                for part in (block.data, block.indices, block.indptr):
+                    digest.update(np.ascontiguousarray(part).tobytes())
+        return digest.hexdigest()
+
+
+class SourceError(ValueError):
+    """One source cannot be used; the message begins with its name."""
+
+
+def find_sources(sources: str | Path | AnnData | Sequence[str | Path | AnnData], gene_ids: str | None) -> list[Source]:
+    """Turn what a user gives into sources; opens none."""
+    if isinstance(sources, str | Path) or hasattr(sources, "obs_names"):
+        sources = [sources]
+    if not len(sources):
+        msg = "`sources` is empty: give at least one file or AnnData to learn from."
+        raise ValueError(msg)
+    missing = [str(place) for place in sources if isinstance(place, str | Path) and not Path(place).exists()]
+    if missing:
+        msg = f"{len(missing)} of {len(sources)} sources do not exist: {', '.join(missing[:5])}."
+        raise FileNotFoundError(msg)
+    return [
+        Source(Path(place).name, Path(place), gene_ids)
+        if isinstance(place, str | Path)
+        else Source(f"source {at}", place, gene_ids)
+        for at, place in enumerate(sources)
+    ]
+
+
+def each_source(sources: Sequence[Source], work: Callable[[Source], object], kept: str) -> list:
+    """Do the work on every source, also behind one that cannot be used; then name all those that cannot.
+
+    Parameters
+    ----------
+    kept
+        What is kept of the others, for the message.
+    """
+    done, errors = [], []
+    for source in sources:
+        try:
+            done.append(work(source))
+        except SourceError as error:
+            errors.append(str(error))
+    if errors:
+        lines = "\n".join(f"- {error}" for error in errors)
+        rest = f" {kept}" if done and kept else ""
+        msg = f"{len(errors)} of {len(sources)} sources cannot be used.{rest}\n{lines}"
+        raise ValueError(msg)
+    return done
+
+
+def _open_file(path: Path, gene_ids: str | None, stack: ExitStack) -> tuple[CountMatrix, pd.DataFrame]:
+    import anndata as ad
+
+    if path.is_dir():
+        import zarr
+
+        group = zarr.open_group(path, mode="r")
+    else:
+        import h5py
+
+        group = stack.enter_context(h5py.File(path, "r"))
+    missing = [name for name in ("X", "var") if name not in group]
+    if missing:
+        layers = sorted(group["layers"]) if "layers" in group else []
+        msg = f"no `{'` and no `'.join(missing)}` in this file; raw counts are read from `X`. Layers: {layers}."
+        raise ValueError(msg)
+    x = group["X"]
+    if hasattr(x, "keys"):  # sparse matrices are groups, dense ones are arrays
+        x = ad.io.sparse_dataset(x)
+    var = ad.io.read_elem(group["var"])
+    return CountMatrix(x=x, names=gene_names(gene_column(var, gene_ids)), where="adata.X"), var
