@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from gfx.models._load import Model, load
@@ -12,20 +13,20 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from gfx.models._pretrain import build_vocabulary, pretrain
+    from gfx.models._build_vocabulary import build_vocabulary
+    from gfx.models._pretrain import pretrain
     from gfx.models._registry import ModelCard, VocabularyCard
 
 __all__ = ["Model", "available", "build_vocabulary", "cached", "fetch", "info", "load", "pretrain"]
 
-_TRAINING = frozenset({"build_vocabulary", "pretrain"})
+#: Where the functions are that learn from cells.
+_TRAINING = {"build_vocabulary": "_build_vocabulary", "pretrain": "_pretrain"}
 
 
 def __getattr__(name: str) -> object:
     # Training is loaded when it is asked for.
     if name in _TRAINING:
-        from gfx.models import _pretrain
-
-        return getattr(_pretrain, name)
+        return getattr(import_module(f"gfx.models.{_TRAINING[name]}"), name)
     msg = f"module 'gfx.models' has no attribute {name!r}; it offers {', '.join(__all__)}"
     raise AttributeError(msg)
 
