@@ -54,7 +54,7 @@ LOADS: dict[str, set[str]] = {
     "_adata": {"numpy", "pandas", "scipy"},
     "_tokens": {"numpy", "pandas"},
     "_engine": {"numpy", "safetensors", "torch", "tqdm", "transformers"},
-    "models": {"anndata", "numpy", "pandas", "pooch", "requests", "safetensors", "scipy", "sklearn"},
+    "models": {"anndata", "numpy", "pandas", "pooch", "pyarrow", "requests", "safetensors", "scipy", "sklearn"},
     "pp": {"numpy", "pandas"},
     "tl": {"numpy", "pandas"},
     "get": {"numpy", "pandas"},
