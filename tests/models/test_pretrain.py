@@ -1,4 +1,4 @@
-"""A vocabulary and a model of one's own, from counts to embeddings."""
+"""A model of one's own, from counts to embeddings."""
 
 from __future__ import annotations
 
@@ -72,116 +72,6 @@ def trained(structured, tmp_path_factory):
         )
     assert returned == folder
     return folder
-
-
-# --- vocabulary -----------------------------------------------------------------------------------------------------
-
-
-def naive_medians(sources, min_cells):
-    seen = {}
-    for adata in sources:
-        for row in np.asarray(adata.X.todense(), dtype=np.float64):
-            for gene, count in zip(adata.var_names, row, strict=True):
-                if count > 0:
-                    seen.setdefault(gene, []).append(count / row.sum() * 10_000)
-    return {gene: np.median(values) for gene, values in seen.items() if len(values) >= min_cells}
-
-
-def two_sources(seed=0):
-    """Cells that share some genes, with other genes in each."""
-    rng = np.random.default_rng(seed)
-    sources = []
-    for start, n_cells in ((1, 40), (11, 25)):
-        counts = rng.poisson(rng.lognormal(-1, 1.5, 30), (n_cells, 30)).astype(np.float32)
-        adata = ad.AnnData(sparse.csr_matrix(counts))
-        adata.var_names = gene_ids(30, start)
-        sources.append(adata)
-    return sources
-
-
-@pytest.mark.parametrize("min_cells", [1, 5, 30])
-def test_medians(min_cells):
-    sources = two_sources()
-    vocabulary = build_vocabulary(sources, min_cells=min_cells)
-    expected = naive_medians(sources, min_cells)
-    assert vocabulary.ids[:4].tolist() == ["<pad>", "<mask>", "<cls>", "<eos>"]
-    assert vocabulary.ids[4:].tolist() == sorted(expected)
-    np.testing.assert_allclose(vocabulary.medians[4:], [expected[gene] for gene in vocabulary.ids[4:]], rtol=1e-6)
-    assert len(expected) > 5
-
-
-def test_cells_of_depth_zero_do_no_harm():
-    sources = two_sources()
-    sources[0].X = sparse.csr_matrix(sources[0].X.multiply(np.arange(40)[:, None] > 3))
-    vocabulary = build_vocabulary(sources, min_cells=5)
-    expected = naive_medians([sources[0][4:], sources[1]], 5)
-    np.testing.assert_allclose(vocabulary.medians[4:], [expected[gene] for gene in vocabulary.ids[4:]], rtol=1e-6)
-
-
-def test_depth_is_that_of_all_genes():
-    """Genes that are not learnt count for the depth."""
-    sources = two_sources()
-    chosen = sources[0].var_names[:12].tolist()
-    vocabulary = build_vocabulary(sources, genes=chosen, min_cells=5)
-    expected = naive_medians(sources, 5)
-    assert set(vocabulary.ids[4:]) == set(chosen) & set(expected)
-    np.testing.assert_allclose(vocabulary.medians[4:], [expected[gene] for gene in vocabulary.ids[4:]], rtol=1e-6)
-
-
-def test_repeated_genes_are_summed():
-    (first, _) = two_sources()
-    twice = ad.AnnData(sparse.hstack([first.X, first.X], format="csr"))
-    twice.var_names = [*first.var_names, *[f"{gene}.7" for gene in first.var_names]]
-    vocabulary, expected = build_vocabulary([twice]), build_vocabulary([first])
-    assert vocabulary.ids.tolist() == expected.ids.tolist()
-    np.testing.assert_allclose(vocabulary.medians, expected.medians, rtol=1e-6)  # twice the count of twice the depth
-    assert set(vocabulary.symbols) == {""}  # an id with a version is no symbol
-
-
-def test_symbols_and_aliases():
-    first, second = two_sources()
-    for adata, names in ((first, "GENE{}"), (second, "Old{}")):
-        adata.var["ensembl"] = adata.var_names.to_numpy()
-        adata.var_names = [names.format(int(gene[4:])) for gene in adata.var["ensembl"]]
-    vocabulary = build_vocabulary([first, first, second], gene_ids="ensembl", min_cells=1)
-    shared = "ENSG00000000015"
-    assert vocabulary.symbols[vocabulary.token_of[shared]] == "GENE15"  # as most sources say
-    assert vocabulary.resolve(["gene15", "OLD15", shared]).tolist() == [vocabulary.token_of[shared]] * 3
-
-
-def test_files(tmp_path):
-    first, second = two_sources()
-    first.write_h5ad(tmp_path / "first.h5ad")
-    second.write_h5ad(tmp_path / "second.h5ad")
-    found = build_vocabulary([tmp_path / "first.h5ad", str(tmp_path / "second.h5ad")])
-    assert found.sha256 == build_vocabulary([first, second]).sha256
-
-
-def test_one_source_need_not_be_in_a_list(tmp_path):
-    (first, _) = two_sources()
-    first.write_h5ad(tmp_path / "first.h5ad")
-    expected = build_vocabulary([first]).sha256
-    for source in (first, tmp_path / "first.h5ad", str(tmp_path / "first.h5ad")):
-        assert build_vocabulary(source).sha256 == expected
-
-
-def test_sources_that_teach_nothing(tmp_path):
-    first, second = two_sources()
-    with pytest.raises(ValueError, match="`sources` is empty"):
-        build_vocabulary([])
-    symbols = second.copy()
-    symbols.var_names = ["ENSA", *[f"GENE{at}" for at in range(29)]]  # ENSA is a symbol, not an Ensembl id
-    with pytest.raises(ValueError, match=r"source 1: no gene to learn from.*'ENSA'.*`gene_ids=`"):
-        build_vocabulary([first, symbols])
-    logs = second.copy()
-    logs.X = logs.X.log1p()
-    logs.write_h5ad(tmp_path / "logs.h5ad")
-    with pytest.raises(ValueError, match=r"logs\.h5ad: adata\.X.* holds fractions"):
-        build_vocabulary([first, tmp_path / "logs.h5ad"])
-    with pytest.raises(ValueError, match=r"source 0: no gene to learn from"):
-        build_vocabulary([first], genes=["ENSG00000099999"])
-    with pytest.raises(KeyError, match="ensembl"):
-        build_vocabulary([first], gene_ids="ensembl")
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -318,7 +208,7 @@ def test_both_parts_need_cells(structured, tmp_path, held_out):
 
 
 def test_a_source_without_the_vocabularys_genes(structured, tmp_path):
-    (first, _) = two_sources()
+    first = structured[:20, :30].copy()
     first.var_names = gene_ids(30, 5000)
     vocabulary = build_vocabulary([structured])
     with pytest.raises(ValueError, match=r"source 1: no gene of the vocabulary 'own'.*'ENSG00000005000'"):

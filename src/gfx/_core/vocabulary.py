@@ -43,6 +43,11 @@ class Vocabulary:
         Gene symbol of every token, empty where unknown.
     aliases
         Other names (symbols, synonyms, retired ids), in capitals, to Ensembl ids of this vocabulary.
+    n_cells
+        Number of cells in which each gene was detected when medians were taken, int64 `(n_tokens,)`; 0 for special
+        tokens; `None` where it is not known.
+    gene_types
+        Type of each gene, such as ``"protein_coding"``, `(n_tokens,)`, empty where unknown; `None` where none is known.
     """
 
     name: str
@@ -50,6 +55,8 @@ class Vocabulary:
     medians: np.ndarray
     symbols: np.ndarray
     aliases: Mapping[str, str] = field(default_factory=dict)
+    n_cells: np.ndarray | None = None
+    gene_types: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -59,6 +66,12 @@ class Vocabulary:
                 "one of each per token is needed."
             )
             raise ValueError(msg)
+        for what, column in (("n_cells", self.n_cells), ("gene_types", self.gene_types)):
+            if column is not None and len(column) != n:
+                msg = (
+                    f"Vocabulary {self.name!r} has {n} ids and {len(column)} {what}; one of these per token is needed."
+                )
+                raise ValueError(msg)
         if len(self.token_of) != n:
             msg = f"Vocabulary {self.name!r} names a gene twice: {n} tokens, {len(self.token_of)} different ids."
             raise ValueError(msg)

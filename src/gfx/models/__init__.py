@@ -13,14 +13,31 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from gfx.models._build_vocabulary import build_vocabulary
+    from gfx.models._build_vocabulary import build_vocabulary, summarize_genes
+    from gfx.models._gene_summary import GeneSummary
     from gfx.models._pretrain import pretrain
     from gfx.models._registry import ModelCard, VocabularyCard
 
-__all__ = ["Model", "available", "build_vocabulary", "cached", "fetch", "info", "load", "pretrain"]
+__all__ = [
+    "GeneSummary",
+    "Model",
+    "available",
+    "build_vocabulary",
+    "cached",
+    "fetch",
+    "info",
+    "load",
+    "pretrain",
+    "summarize_genes",
+]
 
-#: Where the functions are that learn from cells.
-_TRAINING = {"build_vocabulary": "_build_vocabulary", "pretrain": "_pretrain"}
+#: Where that is which learns from cells.
+_TRAINING = {
+    "GeneSummary": "_gene_summary",
+    "build_vocabulary": "_build_vocabulary",
+    "pretrain": "_pretrain",
+    "summarize_genes": "_build_vocabulary",
+}
 
 
 def __getattr__(name: str) -> object:
