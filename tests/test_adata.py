@@ -26,6 +26,7 @@ from gfx._adata import (
     to_counts,
     usable_calls,
 )
+from gfx.models import build_vocabulary
 
 # --- containers -----------------------------------------------------------------------------------------------------
 
@@ -340,6 +341,17 @@ def test_too_few_genes_show_both_sides(toy_vocabulary):
     assert few.startswith("There are only 5 genes, all known to the vocabulary 'toy'; at least 10 are needed")
     names = [f"X{n}" for n in range(1000)] + [f"TOY{n}" for n in range(1, 20)]
     assert "Only 19 of 1,019" in genes_problem(look_up(names, toy_vocabulary), toy_vocabulary)
+
+
+def test_a_vocabulary_of_another_species_knows_its_own_genes(real_cells):
+    mouse = real_cells("other/mouse_heart_1k_v2_10x")
+    vocabulary = build_vocabulary(mouse, gene_ids="ensembl_id")
+    for names in (mouse.var["ensembl_id"], mouse.var_names):
+        assert match_genes(names, vocabulary).n_known > 5_000
+    with pytest.raises(ValueError, match=r"These are rat genes.*holds mouse genes\. Map them to mouse"):
+        match_genes([f"ENSRNOG{n:011d}" for n in range(50)], vocabulary)
+    with pytest.raises(ValueError, match="Only 0 of 50 genes"):
+        match_genes([f"ENSG{n:011d}" for n in range(50)], vocabulary)
 
 
 def test_other_species_are_named(real_cells, official_v2, toy_vocabulary):

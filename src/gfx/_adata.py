@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
+    from gfx._core.gene_names import Species
     from gfx._core.scales import Scale
     from gfx._core.vocabulary import Vocabulary
 
@@ -399,19 +400,26 @@ def look_up(names: Sequence[str] | np.ndarray, vocabulary: Vocabulary) -> GeneMa
     return GeneMatch(tokens=vocabulary.resolve(names), names=names)
 
 
+def own_species(vocabulary: Vocabulary) -> Species | None:
+    """Name the species whose genes a vocabulary holds; `None` if they are human."""
+    return foreign_species(vocabulary.ids[~vocabulary.is_special])
+
+
 def genes_problem(match: GeneMatch, vocabulary: Vocabulary) -> str | None:
     """Say why these genes cannot be the model's, and what to call; `None` if they can."""
     names = match.names
     fewest = min(MIN_GENES, vocabulary.n_genes)
     enough = match.n_known >= max(fewest, MIN_SHARE * min(len(names), vocabulary.n_genes))
-    species = foreign_species(names)
-    # How symbols are written is a hint, and matters only where they would be taken for human ones.
-    if species is not None and (enough or species.is_sure):
+    species, own = foreign_species(names), own_species(vocabulary)
+    # How symbols are written is a hint, and matters only where they would be taken for those of the vocabulary.
+    if species is not None and not species.may_be(own) and (enough or species.is_sure):
         examples = [str(name) for name in names if name][:5]
+        theirs = "human" if own is None else own.name
         return (
-            f"These are {species.name} genes, such as {examples}; the vocabulary {vocabulary.name!r} holds human "
-            "genes. Map them to human one-to-one orthologues, put their Ensembl ids into a column of `adata.var`, and "
-            "name it: `gfx.pp.tokenize(adata, gene_ids=...)`. Human symbols are written in capitals."
+            f"These are {species.name} genes, such as {examples}; the vocabulary {vocabulary.name!r} holds {theirs} "
+            f"genes. Map them to {theirs} one-to-one orthologues, put their Ensembl ids into a column of `adata.var`, "
+            "and name it: `gfx.pp.tokenize(adata, gene_ids=...)`."
+            + (" Human symbols are written in capitals." if own is None else "")
         )
     if enough:
         return None

@@ -23,6 +23,10 @@ class Species(NamedTuple):
     name: str
     is_sure: bool
 
+    def may_be(self, other: Species | None) -> bool:
+        """Whether both can be the same species: "mouse or rat" can be mouse; `None` is human."""
+        return other is not None and (self.name in other.name or other.name in self.name)
+
 
 def name_kind(name: str) -> str | Species:
     """Sort a gene name: ``"none"``, ``"Ensembl"``, ``"number"``, ``"symbol"``, or the species it belongs to."""

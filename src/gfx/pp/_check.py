@@ -15,6 +15,7 @@ from gfx._adata import (
     genes_problem,
     look_up,
     open_counts,
+    own_species,
     pick,
     row_blocks,
     summed,
@@ -119,7 +120,7 @@ def check(
     better = _better_column(cells.raw.var if use_raw else cells.var, match, found.vocabulary, gene_ids)
     findings = [
         _about_values(cells, matrix, seen),
-        _about_names(match),
+        _about_names(match, found.vocabulary),
         *_about_genes(match, found.vocabulary, seen, better),
         *_about_cells(seen, found.max_length - found.vocabulary.n_specials),
     ]
@@ -177,7 +178,7 @@ def _about_values(adata: AnnData, matrix: CountMatrix, seen: _Seen) -> Finding:
     return "values", "error", found, f"{problem} {usable}".strip()
 
 
-def _about_names(match: GeneMatch) -> Finding:
+def _about_names(match: GeneMatch, vocabulary: Vocabulary) -> Finding:
     species = foreign_species(match.names)
     # Single symbols that are written like another species' are odd human ones.
     kinds = name_kinds(match.names).rename(
@@ -186,7 +187,8 @@ def _about_names(match: GeneMatch) -> Finding:
     kinds = kinds.groupby(level=0, sort=False).sum()
     words = [f"{n:,} {kind.name if isinstance(kind, Species) else _KINDS[kind]}" for kind, n in kinds.items()]
     mixed = len(kinds.drop("none", errors="ignore")) > 1
-    foreign = [kind.name for kind in kinds.index if isinstance(kind, Species) and kind.is_sure]
+    own = own_species(vocabulary)
+    foreign = [k.name for k in kinds.index if isinstance(k, Species) and k.is_sure and not k.may_be(own)]
     advice = f"The {' and '.join(foreign)} genes are left out." if foreign else ""
     return "gene names", "warning" if foreign else "ok", ("mixed: " if mixed else "") + ", ".join(words), advice
 
