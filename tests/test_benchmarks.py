@@ -1,0 +1,381 @@
+"""The benchmarks of quality measure what they say; the scripts run on small data."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anndata as ad
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+from sklearn.metrics.pairwise import cosine_distances
+
+import gfx
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from tests.conftest import ToyCells
+
+    from gfx._core.vocabulary import Vocabulary
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> object:
+    """Import a script of `benchmarks/` as it imports its neighbours."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+@pytest.fixture
+def cells(script: object) -> ModuleType:
+    return script("embedding_quality")
+
+
+@pytest.fixture
+def genes(script: object) -> ModuleType:
+    return script("gene_embedding_quality")
+
+
+@pytest.fixture
+def masked(script: object) -> ModuleType:
+    return script("masked_gene_quality")
+
+
+@pytest.fixture
+def folder_of_cells(tmp_path: Path, toy_cells: ToyCells) -> Path:
+    """Two files of toy cells, the first with markers of its types."""
+    for seed, name in enumerate(("one", "two")):
+        adata = toy_cells(90, seed=seed)
+        x = adata.X.toarray()
+        for at, label in enumerate("abc"):
+            x[np.ix_(np.flatnonzero(adata.obs["cell_type"] == label), range(20 * at, 20 * at + 20))] += 5
+        adata.X = type(adata.X)(x)
+        del adata.obs["donor"]
+        adata.write_h5ad(tmp_path / f"{name}.h5ad")
+    return tmp_path
+
+
+def run(module: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *arguments: object) -> str:
+    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+    capsys.readouterr()
+    module.main()
+    return capsys.readouterr().out
+
+
+# --- cell embeddings ------------------------------------------------------------------------------------------------
+
+
+def test_variants_are_what_embed_makes(cells: ModuleType, toy_cells: ToyCells, toy_folder: Path) -> None:
+    model = gfx.models.load(toy_folder)
+    adata = toy_cells()
+    ids, lengths = cells.tokens(adata, model)
+    for (how, layer), vectors in cells.embed_variants(model, ids, lengths).items():
+        gfx.tl.embed(adata, model=model, hidden_layer=layer, pooling=how)
+        np.testing.assert_allclose(vectors, adata.obsm["X_gfx"], atol=1e-5)
+    gfx.tl.embed(adata, model=model)
+    how, layer = cells.default_variant(model)
+    assert adata.uns["gfx"]["params"]["pooling"] == how
+    assert adata.uns["gfx"]["params"]["hidden_layer"] == layer
+
+
+def test_twins_differ_and_are_drawn_by_their_seed(cells: ModuleType, toy_folder: Path, tmp_path: Path) -> None:
+    model = gfx.models.load(toy_folder)
+    prints = [cells.random_twin(model, tmp_path / str(at), seed).weights_sha256 for at, seed in enumerate((0, 0, 1))]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_held_out_cells_are_not_learnt_from(cells: ModuleType, folder_of_cells: Path, toy_folder: Path) -> None:
+    model = gfx.models.load(toy_folder)
+    rows = np.array([0, 5, 7])
+    corpus, held_out = cells.read_corpus(folder_of_cells, model, cells.HeldOut({"two": rows}))
+    assert list(held_out) == ["two"]
+    assert held_out["two"].obs_names.tolist() == [f"cell{row}" for row in rows]
+    assert [(corpus.source == name).sum() for name in ("one", "two")] == [90, 87]
+    everything, _ = cells.read_corpus(folder_of_cells, model, cells.HeldOut({}))
+    np.testing.assert_array_equal(corpus.ids, np.delete(everything.ids, 90 + rows, axis=0))
+    with pytest.raises(ValueError, match="three"):
+        cells.read_corpus(folder_of_cells, model, cells.HeldOut({"three": rows}))
+
+
+def test_held_out_cells_are_those_that_pretraining_names(
+    cells: ModuleType, folder_of_cells: Path, tmp_path: Path
+) -> None:
+    two = ad.read_h5ad(folder_of_cells / "two.h5ad")
+    x = two.X.toarray()
+    x[3] = 0  # nothing to learn from: pretraining does not count this cell
+    two.X = type(two.X)(x)
+    two.write_h5ad(folder_of_cells / "two.h5ad")
+    folder = tmp_path / "run"
+    with gfx.settings.override(verbosity=0):
+        gfx.models.pretrain(
+            sorted(folder_of_cells.glob("*.h5ad")),
+            folder,
+            gene_ids="ensembl_id",
+            curriculum=[(32, 0.1)],
+            held_out=0.3,
+            config={"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2},
+        )
+    from gfx.models._shards import TokenShards
+
+    named = cells.read_held_out(folder / "pretraining.json")
+    model = gfx.models.load(folder)
+    corpus, held_out = cells.read_corpus(folder_of_cells, model, named)
+    assert len(corpus.ids) == 179 - sum(adata.n_obs for adata in held_out.values())
+    trained_on = TokenShards(sorted(folder.glob("tokens/*"), key=lambda path: "two" in path.name))
+    at = 90 + named.rows["two"][-1]
+    expected, length = cells.tokens(held_out["two"][-1:].copy(), model)
+    np.testing.assert_array_equal(trained_on[at], expected[0, : length[0]])
+
+
+def test_log_counts_are_of_all_genes_and_sum_doubles(
+    cells: ModuleType, toy_cells: ToyCells, toy_vocabulary: Vocabulary
+) -> None:
+    adata = toy_cells(5)
+    adata.var["ensembl_id"] = [adata.var["ensembl_id"].iloc[0], *adata.var["ensembl_id"].iloc[:-1]]
+    x = adata.X.toarray()
+    expected = np.log1p(1e4 * (x[:, 0] + x[:, 1]) / x.sum(axis=1))
+    found = cells.log_counts(adata, toy_vocabulary)
+    np.testing.assert_allclose(found[:, [toy_vocabulary.first_gene + 3]].toarray()[:, 0], expected, rtol=1e-5)
+
+
+def test_mean_of_gene_vectors_weighs_by_rank(cells: ModuleType, toy_vocabulary: Vocabulary) -> None:
+    vectors = np.random.default_rng(0).normal(size=(len(toy_vocabulary), 3)).astype(np.float32)
+    cls, eos = toy_vocabulary.cls, toy_vocabulary.eos
+    ids = np.array([[cls, 10, 20, eos, 0], [cls, 30, 40, 50, eos]])
+    plain = cells.mean_vectors(ids, vectors, toy_vocabulary, by_rank=False)
+    np.testing.assert_allclose(plain, [vectors[[10, 20]].mean(0), vectors[[30, 40, 50]].mean(0)], rtol=1e-5)
+    ranked = cells.mean_vectors(ids, vectors, toy_vocabulary, by_rank=True)
+    np.testing.assert_allclose(ranked[0], (vectors[10] + 0.5 * vectors[20]) / 1.5, rtol=1e-5)
+
+
+def test_batch_mixing_is_one_by_chance_and_zero_apart(cells: ModuleType) -> None:
+    rng = np.random.default_rng(0)
+    labels, batch = np.repeat(["a", "b"], 200), np.tile(["x", "y"], 200)
+    x = rng.normal(size=(400, 5)) + 10
+    assert cells.batch_mixing(cosine_distances(x), labels, batch) == pytest.approx(1, abs=0.05)
+    x[batch == "x", 0] += 100
+    assert cells.batch_mixing(cosine_distances(x), labels, batch) == 0
+    # Types that are parted are no fault, though one batch holds most of one type.
+    uneven = np.where(labels == "a", rng.choice(["x", "y"], 400, p=[0.9, 0.1]), rng.choice(["x", "y"], 400))
+    x = rng.normal(size=(400, 5)) + np.where(labels == "a", 10, -10)[:, None]
+    assert cells.batch_mixing(cosine_distances(x), labels, uneven) == pytest.approx(1, abs=0.08)
+    assert cells.batch_mixing(cosine_distances(x), batch, batch) is None
+
+
+def test_batches_name_only_what_other_batches_know(cells: ModuleType) -> None:
+    labels = np.repeat(["a", "b", "c"], 40)
+    batch = np.where(labels == "c", "x", np.tile(["x", "y"], 60))
+    x = np.eye(3)[np.repeat([0, 1, 2], 40)] + 0.01 * np.random.default_rng(0).normal(size=(120, 3))
+    distances = cosine_distances(x)
+    assert cells.shared_types(labels, batch) == ["a", "b"]
+    # `c` is in one batch alone: its cells cannot be named and do not count.
+    assert cells.transfer(distances, labels, batch, seed=0) == 1
+    assert cells.transfer(distances, labels, None, seed=0) == 1
+    shuffled = np.random.default_rng(0).permutation(labels)
+    assert cells.transfer(distances, shuffled, None, seed=0) < 0.6
+
+
+def test_part_of_the_cells_keeps_every_type(cells: ModuleType) -> None:
+    labels = np.repeat(["a", "b", "c"], [2000, 600, 11])
+    part = cells.some_of_each(labels, 100)
+    assert len(part) <= 100
+    assert dict(zip(*np.unique(labels[part], return_counts=True), strict=True))["c"] >= cells.MIN_CELLS
+    assert len(set(part)) == len(part)
+
+
+def test_embedding_quality_runs(  # noqa: PLR0917
+    cells: ModuleType,
+    folder_of_cells: Path,
+    toy_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.setattr(cells, "N_SEEDS", 2)
+    monkeypatch.setattr(cells, "TWIN_CELLS", 60)
+    monkeypatch.setattr(cells, "N_VARIABLE", 100)  # of 205
+    held_out = tmp_path / "held_out.npz"
+    np.savez(held_out, one=np.arange(60))
+    arguments = ("--corpus", folder_of_cells, "--held-out", held_out, "--model", toy_folder)
+    report = json.loads(run(cells, monkeypatch, capsys, folder_of_cells, *arguments))
+    assert report["corpus_cells"] == 120
+    assert {name: one["cells"] for name, one in report["sets"].items()} == {"one": 90, "two": 90, "held out: one": 60}
+    for one in report["sets"].values():
+        assert one["held_out"] == "five folds"
+        assert one["cells_for_random_weights"] == 60
+        assert one["embeddings"][cells.PCA_SAME]["macro_f1"] > 0.9  # the markers are plain to see
+        assert one["embeddings"][cells.SVD_PLACE]["macro_f1"] > 0.9
+        # The model is as random as its twins.
+        assert not one["above_svd_mean"]
+
+
+def test_without_a_corpus_the_report_says_what_is_left_out(
+    cells: ModuleType,
+    folder_of_cells: Path,
+    toy_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.setattr(cells, "N_SEEDS", 1)
+    monkeypatch.setattr(cells, "N_VARIABLE", 100)
+    report = json.loads(run(cells, monkeypatch, capsys, folder_of_cells, "--model", toy_folder))
+    assert "skipped" in report["held_out_cells"]
+    assert all(one["above_svd_mean"] is None for one in report["sets"].values())
+    assert not {cells.PCA_CORPUS, cells.SVD_MEAN} & set(report["sets"]["one"]["embeddings"])
+
+
+# --- gene embeddings ------------------------------------------------------------------------------------------------
+
+
+def test_retrieval_is_the_area_under_the_curve(genes: ModuleType) -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(600, 8)).astype(np.float32)
+    rows = np.arange(0, 600, 50)
+    vectors[rows] += 1
+    similarity = genes.cosines(vectors, np.arange(600), rows)
+    areas = []
+    for i, row in enumerate(rows):
+        others = np.delete(similarity, i, axis=1).mean(axis=1)
+        asked = np.append(np.setdiff1d(np.arange(600), rows), row)
+        areas.append(roc_auc_score(asked == row, others[asked]))
+    matched, unmatched = genes.retrieval(similarity, rows, np.zeros(600, dtype=int))
+    assert unmatched == pytest.approx(np.mean(areas), abs=1e-6)
+    assert len(matched) == genes.N_SEEDS
+    assert matched.mean() == pytest.approx(unmatched, abs=0.02)
+    assert matched.std() > 0
+
+
+def test_matching_takes_away_what_frequency_alone_explains(genes: ModuleType) -> None:
+    frequency = np.linspace(0, 1, 2000)
+    rows = np.sort(np.random.default_rng(0).choice(np.arange(1000, 2000), 20, replace=False))
+    similarity = -np.abs(frequency[:, None] - frequency[rows])
+    matched, unmatched = genes.retrieval(similarity, rows, genes.strata(frequency))
+    assert unmatched > 0.7
+    assert matched.mean() == pytest.approx(0.5, abs=0.1)
+
+
+def test_correlations_are_pearsons(
+    genes: ModuleType, cells: ModuleType, toy_cells: ToyCells, toy_vocabulary: Vocabulary
+) -> None:
+    counts = cells.log_counts(toy_cells(), toy_vocabulary)
+    tokens, columns = np.arange(10, 60), np.array([12, 40])
+    expected = np.corrcoef(counts[:, tokens].toarray().T)[:, columns - 10]
+    np.testing.assert_allclose(genes.correlations(counts, tokens, columns), expected, atol=1e-4)
+
+
+def test_families_hold_what_their_name_says(genes: ModuleType) -> None:
+    vocabulary = gfx.models.load("mini").vocabulary
+    found = {name: set(vocabulary.symbols[tokens]) for name, tokens in genes.family_members(vocabulary).items()}
+    assert all(len(members) >= genes.MIN_MEMBERS for members in found.values())
+    assert {"CD3D", "CD3E", "CD3G", "CD247"} <= found["T-cell receptor, CD3 and CD8"]
+    assert {"HLA-DRA", "HLA-DPB1", "CD74"} <= found["MHC class II"]
+    assert {"RPL3", "RPS6", "RPLP0", "RPL13A", "RPS4X"} <= found["cytosolic ribosome"]
+    assert not {"RPS6KA1", "RPL7L1", "RPS19BP1"} & found["cytosolic ribosome"]
+    assert {"COX4I1", "COX5B", "COX7A2", "COX7A2L", "COX8A"} <= found["cytochrome c oxidase"]
+    assert not {"COX15", "COX17", "COX20", "COX10", "COX11"} & found["cytochrome c oxidase"]
+    assert not {"PSMG1", "PSME1"} & found["proteasome"]
+    assert not {"TRADD", "TRAF2"} & found["T-cell receptor, CD3 and CD8"]
+    assert not {"HBEGF", "HBP1", "HBS1L"} & found["haemoglobins"]
+    assert not {"HSPG2", "DNAJC1"} & found["heat-shock proteins"]
+    assert not {"IFIH1"} - found["interferon-induced"]
+
+
+def test_sets_that_repeat_a_larger_one_are_left_out(
+    genes: ModuleType, toy_vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    lines = ["set\tgene_name\tensembl_id"]
+    sets = {"LARGE": range(1, 21), "PART": range(1, 9), "OTHER": range(18, 31), "SOME_HOUSEKEEPING": range(40, 90)}
+    lines += [f"{name}\tTOY{n}\tENSG{n:011d}" for name, members in sets.items() for n in members]
+    table = tmp_path / "sets.tsv"
+    table.write_text("\n".join(lines))
+    found = genes.listed_sets(table, toy_vocabulary)
+    assert {name: len(tokens) for name, tokens in found.items()} == {"LARGE": 20, "OTHER": 13}
+
+
+def test_gene_embedding_quality_runs(
+    genes: ModuleType, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    source = shared / "data" / "cells" / "train" / "zheng2017_sorted_garnett.h5ad"
+    (tmp_path / source.name).symlink_to(source)
+    few = tmp_path / "cells" / "few.h5ad"
+    few.parent.mkdir()
+    ad.read_h5ad(source)[:60].write_h5ad(few)
+    arguments = ("--corpus", tmp_path, "--genes-dir", shared / "data" / "genes", "--data", few)
+    report = json.loads(run(genes, monkeypatch, capsys, *arguments))
+    near = report["neighbours"][genes.WORDS]["HLA-DRA"]
+    assert {"HLA-DRB1", "HLA-DPA1"} <= set(near)
+    assert report["neighbours"][genes.CONTEXT]["COL1A1"] is None  # no blood cell makes it
+    means = report["retrieval"]["means"]["families"]
+    assert means[genes.WORDS]["matched"] > 0.6
+    assert means[genes.TWIN]["matched"] == pytest.approx(0.5, abs=0.1)
+    lines = genes.markdown(report).splitlines()
+    assert any(line.startswith("| MHC class II | HLA-DRA |") for line in lines)
+
+
+# --- masked genes ---------------------------------------------------------------------------------------------------
+
+
+def test_tally_counts_places_and_loss(masked: ModuleType) -> None:
+    p = np.array([[0.5, 0.2, 0.15, 0.1, 0.05]])
+    tally = masked.Tally()
+    tally.add(p, np.array([0, 0]), np.array([2, 0]), np.array([1]))
+    found = tally.report()
+    assert found["top_1"] == 0.5
+    assert found["top_10"] == 1
+    assert found["loss"] == pytest.approx(-np.log([0.15, 0.5]).mean(), abs=1e-4)
+    assert found["loss_unseen"] == pytest.approx(-np.log([0.15 / 0.8, 0.5 / 0.8]).mean(), abs=1e-4)
+    # Without the shown genes the masked one is first.
+    tally = masked.Tally()
+    tally.add(p, np.array([0]), np.array([2]), np.array([0, 1]))
+    assert (tally.report()["top_1"], tally.report()["top_1_unseen"]) == (0, 1)
+    # One row of probabilities, or one for each masked gene: the same.
+    one, many = masked.Tally(), masked.Tally()
+    one.add(p, np.array([0, 0]), np.array([3, 4]), np.array([0, 1]))
+    many.add(np.repeat(p, 2, axis=0), np.array([0, 1]), np.array([3, 4]), np.array([0, 1]))
+    assert one.report() == many.report()
+    # Of equal genes each is first half of the time, at ten equal ones none counts as first.
+    assert masked.places(np.full((1, 10), 0.1), np.array([0.1]))[0] == 4.5
+
+
+def test_masks_cover_genes_alone_and_do_not_change(
+    masked: ModuleType, cells: ModuleType, toy_cells: ToyCells, toy_folder: Path
+) -> None:
+    model = gfx.models.load(toy_folder)
+    ids, lengths = cells.tokens(toy_cells(20), model)
+    special = model.vocabulary.is_special
+    twice = [list(masked.masked_cells(ids, lengths, special)) for _ in range(2)]
+    for (row, at), (_, again), length in zip(*twice, lengths, strict=True):
+        np.testing.assert_array_equal(at, again)
+        assert len(row) == length
+        assert not special[row[at]].any()
+        assert len(at) == max(1, round(0.15 * (~special[row]).sum()))
+
+
+def test_masked_gene_quality_runs(  # noqa: PLR0917
+    masked: ModuleType,
+    folder_of_cells: Path,
+    toy_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    held_out = tmp_path / "held_out.npz"
+    np.savez(held_out, one=np.arange(30))
+    for way, n in ((("--held-out", held_out), 30), (("--data", folder_of_cells), 45)):
+        arguments = ("--corpus", folder_of_cells, *way, "--model", toy_folder)
+        report = json.loads(run(masked, monkeypatch, capsys, *arguments))
+        one = report["sets"]["one"]
+        assert one["cells"] == n
+        assert len({row["n"] for name, row in one.items() if name != "cells"}) == 1
+        for row in one.values():
+            if row != n:
+                assert row["loss_unseen"] < row["loss"]
+        # A random model knows nothing: worse than frequencies, which know the markers.
+        assert one[masked.CELL_TYPE]["loss"] < one[masked.CORPUS]["loss"] < one[masked.MODEL]["loss"]
