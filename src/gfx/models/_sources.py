@@ -109,7 +109,7 @@ def find_sources(sources: str | Path | AnnData | Sequence[str | Path | AnnData],
     """Turn what a user gives into sources; opens none."""
     if isinstance(sources, str | Path) or hasattr(sources, "obs_names"):
         sources = [sources]
-    if not len(sources):
+    if not sources:
         msg = "`sources` is empty: give at least one file or AnnData to learn from."
         raise ValueError(msg)
     missing = [str(place) for place in sources if isinstance(place, str | Path) and not Path(place).exists()]

@@ -1,0 +1,134 @@
+"""The model that is pretrained: a BERT masked-LM that scores only what it is asked, and what it starts from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+from transformers import BertConfig, BertForMaskedLM
+from transformers.modeling_outputs import MaskedLMOutput
+
+from gfx._engine.masking import NOTHING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from gfx._core.vocabulary import Vocabulary
+
+
+class MaskedGeneModel(BertForMaskedLM):
+    """A BERT masked-LM that scores the vocabulary only where a gene is to be predicted.
+
+    Where the batch brings the `place` of each cell among all cells, `<cls>` of the block before the last, which
+    embeddings are read from, is drawn towards it: in masked-gene prediction nothing asks `<cls>` to be a summary.
+    """
+
+    #: The loss is a mean over one batch, which the Trainer averages over accumulated batches and devices.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        #: Weight of the distance of `<cls>` from the cell's place.
+        self.cell_weight = 0.0
+
+    def forward(self, input_ids, attention_mask=None, labels=None, position_ids=None, place=None, **kwargs):
+        """Mean cross-entropy over the chosen genes; logits of those genes only."""
+        states = self.bert(
+            input_ids, attention_mask=attention_mask, position_ids=position_ids, output_hidden_states=place is not None
+        )
+        hidden = states.last_hidden_state
+        if labels is None:
+            return MaskedLMOutput(logits=self.cls(hidden))
+        chosen = labels != NOTHING
+        logits = self.cls(hidden[chosen]).float()
+        loss = functional.cross_entropy(logits, labels[chosen])
+        if self.training and place is not None:
+            apart = 1 - functional.cosine_similarity(states.hidden_states[-2][:, 0].float(), place)
+            loss = loss + self.cell_weight * apart.mean()
+        return MaskedLMOutput(loss=loss, logits=logits)
+
+
+def make_model(
+    vocabulary: Vocabulary,
+    config: Mapping[str, Any],
+    *,
+    gene_vectors: np.ndarray | None,
+    gene_frequency: np.ndarray,
+    seed: int,
+) -> MaskedGeneModel:
+    """Make an untrained model; the output bias starts at the genes' log frequency, so that it need not be learnt.
+
+    Parameters
+    ----------
+    config
+        Fields of :class:`transformers.BertConfig`.
+    gene_vectors
+        Where the gene embeddings start, `(n_tokens, hidden_size)`, or `None` for random.
+    gene_frequency
+        Share of cells that detect each token, `(n_tokens,)`.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = MaskedGeneModel(BertConfig(vocab_size=len(vocabulary), pad_token_id=vocabulary.pad, **config))
+    with torch.no_grad():
+        if gene_vectors is not None:
+            words = model.bert.embeddings.word_embeddings.weight
+            genes = torch.from_numpy(np.flatnonzero(~vocabulary.is_special))
+            words[genes] = torch.from_numpy(gene_vectors).to(words.dtype)[genes]
+        model.cls.predictions.bias.copy_(torch.from_numpy(np.log(np.maximum(gene_frequency, 1e-6))))
+    return model
+
+
+@torch.no_grad()
+def start_as_average(model: MaskedGeneModel, rows: Sequence[np.ndarray], vocabulary: Vocabulary) -> None:
+    """Let `<cls>` start as the average of the cell's genes, less that of all cells.
+
+    The first block's attention copies what it attends to, and attends to all alike; `<cls>` starts opposite the mean
+    cell, with the length of that mean. So embeddings of cells are as good as the gene vectors from the first step on,
+    and training refines them instead of finding them first.
+
+    Parameters
+    ----------
+    rows
+        Tokens of some cells, to average over.
+    """
+    embeddings, attention = model.bert.embeddings, model.bert.encoder.layer[0].attention
+    size = model.config.hidden_size
+    # Noise of random positions and token types would drown what genes of a cell have in common.
+    embeddings.position_embeddings.weight.mul_(0.25)
+    embeddings.position_embeddings.weight[0] = 0
+    embeddings.token_type_embeddings.weight.zero_()
+    was_training = model.training
+    model.eval()
+    mean = torch.zeros(size)
+    for row in rows:
+        genes = torch.from_numpy(row[~vocabulary.is_special[row]].astype(np.int64))
+        mean += embeddings(genes[None])[0].mean(dim=0) / len(rows)
+    model.train(was_training)
+    embeddings.word_embeddings.weight[vocabulary.cls] = -mean / mean.norm()
+    attention.self.query.weight.mul_(0.1)
+    attention.self.value.weight.copy_(torch.eye(size))
+    # What the layer norm makes of `<cls>` has the length of the square root of its size.
+    attention.output.dense.weight.copy_(torch.eye(size) * size**0.5 / mean.norm())
+
+
+def read_model(folder: Path) -> MaskedGeneModel:
+    """Read a checkpoint with its masked-gene head; one without a head cannot be trained further."""
+    model, said = MaskedGeneModel.from_pretrained(folder, output_loading_info=True, weights_only=True)
+    if said["missing_keys"]:
+        msg = (
+            f"{folder} lacks {sorted(said['missing_keys'])[:3]}: it is no masked-gene model, such as a classifier. "
+            "Go on from a pretrained checkpoint."
+        )
+        raise ValueError(msg)
+    return model
+
+
+def save_model(model: MaskedGeneModel, folder: Path) -> None:
+    """Write the model as the plain BERT masked-LM that it is, for any program to read."""
+    plain = BertForMaskedLM(model.config)
+    plain.load_state_dict(model.state_dict())
+    plain.save_pretrained(folder)

@@ -1,0 +1,152 @@
+"""Hide genes of cells: what is hidden follows from seed, epoch and cell, and from nothing else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from gfx._core.vocabulary import Vocabulary
+
+#: Share of genes chosen in a cell, and what becomes of the chosen ones (the rest stay as they are).
+MASKED_SHARE, MASK_TOKEN_SHARE, RANDOM_TOKEN_SHARE = 0.15, 0.8, 0.1
+
+#: Label of a position where nothing is to be predicted.
+NOTHING = -100
+
+
+def choose_genes(row: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator) -> np.ndarray:
+    """Choose 15 % of a cell's genes, one at least and never a special token; bool `(n_tokens,)`."""
+    draw = rng.random(len(row))
+    draw[vocabulary.is_special[row]] = 1.0
+    return draw <= min(max(MASKED_SHARE, draw.min()), 1.0 - 1e-9)
+
+
+class TokenRows(Protocol):
+    """Tokens of cells: `rows[cell]` is an unsigned integer array, `rows.lengths` int32 `(n_cells,)`."""
+
+    lengths: np.ndarray
+
+    def __getitem__(self, cell: int) -> np.ndarray: ...
+
+
+class MaskedCells(Dataset):
+    """Cells with some genes hidden, for the masked-gene objective.
+
+    An index names a cell in an epoch: `epoch * n_cells + cell`. Each draws its own random numbers, so that batches,
+    workers, processes and resumed runs all see the same genes hidden.
+
+    Parameters
+    ----------
+    rows
+        Tokens of all cells.
+    cells
+        Which of them to take, int `(n_cells,)`.
+    longest
+        Longer cells are thinned to that many tokens drawn at random, in their order: cutting their end off would hide
+        the same genes every time. Half of them keep their ranks as positions, so that all positions are learnt; half
+        are ranked anew, like the same cells sequenced less deeply.
+    hide_all
+        Every chosen gene becomes `<mask>`, for evaluation. Otherwise 80 % do, 10 % become another gene, 10 % stay: a
+        model is right about these by copying.
+    place
+        Finds the place of a whole cell among all cells, float32 `(hidden_size,)`, given its tokens; `None` if no
+        objective needs it.
+    """
+
+    def __init__(
+        self,
+        rows: TokenRows,
+        cells: np.ndarray,
+        vocabulary: Vocabulary,
+        *,
+        seed: int,
+        longest: int | None = None,
+        hide_all: bool = False,
+        place: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> None:
+        self.rows, self.cells, self.vocabulary = rows, cells, vocabulary
+        self.genes = np.flatnonzero(~vocabulary.is_special)
+        self.seed, self.longest, self.hide_all, self.place = seed, longest, hide_all, place
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each cell as it is shown, int32 `(n_cells,)`."""
+        lengths = self.rows.lengths[self.cells]
+        return lengths if self.longest is None else np.minimum(lengths, self.longest)
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        epoch, at = divmod(index, len(self.cells))
+        rng = np.random.default_rng((self.seed, epoch, int(self.cells[at])))
+        whole = self.rows[self.cells[at]].astype(np.int64)
+        kept, positions = self._thinned(whole, rng)
+        row = whole[kept]
+        chosen = choose_genes(row, self.vocabulary, rng)
+        shown = {"labels": np.where(chosen, row, NOTHING), "position_ids": positions}
+        fate = rng.random(len(row))
+        replaced = chosen & (fate >= MASK_TOKEN_SHARE) & (fate < MASK_TOKEN_SHARE + RANDOM_TOKEN_SHARE)
+        row[chosen & (self.hide_all | (fate < MASK_TOKEN_SHARE))] = self.vocabulary.mask
+        if not self.hide_all:
+            row[replaced] = rng.choice(self.genes, size=int(replaced.sum()))
+        shown["input_ids"] = row
+        if self.place is not None:
+            shown["place"] = self.place(whole)
+        return shown
+
+    def _thinned(self, row: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Choose the tokens to show, and their positions."""
+        if self.longest is None or len(row) <= self.longest:
+            return np.arange(len(row)), np.arange(len(row))
+        shown = self.vocabulary.is_special[row]
+        shown[rng.choice(np.flatnonzero(~shown), self.longest - int(shown.sum()), replace=False)] = True
+        kept = np.flatnonzero(shown)
+        return kept, kept if rng.random() < 0.5 else np.arange(len(kept))
+
+
+class Padded:
+    """Put cells of different lengths into one batch of tensors."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.fill = {"input_ids": vocabulary.pad, "labels": NOTHING, "position_ids": 0}
+
+    def __call__(self, cells: Sequence[Mapping[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+        longest = max(len(cell["input_ids"]) for cell in cells)
+        batch = {}
+        for name, fill in self.fill.items():
+            padded = np.full((len(cells), longest), fill)
+            for at, cell in enumerate(cells):
+                padded[at, : len(cell[name])] = cell[name]
+            batch[name] = torch.from_numpy(padded)
+        batch["attention_mask"] = (batch["input_ids"] != self.fill["input_ids"]).long()
+        if "place" in cells[0]:
+            batch["place"] = torch.from_numpy(np.stack([cell["place"] for cell in cells]))
+        return batch
+
+
+class SimilarLengths(Sampler):
+    """All cells in random order, neighbours of similar length, another order in each epoch.
+
+    The order follows from seed and epoch alone. The index names both, see :class:`MaskedCells`.
+    """
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed = lengths.tolist(), batch_size, seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        epoch = self.epoch
+        generator = torch.Generator().manual_seed(int(np.random.default_rng((self.seed, epoch)).integers(2**62)))
+        order = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
+        return iter(epoch * len(self.lengths) + np.asarray(order))

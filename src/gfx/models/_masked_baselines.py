@@ -1,0 +1,62 @@
+"""What predicts hidden genes without a model: how often a gene is found at a rank."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from gfx._core.vocabulary import Vocabulary
+    from gfx._engine.masking import MaskedCells, TokenRows
+
+#: Bands of ranks, each a constant factor wide: among the first ranks each counts, among the last hundreds are alike.
+N_BANDS = 64
+
+
+def rank_baseline(rows: TokenRows, cells: np.ndarray, held_out: MaskedCells, *, n_bands: int = N_BANDS) -> dict:
+    """Predict the hidden genes of held-out cells from their rank: the genes most frequent there in other cells.
+
+    ``top_1_unseen`` and ``top_10_unseen`` also leave out the genes that the cell shows, which cannot be hidden: a
+    harder baseline, for it knows most of what the cell holds.
+
+    Parameters
+    ----------
+    rows, cells
+        The cells to learn frequencies from.
+    held_out
+        The cells to predict, the same genes hidden as for a model.
+    """
+    vocabulary = held_out.vocabulary
+    counts, band = _frequency_by_rank(rows, cells, vocabulary, int(held_out.lengths.max(initial=1)), n_bands)
+    n_best = min(10, len(vocabulary) - 1)
+    hits = {"top_1": 0, "top_10": 0, "top_1_unseen": 0, "top_10_unseen": 0}
+    total = 0
+    for cell in range(len(held_out)):
+        shown = held_out[cell]
+        at = np.flatnonzero(shown["labels"] >= 0)
+        scores = counts[band[at]]
+        for suffix in ("", "_unseen"):
+            best = np.argpartition(-scores, n_best, axis=1)[:, :n_best]
+            best = np.take_along_axis(best, np.argsort(-np.take_along_axis(scores, best, 1), axis=1), 1)
+            found = best == shown["labels"][at][:, None]
+            hits[f"top_1{suffix}"] += int(found[:, 0].sum())
+            hits[f"top_10{suffix}"] += int(found.any(axis=1).sum())
+            scores[:, shown["input_ids"]] = -1
+        total += len(at)
+    return {name: n / total for name, n in hits.items()} | {"n": total}
+
+
+def _frequency_by_rank(
+    rows: TokenRows, cells: np.ndarray, vocabulary: Vocabulary, width: int, n_bands: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Count tokens by band of ranks, int64 `(n_bands, n_tokens)`; and the band of each position."""
+    width = max(width, int(rows.lengths[cells].max(initial=1)))
+    edges = np.unique(np.geomspace(1, width + 1, n_bands).astype(int)) - 1
+    band = (np.searchsorted(edges, np.arange(width) - vocabulary.first_gene, side="right") - 1).clip(0)
+    counts = np.zeros((band.max() + 1, len(vocabulary)), dtype=np.int64)
+    for cell in cells:
+        row = rows[cell]
+        counts[band[: len(row)], row] += 1  # a gene stands once in a cell
+    counts[:, vocabulary.is_special] = 0
+    return counts, band
