@@ -7,14 +7,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gfx._adata import CountMatrix, gene_column, gene_names, open_counts, row_blocks, to_counts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import pandas as pd
     from anndata import AnnData
@@ -164,6 +164,20 @@ def _open_file(path: Path, gene_ids: str | None, stack: ExitStack) -> tuple[Coun
         raise ValueError(msg)
     x = group["X"]
     if hasattr(x, "keys"):  # sparse matrices are groups, dense ones are arrays
+        _refuse_missing_chunks(x)
         x = ad.io.sparse_dataset(x)
     var = ad.io.read_elem(group["var"])
     return CountMatrix(x=x, names=gene_names(gene_column(var, gene_ids)), where="adata.X"), var
+
+
+def _refuse_missing_chunks(sparse_group: Mapping[str, Any]) -> None:
+    """See that a sparse matrix is there as a whole: zarr reads a chunk that was not copied as zeros."""
+    for name in ("data", "indices"):
+        array = sparse_group[name]
+        there, all_of_them = getattr(array, "nchunks_initialized", 0), getattr(array, "nchunks", 0)
+        if there < all_of_them:
+            msg = (
+                f"{all_of_them - there} of {all_of_them} chunks of `X/{name}` are not on disk. Was the folder copied "
+                "or fetched completely?"
+            )
+            raise ValueError(msg)

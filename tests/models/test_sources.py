@@ -1,0 +1,116 @@
+"""Files and objects to learn from: read block by block, named when they cannot be used."""
+
+from __future__ import annotations
+
+import os
+
+import anndata as ad
+import h5py
+import numpy as np
+import pytest
+from scipy import sparse
+
+from gfx.models._sources import SourceError, each_source, find_sources
+
+
+@pytest.fixture
+def cells():
+    counts = np.random.default_rng(0).poisson(1.0, (500, 40)).astype(np.float32)
+    adata = ad.AnnData(sparse.csr_matrix(counts))
+    adata.var_names = [f"ENSG{n:011d}" for n in range(40)]
+    adata.var["other"] = [f"G{n}" for n in range(40)]
+    return adata
+
+
+def read(source):
+    with source.open() as opened:
+        return sparse.vstack(list(opened.blocks())).toarray()
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr v2 data:UserWarning")
+@pytest.mark.parametrize("kind", ["csr", "csc", "dense"])
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_files_give_what_is_in_them(cells, tmp_path, kind, suffix):
+    expected = cells.X.toarray()
+    cells.X = {"csr": cells.X, "csc": cells.X.tocsc(), "dense": expected}[kind]
+    path = tmp_path / f"cells{suffix}"
+    cells.write_h5ad(path) if suffix == ".h5ad" else cells.write_zarr(path)
+    (source,) = find_sources(str(path), "other")
+    np.testing.assert_array_equal(read(source), expected)
+    with source.open() as opened:
+        assert opened.counts.names[:2].tolist() == ["G0", "G1"]
+
+
+def test_a_file_is_closed_again(cells, tmp_path):
+    path = tmp_path / "cells.h5ad"
+    cells.write_h5ad(path)
+    (source,) = find_sources(path, None)
+    read(source)
+    with h5py.File(path, "r+") as file:  # refused while anybody reads it
+        file["X/data"][:] = -1.0
+    with pytest.raises(SourceError, match=r"^cells\.h5ad: `adata\.X` holds negative values"):
+        read(source)
+
+
+def test_missing_files_are_named_at_once(tmp_path, cells):
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 sources do not exist: .*nowhere\.h5ad"):
+        find_sources([cells, tmp_path / "nowhere.h5ad"], None)
+
+
+def test_a_file_that_was_cut_off(cells, tmp_path):
+    path = tmp_path / "cells.h5ad"
+    cells.write_h5ad(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SourceError, match=r"^cells\.h5ad: cannot be read to its end .*copied or fetched completely"):
+        read(*find_sources(path, None))
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr v2 data:UserWarning")
+def test_a_zarr_store_that_lacks_a_chunk(cells, tmp_path):
+    """It would be read as zeros, that is as other cells."""
+    path = tmp_path / "cells.zarr"
+    cells.write_zarr(path)
+    chunk = max((path / "X" / "data").rglob("*"), key=lambda file: file.stat().st_size if file.is_file() else -1)
+    chunk.unlink()
+    with pytest.raises(SourceError, match=r"^cells\.zarr: 1 of \d+ chunks of `X/data` are not on disk"):
+        read(*find_sources(path, None))
+
+
+def test_counts_that_are_only_in_a_layer(cells, tmp_path):
+    path = tmp_path / "cells.h5ad"
+    cells.layers["counts"] = cells.X
+    cells.X = None
+    cells.write_h5ad(path)
+    with pytest.raises(SourceError, match=r"^cells\.h5ad: no `X` in this file.*Layers: \['counts'\]"):
+        read(*find_sources(path, None))
+
+
+def test_a_fingerprint_tells_changes(cells, tmp_path):
+    def fingerprint(place, gene_ids=None):
+        return find_sources(place, gene_ids)[0].fingerprint
+
+    first = fingerprint(cells)
+    assert fingerprint(cells.copy()) == first != fingerprint(cells, "other")
+    cells.X[0, 0] += 1
+    assert fingerprint(cells) != first
+    path = tmp_path / "cells.h5ad"
+    cells.write_h5ad(path)
+    before = fingerprint(path)
+    assert fingerprint(path) == before
+    os.utime(path, ns=(0, 0))
+    assert fingerprint(path) != before
+
+
+def test_all_that_cannot_be_used_are_named(cells, tmp_path):
+    """Work goes on behind a source that cannot be used."""
+    done = []
+
+    def work(source):
+        done.append(read(source).sum())
+
+    negative = cells.copy()
+    negative.X = -negative.X
+    with pytest.raises(ValueError, match=r"(?s)^2 of 4 sources cannot be used\. Kept\.\n- source 0: .*\n- source 2: "):
+        each_source(find_sources([negative, cells, negative, cells], None), work, "Kept.")
+    assert done == [cells.X.sum()] * 2
