@@ -3,9 +3,9 @@
 DATA is a folder of h5ad files with raw counts, `var["ensembl_id"]` and `obs["cell_type"]`, which no model was trained
 on. With `--corpus TRAIN`, the folder of h5ad files that the model was trained on, also: PCA fitted on the corpus and
 projected, and what gene embeddings start at, the principal components of co-expression: the mean of a cell's gene
-vectors, and the cell's place among the components. With `--held-out FILE` besides, the held-out cells are further sets.
-FILE is the `pretraining.json` of the model, or npz: for every file of the corpus, by its stem, the rows that training
-did not see.
+vectors, and the cell's place among the components. With `--held-out FILE` besides, the labelled ones among the held-out
+cells are a further set. FILE is the `pretraining.json` of the model, or npz: for every file of the corpus, by its stem,
+the rows that training did not see.
 
 Each set: macro-F1 of 10 nearest neighbours by cosine. Where `obs` has one of the columns in BATCHES, each batch is
 named by the others, on five draws of 90 % of the cells; elsewhere five-fold cross-validation, five times. Random
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import scanpy as sc
 from scipy import sparse
 from sklearn.decomposition import PCA
@@ -151,6 +152,26 @@ def read_corpus(folder: Path, model: gfx.models.Model, held_out: HeldOut) -> tup
         np.concatenate(cell_type),
     )
     return corpus, kept
+
+
+def pooled(parts: Mapping[str, ad.AnnData]) -> ad.AnnData | None:
+    """Put the labelled cells of several files into one set; a type that two files have counts as two.
+
+    Few cells of each file are held out, too few to be judged by themselves.
+    """
+    labelled = {}
+    for stem, cells in parts.items():
+        if "cell_type" in cells.obs:
+            ids = cells.var["ensembl_id"].astype(str)
+            usable = ((ids != "") & ~ids.duplicated()).to_numpy()
+            part = ad.AnnData(cells.X[:, usable], var=pd.DataFrame(index=ids[usable].to_numpy()))
+            part.obs["cell_type"] = (stem + ": " + cells.obs["cell_type"].astype(str)).to_numpy()
+            labelled[stem] = part
+    if not labelled:
+        return None
+    together = ad.concat(labelled, join="outer", index_unique="-")
+    together.var["ensembl_id"] = together.var_names.to_numpy()
+    return together
 
 
 def tokens(adata: ad.AnnData, model: gfx.models.Model) -> tuple[np.ndarray, np.ndarray]:
@@ -427,11 +448,9 @@ def main() -> None:
             starts = [components(corpus, model, seed) for seed in range(N_SEEDS)]
             report["corpus_cells"] = len(corpus.lengths)
         read = {name: (lambda path=path: ad.read_h5ad(path)) for name, path in sets.items()}
-        read |= {
-            f"held out: {stem}": (lambda cells=cells: cells)
-            for stem, cells in held_out.items()
-            if "cell_type" in cells.obs
-        }
+        together = pooled(held_out)
+        if together is not None:
+            read["held-out cells of the corpus"] = lambda: together
         if given.held_out is None:
             report["held_out_cells"] = "skipped: no --held-out file says which cells training did not see"
         report["sets"] = {}

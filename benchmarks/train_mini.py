@@ -12,15 +12,19 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import anndata as ad
 import numpy as np
 import pandas as pd
+from embedding_quality import pooled, read_corpus, read_held_out
 from sklearn.metrics import f1_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 
 import gfx
+
+if TYPE_CHECKING:
+    import anndata as ad
 
 #: bfloat16 is faster on any CPU of the last years, with attention in float32 where that is slow.
 COMMON = {
@@ -35,39 +39,29 @@ BATCH = 32
 FEWEST_OF_A_TYPE = 5
 
 
-def labelled_held_out(folder: Path, sources: list[Path]) -> ad.AnnData:
-    """Collect the held-out cells that have a label; the same type in two files counts as two."""
-    report = json.loads((folder / "pretraining.json").read_text())
-    parts = []
-    for path, rows in zip(sources, report["held_out"].values(), strict=True):
-        cells = ad.read_h5ad(path)
-        if "cell_type" in cells.obs:
-            cells = cells[rows]
-            label = path.stem + ": " + cells.obs["cell_type"].astype(str)
-            part = ad.AnnData(cells.X, obs=pd.DataFrame({"label": label}), var=cells.var[["ensembl_id"]])
-            known = (part.var["ensembl_id"] != "").to_numpy() & ~part.var["ensembl_id"].duplicated().to_numpy()
-            part = part[:, known].copy()
-            part.var_names = part.var["ensembl_id"].astype(str)
-            parts.append(part)
-    cells = ad.concat(parts, join="outer", index_unique="-", keys=[str(at) for at in range(len(parts))])
-    often = cells.obs["label"].value_counts()
-    return cells[cells.obs["label"].isin(often.index[often >= FEWEST_OF_A_TYPE])].copy()
+def labelled_held_out(folder: Path, corpus: Path) -> ad.AnnData:
+    """Collect the held-out cells that have a label."""
+    model = gfx.models.load(folder)
+    _, held_out = read_corpus(corpus, model, read_held_out(folder / "pretraining.json"))
+    cells = pooled(held_out)
+    often = cells.obs["cell_type"].value_counts()
+    return cells[cells.obs["cell_type"].isin(often.index[often >= FEWEST_OF_A_TYPE])].copy()
 
 
 def quality(cells: ad.AnnData, model: gfx.models.Model) -> float:
     """Name each held-out cell by its neighbours in the embedding; macro-F1."""
     cells = gfx.tl.embed(cells, model=model, copy=True)
     neighbours = KNeighborsClassifier(10, metric="cosine", weights="distance")
-    labels = cells.obs["label"].astype(str).to_numpy()
+    labels = cells.obs["cell_type"].astype(str).to_numpy()
     folds = StratifiedKFold(FEWEST_OF_A_TYPE, shuffle=True, random_state=0)
     return float(
         f1_score(labels, cross_val_predict(neighbours, cells.obsm["X_gfx"], labels, cv=folds), average="macro")
     )
 
 
-def measure(folder: Path, sources: list[Path]) -> pd.DataFrame:
+def measure(folder: Path, corpus: Path) -> pd.DataFrame:
     """Measure every checkpoint that is there, and the finished model."""
-    cells, vocabulary = labelled_held_out(folder, sources), gfx.models.load(folder).vocabulary
+    cells, vocabulary = labelled_held_out(folder, corpus), gfx.models.load(folder).vocabulary
     table = folder / "quality.csv"
     done = pd.read_csv(table) if table.is_file() else pd.DataFrame(columns=["stage", "step", "macro_f1"])
     found = sorted(folder.glob("stages/*/checkpoint-*/trainer_state.json"), key=lambda f: f.stat().st_mtime)
@@ -77,7 +71,7 @@ def measure(folder: Path, sources: list[Path]) -> pd.DataFrame:
             model = gfx.models.load(checkpoint, vocabulary=vocabulary)
             done.loc[len(done)] = [stage, step, quality(cells, model)]
             done.to_csv(table, index=False)
-    print(f"{cells.n_obs} labelled held-out cells of {cells.obs['label'].nunique()} types")
+    print(f"{cells.n_obs} labelled held-out cells of {cells.obs['cell_type'].nunique()} types")
     print(done.to_string(index=False))
     return done
 
@@ -162,7 +156,7 @@ def main() -> None:
         training=[COMMON | {"learning_rate": 1e-3}, COMMON | {"learning_rate": 3e-4}],
     )
     if given.card is not None:
-        draw(given.folder, measure(given.folder, sources), given.card)
+        draw(given.folder, measure(given.folder, given.corpus), given.card)
     if given.ship is not None:
         ship(given.folder, given.ship)
 
