@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pytest
@@ -107,6 +107,48 @@ def toy(request: pytest.FixtureRequest) -> Toy:
     sizes = [20, 62, 0, 7, 1, 33, 2, 15, 48, 20, 5, 11, 3, 27]
     ids, lengths = make_cells(model.vocabulary, sizes)
     return Toy(model, Reference(model), ids, lengths)
+
+
+class Rows:
+    """Tokens of cells in memory, as shards on disk show them: not to be written to."""
+
+    def __init__(self, cells: list[list[int]]) -> None:
+        self.cells = [np.array(cell, dtype=np.uint16) for cell in cells]
+        for cell in self.cells:
+            cell.setflags(write=False)
+        self.lengths = np.array([len(cell) for cell in cells], dtype=np.int32)
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def __getitem__(self, cell: int) -> np.ndarray:
+        return self.cells[cell]
+
+
+class MakeRows(Protocol):
+    """How `make_rows` is called."""
+
+    def __call__(self, vocabulary: Vocabulary, n_cells: int, n_genes: int = 60, seed: int = 0) -> Rows: ...
+
+
+@pytest.fixture(scope="session")
+def make_rows() -> MakeRows:
+    """Make random cells of 2 to `n_genes` genes."""
+
+    def make(vocabulary: Vocabulary, n_cells: int, n_genes: int = 60, seed: int = 0) -> Rows:
+        rng = np.random.default_rng(seed)
+        genes = np.flatnonzero(~vocabulary.is_special)
+        front, behind = ([vocabulary.cls], [vocabulary.eos]) if vocabulary.has_cls else ([], [])
+        sizes = rng.integers(2, n_genes + 1, n_cells)
+        return Rows([[*front, *rng.choice(genes, size, replace=False), *behind] for size in sizes])
+
+    return make
+
+
+@pytest.fixture(params=["v1", "v2"])
+def vocabulary(request: pytest.FixtureRequest) -> Vocabulary:
+    """Without and with special tokens."""
+    return request.getfixturevalue("toy_vocabulary_v1" if request.param == "v1" else "toy_vocabulary")
 
 
 @pytest.fixture(scope="session", autouse=True)

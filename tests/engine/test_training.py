@@ -1,244 +1,39 @@
-"""Masked-gene training: which genes are hidden, what the loss is, what a stopped run leaves."""
+"""The Trainer around the model: one stage, what a stopped run leaves, and how it goes on."""
 
 from __future__ import annotations
 
 import json
+import random
+from functools import wraps
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import BertForMaskedLM
 
 from gfx import settings
-from gfx._engine import training
-from gfx._engine.training import Cells, MaskedGeneModel, MaskGenes, make_model, mask_genes, masked_accuracy
+from gfx._engine import float32_attention, training
+from gfx._engine.masked_model import MaskedGeneModel, make_model
+from gfx._engine.masking import MaskedCells, Padded, SimilarLengths
 
-from_generator = np.random.default_rng
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.engine.conftest import MakeRows
+
+    from gfx._core.vocabulary import Vocabulary
+
 SMALL = {
     "hidden_size": 16,
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
+    "intermediate_size": 32,
     "max_position_embeddings": 64,
     "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
 }
-
-
-@pytest.fixture(params=["v1", "v2"])
-def vocabulary(request):
-    return request.getfixturevalue("toy_vocabulary_v1" if request.param == "v1" else "toy_vocabulary")
-
-
-def encoded(vocabulary, n_cells, n_genes=60, seed=0):
-    """Cells of 1 to `n_genes` genes, padded."""
-    rng = from_generator(seed)
-    genes = np.flatnonzero(~vocabulary.is_special)
-    front, behind = ([vocabulary.cls], [vocabulary.eos]) if vocabulary.has_cls else ([], [])
-    rows = [[*front, *rng.choice(genes, rng.integers(1, n_genes + 1), replace=False), *behind] for _ in range(n_cells)]
-    ids = np.zeros((n_cells, max(map(len, rows))), dtype=np.uint16)
-    for at, row in enumerate(rows):
-        ids[at, : len(row)] = row
-    return Cells(ids, np.array([len(row) for row in rows], dtype=np.int32))
-
-
-def hidden(vocabulary, cells, seed=0):
-    genes = np.flatnonzero(~vocabulary.is_special)
-    ids = cells.ids.astype(np.int64)
-    masked, labels = mask_genes(ids, vocabulary, genes, from_generator(seed))
-    return ids, masked, labels
-
-
-def model_for(vocabulary, seed=0, **config):
-    return make_model(
-        vocabulary, SMALL | config, gene_vectors=None, gene_frequency=np.full(len(vocabulary), 0.1), seed=seed
-    )
-
-
-# --- masking --------------------------------------------------------------------------------------------------------
-
-
-def test_special_tokens_and_padding_are_never_chosen(vocabulary):
-    ids, masked, labels = hidden(vocabulary, encoded(vocabulary, 500))
-    is_special = vocabulary.is_special[ids]
-    assert (labels[is_special] == -100).all()
-    assert (masked[is_special] == ids[is_special]).all()
-
-
-def test_labels_are_the_chosen_genes_and_all_else_stays(vocabulary):
-    ids, masked, labels = hidden(vocabulary, encoded(vocabulary, 500))
-    chosen = labels != -100
-    assert (labels[chosen] == ids[chosen]).all()
-    assert (masked[~chosen] == ids[~chosen]).all()
-
-
-def test_every_cell_has_something_to_predict(vocabulary):
-    cells = encoded(vocabulary, 400, n_genes=3)
-    for seed in range(3):
-        _, _, labels = hidden(vocabulary, cells, seed)
-        assert (labels != -100).any(axis=1).all()
-
-
-def test_shares(vocabulary):
-    """15 % are chosen; of these 80 % masked, 10 % another gene, 10 % as they are: within four standard errors."""
-    ids, masked, labels = hidden(vocabulary, encoded(vocabulary, 3000))
-    long = (~vocabulary.is_special[ids]).sum(axis=1) > 30  # here the gene that each cell gets at least does not count
-    chosen, is_gene = labels[long] != -100, ~vocabulary.is_special[ids[long]]
-
-    def is_share(hits, of, share):
-        n = of.sum()
-        return abs((hits & of).sum() / n - share) < 4 * np.sqrt(share * (1 - share) / n)
-
-    assert is_share(chosen, is_gene, 0.15)
-    assert is_share(masked[long] == vocabulary.mask, chosen, 0.8)
-    same = masked[long] == ids[long]
-    n_genes = vocabulary.n_genes
-    assert is_share(same, chosen, 0.1 + 0.1 / n_genes)  # another gene is drawn from all, the same one included
-    replaced = masked[long][chosen & ~same & (masked[long] != vocabulary.mask)]
-    assert not vocabulary.is_special[replaced].any()
-    assert len(np.unique(replaced)) > 0.9 * n_genes
-
-
-def test_the_input_is_left_alone(vocabulary):
-    cells = encoded(vocabulary, 20)
-    before = cells.ids.copy()
-    ids, _, _ = hidden(vocabulary, cells)
-    np.testing.assert_array_equal(ids, before)
-
-
-def test_collating(vocabulary):
-    cells = encoded(vocabulary, 8)
-    batch = MaskGenes(vocabulary, seed=0)([cells[at] for at in range(8)])
-    assert {name: value.dtype for name, value in batch.items()} == dict.fromkeys(batch, torch.int64)
-    assert batch["attention_mask"].sum(1).tolist() == cells.lengths.tolist()
-    shown = torch.where(batch["labels"] == -100, batch["input_ids"], batch["labels"])
-    np.testing.assert_array_equal(shown, cells.ids[:, : cells.lengths.max()])
-
-
-def test_long_cells_are_thinned_in_order(vocabulary):
-    cells = encoded(vocabulary, 50)
-    collate = MaskGenes(vocabulary, seed=0, longest=20)
-    batch = collate([cells[at] for at in range(50)])
-    assert batch["input_ids"].shape[1] == 20
-    shown = torch.where(batch["labels"] == -100, batch["input_ids"], batch["labels"]).numpy()
-    kept_ends = []
-    for at, length in enumerate(batch["attention_mask"].sum(1)):
-        row = shown[at, :length]
-        whole = cells.ids[at, : cells.lengths[at]].tolist()
-        assert len(row) == min(20, len(whole))
-        places = [whole.index(token) for token in row]
-        assert places == sorted(places)
-        if vocabulary.has_cls:
-            assert (row[0], row[-1]) == (vocabulary.cls, vocabulary.eos)
-        if len(whole) > 30:
-            kept_ends.append(max(places[:-1]) > 22)
-    assert np.mean(kept_ends) > 0.8  # genes at the end of a long cell are learnt from, too
-
-
-def test_masks_follow_the_seed(vocabulary):
-    cells = [encoded(vocabulary, 8)[at] for at in range(8)]
-    first, again, other = (MaskGenes(vocabulary, seed)(cells)["labels"] for seed in (0, 0, 1))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-
-
-# --- loss -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def batch(vocabulary):
-    cells = encoded(vocabulary, 16)
-    return MaskGenes(vocabulary, seed=0)([cells[at] for at in range(16)])
-
-
-def test_loss_is_that_of_the_whole_model(vocabulary, batch):
-    """Scoring only where a gene is hidden changes no number."""
-    ours = model_for(vocabulary).eval()
-    whole = BertForMaskedLM(ours.config).eval()
-    whole.load_state_dict(ours.state_dict())
-    with torch.no_grad():
-        found, expected = ours(**batch), whole(**batch)
-        everywhere = ours(batch["input_ids"], attention_mask=batch["attention_mask"])
-    assert found.loss.item() == pytest.approx(expected.loss.item(), abs=1e-5)
-    chosen = batch["labels"] != -100
-    torch.testing.assert_close(found.logits, expected.logits[chosen], atol=1e-5, rtol=0)
-    torch.testing.assert_close(everywhere.logits, expected.logits, atol=1e-5, rtol=0)
-
-
-def test_gradients_are_those_of_the_whole_model(vocabulary, batch):
-    ours = model_for(vocabulary, cell_weight=0.0).train()
-    whole = BertForMaskedLM(ours.config).train()
-    whole.load_state_dict(ours.state_dict())
-    ours(**batch).loss.backward()
-    whole(**batch).loss.backward()
-    gradients = dict(whole.named_parameters())
-    for name, parameter in ours.named_parameters():
-        torch.testing.assert_close(parameter.grad, gradients[name].grad, atol=1e-6, rtol=1e-4, msg=name)
-
-
-def test_the_first_position_predicts_the_cell(vocabulary, batch):
-    """In training, the loss of predicting each chosen gene from position 0 is added, by hand here."""
-    model = model_for(vocabulary, cell_weight=0.5).train()
-    whole = BertForMaskedLM(model.config).eval()
-    whole.load_state_dict(model.state_dict())
-    with torch.no_grad():
-        found = model(**batch).loss.item()
-        expected = whole(**batch)
-    scores = torch.log_softmax(expected.logits[:, 0], dim=-1)
-    cell = [-scores[row, token].item() for row, labels in enumerate(batch["labels"]) for token in labels if token >= 0]
-    assert found == pytest.approx(expected.loss.item() + 0.5 * np.mean(cell), abs=1e-4)
-
-
-def test_an_untrained_model_knows_the_frequencies(vocabulary):
-    frequency = from_generator(0).random(len(vocabulary))
-    model = make_model(vocabulary, SMALL, gene_vectors=None, gene_frequency=frequency, seed=0)
-    np.testing.assert_allclose(model.cls.predictions.bias.detach(), np.log(frequency), atol=1e-6)
-
-
-def test_gene_vectors_to_start_from(vocabulary):
-    vectors = from_generator(0).normal(size=(len(vocabulary), 16)).astype(np.float32)
-    model = make_model(vocabulary, SMALL, gene_vectors=vectors, gene_frequency=np.ones(len(vocabulary)), seed=0)
-    random = model_for(vocabulary).bert.embeddings.word_embeddings.weight.detach()
-    words = model.bert.embeddings.word_embeddings.weight.detach()
-    special = vocabulary.is_special
-    np.testing.assert_array_equal(words[~special], vectors[~special])
-    np.testing.assert_array_equal(words[special], random[special])
-
-
-def test_accuracy(vocabulary):
-    """A model that always says the same: right as often as that gene is hidden."""
-    cells = encoded(vocabulary, 60)
-    favourite = np.flatnonzero(~vocabulary.is_special)[7]
-    model = model_for(vocabulary)
-    with torch.no_grad():
-        model.cls.predictions.bias.zero_()
-        model.cls.predictions.bias[favourite] = 1000.0
-    found = masked_accuracy(model, cells, vocabulary, batch_size=7)
-    order = np.argsort(cells.lengths, kind="stable")
-    collate = MaskGenes(vocabulary, 0)
-    labels = [
-        collate([cells[at] for at in order[start : start + 7]])["labels"].numpy().ravel() for start in range(0, 60, 7)
-    ]
-    labels = np.concatenate(labels)
-    labels = labels[labels != -100]
-    assert found["n"] == len(labels)
-    assert found["top_1"] == pytest.approx((labels == favourite).mean())
-    assert found["top_1"] <= found["top_10"] <= 1
-
-
-def test_rank_baseline(vocabulary):
-    """Cells that all have the same genes in the same order are predicted from rank alone."""
-    genes = np.flatnonzero(~vocabulary.is_special)[:20]
-    front, behind = ([vocabulary.cls], [vocabulary.eos]) if vocabulary.has_cls else ([], [])
-    ids = np.tile(np.array([*front, *genes, *behind], dtype=np.uint16), (30, 1))
-    cells = Cells(ids, np.full(30, ids.shape[1], dtype=np.int32))
-    found = training.rank_baseline(cells, cells, vocabulary, n_bins=1000)
-    assert found["top_1"] == found["top_10"] == 1
-    shuffled = encoded(vocabulary, 300)
-    assert training.rank_baseline(shuffled, shuffled, vocabulary)["top_1"] < 0.1
-
-
-# --- the Trainer around it ------------------------------------------------------------------------------------------
-
-
+DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 ARGUMENTS = {
     "per_device_train_batch_size": 8,
     "logging_steps": 1,
@@ -247,115 +42,457 @@ ARGUMENTS = {
     "warmup_steps": 1,
     "use_cpu": True,
 }
+WORDS = "bert.embeddings.word_embeddings.weight"
+N_CELLS = 64
 
 
-def run(vocabulary, folder, *, model=None, epochs=1, **arguments):
-    """One stage on 64 cells: 8 steps of 8 cells an epoch."""
-    model = model or model_for(vocabulary)
-    with settings.override(verbosity=0):
-        history = training.train(
-            model,
-            encoded(vocabulary, 64, n_genes=20),
-            encoded(vocabulary, 8, n_genes=20, seed=1),
-            vocabulary,
-            folder,
-            longest=22,
-            epochs=epochs,
-            arguments=ARGUMENTS | arguments,
-            seed=0,
-        )
-    return model, history
+def model_for(vocabulary: Vocabulary, seed: int = 0, **config: object) -> MaskedGeneModel:
+    frequency = np.full(len(vocabulary), 0.1)
+    return make_model(vocabulary, SMALL | config, gene_vectors=None, gene_frequency=frequency, seed=seed)
 
 
-def weights(model):
+@pytest.fixture(scope="module")
+def learnt(toy_vocabulary: Vocabulary, make_rows: MakeRows) -> MaskedCells:
+    """64 cells, 8 steps of 8 an epoch."""
+    rows = make_rows(toy_vocabulary, N_CELLS, n_genes=20)
+    return MaskedCells(rows, np.arange(N_CELLS), toy_vocabulary, seed=0, longest=16)
+
+
+@pytest.fixture(scope="module")
+def held_out(toy_vocabulary: Vocabulary, make_rows: MakeRows) -> MaskedCells:
+    rows = make_rows(toy_vocabulary, 8, n_genes=20, seed=1)
+    return MaskedCells(rows, np.arange(8), toy_vocabulary, seed=0, hide_all=True)
+
+
+Run = "Callable[..., tuple[MaskedGeneModel, list[dict[str, float]]]]"
+
+
+@pytest.fixture(scope="module")
+def run(toy_vocabulary: Vocabulary, learnt: MaskedCells, held_out: MaskedCells) -> Run:
+    """Run one stage."""
+
+    def train(
+        folder: Path,
+        model: MaskedGeneModel | None = None,
+        epochs: float = 1,
+        patience: int | None = None,
+        gene_rate: float = 1.0,
+        **arguments: Any,
+    ) -> tuple[MaskedGeneModel, list[dict[str, float]]]:
+        model = model or model_for(toy_vocabulary)
+        with settings.override(verbosity=0):
+            history = training.train(
+                model,
+                learnt,
+                held_out,
+                toy_vocabulary,
+                folder,
+                epochs=epochs,
+                arguments=ARGUMENTS | arguments,
+                patience=patience,
+                gene_rate=gene_rate,
+                seed=0,
+            )
+        return model, history
+
+    return train
+
+
+def weights(model: MaskedGeneModel) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def assert_same_weights(found, expected):
+def assert_same_weights(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=1e-5, msg=name)
+        torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=0, msg=name)
 
 
-def test_training_follows_the_seed(toy_vocabulary, tmp_path):
-    first, history = run(toy_vocabulary, tmp_path / "first")
-    second, again = run(toy_vocabulary, tmp_path / "second")
-    assert_same_weights(weights(second), weights(first))
-    losses = [[entry["loss"] for entry in log if "loss" in entry] for log in (history, again)]
-    assert losses[0] == losses[1]
-    assert len(losses[0]) == 8
+def losses(history: list[dict[str, float]]) -> list[float]:
+    return [entry["loss"] for entry in history if "loss" in entry]
 
 
-def test_accumulated_batches_have_the_loss_of_one(toy_vocabulary, tmp_path):
-    """The sum over four batches is not taken for their mean."""
-    _, one = run(toy_vocabulary, tmp_path / "one", learning_rate=0.0)
-    _, four = run(
-        toy_vocabulary,
-        tmp_path / "four",
-        learning_rate=0.0,
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=4,
-    )
-    losses = [np.mean([entry["loss"] for entry in history if "loss" in entry]) for history in (one, four)]
-    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+#: What the clock decides.
+TIMING = ("runtime", "per_second")
+
+
+def assert_same_curve(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
+    """All that is logged along the way: losses, gradients, rates, evaluations."""
+    curves = [
+        [
+            {name: value for name, value in entry.items() if not name.endswith(TIMING)}
+            for entry in history
+            if "train_runtime" not in entry
+        ]
+        for history in (found, expected)
+    ]
+    assert len(curves[0]) == len(curves[1])
+    for entry, reference in zip(*curves, strict=True):
+        assert entry == pytest.approx(reference, abs=1e-6)
+
+
+def logged(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 class Stopped(BaseException):
     """What ends a run from outside, like Ctrl-C."""
 
 
-def stop_in_step(monkeypatch, step):
-    """Count steps of training, and stop in one of them."""
-    steps, forward = [], MaskedGeneModel.forward
+@pytest.fixture
+def stop_in_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
+    """Count forward passes of training from now on, and stop in one of them."""
+    forward = MaskedGeneModel.forward
 
-    def counted(self, *args, **kwargs):
-        if self.training:
-            steps.append(1)
-            if len(steps) == step:
-                raise Stopped
-        return forward(self, *args, **kwargs)
+    def set_up(step: int) -> list[int]:
+        steps = []
 
-    monkeypatch.setattr(MaskedGeneModel, "forward", counted)
-    return steps
+        @wraps(forward)
+        def counted(self, *args, **kwargs):
+            if self.training:
+                steps.append(1)
+                if len(steps) == step:
+                    raise Stopped
+            return forward(self, *args, **kwargs)
+
+        monkeypatch.setattr(MaskedGeneModel, "forward", counted)
+        return steps
+
+    return set_up
 
 
-def test_a_stopped_stage_goes_on_from_its_last_checkpoint(toy_vocabulary, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        stop_in_step(patch, 7)
-        with pytest.raises(Stopped):
-            run(toy_vocabulary, tmp_path)
-    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
-    steps = stop_in_step(monkeypatch, 1000)
-    _, history = run(toy_vocabulary, tmp_path)
+NEVER = 10_000
+
+
+# --- what is trained ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor], list]:
+    """One epoch: folder, final weights, log."""
+    folder = tmp_path_factory.mktemp("trained")
+    model, history = run(folder)
+    return folder, weights(model), history
+
+
+def test_training_follows_the_seed(trained: tuple, run: Run, tmp_path: Path) -> None:
+    _, expected, history = trained
+    torch.manual_seed(17)  # the user's own numbers do not matter
+    second, again = run(tmp_path)
+    assert_same_weights(weights(second), expected)
+    assert_same_curve(again, history)
+    assert len(losses(history)) == 8
+
+
+def test_the_log_is_written_as_lines_of_json(trained: tuple) -> None:
+    folder, _, history = trained
+    assert logged(folder) == history
+    evaluations = [entry for entry in history if "eval_loss" in entry]
+    assert [entry["step"] for entry in evaluations] == [4, 8]
+    for entry in evaluations:
+        assert {"eval_loss", "eval_top_1", "eval_top_10"} <= set(entry)
+        assert 0 <= entry["eval_top_1"] <= entry["eval_top_10"] <= 1
+
+
+def test_evaluation_along_the_way_is_that_of_the_end(trained: tuple, held_out: MaskedCells) -> None:
+    folder, _, history = trained
+    (last,) = (entry for entry in history if entry.get("step") == 8 and "eval_loss" in entry)
+    expected = training.masked_accuracy(MaskedGeneModel.from_pretrained(folder / "finished"), held_out)
+    assert last["eval_predictions"] == expected["n"]
+    for name in ("loss", "top_1", "top_10"):  # all cells are in one batch
+        assert last[f"eval_{name}"] == pytest.approx(expected[name], abs=1e-5)
+
+
+def by_hand(
+    model: MaskedGeneModel, learnt: MaskedCells, vocabulary: Vocabulary, batch_size: int, epochs: int
+) -> list[list[float]]:
+    """Loss of every batch of an untrained model, in the order of training."""
+    order, collate = SimilarLengths(learnt.lengths, 8, 0), Padded(vocabulary)
+    found = []
+    for epoch in range(epochs):
+        order.epoch = epoch
+        cells = list(order)
+        for start in range(0, N_CELLS, batch_size):
+            batch = collate([learnt[at] for at in cells[start : start + batch_size]])
+            with torch.no_grad():
+                found.append(model(**batch).loss.item())
+    return found
+
+
+@pytest.mark.parametrize(("batch_size", "accumulated"), [(8, 1), (2, 4)])
+def test_logged_losses_are_those_of_the_cells_in_turn(  # noqa: PLR0917
+    run: Run, learnt: MaskedCells, toy_vocabulary: Vocabulary, tmp_path: Path, batch_size: int, accumulated: int
+) -> None:
+    """Without learning; of accumulated batches the mean, not the sum; in the second epoch other genes are hidden."""
+    _, history = run(
+        tmp_path,
+        epochs=2,
+        learning_rate=0.0,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulated,
+        eval_strategy="no",
+    )
+    expected = by_hand(model_for(toy_vocabulary), learnt, toy_vocabulary, batch_size, epochs=2)
+    expected = np.reshape(expected, (16, accumulated)).mean(axis=1)
+    np.testing.assert_allclose(losses(history), expected, atol=1e-4)
+    assert len(np.unique(expected.round(4))) == 16
+
+
+def test_gene_embeddings_learn_at_their_own_rate(run: Run, toy_vocabulary: Vocabulary, tmp_path: Path) -> None:
+    """Without momentum, a first step is proportional to the rate."""
+    start = weights(model_for(toy_vocabulary))
+    moved = {}
+    for rate in (1.0, 0.3):
+        model, _ = run(
+            tmp_path / str(rate), gene_rate=rate, max_steps=1, warmup_steps=0, learning_rate=0.01, eval_strategy="no"
+        )
+        moved[rate] = {name: tensor - start[name] for name, tensor in weights(model).items()}
+    for name, tensor in moved[1.0].items():
+        share = 0.3 if name in {WORDS, "cls.predictions.decoder.weight"} else 1.0  # these two are tied
+        torch.testing.assert_close(moved[0.3][name], share * tensor, atol=1e-6, rtol=1e-3, msg=name)
+    assert moved[1.0][WORDS].abs().max() > 1e-3
+
+
+def test_gene_embeddings_that_stand_still_do_so_after_a_stop(
+    run: Run, toy_vocabulary: Vocabulary, tmp_path: Path, stop_in_step: Callable[[int], list[int]]
+) -> None:
+    start = weights(model_for(toy_vocabulary))
+    stop_in_step(7)
+    with pytest.raises(Stopped):
+        run(tmp_path, gene_rate=0.0, learning_rate=0.01)
+    steps = stop_in_step(NEVER)
+    model, _ = run(tmp_path, gene_rate=0.0, learning_rate=0.01)
     assert len(steps) == 4
-    assert [entry["step"] for entry in history if "loss" in entry] == list(range(1, 9))
+    found = weights(model)
+    assert torch.equal(found[WORDS], start[WORDS])
+    query = "bert.encoder.layer.0.attention.self.query.weight"
+    assert (found[query] - start[query]).abs().max() > 1e-3
 
 
-def test_a_checkpoint_that_was_not_finished_is_passed_over(toy_vocabulary, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        stop_in_step(patch, 11)
-        with pytest.raises(Stopped):
-            run(toy_vocabulary, tmp_path, epochs=2)
+def test_bfloat16_on_a_cpu_without_matrix_units(
+    trained: tuple, run: Run, toy_vocabulary: Vocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attention is float32, and the losses those of float32 within its precision."""
+    monkeypatch.setattr(training, "has_fast_bfloat16", lambda _: False)
+    called, attend = [], float32_attention.sdpa_attention_forward
+
+    def watched(module, query, *args, **kwargs):
+        called.append((query.dtype, torch.is_autocast_enabled("cpu")))
+        return attend(module, query, *args, **kwargs)
+
+    monkeypatch.setattr(float32_attention, "sdpa_attention_forward", watched)
+    model, history = run(tmp_path, bf16=True)
+    assert set(called) == {(torch.float32, False)}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    found, expected = np.array(losses(history)), np.array(losses(trained[2]))
+    assert 0 < abs(found - expected).max() < 0.01 * expected.max()
+
+
+# --- surroundings ---------------------------------------------------------------------------------------------------
+
+
+def test_random_numbers_are_left_alone_and_nothing_is_printed(
+    run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def states() -> list:
+        name, keys, *rest = np.random.get_state()
+        return [torch.get_rng_state().tolist(), name, keys.tolist(), rest, random.getstate()]
+
+    before = states()
+    run(tmp_path)
+    run(tmp_path)  # reads the finished stage
+    assert states() == before
+    assert capfd.readouterr() == ("", "")
+
+
+def test_bars_and_losses_are_shown_on_request(
+    learnt: MaskedCells,
+    held_out: MaskedCells,
+    toy_vocabulary: Vocabulary,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with settings.override(verbosity=2):
+        training.train(
+            model_for(toy_vocabulary),
+            learnt,
+            held_out,
+            toy_vocabulary,
+            tmp_path,
+            epochs=0.5,
+            arguments=ARGUMENTS,
+            patience=None,
+            gene_rate=1.0,
+            seed=0,
+        )
+    said = capfd.readouterr()
+    assert "4/4" in said.err
+    assert "'loss'" in said.out
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("learnig_rate", r"`training` takes no 'learnig_rate'; did you mean 'learning_rate'"),
+        ("xyzzy", r"`training` takes no 'xyzzy'; see transformers' TrainingArguments"),
+        ("output_dir", r"`training` takes no 'output_dir'; that is settled here"),
+    ],
+)
+def test_arguments_that_there_are_not(tmp_path: Path, name: str, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        training.training_arguments(tmp_path / "run", {"weight_decay": 0.1, name: 1})
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_given_replaces_what_is_ours(tmp_path: Path) -> None:
+    with settings.override(verbosity=0):
+        found = training.training_arguments(tmp_path, {"learning_rate": 3e-4, "disable_tqdm": False, "use_cpu": True})
+    assert found.learning_rate == 3e-4
+    assert found.disable_tqdm is False
+    assert found.weight_decay == training.DEFAULTS["weight_decay"]
+    assert found.remove_unused_columns is False
+
+
+# --- stopped and resumed --------------------------------------------------------------------------------------------
+
+
+WAYS = {
+    "plain": {},
+    "accumulated": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+    "worker": {"dataloader_num_workers": 1},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_run_stopped_in_its_second_epoch_ends_as_one_that_was_not(  # noqa: PLR0917
+    run: Run,
+    toy_vocabulary: Vocabulary,
+    tmp_path: Path,
+    stop_in_step: Callable[[int], list[int]],
+    capfd: pytest.CaptureFixture[str],
+    way: str,
+) -> None:
+    """Same cells, same genes hidden, same dropout: steps 13 and 14 are done twice, from the checkpoint at 12."""
+    arguments = WAYS[way] | {"learning_rate": 1e-2}
+    passes = arguments.get("gradient_accumulation_steps", 1)  # in a step
+    expected, history = run(
+        tmp_path / "whole", model_for(toy_vocabulary, **DROPOUT), epochs=2, eval_steps=3, **arguments
+    )
+    stop_in_step(14 * passes)
+    with pytest.raises(Stopped):
+        run(tmp_path / "parts", model_for(toy_vocabulary, **DROPOUT), epochs=2, eval_steps=3, **arguments)
+    assert [entry["step"] for entry in logged(tmp_path / "parts") if "loss" in entry] == list(range(1, 14))
+    steps = stop_in_step(NEVER)
+    other_start = model_for(toy_vocabulary, seed=3, **DROPOUT)
+    capfd.readouterr()
+    found, again = run(tmp_path / "parts", other_start, epochs=2, eval_steps=3, **arguments)
+    assert capfd.readouterr() == ("", "")
+    assert len(steps) == 4 * passes
+    assert_same_curve(again, history)
+    assert_same_weights(weights(found), weights(expected))
+    assert logged(tmp_path / "parts") == again
+    assert [entry["step"] for entry in again if "loss" in entry] == list(range(1, 17))
+    assert (weights(found)[WORDS] - model_for(toy_vocabulary).state_dict()[WORDS]).abs().max() > 1e-2
+
+
+def test_a_run_stopped_between_epochs_ends_as_one_that_was_not(
+    run: Run, toy_vocabulary: Vocabulary, tmp_path: Path, stop_in_step: Callable[[int], list[int]]
+) -> None:
+    expected, history = run(tmp_path / "whole", model_for(toy_vocabulary, **DROPOUT), epochs=2)
+    stop_in_step(9)
+    with pytest.raises(Stopped):
+        run(tmp_path / "parts", model_for(toy_vocabulary, **DROPOUT), epochs=2)
+    steps = stop_in_step(NEVER)
+    found, again = run(tmp_path / "parts", model_for(toy_vocabulary, **DROPOUT), epochs=2)
+    assert len(steps) == 8
+    assert_same_curve(again, history)
+    assert_same_weights(weights(found), weights(expected))
+
+
+def test_a_run_stopped_before_its_first_checkpoint_begins_anew(
+    trained: tuple, run: Run, tmp_path: Path, stop_in_step: Callable[[int], list[int]]
+) -> None:
+    stop_in_step(3)
+    with pytest.raises(Stopped):
+        run(tmp_path)
+    stop_in_step(NEVER)
+    model, history = run(tmp_path)
+    assert_same_weights(weights(model), trained[1])
+    assert logged(tmp_path) == history
+
+
+def test_a_checkpoint_that_was_not_finished_is_passed_over(
+    run: Run, tmp_path: Path, stop_in_step: Callable[[int], list[int]]
+) -> None:
+    stop_in_step(11)
+    with pytest.raises(Stopped):
+        run(tmp_path, epochs=2)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-8"]
     (tmp_path / "checkpoint-8" / "trainer_state.json").unlink()  # the last file of a checkpoint
-    steps = stop_in_step(monkeypatch, 1000)
-    run(toy_vocabulary, tmp_path, epochs=2)
+    steps = stop_in_step(NEVER)
+    run(tmp_path, epochs=2)
     assert len(steps) == 16 - 4
 
 
-def test_a_finished_stage_is_read_and_not_trained_again(toy_vocabulary, tmp_path, monkeypatch):
-    trained, history = run(toy_vocabulary, tmp_path)
-    steps = stop_in_step(monkeypatch, 1)
-    again, log = run(toy_vocabulary, tmp_path, model=model_for(toy_vocabulary, seed=5))
+def test_a_finished_stage_is_read_and_not_trained_again(
+    trained: tuple, run: Run, toy_vocabulary: Vocabulary, stop_in_step: Callable[[int], list[int]]
+) -> None:
+    folder, expected, history = trained
+    steps = stop_in_step(1)
+    again, log = run(folder, model_for(toy_vocabulary, seed=5))
     assert steps == []
-    assert_same_weights(weights(again), weights(trained))
+    assert_same_weights(weights(again), expected)
     assert log == json.loads(json.dumps(history))
 
 
-def test_a_stage_stopped_while_it_was_finished_is_finished(toy_vocabulary, tmp_path):
+def test_a_stage_stopped_while_it_was_finished_is_finished(run: Run, trained: tuple, tmp_path: Path) -> None:
     """The folder of the finished stage is there, its last file is not."""
-    trained, _ = run(toy_vocabulary, tmp_path)
-    expected = weights(trained)
+    run(tmp_path)
     (tmp_path / "finished" / "history.json").unlink()
     (tmp_path / "finished" / "model.safetensors").write_bytes(b"half of it")
-    again, _ = run(toy_vocabulary, tmp_path)
-    assert_same_weights(weights(again), expected)
+    again, _ = run(tmp_path)
+    assert_same_weights(weights(again), trained[1])
     assert (tmp_path / "finished" / "history.json").is_file()
+
+
+# --- patience -------------------------------------------------------------------------------------------------------
+
+
+def evaluations(history: list[dict[str, float]]) -> list[float]:
+    return [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+
+
+def test_a_loss_that_does_not_fall_ends_the_stage(run: Run, toy_vocabulary: Vocabulary, tmp_path: Path) -> None:
+    """The first evaluation is the best one, three more are waited for."""
+    start = weights(model_for(toy_vocabulary))
+    model, history = run(tmp_path, epochs=4, patience=3, learning_rate=0.0, eval_steps=2, save_steps=2)
+    assert len(evaluations(history)) == 1 + 3
+    assert losses(history)[-1:] == [losses(history)[7]]  # 8 of 32 steps
+    assert_same_weights(weights(model), start)
+
+
+#: Learns for some steps, then overshoots.
+TOO_FAST = {"learning_rate": 0.2, "lr_scheduler_type": "constant", "eval_steps": 1, "save_steps": 1}
+
+
+def test_the_best_model_is_kept(run: Run, toy_vocabulary: Vocabulary, held_out: MaskedCells, tmp_path: Path) -> None:
+    model, history = run(tmp_path, epochs=4, patience=3, **TOO_FAST)
+    found = evaluations(history)
+    assert found.index(min(found)) == len(found) - 4
+    assert len(found) < 32
+    assert training.masked_accuracy(model, held_out)["loss"] == pytest.approx(min(found), abs=1e-5)
+    written = MaskedGeneModel.from_pretrained(tmp_path / "finished")
+    assert_same_weights(weights(written), weights(model))
+
+
+def test_patience_survives_a_stop(run: Run, tmp_path: Path, stop_in_step: Callable[[int], list[int]]) -> None:
+    """Stopped after two evaluations without progress: one more is waited for, not three."""
+    expected, history = run(tmp_path / "whole", epochs=4, patience=3, **TOO_FAST)
+    last = len(evaluations(history))
+    stop_in_step(last)
+    with pytest.raises(Stopped):
+        run(tmp_path / "parts", epochs=4, patience=3, **TOO_FAST)
+    steps = stop_in_step(NEVER)
+    found, again = run(tmp_path / "parts", epochs=4, patience=3, **TOO_FAST)
+    assert len(steps) == 1
+    assert evaluations(again) == pytest.approx(evaluations(history), abs=1e-6)
+    assert_same_weights(weights(found), weights(expected))

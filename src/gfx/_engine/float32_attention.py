@@ -16,7 +16,7 @@ from transformers.masking_utils import sdpa_mask
 if TYPE_CHECKING:
     from torch import nn
 
-NAME = "gfx_float32_sdpa"
+NAME = "float32_sdpa"
 
 
 def float32_attention(
@@ -30,7 +30,10 @@ def float32_attention(
     """Attend as transformers' `sdpa` does, in float32, and return the precision that came in."""
     if attention_mask is not None and attention_mask.dtype != torch.bool:
         attention_mask = attention_mask.float()
-    attended, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **kwargs)
+    with torch.autocast(query.device.type, enabled=False):  # which would make it bfloat16 again
+        attended, _ = sdpa_attention_forward(
+            module, query.float(), key.float(), value.float(), attention_mask, **kwargs
+        )
     return attended.to(query.dtype), None
 
 

@@ -11,6 +11,7 @@ from transformers import BertConfig, BertForMaskedLM
 from transformers.modeling_outputs import MaskedLMOutput
 
 from gfx._engine.masking import NOTHING
+from gfx._engine.surroundings import quiet_surroundings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,6 +34,8 @@ class MaskedGeneModel(BertForMaskedLM):
         super().__init__(config)
         #: Weight of the distance of `<cls>` from the cell's place.
         self.cell_weight = 0.0
+        if config.tie_word_embeddings:  # else the Trainer warns that a checkpoint lacks what is in it once
+            self._keys_to_ignore_on_save = ["cls.predictions.decoder.weight", "cls.predictions.decoder.bias"]
 
     def forward(self, input_ids, attention_mask=None, labels=None, position_ids=None, place=None, **kwargs):
         """Mean cross-entropy over the chosen genes; logits of those genes only."""
@@ -51,6 +54,7 @@ class MaskedGeneModel(BertForMaskedLM):
         return MaskedLMOutput(loss=loss, logits=logits)
 
 
+@quiet_surroundings()
 def make_model(
     vocabulary: Vocabulary,
     config: Mapping[str, Any],
@@ -70,9 +74,8 @@ def make_model(
     gene_frequency
         Share of cells that detect each token, `(n_tokens,)`.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = MaskedGeneModel(BertConfig(vocab_size=len(vocabulary), pad_token_id=vocabulary.pad, **config))
+    torch.manual_seed(seed)
+    model = MaskedGeneModel(BertConfig(vocab_size=len(vocabulary), pad_token_id=vocabulary.pad, **config))
     with torch.no_grad():
         if gene_vectors is not None:
             words = model.bert.embeddings.word_embeddings.weight
@@ -115,9 +118,12 @@ def start_as_average(model: MaskedGeneModel, rows: Sequence[np.ndarray], vocabul
     attention.output.dense.weight.copy_(torch.eye(size) * size**0.5 / mean.norm())
 
 
+@quiet_surroundings()
 def read_model(folder: Path) -> MaskedGeneModel:
-    """Read a checkpoint with its masked-gene head; one without a head cannot be trained further."""
-    model, said = MaskedGeneModel.from_pretrained(folder, output_loading_info=True, weights_only=True)
+    """Read a checkpoint with its masked-gene head, in float32; one without a head cannot be trained further."""
+    model, said = MaskedGeneModel.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True, weights_only=True
+    )
     if said["missing_keys"]:
         msg = (
             f"{folder} lacks {sorted(said['missing_keys'])[:3]}: it is no masked-gene model, such as a classifier. "
@@ -127,6 +133,7 @@ def read_model(folder: Path) -> MaskedGeneModel:
     return model
 
 
+@quiet_surroundings()
 def save_model(model: MaskedGeneModel, folder: Path) -> None:
     """Write the model as the plain BERT masked-LM that it is, for any program to read."""
     plain = BertForMaskedLM(model.config)

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
-import random
-from contextlib import contextmanager
+from dataclasses import fields
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.utils import logging as transformers_logging
 
 from gfx import _log
 from gfx._engine import float32_attention
 from gfx._engine.device import has_fast_bfloat16
 from gfx._engine.masked_model import MaskedGeneModel
 from gfx._engine.masking import NOTHING, Padded, SimilarLengths
+from gfx._engine.surroundings import quiet_surroundings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from transformers import EvalPrediction
@@ -49,15 +49,21 @@ DEFAULTS = {
 
 def training_arguments(folder: Path, given: Mapping[str, Any]) -> TrainingArguments:
     """Make settings for the Trainer: what is given, else ours, else its own."""
-    return TrainingArguments(
-        output_dir=str(folder),
-        remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        disable_tqdm=not _log.shows_progress(),
-        **(DEFAULTS | dict(given)),
-    )
+    fixed = {"output_dir": str(folder), "remove_unused_columns": False}
+    here = {"dataloader_pin_memory": torch.cuda.is_available(), "disable_tqdm": not _log.shows_progress()}
+    known = {field.name for field in fields(TrainingArguments) if field.init} - set(fixed)
+    for name in given:
+        if name not in known:
+            close = get_close_matches(name, known, n=3)
+            meant = (
+                f"did you mean {' or '.join(map(repr, close))}?" if close else "see transformers' TrainingArguments."
+            )
+            msg = f"`training` takes no {name!r}; {'that is settled here.' if name in fixed else meant}"
+            raise ValueError(msg)
+    return TrainingArguments(**(DEFAULTS | here | dict(given) | fixed))
 
 
+@quiet_surroundings()
 def train(
     model: MaskedGeneModel,
     cells: MaskedCells,
@@ -94,35 +100,39 @@ def train(
         return json.loads(history.read_text())
     given = {"num_train_epochs": epochs, "seed": seed} | dict(arguments)
     if patience is not None:
-        given |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
+        given |= {
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "eval_loss",
+            "greater_is_better": False,
+            "restore_callback_states_from_checkpoint": True,  # a run that goes on has not forgotten its patience
+        }
     folder.mkdir(parents=True, exist_ok=True)
-    with quiet_surroundings():
-        settings = training_arguments(folder, given)
-        if settings.bf16 and not has_fast_bfloat16(settings.device) and settings.device.type == "cpu":
-            model.set_attn_implementation(float32_attention.NAME)
-        together = settings.train_batch_size * settings.gradient_accumulation_steps * settings.world_size
-        order = SimilarLengths(cells.lengths, together, seed)
-        trainer = _OurTrainer(
-            order,
-            gene_rate,
-            model=model,
-            args=settings,
-            data_collator=Padded(vocabulary),
-            train_dataset=cells,
-            eval_dataset=held_out,
-            preprocess_logits_for_metrics=_places_of_the_truth,
-            compute_metrics=_accuracy,
-            callbacks=[_JsonLog(folder / LOG_FILE)],
-        )
-        if patience is not None:
-            trainer.add_callback(EarlyStoppingCallback(patience))
-        if not _log.shows_progress():
-            trainer.remove_callback(PrinterCallback)  # without bars the Trainer prints every log entry
-        trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
-        if trainer.is_world_process_zero():
-            model.save_pretrained(finished)
-            history.write_text(json.dumps(trainer.state.log_history))
-        trainer.accelerator.wait_for_everyone()
+    settings = training_arguments(folder, given)
+    if settings.bf16 and not has_fast_bfloat16(settings.device) and settings.device.type == "cpu":
+        model.set_attn_implementation(float32_attention.NAME)
+    together = settings.train_batch_size * settings.gradient_accumulation_steps * settings.world_size
+    order = SimilarLengths(cells.lengths, together, seed)
+    trainer = _OurTrainer(
+        order,
+        gene_rate,
+        model=model,
+        args=settings,
+        data_collator=Padded(vocabulary),
+        train_dataset=cells,
+        eval_dataset=held_out,
+        preprocess_logits_for_metrics=_places_of_the_truth,
+        compute_metrics=_accuracy,
+        callbacks=[_JsonLog(folder / LOG_FILE)],
+    )
+    if patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(patience))
+    if not _log.shows_progress():
+        trainer.remove_callback(PrinterCallback)  # without bars the Trainer prints every log entry
+    trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
+    if trainer.is_world_process_zero():
+        model.save_pretrained(finished)
+        history.write_text(json.dumps(trainer.state.log_history))
+    trainer.accelerator.wait_for_everyone()
     return trainer.state.log_history
 
 
@@ -206,23 +216,6 @@ def _places_of_the_truth(logits: torch.Tensor, labels: torch.Tensor) -> torch.Te
 def _accuracy(found: EvalPrediction) -> dict[str, float]:
     places = found.predictions[found.label_ids != NOTHING]
     return {"top_1": float((places < 1).mean()), "top_10": float((places < 10).mean()), "predictions": len(places)}
-
-
-@contextmanager
-def quiet_surroundings() -> Iterator[None]:
-    """Leave the user's random numbers alone, and draw no bars where none are wanted."""
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    bars = transformers_logging.is_progress_bar_enabled()
-    if bars and not _log.shows_progress():
-        transformers_logging.disable_progress_bar()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _last_checkpoint(folder: Path) -> str | None:

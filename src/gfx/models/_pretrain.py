@@ -14,7 +14,7 @@ from gfx.models._coexpression import find_coexpression
 from gfx.models._configurations import CONFIGURATIONS
 from gfx.models._load import Model, load
 from gfx.models._masked_baselines import rank_baseline
-from gfx.models._shards import encode_sources
+from gfx.models._shards import FEWEST_GENES, encode_sources
 from gfx.models._sources import find_sources
 from gfx.models._vocabulary_file import write_vocabulary
 
@@ -53,7 +53,7 @@ def pretrain(
     training: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     rng: int = 0,
 ) -> Path:
-    """Pretrain a Geneformer by predicting masked genes :cite:p:`theodoris2023`, from nothing or from a published one.
+    """Pretrain a Geneformer by predicting masked genes :cite:p:`Theodoris2023`, from nothing or from a published one.
 
     15 % of the genes of a cell are chosen; of these 80 % are masked, 10 % replaced by another gene, 10 % left; special
     tokens are never chosen. Which ones, follows from the seed, the epoch and the cell. A run that was stopped goes on
@@ -137,9 +137,11 @@ def pretrain(
 
     folder = Path(folder)
     origin = None if start_from in ("random", "coexpression") else load(start_from)
+    vocabulary, config = _what_to_train(vocabulary, config, origin, cell_weight)
+    _check_curriculum(curriculum, vocabulary)
     arguments = _each_stage(training, len(curriculum))
     settings, *_ = (engine.training_arguments(folder, given) for given in arguments)  # those of any stage are checked
-    vocabulary, config = _what_to_train(vocabulary, config, origin, cell_weight)
+    model = None if origin is None else masked_model.read_model(origin.folder)  # or fail before a corpus is read
     found = find_sources(sources, gene_ids)
     with settings.main_process_first(local=False):
         if vocabulary is None:
@@ -168,9 +170,7 @@ def pretrain(
     coexpression = None
     if start_from == "coexpression" or cell_weight > 0:
         coexpression = find_coexpression(rows, learnt, vocabulary, config["hidden_size"], rng)
-    if origin is not None:
-        model = masked_model.read_model(origin.folder)
-    else:
+    if model is None:
         start = coexpression if start_from == "coexpression" else None
         model = _make_model(vocabulary, config, rows, learnt, coexpression=start, seed=rng)
     model.cell_weight = cell_weight
@@ -252,13 +252,25 @@ def _what_to_train(
     return vocabulary, fields
 
 
+def _check_curriculum(curriculum: Sequence[tuple[int | None, float]], vocabulary: Vocabulary | None) -> None:
+    """Find before hours of training what would fail in a later stage."""
+    if not curriculum:
+        msg = "`curriculum` is empty: give at least one stage, such as `[(None, 3)]`."
+        raise ValueError(msg)
+    fewest = FEWEST_GENES + (2 if vocabulary is None else vocabulary.n_specials)
+    for longest, passes in curriculum:
+        if longest is not None and longest < fewest:
+            msg = f"`curriculum` has cells of {longest} tokens; {fewest} are {FEWEST_GENES} genes with special tokens."
+            raise ValueError(msg)
+        if passes <= 0:
+            msg = f"`curriculum` has a stage of {passes} passes over all cells; give more than 0."
+            raise ValueError(msg)
+
+
 def _each_stage(
     training: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None, n_stages: int
 ) -> list[Mapping[str, Any]]:
     """Settle the arguments of each stage of training."""
-    if n_stages == 0:
-        msg = "`curriculum` is empty: give at least one stage, such as `[(None, 3)]`."
-        raise ValueError(msg)
     if training is None or hasattr(training, "keys"):
         return [training or {}] * n_stages
     if len(training) != n_stages:

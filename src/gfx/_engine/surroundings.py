@@ -1,0 +1,35 @@
+"""What training leaves alone: the user's random numbers, and a screen where no bars are wanted."""
+
+from __future__ import annotations
+
+import random
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from transformers.utils import logging as transformers_logging
+
+from gfx import _log
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextmanager
+def quiet_surroundings() -> Iterator[None]:
+    """Give random numbers back as they were, and draw no bars where none are wanted."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    bars = transformers_logging.is_progress_bar_enabled()
+    if bars and not _log.shows_progress():
+        transformers_logging.disable_progress_bar()
+    # One process trains on one device; to name it keeps torch from touching, and warning of, all others.
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+        if bars:
+            transformers_logging.enable_progress_bar()
