@@ -3,45 +3,68 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import re
+import subprocess
+import sys
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from safetensors.numpy import load_file
 from scipy import sparse
+from transformers import BertConfig, BertForSequenceClassification
 
 import gfx
+from gfx._engine import masking
+from gfx._engine.masked_model import MaskedGeneModel, read_model
+from gfx._engine.masking import MaskedCells
+from gfx._engine.training import masked_accuracy
 from gfx.models import build_vocabulary, load, pretrain
-from gfx.models._pretrain import _keep_to_plan
+from gfx.models._coexpression import find_coexpression
+from gfx.models._configurations import CONFIGURATIONS
+from gfx.models._pretrain import GENE_RATE_WHEN_STARTED, _each_stage, _keep_to_plan, _what_to_train
+from gfx.models._shards import TokenShards
+from gfx.models._vocabulary_file import write_vocabulary
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.conftest import ToyCells
 
 TINY = {
     "hidden_size": 32,
-    "num_hidden_layers": 1,
+    "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "max_position_embeddings": 48,
-    "hidden_dropout_prob": 0.0,
     "initializer_range": 0.2,  # wide, so that so narrow a model learns at once
 }
 QUICK = {
     "per_device_train_batch_size": 16,
     "logging_steps": 1,
-    "save_steps": 5,
-    "eval_steps": 10,
+    "save_steps": 4,
+    "eval_steps": 4,
     "warmup_steps": 2,
     "learning_rate": 1e-2,
     "use_cpu": True,
 }
+WORDS = "bert.embeddings.word_embeddings.weight"
+DISTRIBUTED = Path(__file__).with_name("distributed_pretraining.py")
 
 
-def gene_ids(n, start=1):
+def gene_ids(n: int, start: int = 1) -> list[str]:
     return [f"ENSG{number:011d}" for number in range(start, start + n)]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread():
+def one_thread() -> Iterator[None]:
     """Tiny models wait for their threads longer than they compute."""
-    import torch
-
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -49,7 +72,7 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def structured():
+def structured() -> ad.AnnData:
     """240 cells of six types, each with 10 genes of its own beside noise: who sees the others knows the hidden one."""
     rng = np.random.default_rng(0)
     types = np.arange(240) % 6
@@ -63,35 +86,74 @@ def structured():
     return adata
 
 
+WHOLE = {
+    "config": TINY | {"num_hidden_layers": 1},
+    "curriculum": [(24, 2), (48, 14)],
+    "training": QUICK | {"eval_steps": 20, "save_steps": 50},
+    "held_out": 0.2,
+}
+
+
 @pytest.fixture(scope="module")
-def trained(structured, tmp_path_factory):
+def trained(structured: ad.AnnData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained until it knows something."""
     folder = tmp_path_factory.mktemp("runs") / "own"
     with gfx.settings.override(verbosity=0):
-        returned = pretrain(
-            [structured], folder, config=TINY, curriculum=[(24, 2), (48, 14)], training=QUICK, held_out=0.2
-        )
+        returned = pretrain([structured], folder, **WHOLE)
     assert returned == folder
     return folder
+
+
+def quick_run(structured: ad.AnnData, folder: Path, **changes: Any) -> Path:
+    """Train 80 cells in stages of 5 and 10 steps."""
+    how = {"config": TINY, "curriculum": [(24, 1), (48, 2)], "training": QUICK} | changes
+    with gfx.settings.override(verbosity=0):
+        return pretrain(structured[:80].copy(), folder, **how)
+
+
+@pytest.fixture(scope="module")
+def quick(structured: ad.AnnData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return quick_run(structured, tmp_path_factory.mktemp("runs") / "quick")
+
+
+def report(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "pretraining.json").read_text())
+
+
+def losses(folder: Path) -> list[float]:
+    return [entry["loss"] for entry in report(folder)["history"] if "loss" in entry]
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same_weights(folder: Path, other: Path) -> None:
+    expected = weights(other)
+    for name, tensor in weights(folder).items():
+        np.testing.assert_allclose(tensor, expected[name], atol=1e-6, err_msg=name)
+
+
+def held_cells(folder: Path, seed: int = 0) -> MaskedCells:
+    """Read the cells that the report says were held out, as they are evaluated."""
+    rows = TokenShards(sorted((folder / "tokens").glob("*.arrow")))
+    ((_, cells),) = report(folder)["held_out"].items()
+    return MaskedCells(rows, np.array(cells), load(folder).vocabulary, seed=seed, hide_all=True)
 
 
 # --- training -------------------------------------------------------------------------------------------------------
 
 
-def report(folder):
-    return json.loads((folder / "pretraining.json").read_text())
-
-
-def test_it_learns_what_ranks_do_not_say(trained):
+def test_it_learns_what_ranks_do_not_say(trained: Path) -> None:
     found = report(trained)
-    losses = [entry["loss"] for entry in found["history"] if "loss" in entry]
-    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    assert np.mean(losses(trained)[-5:]) < 0.8 * np.mean(losses(trained)[:5])
     assert found["masked_gene"]["top_10"] > found["rank_baseline"]["top_10"] + 0.2
     assert found["masked_gene"]["top_1"] > found["rank_baseline"]["top_1"]
-    assert found["cells"] + found["held_out"] == 240
-    assert found["held_out"] == 48
+    assert found["masked_gene"]["n"] == found["rank_baseline"]["n"]
+    assert found["cells"] == 240 - 48
 
 
-def test_the_folder_loads_and_embeds(trained, structured):
+def test_the_folder_loads_and_embeds(trained: Path, structured: ad.AnnData) -> None:
     model = load(trained)
     assert model.name == "own"
     assert model.n_blocks == 1
@@ -105,58 +167,118 @@ def test_the_folder_loads_and_embeds(trained, structured):
     assert same.mean() > 0.9  # <cls> tells the types apart
 
 
-def weights(folder):
-    from safetensors.numpy import load_file
-
-    return load_file(folder / "model.safetensors")
+def test_the_reported_accuracy_is_that_of_the_written_model(trained: Path) -> None:
+    assert masked_accuracy(read_model(trained), held_cells(trained)) == pytest.approx(report(trained)["masked_gene"])
 
 
-def quick_run(structured, folder, **kwargs):
-    with gfx.settings.override(verbosity=0):
-        return pretrain(
-            structured[:80].copy(), folder, config=TINY, curriculum=[(24, 1), (48, 2)], training=QUICK, **kwargs
-        )
+def test_the_same_seed_gives_the_same_model(quick: Path, structured: ad.AnnData, tmp_path: Path) -> None:
+    second = quick_run(structured, tmp_path / "second", rng=0)
+    assert_same_weights(second, quick)
+    assert losses(second) == losses(quick)
+    other = quick_run(structured, tmp_path / "other", rng=1, curriculum=[(24, 1)])
+    assert abs(weights(other)[WORDS] - weights(quick)[WORDS]).max() > 0.01
 
 
-def test_the_same_seed_gives_the_same_model(structured, tmp_path):
-    first, second, other = (
-        weights(quick_run(structured, tmp_path / name, rng=seed)) for name, seed in (("a", 0), ("b", 0), ("c", 1))
-    )
-    for name, tensor in first.items():
-        np.testing.assert_allclose(second[name], tensor, atol=1e-6, err_msg=name)
-    words = "bert.embeddings.word_embeddings.weight"
-    assert abs(first[words] - other[words]).max() > 0.01
+def test_each_stage_writes_its_log_as_lines_of_json(quick: Path) -> None:
+    lines = [
+        [json.loads(line) for line in (quick / "stages" / stage / "log.jsonl").read_text().splitlines()]
+        for stage in "01"
+    ]
+    assert [entry["step"] for entry in lines[0] if "loss" in entry] == list(range(1, 6))
+    assert [entry["step"] for entry in lines[1] if "loss" in entry] == list(range(1, 11))
+    assert lines[0] + lines[1] == report(quick)["history"]
+    evaluations = [entry for stage in lines for entry in stage if "eval_loss" in entry]
+    assert [entry["step"] for entry in evaluations] == [4, 5, 4, 8, 10]  # and at the end of a stage
+    assert all({"eval_top_1", "eval_top_10"} <= set(entry) for entry in evaluations)
+
+
+def test_each_stage_may_have_arguments_of_its_own(structured: ad.AnnData, tmp_path: Path) -> None:
+    folder = quick_run(structured, tmp_path, training=[QUICK | {"learning_rate": 0.0}, QUICK | {"learning_rate": 1e-3}])
+    rates = [entry["learning_rate"] for entry in report(folder)["history"] if "learning_rate" in entry]
+    assert rates[:5] == [0.0] * 5
+    assert max(rates[5:]) == pytest.approx(1e-3)
+    assert len(rates) == 15
+
+
+def test_a_stage_ends_when_patience_does(structured: ad.AnnData, tmp_path: Path) -> None:
+    """Nothing is learnt, so the first of ten evaluations is not bettered by the second."""
+    training = QUICK | {"learning_rate": 0.0, "eval_steps": 1, "save_steps": 1}
+    folder = quick_run(structured, tmp_path, curriculum=[(48, 2)], training=training, patience=1)
+    assert len(losses(folder)) == 2
+    losses_held_out = [entry["eval_loss"] for entry in report(folder)["history"] if "eval_loss" in entry]
+    assert report(folder)["masked_gene"]["loss"] == pytest.approx(losses_held_out[0], abs=1e-5)
+
+
+def test_random_numbers_are_left_alone_and_nothing_is_printed(
+    structured: ad.AnnData, trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def states() -> list:
+        name, keys, *rest = np.random.get_state()
+        return [torch.get_rng_state().tolist(), name, keys.tolist(), rest, random.getstate()]
+
+    before = states()
+    quick_run(structured, tmp_path / "new", start_from="coexpression", cell_weight=1.0, curriculum=[(24, 1)])
+    quick_run(structured, tmp_path / "new", start_from="coexpression", cell_weight=1.0, curriculum=[(24, 1)])
+    quick_run(structured, tmp_path / "on", start_from=trained, config=None, curriculum=[(24, 1)])
+    assert states() == before
+    assert capfd.readouterr() == ("", "")
+
+
+# --- stopped and resumed --------------------------------------------------------------------------------------------
 
 
 class Stopped(BaseException):
     """What ends a run from outside, like Ctrl-C."""
 
 
-def test_a_stopped_run_goes_on(structured, tmp_path, monkeypatch):
-    """Stopped in its second stage: the first is not trained again, the second goes on from its checkpoint."""
-    from gfx._engine.training import MaskedGeneModel
+@pytest.fixture
+def stop_in_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
+    """Count steps of training from now on, and stop in one of them."""
+    forward = MaskedGeneModel.forward
 
-    steps, forward = [], MaskedGeneModel.forward
+    def set_up(step: int) -> list[int]:
+        steps = []
 
-    def counted(self, *args, **kwargs):
-        if self.training:
-            steps.append(1)
-            if len(steps) == 13:
-                raise Stopped
-        return forward(self, *args, **kwargs)
+        @wraps(forward)
+        def counted(self, *args, **kwargs):
+            if self.training:
+                steps.append(1)
+                if len(steps) == step:
+                    raise Stopped
+            return forward(self, *args, **kwargs)
 
-    monkeypatch.setattr(MaskedGeneModel, "forward", counted)
+        monkeypatch.setattr(MaskedGeneModel, "forward", counted)
+        return steps
+
+    return set_up
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(
+    quick: Path, structured: ad.AnnData, tmp_path: Path, stop_in_step: Callable[[int], list[int]]
+) -> None:
+    """Stopped in its second stage, in the second epoch: the first is not trained again."""
+    folder = tmp_path / "run"
+    stop_in_step(5 + 10)
     with pytest.raises(Stopped):
-        quick_run(structured, tmp_path / "run")
-    assert not (tmp_path / "run" / "config.json").exists()  # nothing that looks like a model
-    quick_run(structured, tmp_path / "run")
-    # 76 cells in batches of 16: 5 steps, then 10; 12 were done, of these 10 in checkpoints.
-    assert len(steps) == 13 + 5
-    assert [entry["step"] for entry in report(tmp_path / "run")["history"] if "loss" in entry] == [
-        *range(1, 6),
-        *range(1, 11),
-    ]
-    assert load(tmp_path / "run").n_blocks == 1
+        quick_run(structured, folder)
+    assert not (folder / "config.json").exists()  # nothing that looks like a model
+    shards = {path.name: path.stat().st_ino for path in (folder / "tokens").iterdir()}
+    steps = stop_in_step(10_000)
+    quick_run(structured, folder)
+    assert len(steps) == 2  # 76 cells in batches of 16: 5 steps, then 10, of these 8 in a checkpoint
+    assert losses(folder) == pytest.approx(losses(quick), abs=1e-6)
+    assert_same_weights(folder, quick)
+    assert {path.name: path.stat().st_ino for path in (folder / "tokens").iterdir()} == shards
+
+
+def test_a_finished_run_is_not_trained_again(
+    quick: Path, structured: ad.AnnData, stop_in_step: Callable[[int], list[int]]
+) -> None:
+    before = {name: (quick / name).read_bytes() for name in ("model.safetensors", "pretraining.json")}
+    steps = stop_in_step(1)
+    quick_run(structured, quick)
+    assert steps == []
+    assert {name: (quick / name).read_bytes() for name in before} == before
 
 
 @pytest.mark.parametrize(
@@ -166,17 +288,28 @@ def test_a_stopped_run_goes_on(structured, tmp_path, monkeypatch):
         ({"training": None}, "another training,"),
         ({"config": TINY | {"hidden_size": 16}}, "another config,"),
         ({"curriculum": [(24, 2)], "rng": 1}, "another curriculum, seed,"),
+        ({"cell_weight": 1.0, "config": TINY}, "another cell_weight, config,"),
+        ({"patience": 3}, "another patience,"),
+        ({"held_out": 0.1}, "another held_out,"),
+        ({"start_from": "coexpression"}, "another start_from,"),
     ],
 )
-def test_a_folder_is_trained_in_one_way(structured, trained, changes, text):
+def test_a_folder_is_trained_in_one_way(
+    structured: ad.AnnData, trained: Path, changes: dict[str, Any], text: str
+) -> None:
     before = (trained / "model.safetensors").read_bytes()
-    same = {"config": TINY, "curriculum": [(24, 2), (48, 14)], "training": QUICK, "held_out": 0.2}
     with gfx.settings.override(verbosity=0), pytest.raises(ValueError, match=f"holds a run with {text}"):
-        pretrain([structured], trained, **(same | changes))
+        pretrain([structured], trained, **(WHOLE | changes))
     assert (trained / "model.safetensors").read_bytes() == before
 
 
-def test_a_plan_is_the_same_when_it_is_read_back(tmp_path):
+def test_a_folder_is_trained_on_the_same_cells(structured: ad.AnnData, quick: Path) -> None:
+    vocabulary = load(quick).vocabulary
+    with pytest.raises(ValueError, match="holds a run with another cells,"):
+        quick_run(structured[80:], quick, vocabulary=vocabulary)
+
+
+def test_a_plan_is_the_same_when_it_is_read_back(tmp_path: Path) -> None:
     plan = {"curriculum": ((24, 1),), "training": {"logging_dir": tmp_path, "betas": (0.9, 0.99)}}
     _keep_to_plan(tmp_path, plan)
     _keep_to_plan(tmp_path, plan)
@@ -184,45 +317,441 @@ def test_a_plan_is_the_same_when_it_is_read_back(tmp_path):
         _keep_to_plan(tmp_path, plan | {"training": {"logging_dir": tmp_path, "betas": (0.9, 0.95)}})
 
 
-def test_start_from_coexpression(structured, tmp_path):
-    """Genes of one type start alike."""
-    folder = quick_run(structured, tmp_path, start_from="coexpression", held_out=0.1)
-    words = weights(folder)["bert.embeddings.word_embeddings.weight"][4:64]
-    words /= np.linalg.norm(words, axis=1, keepdims=True)
-    alike = words @ words.T
-    same_type = np.kron(np.eye(6), np.ones((10, 10))).astype(bool)
-    assert alike[same_type & ~np.eye(60, dtype=bool)].mean() > alike[~same_type].mean() + 0.2
+# --- which cells ----------------------------------------------------------------------------------------------------
 
 
-def test_a_vocabulary_that_was_made_before(structured, tmp_path):
-    vocabulary = build_vocabulary([structured], name="mine", genes=structured.var_names[:40])
-    folder = quick_run(structured, tmp_path, vocabulary=vocabulary)
-    assert load(folder).vocabulary.sha256 == vocabulary.sha256
-    assert load(folder).vocabulary.name == "mine"
+def test_held_out_cells_are_those_that_were_not_trained_on(
+    structured: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Watched while it trains, cell by cell; two cells of one gene are left out and not counted."""
+    first, second = structured[:40].copy(), structured[40:75].copy()
+    x = second.X.toarray()
+    x[[3, 20]] = 0
+    x[[3, 20], 5] = 1
+    second.X = sparse.csr_matrix(x)
+    asked: dict[bool, set[int]] = {True: set(), False: set()}
+    look = MaskedCells.__getitem__
+
+    def watched(self, index):
+        asked[self.hide_all].add(int(self.cells[index % len(self)]))
+        return look(self, index)
+
+    monkeypatch.setattr(masking.MaskedCells, "__getitem__", watched)
+    with gfx.settings.override(verbosity=0):
+        folder = pretrain([first, second], tmp_path, config=TINY, curriculum=[(24, 1)], training=QUICK, held_out=0.3)
+    found = report(folder)["held_out"]
+    assert list(found) == ["0: source 0", "1: source 1"]
+    held = set(found["0: source 0"]) | {40 + cell for cell in found["1: source 1"]}
+    assert asked == {True: held, False: set(range(73)) - held}
+    assert len(held) == round(0.3 * 73)
+    assert report(folder)["cells"] == 73 - len(held)
+    assert all(cells == sorted(cells) for cells in found.values())
 
 
 @pytest.mark.parametrize("held_out", [0.0, 1.0])
-def test_both_parts_need_cells(structured, tmp_path, held_out):
+def test_both_parts_need_cells(structured: ad.AnnData, tmp_path: Path, held_out: float) -> None:
     with pytest.raises(ValueError, match=rf"`held_out={held_out}` keeps \d+ of 80 cells"):
         quick_run(structured, tmp_path, held_out=held_out)
 
 
-def test_a_source_without_the_vocabularys_genes(structured, tmp_path):
-    first = structured[:20, :30].copy()
-    first.var_names = gene_ids(30, 5000)
-    vocabulary = build_vocabulary([structured])
-    with pytest.raises(ValueError, match=r"source 1: no gene of the vocabulary 'own'.*'ENSG00000005000'"):
-        pretrain([structured, first], tmp_path, vocabulary=vocabulary, config=TINY, training=QUICK)
+# --- what a model starts from ---------------------------------------------------------------------------------------
 
 
-def test_nothing_is_said_when_nothing_is_to_be_said(structured, tmp_path, capsys):
-    quick_run(structured, tmp_path)
-    assert capsys.readouterr().out == ""
+def test_start_from_coexpression(structured: ad.AnnData, tmp_path: Path) -> None:
+    """Genes of one type start alike, and learn slower than all else."""
+    folder = quick_run(
+        structured,
+        tmp_path,
+        start_from="coexpression",
+        config=TINY | {"hidden_size": 8},  # five directions tell six types apart, the others are noise
+        training=QUICK | {"learning_rate": 1e-4},
+        curriculum=[(48, 1)],
+    )
+    words = weights(folder)[WORDS][4:64]
+    words /= np.linalg.norm(words, axis=1, keepdims=True)
+    alike = words @ words.T
+    same_type = np.kron(np.eye(6), np.ones((10, 10))).astype(bool)
+    assert alike[same_type & ~np.eye(60, dtype=bool)].mean() > alike[~same_type].mean() + 0.2
+    assert initial_rates(folder) == pytest.approx([GENE_RATE_WHEN_STARTED * 1e-4, 1e-4])
 
 
-def test_cells_of_one_gene_teach_nothing(structured, tmp_path):
+def initial_rates(folder: Path) -> list[float]:
+    """Learning rates of all groups of parameters."""
+    last = max((folder / "stages" / "0").glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    groups = torch.load(last / "optimizer.pt", weights_only=True)["param_groups"]
+    return sorted({group["initial_lr"] for group in groups})
+
+
+def test_from_random_all_learn_at_one_rate(quick: Path) -> None:
+    assert initial_rates(quick) == [1e-2]
+
+
+def test_cls_is_drawn_to_the_place_of_the_cell(structured: ad.AnnData, tmp_path: Path) -> None:
+    """On cells that were held out, where embeddings are read from."""
+    likeness = {}
+    for weight in (0.0, 5.0):
+        folder = quick_run(structured, tmp_path / str(weight), cell_weight=weight, curriculum=[(48, 4)], held_out=0.25)
+        held = held_cells(folder)
+        learnt = np.setdiff1d(np.arange(80), held.cells)
+        coexpression = find_coexpression(held.rows, learnt, held.vocabulary, 32, seed=0)
+        model = read_model(folder).eval()
+        found = []
+        for cell in held.cells:
+            row = held.rows[cell]
+            with torch.no_grad():
+                ids = torch.from_numpy(row.astype(np.int64))[None]
+                cls = model.bert(ids, output_hidden_states=True).hidden_states[-2][0, 0].numpy()
+            place = coexpression.place(row)
+            found.append(cls @ place / np.linalg.norm(cls) / np.linalg.norm(place))
+        likeness[weight] = np.mean(found)
+    assert likeness[5.0] > likeness[0.0] + 0.3
+    assert report(folder)["cell_weight"] == 5.0
+
+
+def test_a_vocabulary_that_was_made_before(structured: ad.AnnData, tmp_path: Path) -> None:
+    vocabulary = build_vocabulary([structured], name="mine", genes=structured.var_names[:40])
+    folder = quick_run(structured, tmp_path, vocabulary=vocabulary, curriculum=[(24, 1)])
+    assert load(folder).vocabulary.sha256 == vocabulary.sha256
+    assert load(folder).vocabulary.name == "mine"
+
+
+#: Without learning, what comes out is what it started from.
+STILL = QUICK | {"learning_rate": 0.0, "max_steps": 2, "eval_steps": 1, "save_steps": 1}
+#: What the library notes in a configuration when it writes one.
+NOTES = {"transformers_version", "architectures", "dtype", "use_cache"}
+
+
+def assert_goes_on_with(folder: Path, origin: Path) -> None:
+    """Weights, vocabulary, configuration, and the loss of the first evaluation."""
+    expected = read_model(origin).state_dict()
+    for name, tensor in read_model(folder).state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], atol=0, rtol=0, msg=name)
+    found, before = load(folder), load(origin)
+    assert found.vocabulary.sha256 == before.vocabulary.sha256
+    assert {name: found.config.get(name) for name in set(before.config) - NOTES} == {
+        name: value for name, value in before.config.items() if name not in NOTES
+    }
+    accuracy = masked_accuracy(read_model(origin), held_cells(folder))
+    first = next(entry for entry in report(folder)["history"] if "eval_loss" in entry)
+    assert first["eval_loss"] == pytest.approx(accuracy["loss"], abs=1e-4)
+    assert first["eval_top_10"] == pytest.approx(accuracy["top_10"])
+    assert report(folder)["masked_gene"] == pytest.approx(accuracy, abs=1e-5)
+
+
+def test_go_on_with_a_model_of_ones_own(trained: Path, structured: ad.AnnData, tmp_path: Path) -> None:
+    """As folder and as model; cells of an atlas of which the model knows some genes only."""
+    other = structured[100:180].copy()
+    other.var_names = [*gene_ids(50), *gene_ids(10, 5000)]
+    folder = quick_run(other, tmp_path / "still", start_from=trained, config=None, training=STILL)
+    assert_goes_on_with(folder, trained)
+    assert report(folder)["start_from"] == "own"
+    again = quick_run(
+        other,
+        tmp_path / "again",
+        start_from=load(trained),
+        vocabulary=load(trained).vocabulary,
+        config=None,
+        training=STILL,
+    )
+    assert_same_weights(again, trained)
+
+
+def test_what_it_knew_helps(trained: Path, quick: Path, structured: ad.AnnData, tmp_path: Path) -> None:
+    """The same cells, from a trained model: it begins where training from nothing does not get in 15 steps."""
+    folder = quick_run(structured, tmp_path, start_from=trained, config=None, training=QUICK | {"learning_rate": 1e-3})
+    assert np.mean(losses(folder)[:5]) < np.mean(losses(quick)[:5]) - 0.3
+    assert abs(weights(folder)[WORDS] - weights(trained)[WORDS]).max() > 1e-3
+
+
+def test_go_on_with_mini(tmp_path: Path) -> None:
+    with gfx.settings.override(verbosity=0):
+        folder = pretrain(
+            gfx.datasets.toy(),
+            tmp_path,
+            start_from="mini",
+            gene_ids="ensembl_id",
+            held_out=0.2,
+            curriculum=[(64, 1)],
+            training=STILL | {"per_device_train_batch_size": 8},
+        )
+    assert_goes_on_with(folder, load("mini").folder)
+    assert report(folder)["start_from"] == "mini"
+
+
+def test_go_on_with_a_model_without_cls(toy_folder_v1: Path, toy_cells: ToyCells, tmp_path: Path) -> None:
+    how = {"start_from": toy_folder_v1, "gene_ids": "ensembl_id", "curriculum": [(24, 1)], "held_out": 0.2}
+    with gfx.settings.override(verbosity=0):
+        folder = pretrain(toy_cells(), tmp_path / "still", training=STILL, **how)
+        assert_goes_on_with(folder, toy_folder_v1)
+        assert not load(folder).vocabulary.has_cls
+        with pytest.raises(ValueError, match=r"`cell_weight` needs `<cls>`, which Vocabulary\('toy-v1'.* lacks"):
+            pretrain(toy_cells(), tmp_path / "drawn", training=STILL, cell_weight=1.0, **how)
+    assert not (tmp_path / "drawn").exists()
+
+
+def test_start_a_model_without_cls_from_coexpression(toy_folder_v1: Path, toy_cells: ToyCells, tmp_path: Path) -> None:
+    with gfx.settings.override(verbosity=0):
+        folder = pretrain(
+            toy_cells(),
+            tmp_path,
+            vocabulary=load(toy_folder_v1).vocabulary,
+            gene_ids="ensembl_id",
+            start_from="coexpression",
+            config=TINY,
+            curriculum=[(24, 1)],
+            training=QUICK,
+        )
+    assert not load(folder).vocabulary.has_cls
+
+
+# --- what contradicts itself ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"config": "V3-1B"}, r"`config` is one of mini, V1-10M, .*V2-316M, or a mapping of fields; found 'V3-1B'"),
+        ({"curriculum": []}, r"`curriculum` is empty: give at least one stage"),
+        ({"curriculum": [(24, 1), (3, 1)]}, r"`curriculum` has cells of 3 tokens; 4 are 2 genes with special tokens"),
+        ({"curriculum": [(24, 0)]}, r"`curriculum` has a stage of 0 passes"),
+        ({"training": [QUICK]}, r"`training` has arguments for 1 stages, `curriculum` has 2"),
+        (
+            {"training": [QUICK, {"learnig_rate": 1}]},
+            r"`training` takes no 'learnig_rate'; did you mean",
+        ),
+        ({"cell_weight": -1.0}, r"`cell_weight=-1.0` is a weight; give 0 or more"),
+        (
+            {"cell_weight": 1.0, "config": TINY | {"num_hidden_layers": 1}},
+            r"`cell_weight` draws on `<cls>` of the",
+        ),
+        ({"start_from": "V9-3M"}, r"No published model or vocabulary is called 'V9-3M'"),
+        ({"config": TINY | {"max_position_embeddings": 3}}, r"`max_length=3` leaves no room for 2 genes"),
+    ],
+)
+def test_what_cannot_be_is_said_before_a_cell_is_read(
+    structured: ad.AnnData, tmp_path: Path, changes: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(ValueError, match=text):
+        quick_run(structured, tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_brings_its_configuration_and_its_vocabulary(
+    trained: Path, structured: ad.AnnData, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"Model\('own'.* brings its configuration. Leave `config` out"):
+        quick_run(structured, tmp_path / "run", start_from=trained)
+    other = build_vocabulary([structured], genes=structured.var_names[:40], name="other")
+    with pytest.raises(ValueError, match=r"brings its vocabulary; Vocabulary\('other'.* is another. Leave"):
+        quick_run(structured, tmp_path / "run", start_from=trained, config=None, vocabulary=other)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_classifier_has_forgotten_how_to_predict_genes(trained: Path, structured: ad.AnnData, tmp_path: Path) -> None:
+    BertForSequenceClassification(BertConfig.from_pretrained(trained)).save_pretrained(tmp_path / "classifier")
+    write_vocabulary(load(trained).vocabulary, tmp_path / "classifier")
+    with pytest.raises(ValueError, match=r"it is no masked-gene model, such as a classifier\. Go on"):
+        quick_run(structured, tmp_path / "run", start_from=tmp_path / "classifier", config=None)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_published_sizes_by_name(name: str) -> None:
+    assert _what_to_train(None, name, None, 0.0) == (None, CONFIGURATIONS[name])
+
+
+def test_fields_replace_those_of_mini() -> None:
+    assert _what_to_train(None, None, None, 0.0)[1] == CONFIGURATIONS["mini"]
+    _, fields = _what_to_train(None, {"hidden_size": 64, "hidden_act": "gelu"}, None, 0.0)
+    assert fields == CONFIGURATIONS["mini"] | {"hidden_size": 64, "intermediate_size": 256, "hidden_act": "gelu"}
+    _, fields = _what_to_train(None, {"hidden_size": 64, "intermediate_size": 100}, None, 0.0)
+    assert fields["intermediate_size"] == 100
+
+
+def test_arguments_of_stages() -> None:
+    assert _each_stage(None, 2) == [{}, {}]
+    assert _each_stage({"bf16": True}, 2) == [{"bf16": True}] * 2
+    assert _each_stage(({"bf16": True}, {}), 2) == [{"bf16": True}, {}]
+
+
+# --- sources that cannot be used ------------------------------------------------------------------------------------
+
+
+def test_cells_of_one_gene_teach_nothing(structured: ad.AnnData, tmp_path: Path) -> None:
     counts = structured.X.toarray()
     counts[:, 1:] = 0
     alone = ad.AnnData(sparse.csr_matrix(counts), var=structured.var)
     with pytest.raises(ValueError, match="No cell has more than one gene of the vocabulary"):
         pretrain([alone], tmp_path, config=TINY, training=QUICK)
+
+
+def test_a_source_without_the_vocabularys_genes(structured: ad.AnnData, tmp_path: Path) -> None:
+    first = structured[:20, :30].copy()
+    first.var_names = gene_ids(30, 5000)
+    vocabulary = build_vocabulary([structured])
+    with pytest.raises(ValueError, match=r"(?s)1 of 2 sources.*source 1: .*vocabulary 'own'.*'ENSG00000005000'"):
+        pretrain([structured, first], tmp_path, vocabulary=vocabulary, config=TINY, training=QUICK)
+
+
+def spoil(path: Path, how: str) -> None:
+    """Make a file unusable."""
+    if how == "truncated":
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        return
+    adata = ad.read_h5ad(path)
+    if how == "negative":
+        adata.X = adata.X - sparse.csr_matrix(([5.0], ([3], [2])), shape=adata.shape, dtype=np.float32)
+    else:
+        adata.var_names = [name.replace("ENSG", "ENSMUSG") for name in adata.var_names]
+    adata.write_h5ad(path)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("negative", "negative"),
+        ("truncated", r"cannot be read to its end .*truncated.* Was it copied or fetched completely\?"),
+        ("mouse", r"These are mouse genes, such as \['ENSMUSG00000000001'"),
+    ],
+)
+def test_a_bad_file_is_named_and_the_others_are_not_read_again(
+    structured: ad.AnnData, tmp_path: Path, how: str, said: str, stop_in_step: Callable[[int], list[int]]
+) -> None:
+    paths = [tmp_path / f"{name}.h5ad" for name in ("heart", "aorta", "blood")]
+    for at, path in enumerate(paths):
+        structured[30 * at : 30 * (at + 1)].copy().write_h5ad(path)
+    vocabulary = build_vocabulary([structured])
+    good = paths[1].read_bytes()
+    spoil(paths[1], how)
+    folder = tmp_path / "run"
+    run = {"vocabulary": vocabulary, "config": TINY, "curriculum": [(24, 1)], "training": STILL}
+    steps = stop_in_step(1)
+    with gfx.settings.override(verbosity=0), pytest.raises(ValueError, match=rf"(?s)aorta\.h5ad: .*{said}") as error:
+        pretrain(paths, folder, **run)
+    assert steps == []
+    text = str(error.value)
+    assert text.startswith(f"1 of 3 sources cannot be used. The cells of the others are kept as tokens in {folder}")
+    assert "heart.h5ad" not in text
+    assert "blood.h5ad" not in text
+    kept = {path.name.partition("-")[0]: path.stat() for path in (folder / "tokens").iterdir()}
+    assert set(kept) == {"heart", "blood"}
+    paths[1].write_bytes(good)
+    stop_in_step(10_000)
+    with gfx.settings.override(verbosity=0):
+        pretrain(paths, folder, **run)
+    now = {path.name.partition("-")[0]: path.stat() for path in (folder / "tokens").iterdir()}
+    assert set(now) == {"heart", "aorta", "blood"}
+    for name, before in kept.items():
+        assert (now[name].st_ino, now[name].st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert list(report(folder)["held_out"]) == ["0: heart.h5ad", "1: aorta.h5ad", "2: blood.h5ad"]
+
+
+@pytest.mark.parametrize("how", ["negative", "truncated"])
+def test_a_bad_file_is_named_where_the_vocabulary_is_made_from_it(
+    structured: ad.AnnData, tmp_path: Path, how: str
+) -> None:
+    paths = [tmp_path / "heart.h5ad", tmp_path / "aorta.h5ad"]
+    for path in paths:
+        structured[:30].copy().write_h5ad(path)
+    spoil(paths[1], how)
+    with pytest.raises(ValueError, match=r"(?s)^1 of 2 sources cannot be used.*- aorta\.h5ad: "):
+        quick_run_of_files(paths, tmp_path / "run")
+
+
+def quick_run_of_files(paths: list[Path], folder: Path) -> None:
+    with gfx.settings.override(verbosity=0):
+        pretrain(paths, folder, config=TINY, curriculum=[(24, 1)], training=QUICK)
+
+
+def test_a_missing_file_is_named(structured: ad.AnnData, tmp_path: Path) -> None:
+    structured[:30].copy().write_h5ad(tmp_path / "heart.h5ad")
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 sources do not exist: .*aorta\.h5ad"):
+        quick_run_of_files([tmp_path / "heart.h5ad", tmp_path / "aorta.h5ad"], tmp_path / "run")
+
+
+# --- several processes ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_files(structured: ad.AnnData, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("files")
+    paths = [folder / "heart.h5ad", folder / "aorta.h5ad"]
+    for at, path in enumerate(paths):
+        structured[60 * at : 60 * (at + 1)].copy().write_h5ad(path)
+    return paths
+
+
+def launch(folder: Path, sources: list[Path], **environment: str) -> subprocess.CompletedProcess[str]:
+    """Train with two processes, which talk over gloo, in batches of 8 cells each."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    return subprocess.run(
+        [*command, str(DISTRIBUTED), str(folder), "8", *map(str, sources)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "GFX_VERBOSITY": "2"} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def by_two(two_files: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Folder and output of two processes."""
+    folder = tmp_path_factory.mktemp("runs") / "two"
+    done = launch(folder, two_files)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, done.stdout
+
+
+def one_process(folder: Path, sources: list[Path]) -> Path:
+    """Train the same in one process, in batches of 16."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("distributed_pretraining", DISTRIBUTED)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    with gfx.settings.override(verbosity=0):
+        script.train(folder, 16, sources)
+    return folder
+
+
+def test_two_processes_train_one_model(by_two: tuple[Path, str], two_files: list[Path], tmp_path: Path) -> None:
+    """The same cells in each step as in one process with batches of twice the size.
+
+    Losses are close and not the same: each process takes the mean over the hidden genes of its cells, and the mean of
+    two means is not that of all genes where one half has more of them.
+    """
+    folder, said = by_two
+    assert sorted(re.findall(r"(\w+)\.h5ad: 60 cells written as tokens", said)) == ["aorta", "heart"]
+    assert sorted(path.name.partition("-")[0] for path in (folder / "tokens").iterdir()) == ["aorta", "heart"]
+    assert said.count("pretraining on 96 cells") == 1
+    assert said.count("masked genes of held-out cells") == 1
+    one = one_process(tmp_path, two_files)
+    assert len(losses(folder)) == len(losses(one)) == 12
+    np.testing.assert_allclose(losses(folder), losses(one), rtol=0.03)
+    assert np.ptp(losses(one)) > 0.3, "other cells in a step would have other losses"
+    assert report(folder)["held_out"] == report(one)["held_out"]
+    assert report(folder)["rank_baseline"] == report(one)["rank_baseline"]
+    assert report(folder)["masked_gene"]["loss"] == pytest.approx(report(one)["masked_gene"]["loss"], rel=0.03)
+    evaluations = [entry for entry in report(folder)["history"] if "eval_loss" in entry]
+    assert [entry["eval_predictions"] for entry in evaluations] == [report(one)["masked_gene"]["n"]] * 3
+    found, expected = weights(folder), weights(one)
+    assert {name: tensor.shape for name, tensor in found.items()} == {
+        name: tensor.shape for name, tensor in expected.items()
+    }
+    assert load(folder).n_blocks == 1
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_when_one_was_killed(
+    by_two: tuple[Path, str], two_files: list[Path], tmp_path: Path
+) -> None:
+    killed = launch(tmp_path, two_files, DIE_IN_STEP="10")
+    assert killed.returncode != 0
+    assert not (tmp_path / "model.safetensors").exists()
+    resumed = launch(tmp_path, two_files)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert "written as tokens" not in resumed.stdout
+    assert losses(tmp_path) == pytest.approx(losses(by_two[0]), abs=1e-6)
+    assert_same_weights(tmp_path, by_two[0])

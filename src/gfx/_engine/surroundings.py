@@ -1,4 +1,4 @@
-"""What training leaves alone: the user's random numbers, and a screen where no bars are wanted."""
+"""What training leaves alone: the user's random numbers, and a screen where nothing is to be shown."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def quiet_surroundings() -> Iterator[None]:
-    """Give random numbers back as they were, and draw no bars where none are wanted."""
+    """Give random numbers back as they were, and let transformers say and draw no more than we do."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
-    bars = transformers_logging.is_progress_bar_enabled()
+    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(max(level, _log.logger.getEffectiveLevel()))
     if bars and not _log.shows_progress():
         transformers_logging.disable_progress_bar()
     # One process trains on one device; to name it keeps torch from touching, and warning of, all others.
@@ -31,5 +32,6 @@ def quiet_surroundings() -> Iterator[None]:
     finally:
         np.random.set_state(numpy_state)
         random.setstate(python_state)
+        transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()

@@ -50,7 +50,11 @@ DEFAULTS = {
 def training_arguments(folder: Path, given: Mapping[str, Any]) -> TrainingArguments:
     """Make settings for the Trainer: what is given, else ours, else its own."""
     fixed = {"output_dir": str(folder), "remove_unused_columns": False}
-    here = {"dataloader_pin_memory": torch.cuda.is_available(), "disable_tqdm": not _log.shows_progress()}
+    here = {
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "ddp_find_unused_parameters": False,  # there are none; looking for them takes time
+        "disable_tqdm": not _log.shows_progress(),
+    }
     known = {field.name for field in fields(TrainingArguments) if field.init} - set(fixed)
     for name in given:
         if name not in known:

@@ -163,10 +163,11 @@ def pretrain(
                 "seed": rng,
             },
         )
-    _log.info(
-        f"pretraining on {len(learnt):,} cells, {vocabulary.n_genes:,} genes, "
-        f"{rows.lengths[learnt].mean():.0f} tokens a cell; {len(held):,} cells held out"
-    )
+    if settings.process_index == 0:
+        _log.info(
+            f"pretraining on {len(learnt):,} cells, {vocabulary.n_genes:,} genes, "
+            f"{rows.lengths[learnt].mean():.0f} tokens a cell; {len(held):,} cells held out"
+        )
     coexpression = None
     if start_from == "coexpression" or cell_weight > 0:
         coexpression = find_coexpression(rows, learnt, vocabulary, config["hidden_size"], rng)
@@ -248,6 +249,11 @@ def _what_to_train(
         raise ValueError(msg)
     if cell_weight > 0 and vocabulary is not None and not vocabulary.has_cls:
         msg = f"`cell_weight` needs `<cls>`, which {vocabulary!r} lacks. Leave it out."
+        raise ValueError(msg)
+    if cell_weight > 0 and fields["num_hidden_layers"] < 2:
+        msg = (
+            "`cell_weight` draws on `<cls>` of the block before the last; a model of one block has none. Leave it out."
+        )
         raise ValueError(msg)
     return vocabulary, fields
 

@@ -1,0 +1,185 @@
+"""Which genes share cells, against a dense reference; and models that start from it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gfx._core.vocabulary import SPECIALS, Vocabulary
+from gfx.models import _coexpression
+from gfx.models._coexpression import find_coexpression
+
+N_TYPES, GENES_OF_A_TYPE, N_CELLS = 6, 10, 300
+
+
+def vocabulary_of(n_genes: int, *, with_cls: bool = True) -> Vocabulary:
+    specials = list(SPECIALS if with_cls else SPECIALS[:2])
+    return Vocabulary(
+        name="structured",
+        ids=np.array([*specials, *(f"ENSG{at:011d}" for at in range(n_genes))], dtype=object),
+        medians=np.concatenate([np.full(len(specials), np.nan), np.random.default_rng(1).lognormal(1, 0.5, n_genes)]),
+        symbols=np.full(len(specials) + n_genes, "", dtype=object),
+    )
+
+
+@pytest.fixture(scope="module", params=["v1", "v2"])
+def vocabulary(request: pytest.FixtureRequest) -> Vocabulary:
+    return vocabulary_of(N_TYPES * GENES_OF_A_TYPE, with_cls=request.param == "v2")
+
+
+def cells_of(vocabulary: Vocabulary) -> list[np.ndarray]:
+    """Cells of six types: most genes of their own, some of all others; which are there differs."""
+    rng = np.random.default_rng(0)
+    front, behind = ([vocabulary.cls], [vocabulary.eos]) if vocabulary.has_cls else ([], [])
+    genes = np.flatnonzero(~vocabulary.is_special)
+    kind_of_gene = np.arange(len(genes)) // GENES_OF_A_TYPE
+    rows = []
+    for cell in range(N_CELLS):
+        own = kind_of_gene == cell % N_TYPES
+        score = rng.normal(size=len(genes)) + 2 * own
+        found = np.flatnonzero(score > rng.uniform(0.8, 1.4))
+        ordered = found[np.argsort(-score[found], kind="stable")]
+        rows.append(np.array([*front, *genes[ordered], *behind], dtype=np.uint16))
+    return rows
+
+
+@pytest.fixture(scope="module")
+def cells(vocabulary: Vocabulary) -> list[np.ndarray]:
+    return cells_of(vocabulary)
+
+
+def reference(cells: list[np.ndarray], vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Dense, by the docstring: weighted profiles less their mean, principal directions, the genes' weights."""
+    profiles = np.zeros((len(cells), len(vocabulary)))
+    for cell, row in enumerate(cells):
+        genes = [token for token in row.tolist() if not vocabulary.is_special[token]]
+        for rank, gene in enumerate(genes, start=1):
+            profiles[cell, gene] = np.log(1 + vocabulary.medians[gene] * (len(genes) + 1) / rank)
+    profiles /= np.linalg.norm(profiles, axis=1, keepdims=True)
+    frequency = (profiles > 0).mean(axis=0)
+    weights = np.where(frequency > 0, np.maximum(frequency, 1e-9) ** -0.25, 0)
+    centred = profiles * weights - (profiles * weights).mean(axis=0)
+    return centred, np.linalg.svd(centred, full_matrices=False)[2], weights
+
+
+def test_vectors_and_places_are_those_of_dense_principal_components(
+    vocabulary: Vocabulary, cells: list[np.ndarray]
+) -> None:
+    size = N_TYPES - 1  # as many as types tell apart; what follows is noise of nearly equal sizes
+    found = find_coexpression(cells, np.arange(N_CELLS), vocabulary, size, seed=0)
+    centred, components, weights = reference(cells, vocabulary)
+    places = np.stack([found.place(row) for row in cells])
+    expected = centred @ components[:size].T
+    signs = np.sign((places * expected).sum(axis=0))
+    assert places.dtype == found.vectors.dtype == found.loadings.dtype == found.weights.dtype == np.float32
+    np.testing.assert_allclose(found.weights, weights, rtol=1e-5)
+    np.testing.assert_allclose(places * signs, expected, atol=1e-3)
+    directions = components[:size].T * signs
+    genes = ~vocabulary.is_special
+    lengths = np.linalg.norm(directions[genes], axis=1, keepdims=True)
+    np.testing.assert_allclose(found.vectors[genes], directions[genes] / lengths, atol=0.02)
+    np.testing.assert_allclose(found.vectors[~genes], 0)
+    np.testing.assert_allclose(places.mean(axis=0), 0, atol=1e-4)
+    np.testing.assert_allclose(
+        found.frequency[genes], [np.mean([g in row for row in cells]) for g in np.flatnonzero(genes)]
+    )
+
+
+def test_vectors_have_length_one_and_genes_of_a_type_are_alike(vocabulary: Vocabulary, cells: list[np.ndarray]) -> None:
+    found = find_coexpression(cells, np.arange(N_CELLS), vocabulary, 16, seed=0)
+    vectors = found.vectors[~vocabulary.is_special]
+    assert vectors.shape == (N_TYPES * GENES_OF_A_TYPE, 16)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    alike = vectors @ vectors.T
+    kinds = np.arange(len(vectors)) // GENES_OF_A_TYPE
+    same = (kinds[:, None] == kinds) & ~np.eye(len(vectors), dtype=bool)
+    assert alike[same].mean() > alike[kinds[:, None] != kinds].mean() + 0.3
+
+
+def test_a_place_holds_for_cells_that_were_not_learnt_from(vocabulary: Vocabulary, cells: list[np.ndarray]) -> None:
+    """Cells of a type lie together, also those that the components have not seen."""
+    learnt = np.arange(0, N_CELLS, 2)
+    found = find_coexpression(cells, learnt, vocabulary, 8, seed=0)
+    only = find_coexpression([cells[at] for at in learnt], np.arange(len(learnt)), vocabulary, 8, seed=0)
+    np.testing.assert_allclose(found.loadings, only.loadings, atol=1e-6)  # the others are not looked at
+    half = np.arange(N_CELLS // 2)
+    found = find_coexpression(cells, half, vocabulary, 8, seed=0)
+    places = np.stack([found.place(row) for row in cells])
+    places /= np.linalg.norm(places, axis=1, keepdims=True)
+    nearest = (places[N_CELLS // 2 :] @ places[half].T).argmax(axis=1)
+    assert (nearest % N_TYPES == np.arange(N_CELLS // 2, N_CELLS) % N_TYPES).mean() > 0.9
+
+
+def test_fewer_cells_than_components(vocabulary: Vocabulary, cells: list[np.ndarray]) -> None:
+    """What there is no direction for, stays zero."""
+    found = find_coexpression(cells, np.arange(5), vocabulary, 16, seed=0)
+    assert found.vectors.shape == found.loadings.shape == (len(vocabulary), 16)
+    assert found.place(cells[0]).shape == (16,)
+    assert not found.vectors[:, 5:].any()
+    assert np.isfinite(found.vectors).all()
+    seen = np.unique(np.concatenate(cells[:5]))
+    seen = seen[~vocabulary.is_special[seen]]
+    np.testing.assert_allclose(np.linalg.norm(found.vectors[seen], axis=1), 1, atol=1e-5)
+    unseen = np.setdiff1d(np.arange(len(vocabulary)), seen)
+    assert not found.vectors[unseen].any()
+
+
+def test_what_the_rarest_genes_share_is_chance() -> None:
+    vocabulary = vocabulary_of(8)
+    cells = [np.array([2, *np.roll(np.arange(4, 9), cell), 3], dtype=np.uint16) for cell in range(4000)]
+    cells[7] = np.array([2, 4, 9, 5, 3], dtype=np.uint16)  # token 9 in one cell of 4,000, 10 in two
+    cells[11] = cells[12] = np.array([2, 4, 10, 5, 3], dtype=np.uint16)
+    found = find_coexpression(cells, np.arange(4000), vocabulary, 4, seed=0)
+    assert found.weights[9] == 0
+    assert not found.vectors[9].any()
+    assert found.weights[10] == pytest.approx((2 / 4000) ** -0.25)
+    assert np.linalg.norm(found.vectors[10]) == pytest.approx(1, abs=1e-5)
+
+
+def test_components_are_taken_from_some_of_very_many_cells(
+    vocabulary: Vocabulary, cells: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_coexpression, "MOST_CELLS", 100)
+    first, again, other = (find_coexpression(cells, np.arange(N_CELLS), vocabulary, 4, seed=seed) for seed in (0, 0, 1))
+    np.testing.assert_allclose(first.frequency * 100, (first.frequency * 100).round(), atol=1e-9)
+    np.testing.assert_array_equal(first.loadings, again.loadings)
+    assert not np.allclose(first.frequency, other.frequency)
+
+
+@pytest.mark.parametrize("n_blocks", [2, 4])
+def test_cls_starts_as_the_average_of_its_genes(n_blocks: int) -> None:
+    """At the start, where embeddings are read from, less what all cells have in common."""
+    import torch
+
+    from gfx._engine.masked_model import make_model, start_as_average
+
+    vocabulary = vocabulary_of(N_TYPES * GENES_OF_A_TYPE)
+    cells = cells_of(vocabulary)
+    found = find_coexpression(cells, np.arange(N_CELLS), vocabulary, 64, seed=0)
+    config = {
+        "hidden_size": 64,
+        "num_hidden_layers": n_blocks,
+        "num_attention_heads": 4,
+        "intermediate_size": 256,
+        "max_position_embeddings": 64,
+    }
+    model = make_model(vocabulary, config, gene_vectors=found.vectors, gene_frequency=found.frequency, seed=0).train()
+
+    def likeness() -> np.ndarray:
+        model.eval()
+        with torch.no_grad():
+            states = [
+                model.bert(torch.from_numpy(row.astype(np.int64))[None], output_hidden_states=True).hidden_states[-2]
+                for row in cells
+            ]
+        cls = torch.cat([state[:, 0] for state in states]).numpy()
+        words = model.get_input_embeddings().weight.detach().numpy()
+        average = np.stack([words[row[1:-1]].mean(axis=0) for row in cells])
+        cls, average = cls - cls.mean(axis=0), average - average.mean(axis=0)
+        return (cls * average).sum(axis=1) / np.linalg.norm(cls, axis=1) / np.linalg.norm(average, axis=1)
+
+    assert likeness().mean() < 0.6
+    model.train()
+    start_as_average(model, cells[:100], vocabulary)
+    assert model.training
+    assert likeness().mean() > 0.9
