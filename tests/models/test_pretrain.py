@@ -285,9 +285,9 @@ def test_a_finished_run_is_not_trained_again(
     ("changes", "text"),
     [
         ({"training": QUICK | {"learning_rate": 1e-3}}, "another training,"),
-        ({"training": None}, "another training,"),
+        ({"training": None}, "another cells per step, training,"),
         ({"config": TINY | {"hidden_size": 16}}, "another config,"),
-        ({"curriculum": [(24, 2)], "rng": 1}, "another curriculum, seed,"),
+        ({"curriculum": [(24, 2)], "rng": 1}, "another cells per step, curriculum, rng, training,"),
         ({"cell_weight": 1.0, "config": TINY}, "another cell_weight, config,"),
         ({"patience": 3}, "another patience,"),
         ({"held_out": 0.1}, "another held_out,"),
@@ -525,7 +525,7 @@ def test_start_a_model_without_cls_from_coexpression(toy_folder_v1: Path, toy_ce
             r"`cell_weight` draws on `<cls>` of the",
         ),
         ({"start_from": "V9-3M"}, r"No published model or vocabulary is called 'V9-3M'"),
-        ({"config": TINY | {"max_position_embeddings": 3}}, r"`max_length=3` leaves no room for 2 genes"),
+        ({"config": TINY | {"max_position_embeddings": 3}}, r"`config` reads 3 tokens; 4 are 2 genes"),
     ],
 )
 def test_what_cannot_be_is_said_before_a_cell_is_read(

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,9 @@ if TYPE_CHECKING:
 
 #: Share of genes chosen in a cell, and what becomes of the chosen ones (the rest stay as they are).
 MASKED_SHARE, MASK_TOKEN_SHARE, RANDOM_TOKEN_SHARE = 0.15, 0.8, 0.1
+
+#: Batches that are put together from the same cells: enough for batches of one length, few enough to stay random.
+BATCHES_SORTED_TOGETHER = 50
 
 #: Label of a position where nothing is to be predicted.
 NOTHING = -100
@@ -139,14 +141,24 @@ class SimilarLengths(Sampler):
     """
 
     def __init__(self, lengths: np.ndarray, batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed = lengths.tolist(), batch_size, seed
+        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
         self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        epoch = self.epoch
-        generator = torch.Generator().manual_seed(int(np.random.default_rng((self.seed, epoch)).integers(2**62)))
-        order = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
-        return iter(epoch * len(self.lengths) + np.asarray(order))
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = rng.permutation(len(self.lengths))
+        # A small corpus has several blocks, too: sorted as a whole, it would give the same batches in every epoch.
+        n_batches = min(BATCHES_SORTED_TOGETHER, len(order) // (4 * self.batch_size))
+        block = max(1, n_batches) * self.batch_size
+        for start in range(0, len(order), block):
+            some = order[start : start + block]
+            some = some[np.argsort(-self.lengths[some], kind="stable")]
+            batches = [some[first : first + self.batch_size] for first in range(0, len(some), self.batch_size)]
+            # Not from long to short: each block would be a lesson of its own.
+            for at in rng.permutation(len(batches) - (len(some) < block)):
+                yield from (self.epoch * len(order) + batches[at]).tolist()
+            if len(some) < block:  # a smaller batch comes last, or all behind it would be cut elsewhere
+                yield from (self.epoch * len(order) + batches[-1]).tolist()

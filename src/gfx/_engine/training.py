@@ -5,11 +5,20 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 from difflib import get_close_matches
+from math import ceil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer import TRAINER_STATE_NAME
 
 from gfx import _log
@@ -18,10 +27,10 @@ from gfx._engine.device import has_fast_bfloat16
 from gfx._engine.masked_model import MaskedGeneModel
 from gfx._engine.masking import NOTHING, Padded, SimilarLengths
 from gfx._engine.surroundings import quiet_surroundings
+from gfx._settings import settings as gfx_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from transformers import EvalPrediction
 
@@ -30,7 +39,7 @@ if TYPE_CHECKING:
 
 LOG_FILE = "log.jsonl"
 
-#: What the papers used, as far as it does not depend on the size of the corpus.
+#: As in the 2023 paper, but for the batch, the warm-up (10,000 steps there) and what is about logs and checkpoints.
 DEFAULTS = {
     "learning_rate": 1e-3,
     "weight_decay": 1e-3,
@@ -39,12 +48,34 @@ DEFAULTS = {
     "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 32,
     "eval_strategy": "steps",
-    "eval_steps": 500,
-    "save_steps": 500,
     "save_total_limit": 2,
     "logging_steps": 50,
     "report_to": "none",
+    # The others wait while the first process reads the corpus, which may take longer than torch's half hour.
+    "ddp_timeout": 86_400,
 }
+
+#: Steps between evaluations, and between checkpoints, at most; a short stage has ten of them.
+EVALUATE_EVERY = 500
+
+#: Arguments that change no loss: a run may go on with others.
+HARMLESS = frozenset(
+    {
+        "dataloader_num_workers",
+        "dataloader_persistent_workers",
+        "dataloader_pin_memory",
+        "dataloader_prefetch_factor",
+        "ddp_timeout",
+        "disable_tqdm",
+        "log_level",
+        "logging_dir",
+        "logging_steps",
+        "logging_strategy",
+        "report_to",
+        "run_name",
+        "save_total_limit",
+    }
+)
 
 
 def training_arguments(folder: Path, given: Mapping[str, Any]) -> TrainingArguments:
@@ -54,6 +85,7 @@ def training_arguments(folder: Path, given: Mapping[str, Any]) -> TrainingArgume
         "dataloader_pin_memory": torch.cuda.is_available(),
         "ddp_find_unused_parameters": False,  # there are none; looking for them takes time
         "disable_tqdm": not _log.shows_progress(),
+        "use_cpu": gfx_settings.device == "cpu",
     }
     known = {field.name for field in fields(TrainingArguments) if field.init} - set(fixed)
     for name in given:
@@ -65,6 +97,30 @@ def training_arguments(folder: Path, given: Mapping[str, Any]) -> TrainingArgume
             msg = f"`training` takes no {name!r}; {'that is settled here.' if name in fixed else meant}"
             raise ValueError(msg)
     return TrainingArguments(**(DEFAULTS | here | dict(given) | fixed))
+
+
+def stage_arguments(
+    folder: Path, n_cells: int, *, epochs: float, arguments: Mapping[str, Any], patience: int | None, seed: int
+) -> TrainingArguments:
+    """Make settings for one stage of training."""
+    given = {"num_train_epochs": epochs, "seed": seed} | dict(arguments)
+    if patience is not None:
+        given |= {
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "eval_loss",
+            "greater_is_better": False,
+            "restore_callback_states_from_checkpoint": True,  # a run that goes on has not forgotten its patience
+        }
+    settings = training_arguments(folder, given)
+    steps = settings.max_steps if settings.max_steps > 0 else ceil(n_cells / cells_per_step(settings)) * epochs
+    every = max(1, min(EVALUATE_EVERY, int(steps / 10)))
+    every = given.get("eval_steps", given.get("save_steps", every))  # the best model is one that was saved
+    return training_arguments(folder, {"eval_steps": every, "save_steps": every} | given)
+
+
+def cells_per_step(settings: TrainingArguments) -> int:
+    """Count the cells that all devices together see between two updates of the weights."""
+    return settings.train_batch_size * settings.gradient_accumulation_steps * settings.world_size
 
 
 @quiet_surroundings()
@@ -97,25 +153,24 @@ def train(
     seed
         Seed of the order of cells.
     """
+    folder = folder.resolve()  # checkpoints name each other by path
     finished = folder / "finished"
     history = finished / "history.json"  # written last
     if history.is_file():
         model.load_state_dict(MaskedGeneModel.from_pretrained(finished).state_dict())
         return json.loads(history.read_text())
-    given = {"num_train_epochs": epochs, "seed": seed} | dict(arguments)
-    if patience is not None:
-        given |= {
-            "load_best_model_at_end": True,
-            "metric_for_best_model": "eval_loss",
-            "greater_is_better": False,
-            "restore_callback_states_from_checkpoint": True,  # a run that goes on has not forgotten its patience
-        }
+    settings = stage_arguments(folder, len(cells), epochs=epochs, arguments=arguments, patience=patience, seed=seed)
     folder.mkdir(parents=True, exist_ok=True)
-    settings = training_arguments(folder, given)
+    checkpoint = _last_checkpoint(folder)
+    best = None if checkpoint is None else _where_patience_ended(checkpoint, patience)
+    if best is not None:
+        model.load_state_dict(MaskedGeneModel.from_pretrained(best.best_model_checkpoint).state_dict())
+        if settings.process_index == 0:
+            _finish(model, finished, best.log_history)
+        return best.log_history
     if settings.bf16 and not has_fast_bfloat16(settings.device) and settings.device.type == "cpu":
         model.set_attn_implementation(float32_attention.NAME)
-    together = settings.train_batch_size * settings.gradient_accumulation_steps * settings.world_size
-    order = SimilarLengths(cells.lengths, together, seed)
+    order = SimilarLengths(cells.lengths, cells_per_step(settings), seed)
     trainer = _OurTrainer(
         order,
         gene_rate,
@@ -132,10 +187,12 @@ def train(
         trainer.add_callback(EarlyStoppingCallback(patience))
     if not _log.shows_progress():
         trainer.remove_callback(PrinterCallback)  # without bars the Trainer prints every log entry
-    trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
+    trainer.train(resume_from_checkpoint=checkpoint)
+    # Mixed precision is wrapped around the model's forward pass: the next stage may want another.
+    trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+    model.set_attn_implementation("sdpa")
     if trainer.is_world_process_zero():
-        model.save_pretrained(finished)
-        history.write_text(json.dumps(trainer.state.log_history))
+        _finish(model, finished, trainer.state.log_history)
     trainer.accelerator.wait_for_everyone()
     return trainer.state.log_history
 
@@ -220,6 +277,19 @@ def _places_of_the_truth(logits: torch.Tensor, labels: torch.Tensor) -> torch.Te
 def _accuracy(found: EvalPrediction) -> dict[str, float]:
     places = found.predictions[found.label_ids != NOTHING]
     return {"top_1": float((places < 1).mean()), "top_10": float((places < 10).mean()), "predictions": len(places)}
+
+
+def _finish(model: MaskedGeneModel, folder: Path, history: list[dict[str, float]]) -> None:
+    model.save_pretrained(folder)
+    (folder / "history.json").write_text(json.dumps(history))
+
+
+def _where_patience_ended(checkpoint: str, patience: int | None) -> TrainerState | None:
+    """Read the state of a run that was stopped between its early end and its last word; `None` if it has to go on."""
+    state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+    callback = state.stateful_callbacks.get("EarlyStoppingCallback", {})
+    waited = callback.get("attributes", {}).get("early_stopping_patience_counter", 0)
+    return state if patience is not None and waited >= patience else None
 
 
 def _last_checkpoint(folder: Path) -> str | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ from gfx.models._load import Model, load
 from gfx.models._masked_baselines import rank_baseline
 from gfx.models._shards import FEWEST_GENES, encode_sources
 from gfx.models._sources import find_sources
-from gfx.models._vocabulary_file import write_vocabulary
+from gfx.models._vocabulary_file import VOCABULARY_FILE, read_vocabulary, write_vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from gfx._engine.masked_model import MaskedGeneModel
     from gfx.models._coexpression import Coexpression
     from gfx.models._shards import TokenShards
+    from gfx.models._sources import Source
 
 REPORT_FILE = "pretraining.json"
 PLAN_FILE = "plan.json"
@@ -34,8 +37,20 @@ PLAN_FILE = "plan.json"
 #: Gene embeddings that start well learn slower than all else, so that the rest adapts to them first.
 GENE_RATE_WHEN_STARTED = 0.3
 
+#: What a new model starts from.
+STARTS = ("random", "coexpression")
+
+#: Learning rate for a model that goes on, unless another is given: that of a start would wipe out what it knows.
+RATE_TO_GO_ON = 5e-5
+
+#: Held-out cells that are scored, in training and at the end; more would cost time and say the same.
+MOST_SCORED = 2_000
+
 #: Cells to average over where `<cls>` starts as an average.
-CELLS_FOR_THE_AVERAGE = 2000
+CELLS_FOR_THE_AVERAGE = 2_000
+
+#: Cells to count genes in, for where the output's bias starts.
+CELLS_FOR_THE_FREQUENCY = 50_000
 
 
 def pretrain(
@@ -93,15 +108,17 @@ def pretrain(
         principal components of all cells, for in masked-gene prediction nothing asks it to summarise the cell. 0, as
         in the papers, leaves it out.
     held_out
-        Share of cells kept for evaluation, drawn at random.
+        Share of cells kept for evaluation, drawn at random; 2,000 of them at most are scored. All their chosen genes
+        are masked, for what is left as it is could be copied.
     patience
         End a stage after that many evaluations without a lower loss on held-out cells, and take the best model; `None`
-        trains to the end.
+        trains to the end. A stage is evaluated ten times, or every 500 steps if that is more often.
     training
         Arguments of :class:`transformers.TrainingArguments` that replace ours in every stage, such as
         ``{"learning_rate": 5e-4, "lr_scheduler_type": "cosine", "gradient_accumulation_steps": 4, "bf16": True}``; or
         such a mapping for each stage. Ours are AdamW, 1e-3 falling linearly after a warm-up of 3 % of the steps,
-        batches of 32 cells a device, weight decay 1e-3, gradients clipped at 1.
+        batches of 32 cells a device, weight decay 1e-3, gradients clipped at 1; 5e-5 for a model to go on with.
+        A run that was stopped may go on with other workers and logs, and with nothing else.
     rng
         Seed of the split, the start, the order of cells and the masking.
 
@@ -136,16 +153,26 @@ def pretrain(
     from gfx._engine import training as engine
 
     folder = Path(folder)
-    origin = None if start_from in ("random", "coexpression") else load(start_from)
+    if not isinstance(rng, int):
+        msg = f"`rng` is a whole number, for a stopped run has to draw the same again; found {rng!r}."
+        raise TypeError(msg)
+    origin = _origin(start_from)
     vocabulary, config = _what_to_train(vocabulary, config, origin, cell_weight)
-    _check_curriculum(curriculum, vocabulary)
+    if origin is None:
+        masked_model.check_configuration(config)
+    _check_lengths(config["max_position_embeddings"], curriculum, vocabulary)
     arguments = _each_stage(training, len(curriculum))
-    settings, *_ = (engine.training_arguments(folder, given) for given in arguments)  # those of any stage are checked
+    if origin is not None:
+        arguments = [{"learning_rate": RATE_TO_GO_ON, **given} for given in arguments]
+    # Those of every stage are checked before anything is read or written.
+    settings, *_ = every_stage = [
+        engine.stage_arguments(folder, 1, epochs=1, arguments=given, patience=patience, seed=rng) for given in arguments
+    ]
     model = None if origin is None else masked_model.read_model(origin.folder)  # or fail before a corpus is read
     found = find_sources(sources, gene_ids)
     with settings.main_process_first(local=False):
         if vocabulary is None:
-            vocabulary = build_vocabulary(sources, name=folder.name, gene_ids=gene_ids)
+            vocabulary = _vocabulary_of(found, folder, gene_ids, is_first=settings.process_index == 0)
         rows = encode_sources(found, vocabulary, config["max_position_embeddings"], folder / "tokens")
         learnt, held = _split(len(rows), held_out, rng)
         _keep_to_plan(
@@ -159,8 +186,9 @@ def pretrain(
                 "cell_weight": cell_weight,
                 "held_out": held_out,
                 "patience": patience,
-                "training": arguments,
-                "seed": rng,
+                "training": [{k: v for k, v in given.items() if k not in engine.HARMLESS} for given in arguments],
+                "cells per step": [engine.cells_per_step(stage) for stage in every_stage],
+                "rng": rng,
             },
         )
     if settings.process_index == 0:
@@ -175,7 +203,8 @@ def pretrain(
         start = coexpression if start_from == "coexpression" else None
         model = _make_model(vocabulary, config, rows, learnt, coexpression=start, seed=rng)
     model.cell_weight = cell_weight
-    held_cells = masking.MaskedCells(rows, held, vocabulary, seed=rng, hide_all=True)
+    scored = np.sort(np.random.default_rng(rng).permutation(held)[:MOST_SCORED])
+    held_cells = masking.MaskedCells(rows, scored, vocabulary, seed=rng, hide_all=True)
     history = []
     for stage, (longest, epochs) in enumerate(curriculum):
         history += engine.train(
@@ -198,26 +227,53 @@ def pretrain(
             seed=rng + stage,
         )
     if settings.process_index == 0:
+        masked_model.save_model(model, folder)
+        write_vocabulary(vocabulary, folder)
+    with settings.main_process_first(local=False):
+        pass  # whoever returns finds the model there
+    if settings.process_index == 0:
         report = {
             "cells": len(learnt),
             "curriculum": [list(stage) for stage in curriculum],
             "start_from": start_from if origin is None else origin.name,
             "cell_weight": cell_weight,
-            "seed": rng,
-            "masked_gene": engine.masked_accuracy(model, held_cells),
+            "rng": rng,
+            "masked_gene": engine.masked_accuracy(model.to(settings.device), held_cells),
             "rank_baseline": rank_baseline(rows, learnt, held_cells),
             "held_out": _by_source(rows, held),
             "history": history,
         }
-        masked_model.save_model(model, folder)
-        write_vocabulary(vocabulary, folder)
         (folder / REPORT_FILE).write_text(json.dumps(report, indent=1))
         _log.info(
             f"masked genes of held-out cells: top-1 {report['masked_gene']['top_1']:.1%} "
             f"(by rank alone {report['rank_baseline']['top_1']:.1%}); model in {folder}"
         )
-    with settings.main_process_first(local=False):
-        return folder
+    return folder
+
+
+def _origin(start_from: str | Path | Model) -> Model | None:
+    """Find the model to go on with; `None` for a new one."""
+    if isinstance(start_from, str) and start_from in STARTS:
+        return None
+    try:
+        return load(start_from)
+    except ValueError as error:
+        msg = f"`start_from` is {' or '.join(map(repr, STARTS))}, or a model. {error}"
+        raise ValueError(msg) from error
+
+
+def _vocabulary_of(found: Sequence[Source], folder: Path, gene_ids: str | None, *, is_first: bool) -> Vocabulary:
+    """Build the vocabulary in the first process; the others, and later calls, read it."""
+    kept = (
+        folder
+        / "vocabulary"
+        / hashlib.sha256("".join(source.fingerprint for source in found).encode()).hexdigest()[:12]
+    )
+    if is_first and not (kept / VOCABULARY_FILE).is_file():
+        vocabulary = build_vocabulary([source.place for source in found], name=folder.name, gene_ids=gene_ids)
+        kept.mkdir(parents=True, exist_ok=True)
+        write_vocabulary(vocabulary, kept)
+    return read_vocabulary(kept / VOCABULARY_FILE)
 
 
 def _what_to_train(
@@ -258,12 +314,17 @@ def _what_to_train(
     return vocabulary, fields
 
 
-def _check_curriculum(curriculum: Sequence[tuple[int | None, float]], vocabulary: Vocabulary | None) -> None:
+def _check_lengths(
+    input_size: int, curriculum: Sequence[tuple[int | None, float]], vocabulary: Vocabulary | None
+) -> None:
     """Find before hours of training what would fail in a later stage."""
     if not curriculum:
         msg = "`curriculum` is empty: give at least one stage, such as `[(None, 3)]`."
         raise ValueError(msg)
     fewest = FEWEST_GENES + (2 if vocabulary is None else vocabulary.n_specials)
+    if input_size < fewest:
+        msg = f"`config` reads {input_size} tokens; {fewest} are {FEWEST_GENES} genes with special tokens."
+        raise ValueError(msg)
     for longest, passes in curriculum:
         if longest is not None and longest < fewest:
             msg = f"`curriculum` has cells of {longest} tokens; {fewest} are {FEWEST_GENES} genes with special tokens."
@@ -307,9 +368,10 @@ def _make_model(
     """Make an untrained model, with the start that co-expression gives if that is wanted."""
     from gfx._engine import masked_model
 
+    counted = np.random.default_rng(seed).permutation(learnt)[:CELLS_FOR_THE_FREQUENCY]
     frequency = np.zeros(len(vocabulary))
-    for cell in learnt:
-        frequency[rows[cell]] += 1 / len(learnt)
+    for cell in counted:
+        frequency[rows[cell]] += 1 / len(counted)
     model = masked_model.make_model(
         vocabulary,
         config,
@@ -338,13 +400,16 @@ def _keep_to_plan(folder: Path, plan: Mapping[str, Any]) -> None:
     plan = json.loads(json.dumps(plan, default=str))  # as it is read back: lists for tuples, text for paths
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(plan, indent=1))
+        part = file.with_suffix(f".{os.getpid()}")
+        part.write_text(json.dumps(plan, indent=1))
+        part.replace(file)  # there as a whole, or not at all
         return
     before = json.loads(file.read_text())
     changed = sorted(key for key in plan if plan[key] != before.get(key))
     if changed:
+        lines = "\n".join(f"- {key}: {before.get(key)!r}, now {plan[key]!r}" for key in changed)
         msg = (
-            f"{folder} holds a run with another {', '.join(changed)}, which cannot go on with these. "
-            "Give another folder, or delete that one."
+            f"{folder} holds a run with another {', '.join(changed)}, which cannot go on with these:\n{lines}\n"
+            f"Give another folder; or delete `{PLAN_FILE}` and `stages` in that one, to begin anew with its tokens."
         )
         raise ValueError(msg)
