@@ -289,7 +289,7 @@ def test_a_finished_run_is_not_trained_again(
         ({"config": TINY | {"hidden_size": 16}}, "another config,"),
         ({"curriculum": [(24, 2)], "rng": 1}, "another cells per step, curriculum, rng, training,"),
         ({"cell_weight": 1.0, "config": TINY}, "another cell_weight, config,"),
-        ({"patience": 3}, "another patience,"),
+        ({"patience": 3, "training": QUICK | {"eval_steps": 5, "save_steps": 5}}, "another patience, training,"),
         ({"held_out": 0.1}, "another held_out,"),
         ({"start_from": "coexpression"}, "another start_from,"),
     ],
