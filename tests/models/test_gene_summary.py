@@ -16,7 +16,7 @@ from gfx.models import GeneSummary
 from gfx.models._gene_summary import ACCURACY, GrowingSummary, Piece, bucket_keys
 
 #: A hair wider than promised, for what rounding adds at the bounds of a bucket.
-WITHIN = 0.005 * (1 + 1e-9)  # the bound is reached, and rounded
+WITHIN = ACCURACY * (1 + 1e-9)
 
 
 def summary_of(rows, max_values, names=()):
@@ -35,7 +35,7 @@ def naive_medians(rows):
     values = {}
     for gene, value in rows:
         values.setdefault(gene, []).append(np.float32(value))
-    return {gene: np.median(np.array(found)) for gene, found in values.items()}
+    return {gene: float(np.median(np.array(found))) for gene, found in values.items()}
 
 
 def many_rows(n=600, seed=0):
