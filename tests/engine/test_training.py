@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -496,3 +497,24 @@ def test_patience_survives_a_stop(run: Run, tmp_path: Path, stop_in_step: Callab
     assert len(steps) == 1
     assert evaluations(again) == pytest.approx(evaluations(history), abs=1e-6)
     assert_same_weights(weights(found), weights(expected))
+
+
+def test_mixed_precision_stays_in_its_stage(run: Run, toy_vocabulary: Vocabulary, tmp_path: Path) -> None:
+    """A stage in float32 behind one in bfloat16 computes as if it were alone."""
+    model, _ = run(tmp_path / "first", bf16=True)
+    alone = model_for(toy_vocabulary)
+    alone.load_state_dict(model.state_dict())
+    _, found = run(tmp_path / "second", model=model)
+    _, expected = run(tmp_path / "alone", model=alone)
+    assert_same_curve(found, expected)
+
+
+def test_an_early_end_that_was_stopped_is_finished(run: Run, tmp_path: Path) -> None:
+    """Stopped between the last checkpoint and the last word: no step more, and the best model."""
+    model, history = run(tmp_path, epochs=20, patience=2, learning_rate=0.0)
+    expected = weights(model)
+    shutil.rmtree(tmp_path / "finished")
+    again, log = run(tmp_path, epochs=20, patience=2, learning_rate=0.0)
+    assert_same_weights(weights(again), expected)
+    assert max(entry["step"] for entry in log) == max(entry["step"] for entry in history)
+    assert (tmp_path / "finished" / "history.json").is_file()

@@ -303,6 +303,50 @@ def test_a_folder_is_trained_in_one_way(
     assert (trained / "model.safetensors").read_bytes() == before
 
 
+def test_what_changes_no_loss_may_differ(quick: Path, structured: ad.AnnData) -> None:
+    before = (quick / "model.safetensors").read_bytes()
+    quick_run(structured, quick, training=QUICK | {"logging_steps": 7, "save_total_limit": 1})
+    assert (quick / "model.safetensors").read_bytes() == before
+
+
+def test_another_number_of_cells_in_a_step_is_refused(quick: Path, structured: ad.AnnData) -> None:
+    """As with another number of processes: the run would end elsewhere, and not say so."""
+    plan = json.loads((quick / "plan.json").read_text())
+    assert plan["cells per step"] == [16, 16]
+    text = r"another cells per step.*- cells per step: \[16, 16\], now \[32, 32\]"
+    with pytest.raises(ValueError, match=f"(?s){text}"):
+        quick_run(structured, quick, training=QUICK | {"gradient_accumulation_steps": 2})
+
+
+def test_the_model_is_there_before_it_is_scored(
+    structured: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scoring may take long; other processes return, and a stop costs nothing but the report."""
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gfx._engine.training.masked_accuracy", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            quick_run(structured, tmp_path / "run")
+    assert load(tmp_path / "run").n_blocks == 2
+    assert report(quick_run(structured, tmp_path / "run"))["masked_gene"]["n"] > 0
+
+
+def test_a_model_to_go_on_with_learns_gently(trained: Path, structured: ad.AnnData, tmp_path: Path) -> None:
+    given = {name: value for name, value in QUICK.items() if name != "learning_rate"}
+    folder = quick_run(structured, tmp_path / "run", start_from=trained, config=None, training=given)
+    rates = [entry["learning_rate"] for entry in report(folder)["history"] if "learning_rate" in entry]
+    assert 0 < max(rates) <= 5e-5
+
+
+def test_a_seed_is_a_number(structured: ad.AnnData, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="`rng` is a whole number"):
+        quick_run(structured, tmp_path / "run", rng=None)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_is_trained_on_the_same_cells(structured: ad.AnnData, quick: Path) -> None:
     vocabulary = load(quick).vocabulary
     with pytest.raises(ValueError, match="holds a run with another cells,"):
@@ -525,6 +569,11 @@ def test_start_a_model_without_cls_from_coexpression(toy_folder_v1: Path, toy_ce
             r"`cell_weight` draws on `<cls>` of the",
         ),
         ({"start_from": "V9-3M"}, r"No published model or vocabulary is called 'V9-3M'"),
+        ({"start_from": "co-expression"}, r"`start_from` is 'random' or 'coexpression', or a model\. "),
+        ({"config": TINY | {"hidden_sise": 7}}, r"`config` takes no 'hidden_sise'.* Did you mean 'hidden_size'"),
+        ({"config": TINY | {"vocab_size": 7}}, r"`config` takes no 'vocab_size'.* or settled here"),
+        ({"config": TINY | {"num_attention_heads": 3}}, r"3 heads .* do not divide a width of 32"),
+        ({"patience": 2, "training": QUICK | {"save_steps": 3}}, r"saving steps to be a round multiple"),
         ({"config": TINY | {"max_position_embeddings": 3}}, r"`config` reads 3 tokens; 4 are 2 genes"),
     ],
 )
