@@ -321,7 +321,9 @@ def main() -> None:
         "--corpus", type=Path, help="folder of h5ad files to draw cells from; synthetic cells if left out"
     )
     parser.add_argument("--input", type=int, default=2048, help="tokens that the model reads, where speed is measured")
-    parser.add_argument("--cells", type=int, default=48, help="to measure speed with")
+    parser.add_argument(
+        "--cells", type=int, default=160, help="to measure speed with; fewer have no batches of similar length"
+    )
     parser.add_argument("--loss-cells", type=int, default=512, help="to compare the loss with")
     parser.add_argument("--passes", type=int, default=4, help="over these")
     parser.add_argument("--seeds", type=int, default=3)

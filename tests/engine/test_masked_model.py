@@ -206,3 +206,30 @@ def test_loss_and_accuracy_are_means_over_genes_one_cell_at_a_time(vocabulary: V
         assert found["top_1"] == pytest.approx(np.mean(np.array(places) < 1))
         assert found["top_10"] == pytest.approx(np.mean(np.array(places) < 10))
     assert 0 < found["top_10"] < 1
+
+
+def test_accuracy_without_the_genes_that_a_cell_shows(vocabulary: Vocabulary, make_rows: MakeRows) -> None:
+    """A model that prefers genes by their number: right if all that stand before the hidden one are shown."""
+    rows = make_rows(vocabulary, 40)
+    held_out = MaskedCells(rows, np.arange(40), vocabulary, seed=0, hide_all=True)
+    model = model_for(vocabulary)
+    genes = np.flatnonzero(~vocabulary.is_special)
+    preference = torch.full((len(vocabulary),), -1e4)
+    preference[genes] = -100.0 * torch.arange(len(genes))
+    with torch.no_grad():
+        model.cls.predictions.bias.copy_(preference)
+    hits = {1: 0, 10: 0}
+    n = 0
+    for cell in range(40):
+        one = held_out[cell]
+        left = [gene for gene in genes if gene not in one["input_ids"]]
+        for truth in one["labels"][one["labels"] >= 0]:
+            n += 1
+            for k in hits:
+                hits[k] += int(truth in left[:k])
+    found = masked_accuracy(model, held_out, batch_size=7)
+    assert found["n"] == n
+    assert found["top_1_unseen"] == pytest.approx(hits[1] / n)
+    assert found["top_10_unseen"] == pytest.approx(hits[10] / n)
+    assert found["top_10_unseen"] >= found["top_10"]  # what is left out only stood in the way
+    assert hits[10] > hits[1] > 0
