@@ -7,6 +7,7 @@ import gzip
 import json
 import shutil
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -296,3 +297,42 @@ def golden_run(request: pytest.FixtureRequest, golden: Path, tmp_path_factory: p
         state=np.array(expected["state"]),
         expected=expected,
     )
+
+
+# --- training that is stopped ---------------------------------------------------------------------------------------
+
+
+class Stopped(BaseException):
+    """What ends a run from outside, like Ctrl-C."""
+
+
+@dataclass(frozen=True)
+class StopInStep:
+    """Count forward passes of training from the call on, and raise `stopped` in one of them."""
+
+    monkeypatch: pytest.MonkeyPatch
+    model: type
+    forward: Any
+    stopped: type[BaseException] = Stopped
+
+    def __call__(self, step: int) -> list[int]:
+        steps, forward, stopped = [], self.forward, self.stopped
+
+        @wraps(forward)
+        def counted(self, *args, **kwargs):
+            if self.training:
+                steps.append(1)
+                if len(steps) == step:
+                    raise stopped
+            return forward(self, *args, **kwargs)
+
+        self.monkeypatch.setattr(self.model, "forward", counted)
+        return steps
+
+
+@pytest.fixture
+def stop_in_step(monkeypatch: pytest.MonkeyPatch) -> StopInStep:
+    """Stop training in a step of one's choice."""
+    from gfx._engine.masked_model import MaskedGeneModel
+
+    return StopInStep(monkeypatch, MaskedGeneModel, MaskedGeneModel.forward)

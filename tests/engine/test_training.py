@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,9 +17,9 @@ from gfx._engine.masked_model import MaskedGeneModel, make_model
 from gfx._engine.masking import MaskedCells, Padded, SimilarLengths
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
+    from tests.conftest import StopInStep
     from tests.engine.conftest import MakeRows
 
     from gfx._core.vocabulary import Vocabulary
@@ -135,32 +134,6 @@ def logged(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-class Stopped(BaseException):
-    """What ends a run from outside, like Ctrl-C."""
-
-
-@pytest.fixture
-def stop_in_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
-    """Count forward passes of training from now on, and stop in one of them."""
-    forward = MaskedGeneModel.forward
-
-    def set_up(step: int) -> list[int]:
-        steps = []
-
-        @wraps(forward)
-        def counted(self, *args, **kwargs):
-            if self.training:
-                steps.append(1)
-                if len(steps) == step:
-                    raise Stopped
-            return forward(self, *args, **kwargs)
-
-        monkeypatch.setattr(MaskedGeneModel, "forward", counted)
-        return steps
-
-    return set_up
-
-
 NEVER = 10_000
 
 
@@ -254,11 +227,11 @@ def test_gene_embeddings_learn_at_their_own_rate(run: Run, toy_vocabulary: Vocab
 
 
 def test_gene_embeddings_that_stand_still_do_so_after_a_stop(
-    run: Run, toy_vocabulary: Vocabulary, tmp_path: Path, stop_in_step: Callable[[int], list[int]]
+    run: Run, toy_vocabulary: Vocabulary, tmp_path: Path, stop_in_step: StopInStep
 ) -> None:
     start = weights(model_for(toy_vocabulary))
     stop_in_step(7)
-    with pytest.raises(Stopped):
+    with pytest.raises(stop_in_step.stopped):
         run(tmp_path, gene_rate=0.0, learning_rate=0.01)
     steps = stop_in_step(NEVER)
     model, _ = run(tmp_path, gene_rate=0.0, learning_rate=0.01)
@@ -368,7 +341,7 @@ def test_a_run_stopped_in_its_second_epoch_ends_as_one_that_was_not(  # noqa: PL
     run: Run,
     toy_vocabulary: Vocabulary,
     tmp_path: Path,
-    stop_in_step: Callable[[int], list[int]],
+    stop_in_step: StopInStep,
     capfd: pytest.CaptureFixture[str],
     way: str,
 ) -> None:
@@ -379,7 +352,7 @@ def test_a_run_stopped_in_its_second_epoch_ends_as_one_that_was_not(  # noqa: PL
         tmp_path / "whole", model_for(toy_vocabulary, **DROPOUT), epochs=2, eval_steps=3, **arguments
     )
     stop_in_step(14 * passes)
-    with pytest.raises(Stopped):
+    with pytest.raises(stop_in_step.stopped):
         run(tmp_path / "parts", model_for(toy_vocabulary, **DROPOUT), epochs=2, eval_steps=3, **arguments)
     assert [entry["step"] for entry in logged(tmp_path / "parts") if "loss" in entry] == list(range(1, 14))
     steps = stop_in_step(NEVER)
@@ -396,11 +369,11 @@ def test_a_run_stopped_in_its_second_epoch_ends_as_one_that_was_not(  # noqa: PL
 
 
 def test_a_run_stopped_between_epochs_ends_as_one_that_was_not(
-    run: Run, toy_vocabulary: Vocabulary, tmp_path: Path, stop_in_step: Callable[[int], list[int]]
+    run: Run, toy_vocabulary: Vocabulary, tmp_path: Path, stop_in_step: StopInStep
 ) -> None:
     expected, history = run(tmp_path / "whole", model_for(toy_vocabulary, **DROPOUT), epochs=2)
     stop_in_step(9)
-    with pytest.raises(Stopped):
+    with pytest.raises(stop_in_step.stopped):
         run(tmp_path / "parts", model_for(toy_vocabulary, **DROPOUT), epochs=2)
     steps = stop_in_step(NEVER)
     found, again = run(tmp_path / "parts", model_for(toy_vocabulary, **DROPOUT), epochs=2)
@@ -410,10 +383,10 @@ def test_a_run_stopped_between_epochs_ends_as_one_that_was_not(
 
 
 def test_a_run_stopped_before_its_first_checkpoint_begins_anew(
-    trained: tuple, run: Run, tmp_path: Path, stop_in_step: Callable[[int], list[int]]
+    trained: tuple, run: Run, tmp_path: Path, stop_in_step: StopInStep
 ) -> None:
     stop_in_step(3)
-    with pytest.raises(Stopped):
+    with pytest.raises(stop_in_step.stopped):
         run(tmp_path)
     stop_in_step(NEVER)
     model, history = run(tmp_path)
@@ -421,11 +394,9 @@ def test_a_run_stopped_before_its_first_checkpoint_begins_anew(
     assert logged(tmp_path) == history
 
 
-def test_a_checkpoint_that_was_not_finished_is_passed_over(
-    run: Run, tmp_path: Path, stop_in_step: Callable[[int], list[int]]
-) -> None:
+def test_a_checkpoint_that_was_not_finished_is_passed_over(run: Run, tmp_path: Path, stop_in_step: StopInStep) -> None:
     stop_in_step(11)
-    with pytest.raises(Stopped):
+    with pytest.raises(stop_in_step.stopped):
         run(tmp_path, epochs=2)
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-8"]
     (tmp_path / "checkpoint-8" / "trainer_state.json").unlink()  # the last file of a checkpoint
@@ -435,7 +406,7 @@ def test_a_checkpoint_that_was_not_finished_is_passed_over(
 
 
 def test_a_finished_stage_is_read_and_not_trained_again(
-    trained: tuple, run: Run, toy_vocabulary: Vocabulary, stop_in_step: Callable[[int], list[int]]
+    trained: tuple, run: Run, toy_vocabulary: Vocabulary, stop_in_step: StopInStep
 ) -> None:
     folder, expected, history = trained
     steps = stop_in_step(1)
@@ -485,12 +456,12 @@ def test_the_best_model_is_kept(run: Run, toy_vocabulary: Vocabulary, held_out: 
     assert_same_weights(weights(written), weights(model))
 
 
-def test_patience_survives_a_stop(run: Run, tmp_path: Path, stop_in_step: Callable[[int], list[int]]) -> None:
+def test_patience_survives_a_stop(run: Run, tmp_path: Path, stop_in_step: StopInStep) -> None:
     """Stopped after two evaluations without progress: one more is waited for, not three."""
     expected, history = run(tmp_path / "whole", epochs=4, patience=3, **TOO_FAST)
     last = len(evaluations(history))
     stop_in_step(last)
-    with pytest.raises(Stopped):
+    with pytest.raises(stop_in_step.stopped):
         run(tmp_path / "parts", epochs=4, patience=3, **TOO_FAST)
     steps = stop_in_step(NEVER)
     found, again = run(tmp_path / "parts", epochs=4, patience=3, **TOO_FAST)

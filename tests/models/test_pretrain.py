@@ -8,7 +8,6 @@ import random
 import re
 import subprocess
 import sys
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import gfx
 from gfx._engine import masking
-from gfx._engine.masked_model import MaskedGeneModel, read_model
+from gfx._engine.masked_model import read_model
 from gfx._engine.masking import MaskedCells
 from gfx._engine.training import masked_accuracy
 from gfx.models import build_vocabulary, load, pretrain
@@ -34,9 +33,9 @@ from gfx.models._shards import TokenShards
 from gfx.models._vocabulary_file import write_vocabulary
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    from tests.conftest import ToyCells
+    from tests.conftest import StopInStep, ToyCells
 
 TINY = {
     "hidden_size": 32,
@@ -227,39 +226,13 @@ def test_random_numbers_are_left_alone_and_nothing_is_printed(
 # --- stopped and resumed --------------------------------------------------------------------------------------------
 
 
-class Stopped(BaseException):
-    """What ends a run from outside, like Ctrl-C."""
-
-
-@pytest.fixture
-def stop_in_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
-    """Count steps of training from now on, and stop in one of them."""
-    forward = MaskedGeneModel.forward
-
-    def set_up(step: int) -> list[int]:
-        steps = []
-
-        @wraps(forward)
-        def counted(self, *args, **kwargs):
-            if self.training:
-                steps.append(1)
-                if len(steps) == step:
-                    raise Stopped
-            return forward(self, *args, **kwargs)
-
-        monkeypatch.setattr(MaskedGeneModel, "forward", counted)
-        return steps
-
-    return set_up
-
-
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(
-    quick: Path, structured: ad.AnnData, tmp_path: Path, stop_in_step: Callable[[int], list[int]]
+    quick: Path, structured: ad.AnnData, tmp_path: Path, stop_in_step: StopInStep
 ) -> None:
     """Stopped in its second stage, in the second epoch: the first is not trained again."""
     folder = tmp_path / "run"
     stop_in_step(5 + 10)
-    with pytest.raises(Stopped):
+    with pytest.raises(stop_in_step.stopped):
         quick_run(structured, folder)
     assert not (folder / "config.json").exists()  # nothing that looks like a model
     shards = {path.name: path.stat().st_ino for path in (folder / "tokens").iterdir()}
@@ -271,9 +244,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     assert {path.name: path.stat().st_ino for path in (folder / "tokens").iterdir()} == shards
 
 
-def test_a_finished_run_is_not_trained_again(
-    quick: Path, structured: ad.AnnData, stop_in_step: Callable[[int], list[int]]
-) -> None:
+def test_a_finished_run_is_not_trained_again(quick: Path, structured: ad.AnnData, stop_in_step: StopInStep) -> None:
     before = {name: (quick / name).read_bytes() for name in ("model.safetensors", "pretraining.json")}
     steps = stop_in_step(1)
     quick_run(structured, quick)
@@ -665,7 +636,7 @@ def spoil(path: Path, how: str) -> None:
     ],
 )
 def test_a_bad_file_is_named_and_the_others_are_not_read_again(
-    structured: ad.AnnData, tmp_path: Path, how: str, said: str, stop_in_step: Callable[[int], list[int]]
+    structured: ad.AnnData, tmp_path: Path, how: str, said: str, stop_in_step: StopInStep
 ) -> None:
     paths = [tmp_path / f"{name}.h5ad" for name in ("heart", "aorta", "blood")]
     for at, path in enumerate(paths):
