@@ -410,7 +410,8 @@ def genes_problem(match: GeneMatch, vocabulary: Vocabulary) -> str | None:
     names = match.names
     fewest = min(MIN_GENES, vocabulary.n_genes)
     enough = match.n_known >= max(fewest, MIN_SHARE * min(len(names), vocabulary.n_genes))
-    species, own = foreign_species(names), own_species(vocabulary)
+    species = foreign_species(names)
+    own = None if species is None else own_species(vocabulary)  # looks at every id: only where it is asked for
     # How symbols are written is a hint, and matters only where they would be taken for those of the vocabulary.
     if species is not None and not species.may_be(own) and (enough or species.is_sure):
         examples = [str(name) for name in names if name][:5]
