@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 from sklearn.metrics.pairwise import cosine_distances
@@ -385,3 +386,44 @@ def test_masked_gene_quality_runs(  # noqa: PLR0917
                 assert row["loss_unseen"] < row["loss"]
         # A random model knows nothing: worse than frequencies, which know the markers.
         assert one[masked.CELL_TYPE]["loss"] < one[masked.CORPUS]["loss"] < one[masked.MODEL]["loss"]
+
+
+# --- perturbation validation ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def validation(script: object) -> ModuleType:
+    return script("perturbation_validation")
+
+
+def test_lineages_are_told_from_the_names_of_types(validation: ModuleType) -> None:
+    types = np.array(["CD4 T", "CD8 T", "B", "CD14 Monocytes", "FCGR3A Monocytes", "NK", "Dendritic"])
+    assert validation.lineage_of(types).tolist() == ["T", "T", "B", "monocytes", "monocytes", "NK", ""]
+
+
+def test_other_lineages_are_weighted_by_their_cells(validation: ModuleType) -> None:
+    of_gene = pd.DataFrame(
+        {"own": [True, False, False, False], "n_cells": [9, 10, 30, 2], "z": [2.0, 1.0, 3.0, np.nan]}
+    ).assign(shift_mean=[0.3, 0.1, 0.2, 0.9], shift_random_weights=0.0, expression_mean=1.0)
+    found = validation.compare_lineages(of_gene)
+    assert found["z_own"] == 2
+    assert found["z_others"] == pytest.approx(2.5)
+    assert found["shift_others"] == pytest.approx(0.175)
+
+
+def test_blood_is_asked_by_lineage(validation: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adata = gfx.datasets.toy()
+    adata.obs["cell_type"] = adata.obs["cell_type"].astype(str).map({"T cell": "CD4 T", "B cell": "B"})
+    (tmp_path / "cells/eval").mkdir(parents=True)
+    adata.write_h5ad(tmp_path / "cells/eval/pbmc3k_10x.h5ad")
+    for name, value in {
+        "N_CELLS": 14,
+        "N_RANDOM": 3,
+        "LINEAGES": {"T": ("CD4 T",), "B": ("B",)},
+        "MARKERS": {"T": ("CD3D", "CD3E"), "B": ("CD79A", "absent")},
+    }.items():
+        monkeypatch.setattr(validation, name, value)
+    report = validation.blood(tmp_path, "mini", None)
+    assert [row["gene"] for row in report["markers"]] == ["CD3D", "CD3E", "CD79A"]
+    assert report["own lineage above others, z"]["genes"] <= 3
+    assert "rank, shift, Spearman" in report["controls in T"]

@@ -103,7 +103,7 @@ def test_readme_lists_every_slot() -> None:
         "gfx.pp.tokenize": _keys.token_keys(),
         "gfx.tl.embed": _keys.embed_keys(),
         "gfx.tl.embed_genes": _keys.embed_genes_keys(),
-        "gfx.tl.delete_genes": _keys.delete_keys(),
+        **{f"gfx.{function}": _keys.perturbation_keys(function) for function in _keys.PERTURBATIONS},
         "gfx.tl.attention": _keys.attention_keys(),
     }
     expected = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ MAKERS = (
     _keys.token_keys,
     _keys.embed_keys,
     _keys.embed_genes_keys,
-    _keys.delete_keys,
+    *(partial(_keys.perturbation_keys, function) for function in _keys.PERTURBATIONS),
     _keys.attention_keys,
 )
 
@@ -57,6 +58,8 @@ def test_a_result_of_another_function_is_not_overwritten(toy_cells, toy_model) -
         lambda: gfx.tl.attention(adata, model=toy_model, key_added="mine"),
         lambda: gfx.tl.embed_genes(adata, model=toy_model, key_added="mine"),
         lambda: gfx.tl.delete_genes(adata, "TOY3", model=toy_model, key_added="mine"),
+        lambda: gfx.tl.overexpress_genes(adata, "TOY3", model=toy_model, key_added="mine"),
+        lambda: gfx.tl.shift_genes(adata, "TOY3", quartiles=1, model=toy_model, key_added="mine"),
         lambda: gfx.pp.tokenize(adata, model=toy_model, key_added="mine"),
     ):
         with pytest.raises(ValueError, match=r"holds a result of `gfx.tl.embed`"):
@@ -72,3 +75,14 @@ def test_what_others_keep_is_not_overwritten(toy_cells, toy_model) -> None:
     with pytest.raises(ValueError, match="gfx did not write"):
         gfx.tl.embed(adata, model=toy_model, key_added="mine")
     assert adata.uns["mine"] == {"a": 1}
+
+
+def test_ways_to_perturb_do_not_overwrite_each_other(toy_cells, toy_model) -> None:
+    adata = toy_cells(12)
+    gfx.tl.delete_genes(adata, "TOY90", model=toy_model, key_added="mine", null=None)
+    before = adata.obsm["mine"].copy()
+    with pytest.raises(ValueError, match=r"holds a result of `gfx\.tl\.delete_genes`"):
+        gfx.tl.overexpress_genes(adata, "TOY90", model=toy_model, key_added="mine", null=None)
+    np.testing.assert_array_equal(adata.obsm["mine"], before)
+    gfx.tl.overexpress_genes(adata, "TOY90", model=toy_model, null=None)
+    np.testing.assert_array_equal(adata.obsm["mine"], before)

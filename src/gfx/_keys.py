@@ -34,13 +34,16 @@ class EmbedGenesKeys:
 
 
 @dataclass(frozen=True)
-class DeleteKeys:
-    """Slots of :func:`gfx.tl.delete_genes`."""
+class PerturbationKeys:
+    """Slots of :func:`gfx.tl.delete_genes`, :func:`gfx.tl.overexpress_genes` and :func:`gfx.tl.shift_genes`."""
 
     obsm: str
+    obsm_parts: str
     obsm_states: str
     varm: str
+    varm_sd: str
     varm_n_cells: str
+    varm_null: str
     uns: str
 
 
@@ -98,10 +101,28 @@ def embed_genes_keys(key: str | None = None) -> EmbedGenesKeys:
     )
 
 
-def delete_keys(key: str | None = None) -> DeleteKeys:
-    """Where the effects of deleted genes live."""
-    base = "gfx_delete" if _is_default(key, "gfx_delete") else key
-    return DeleteKeys(obsm=base, obsm_states=f"{base}_states", varm=base, varm_n_cells=f"{base}_n_cells", uns=base)
+#: Where each way to perturb genes writes, unless another name is given.
+PERTURBATIONS = {
+    "tl.delete_genes": "gfx_delete",
+    "tl.overexpress_genes": "gfx_overexpress",
+    "tl.shift_genes": "gfx_shift",
+}
+
+
+def perturbation_keys(function: str, key: str | None = None) -> PerturbationKeys:
+    """Where the effects of perturbed genes live."""
+    default = PERTURBATIONS[function]
+    base = default if _is_default(key, default) else key
+    return PerturbationKeys(
+        obsm=base,
+        obsm_parts=f"{base}_parts",
+        obsm_states=f"{base}_states",
+        varm=base,
+        varm_sd=f"{base}_sd",
+        varm_n_cells=f"{base}_n_cells",
+        varm_null=f"{base}_null",
+        uns=base,
+    )
 
 
 def attention_keys(key: str | None = None) -> AttentionKeys:
@@ -113,6 +134,12 @@ def attention_keys(key: str | None = None) -> AttentionKeys:
 #: Slots that are written where no other name is given.
 _DEFAULTS = frozenset(
     slot
-    for keys in (token_keys(), embed_keys(), embed_genes_keys(), delete_keys(), attention_keys())
+    for keys in (
+        token_keys(),
+        embed_keys(),
+        embed_genes_keys(),
+        *map(perturbation_keys, PERTURBATIONS),
+        attention_keys(),
+    )
     for slot in asdict(keys).values()
 )

@@ -8,15 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_array
 
-from gfx._adata import COUNTS, match_genes, obs_column, open_counts, row_blocks, to_counts, usable_calls
+from gfx._adata import (
+    COUNTS,
+    look_up,
+    match_genes,
+    obs_column,
+    open_counts,
+    row_blocks,
+    to_counts,
+    usable_calls,
+)
 from gfx._core.ranking import rank_cells
 from gfx._keys import token_keys
 from gfx._log import info
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from scipy.sparse import csr_array
 
     from gfx._adata import Counts, GeneMatch
     from gfx._core.vocabulary import Vocabulary
@@ -153,6 +162,35 @@ def _check_totals(adata: AnnData, totals: np.ndarray, rows: slice, own: np.ndarr
             f"{own[less[0]]:g}: these are not the total counts of the cells. Leave `n_counts` out to compute them."
         )
         raise ValueError(msg)
+
+
+def counts_by_token(
+    adata: AnnData, vocabulary: Vocabulary, source: Mapping[str, Any]
+) -> Iterator[tuple[slice, csr_array, np.ndarray]]:
+    """Walk over the counts that tokens were made from: rows, counts of each token `(n_rows, n_tokens)`, totals.
+
+    Parameters
+    ----------
+    source
+        That of the tokens, see :class:`Tokens`.
+
+    Raises
+    ------
+    ValueError
+        The counts are no longer there, such as after normalisation.
+    """
+    counts = source.get("counts", "raw")
+    matrix = open_counts(
+        adata, layer=source.get("layer"), use_raw=bool(source.get("use_raw", False)), gene_ids=source.get("gene_ids")
+    )
+    tokens = look_up(matrix.names, vocabulary).tokens
+    known = np.flatnonzero(tokens >= 0)
+    to_token = csr_array(
+        (np.ones(len(known)), (known, tokens[known])), shape=(len(tokens), len(vocabulary)), dtype=np.float64
+    )
+    for rows, stored in row_blocks(matrix.x):
+        block = to_counts(stored, counts, matrix.where)
+        yield rows, block @ to_token, np.asarray(block.sum(axis=1), dtype=np.float64).ravel()
 
 
 def find_tokens(adata: AnnData, vocabulary: Vocabulary, max_length: int, *, layer: str | None = None) -> Tokens:

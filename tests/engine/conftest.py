@@ -31,16 +31,18 @@ class Reference:
         self.model = BertForMaskedLM.from_pretrained(model.folder, attn_implementation="eager").eval()
         self._seen: dict[tuple[int, ...], Any] = {}
 
-    def _run(self, tokens: list[int]) -> Any:
-        key = tuple(tokens)
+    def _run(self, tokens: list[int], positions: list[int] | None = None) -> Any:
+        key = (*tokens, -1, *(positions or ()))
         if key not in self._seen:
+            at = None if positions is None else torch.tensor([positions])
+            wanted = {"output_hidden_states": True, "output_attentions": True}
             with torch.no_grad():
-                self._seen[key] = self.model(torch.tensor([tokens]), output_hidden_states=True, output_attentions=True)
+                self._seen[key] = self.model(torch.tensor([tokens]), position_ids=at, **wanted)
         return self._seen[key]
 
-    def states(self, tokens: list[int], layer: int) -> np.ndarray:
-        """Hidden states of one cell, `(length, d)`."""
-        return self._run(tokens).hidden_states[layer][0].double().numpy()
+    def states(self, tokens: list[int], layer: int, positions: list[int] | None = None) -> np.ndarray:
+        """Hidden states of one cell, `(length, d)`; its tokens stand at other positions if these are given."""
+        return self._run(tokens, positions).hidden_states[layer][0].double().numpy()
 
     def attention(self, tokens: list[int]) -> np.ndarray:
         """Attention of one cell, `(n_blocks, n_heads, query, key)`."""

@@ -7,7 +7,7 @@ import torch
 from gfx import settings
 from gfx._engine.attention import attention_sums
 from gfx._engine.device import batch_tokens, choose_device, choose_dtype, halving, has_fast_bfloat16, sum_dtype
-from gfx._engine.perturb import delete_genes
+from gfx._engine.perturb import Edits, measure_edits
 from gfx._engine.pooling import embed_cells, embed_genes
 
 CPU = torch.device("cpu")
@@ -84,7 +84,19 @@ def everything(toy, encoder, eager):
     cells = toy.ids, toy.lengths, toy.vocabulary
     genes = np.flatnonzero(~toy.vocabulary.is_special)
     group = np.arange(len(toy.ids)) % 3
-    deleted = delete_genes(encoder, *cells, [genes[:1], genes[1:2], genes[:2]], how="mean", state_vectors=np.eye(2, 16))
+    sets = [genes[:1], genes[1:2], genes[:2]]
+    cell, which = np.nonzero([[set(one) <= set(row) and len(row) > 4 for one in sets] for row in toy.cells()])
+    goals = np.eye(2, 16)
+    deleted = measure_edits(
+        encoder,
+        *cells,
+        Edits("delete", sets, cell, which),
+        how="mean",
+        goals=goals,
+        gene_groups=which,
+        n_groups=len(sets),
+        keep_vectors=True,
+    )
     attention = attention_sums(eager, *cells)
     return [
         embed_cells(encoder, *cells, how="mean"),

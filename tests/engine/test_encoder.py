@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gfx._engine.encoder import blocks_needed, load_encoder
+from gfx._engine.encoder import blocks_needed, load_encoder, random_encoder
 
 CPU = torch.device("cpu")
 TOKENS = torch.tensor([[2, 9, 8, 7, 3]])
@@ -175,3 +175,70 @@ def test_global_state_is_left_alone(toy):
     load(toy)
     assert torch.equal(torch.random.get_rng_state(), before[0])
     assert (torch.get_default_dtype(), torch.get_num_threads()) == before[1:]
+
+
+# --- random weights ------------------------------------------------------------------------------------------------
+
+
+def draw(toy, seed=0, *, n_blocks=3, device=CPU, dtype=torch.float32):
+    return random_encoder(toy.model.config, n_blocks=n_blocks, seed=seed, device=device, dtype=dtype)
+
+
+@pytest.mark.parametrize("n_blocks", [0, 2, 3])
+def test_random_weights_have_the_shape_of_the_model(toy, n_blocks):
+    ours, theirs = draw(toy, n_blocks=n_blocks), load(toy, n_blocks=n_blocks)
+    assert type(ours) is type(theirs)
+    assert ours.config.to_dict() == theirs.config.to_dict()
+    assert ours.config._attn_implementation == theirs.config._attn_implementation
+    shapes = {name: tensor.shape for name, tensor in theirs.state_dict().items()}
+    assert {name: tensor.shape for name, tensor in ours.state_dict().items()} == shapes
+    assert not ours.training
+    assert not any(parameter.requires_grad for parameter in ours.parameters())
+    assert ours(input_ids=TOKENS).last_hidden_state.shape == (1, 5, 16)
+
+
+def test_random_weights_are_random_and_as_wide_as_the_model_says(toy):
+    ours, theirs = draw(toy, 5), load(toy)
+    for name in ("embeddings.word_embeddings.weight", "encoder.layer.2.attention.self.query.weight"):
+        weights = ours.state_dict()[name]
+        assert weights.std().item() == pytest.approx(toy.model.config["initializer_range"], rel=0.15)
+        assert not torch.isclose(weights, theirs.state_dict()[name]).all()
+
+
+def test_a_seed_makes_the_weights(toy):
+    one, same, other = (draw(toy, seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["embeddings.word_embeddings.weight"], other["embeddings.word_embeddings.weight"])
+    half = draw(toy, 1, dtype=torch.bfloat16).state_dict()
+    assert all(torch.equal(one[name].to(half[name].dtype), half[name]) for name in one)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_random_weights_lie_where_they_are_asked_for(toy, device, dtype):
+    encoder = draw(toy, device=torch.device(device), dtype=dtype)
+    assert {parameter.dtype for parameter in encoder.parameters()} == {dtype}
+    assert {tensor.device.type for tensor in [*encoder.parameters(), *encoder.buffers()]} == {device}
+
+
+def test_random_weights_do_not_depend_on_where_tensors_go_by_default(toy):
+    """On the default device of a user other random numbers are drawn, or none at all."""
+    with torch.device("meta"):
+        encoder = draw(toy, 1)
+    expected = draw(toy, 1).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in encoder.state_dict().items())
+
+
+def test_random_weights_leave_the_users_random_numbers_alone(toy, monkeypatch):
+    seeded = []
+    for device in (torch.cuda, torch.mps, torch.xpu):  # what is not there is seeded in advance
+        for name in ("manual_seed", "manual_seed_all"):
+            monkeypatch.setattr(device, name, lambda *_args, **_kwargs: seeded.append(1), raising=False)
+    before = torch.random.get_rng_state(), np.random.get_state()[1].copy(), torch.get_default_dtype()
+    draw(toy)
+    assert torch.equal(torch.random.get_rng_state(), before[0])
+    np.testing.assert_array_equal(np.random.get_state()[1], before[1])
+    assert torch.get_default_dtype() == before[2]
+    assert not seeded
+    torch.manual_seed(0)
+    assert seeded  # it would have been noticed

@@ -1,178 +1,557 @@
-"""Deletions against Python lists, one cell and one perturbation at a time."""
+"""Edits against Python lists, one cell and one edit at a time."""
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
 
 from gfx import settings
-from gfx._engine.perturb import delete_genes
+from gfx._core.edits import GONE, pad_sets
+from gfx._engine.perturb import PARTS, Edits, measure_edits
 
 LAYERS = [-1, -2, 0]
+KINDS = ["delete", "overexpress", "shift"]
+FIELDS = ("shift", "parts", "toward", "toward_parts", "rank", "vectors", "genes")
+TOLERANCE = 1e-5
+
+
+# --- reference -----------------------------------------------------------------------------------------------------
 
 
 def cosine(a, b):
     return a @ b / np.sqrt((a @ a) * (b @ b))
 
 
-def cell_vector(toy, cell, states, how):
-    if how == "cls":
-        return states[0]
-    return np.mean([state for token, state in zip(cell, states, strict=True) if toy.is_gene(token)], axis=0)
-
-
-def naive_deletion(toy, cell, genes, *, layer, how, goals):
-    """Shift of the cell and of each remaining gene, change towards each goal, mean rank; `None` if not applicable."""
-    if not set(genes) <= set(cell) or not any(toy.is_gene(token) and token not in genes for token in cell):
-        return None
-    rest = [token for token in cell if token not in genes]
-    before, after = toy.reference.states(cell, layer), toy.reference.states(rest, layer)
-    shifts = {
-        token: 1 - cosine(after[place], before[cell.index(token)])
-        for place, token in enumerate(rest)
-        if toy.is_gene(token)
-    }
-    shift = np.mean(list(shifts.values())) if how == "mean" else 1 - cosine(after[0], before[0])
-    old, new = cell_vector(toy, cell, before, how), cell_vector(toy, rest, after, how)
-    toward = [cosine(new, goal) - cosine(old, goal) for goal in goals]
+def edited_cell(toy, cell, genes, kind, to):
+    """The cell that is compared, and the edited one; where this grows beyond the model's input, both lose their end."""
+    vocabulary, max_length = toy.vocabulary, toy.model.max_length
     ranking = [token for token in cell if toy.is_gene(token)]
-    rank = np.mean([ranking.index(gene) for gene in genes]) / (len(ranking) - 1)
-    return shift, shifts, toward, rank
+    others = [token for token in ranking if token not in genes]
+    if kind == "delete":
+        new = others
+    elif kind == "overexpress":
+        new = [*genes, *others]
+    else:
+        goes = dict(zip(genes, to, strict=True))
+        new = []
+        for rank in range(len(others) + 1):
+            new += [gene for gene in ranking if gene in goes and min(goes[gene], len(others)) == rank]
+            new += others[rank : rank + 1]
+    n_cut = max(0, len(new) + vocabulary.n_specials - max_length)
+    cut = others[len(others) - n_cut :]
+    front, behind = ([vocabulary.cls], [vocabulary.eos]) if vocabulary.has_cls else ([], [])
+    return [token for token in cell if token not in cut], [*front, *(t for t in new if t not in cut), *behind]
 
 
-def naive_effects(toy, sets, *, layer, how, goals):
-    n_cells, n_sets = len(toy.lengths), len(sets)
-    shift = np.full((n_cells, n_sets), np.nan)
-    toward, ranks, genes = np.full((n_cells, n_sets, len(goals)), np.nan), shift.copy(), {}
-    for (row, cell), (at, deleted) in itertools.product(enumerate(toy.cells()), enumerate(sets)):
-        effect = naive_deletion(toy, cell, deleted, layer=layer, how=how, goals=goals)
-        if effect is not None:
-            shift[row, at], shifts, toward[row, at], ranks[row, at] = effect
-            for token, value in shifts.items():
-                genes.setdefault((token, at), []).append(value)
-    means = np.full((len(toy.vocabulary), n_sets), np.nan)
-    counts = np.zeros(means.shape, dtype=int)
-    for slot, values in genes.items():
-        means[slot], counts[slot] = np.mean(values), len(values)
-    return shift, toward, means, counts, ranks
+@dataclass
+class Effect:
+    shift: float
+    parts: list[float]
+    toward: list[float]
+    toward_parts: list[list[float]]
+    rank: float
+    vectors: np.ndarray
+    genes: dict[int, float]
 
 
-def perturbations(toy):
-    """The two frequent genes, both at once in both orders of naming, three, single genes of short cells."""
-    first, second, third = np.flatnonzero(~toy.vocabulary.is_special)[:3].tolist()
-    alone = [next(token for token in cell if toy.is_gene(token)) for cell in toy.cells() if 0 < len(cell) <= 4]
-    single = [[gene] for gene in dict.fromkeys([first, second, *alone])]
-    pair = [token for token in toy.cells()[6] if toy.is_gene(token)]  # all genes of a cell: nothing is left of it
-    assert len(pair) == 2
-    return [*single, [first, second], [second, third, first], pair]
+def naive_effect(toy, cell, genes, *, kind, to, layer, how, hold, goals):
+    ranking = [token for token in cell if toy.is_gene(token)]
+    ranks = [ranking.index(gene) / max(len(ranking) - 1, 1) for gene in genes if gene in ranking]
+    cell, edited = edited_cell(toy, cell, genes, kind, to)
+    own_positions = [place if token in genes else cell.index(token) for place, token in enumerate(edited)]
+    before = dict(zip(cell, toy.reference.states(cell, layer), strict=True))
+    held = dict(zip(edited, toy.reference.states(edited, layer, own_positions), strict=True))
+    after = held if hold else dict(zip(edited, toy.reference.states(edited, layer), strict=True))
+    others = [token for token in edited if toy.is_gene(token) and token not in genes]
 
+    def vector(states):
+        if how == "cls":
+            return states[toy.vocabulary.cls]
+        return np.mean([state for token, state in states.items() if toy.is_gene(token)], axis=0)
 
-def run(toy, sets, *, layer=-2, how="mean", goals=None, rows=slice(None)):
-    return delete_genes(
-        toy.encoder(layer),
-        toy.ids[rows],
-        toy.lengths[rows],
-        toy.vocabulary,
-        [np.array(genes) for genes in sets],
-        how=how,
-        state_vectors=goals,
+    # Own vectors of the perturbed genes alone; then what the network makes of it; then the places of the others.
+    own = before if how == "cls" else {token: before[token] if token in others else held[token] for token in edited}
+    way = [vector(states) for states in (before, own, held, after)]
+
+    def moved(states):
+        return {token: 1 - cosine(states[token], before[token]) for token in others}
+
+    if how == "genes":
+        stations = [0, np.mean(list(moved(held).values())), np.mean(list(moved(after).values()))]
+    else:
+        stations = [1 - cosine(way[0], later) for later in way[1:]]
+
+    def parts(own, held, total):
+        return [own, total - held, held - own]
+
+    toward = [[cosine(later, goal) - cosine(way[0], goal) for later in way[1:]] for goal in goals]
+    return Effect(
+        shift=stations[-1],
+        parts=parts(*stations),
+        toward=[stations[-1] for stations in toward],
+        toward_parts=[parts(*stations) for stations in toward],
+        rank=np.mean(ranks) if ranks else np.nan,
+        vectors=np.stack([way[0], way[-1]]),
+        genes=moved(after),
     )
 
 
+# --- cells and edits -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def full(toy):
+    """Cells that fill the model's input or nearly so, of the first genes in random order, and a few short ones."""
+    vocabulary, rng = toy.vocabulary, np.random.default_rng(3)
+    genes = np.flatnonzero(~vocabulary.is_special)
+    front, behind = ([vocabulary.cls], [vocabulary.eos]) if vocabulary.has_cls else ([], [])
+    most = toy.model.max_length - vocabulary.n_specials
+    cells = [[*front, *rng.choice(genes[:80], n, replace=False), *behind] for n in (most, most - 1, most, most - 2, 9)]
+    ids = np.zeros((len(cells), toy.model.max_length), dtype=np.uint16)
+    for row, cell in zip(ids, cells, strict=True):
+        row[: len(cell)] = cell
+    return dataclasses.replace(toy, ids=ids, lengths=np.array([len(cell) for cell in cells], dtype=np.int32))
+
+
+def perturbations(toy):
+    """Frequent genes alone, two and three at once, one far behind, one that no cell has, all genes of a short cell."""
+    genes = np.flatnonzero(~toy.vocabulary.is_special)
+    first, second, third = genes[:3].tolist()
+    short = [token for cell in toy.cells() if 0 < len(cell) <= 4 for token in cell if toy.is_gene(token)]
+    absent = np.setdiff1d(genes, np.unique(toy.ids))[0]
+    last = toy.cells()[1][-1 - toy.vocabulary.first_gene]
+    sets = [[first], [second], [first, second], [second, third, first], [int(last)], [int(absent)], short[-2:]]
+    return [np.array(some) for some in sets if some]
+
+
+def make_edits(toy, kind, sets=None, *, seed=0):
+    """Each set in each cell where this can be done, in random order."""
+    rng = np.random.default_rng(seed)
+    sets = perturbations(toy) if sets is None else [np.array(some) for some in sets]
+    pairs = []
+    for row, cell in enumerate(toy.cells()):
+        for which, genes in enumerate(sets):
+            there = set(genes.tolist()) <= set(cell) or kind == "overexpress"
+            if there and any(toy.is_gene(token) and token not in genes for token in cell):
+                pairs.append((row, which))
+    pairs = rng.permutation(pairs)
+    to = rng.integers(GONE, 70, (len(pairs), pad_sets(sets).shape[1]))
+    to[::3] = np.minimum(to[::3], 3)
+    return Edits(kind, sets, pairs[:, 0], pairs[:, 1], to if kind == "shift" else None)
+
+
+def some_of(edits, some):
+    return dataclasses.replace(
+        edits, cell=edits.cell[some], which=edits.which[some], to=None if edits.to is None else edits.to[some]
+    )
+
+
+def hows(toy):
+    return [*toy.poolings, "genes"]
+
+
+def goals_of(toy, *shape):
+    return np.random.default_rng(0).normal(size=(*shape, toy.model.hidden_size))
+
+
+def run(toy, edits, *, layer=-2, how="mean", **kwargs):
+    """All that can be asked for; genes are summed by the set of the edit."""
+    wanted = {"gene_groups": edits.which, "n_groups": len(edits.sets), "keep_vectors": True}
+    wanted |= {"goals": goals_of(toy, 2)}
+    return measure_edits(toy.encoder(layer), toy.ids, toy.lengths, toy.vocabulary, edits, how=how, **(wanted | kwargs))
+
+
+def check(toy, edits, found, *, layer, how, hold=False, goals):
+    """Compare everything, edit by edit; genes as sums by the set of the edit."""
+    genes = np.zeros((3, len(toy.vocabulary), len(edits.sets)))
+    cells = toy.cells()
+    for at, (cell, which) in enumerate(zip(edits.cell, edits.which, strict=True)):
+        to = None if edits.to is None else edits.to[at][: len(edits.sets[which])].tolist()
+        expected = naive_effect(
+            toy,
+            cells[cell],
+            edits.sets[which].tolist(),
+            kind=edits.kind,
+            to=to,
+            layer=layer,
+            how=how,
+            hold=hold,
+            goals=goals if goals.ndim == 2 else goals[which],
+        )
+        for field in ("shift", "parts", "toward", "toward_parts", "vectors"):
+            np.testing.assert_allclose(
+                getattr(found, field)[at], getattr(expected, field), rtol=0, atol=TOLERANCE, err_msg=field
+            )
+        assert found.rank[at] == pytest.approx(expected.rank, abs=1e-6, nan_ok=True)
+        for token, value in expected.genes.items():
+            genes[:, token, which] += [value, value**2, 1]
+    n = np.maximum(genes[2], 1)
+    np.testing.assert_array_equal(found.genes[2], genes[2])
+    np.testing.assert_allclose(found.genes[:2] / n, genes[:2] / n, rtol=0, atol=TOLERANCE)
+
+
+def same(ours, theirs, some=slice(None), *, fields=FIELDS, atol=TOLERANCE):
+    for field in fields:
+        expected = getattr(theirs, field)
+        expected = expected if field == "genes" else expected[some]
+        np.testing.assert_allclose(getattr(ours, field), expected, rtol=0, atol=atol, err_msg=field)
+
+
+# --- effects -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("hold", [False, True])
 @pytest.mark.parametrize("layer", LAYERS)
+def test_effects(toy, kind, hold, layer):
+    edits, goals = make_edits(toy, kind), goals_of(toy, 3)
+    for how in hows(toy):
+        found = run(toy, edits, layer=layer, how=how, hold=hold, goals=goals)
+        check(toy, edits, found, layer=layer, how=how, hold=hold, goals=goals)
+        assert {getattr(found, field).dtype for field in FIELDS[:-1]} == {np.dtype(np.float32)}
+        assert found.genes.dtype == np.float64
+
+
+@pytest.mark.parametrize("hold", [False, True])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_genes_inserted_into_full_cells(full, hold, layer):
+    """The last genes fall off the edited cell: it is compared with the cell read again without them."""
+    new = np.setdiff1d(np.flatnonzero(~full.vocabulary.is_special), np.unique(full.ids))[:2].tolist()
+    last = int(full.ids[0, full.lengths[0] - 1 - full.vocabulary.first_gene])
+    sets = [[new[0]], new, [new[1], last, new[0]], [last]]
+    edits, goals = make_edits(full, "overexpress", sets), goals_of(full, 2)
+    for how in hows(full):
+        found = run(full, edits, layer=layer, how=how, hold=hold, goals=goals)
+        check(full, edits, found, layer=layer, how=how, hold=hold, goals=goals)
+
+
+def test_departure_nearly_full_cells_lose_as_many_genes_as_do_not_fit(full):
+    """Two genes into a cell with room for one: one falls off. The official software cuts two off the cell as it was."""
+    room, cell = 1, full.cells()[1]
+    genes = np.setdiff1d(np.flatnonzero(~full.vocabulary.is_special), np.unique(full.ids))[:2]
+    assert len(cell) + room == full.model.max_length
+    how = full.poolings[-1]  # cls, if the family has it
+
+    def vector(tokens):
+        states = full.reference.states(tokens, -2)
+        is_gene = [full.is_gene(token) for token in tokens]
+        return states[0] if how == "cls" else states[is_gene].mean(axis=0)
+
+    front, behind = full.vocabulary.first_gene, len(cell) - full.vocabulary.first_gene
+    edited = vector([*cell[:front], *genes.tolist(), *cell[front : behind - 1], *cell[behind:]])
+    one_less, two_less = (vector([*cell[: behind - n], *cell[behind:]]) for n in (1, 2))
+    found = run(full, Edits("overexpress", [genes], np.array([1]), np.array([0])), how=how).shift[0]
+    assert found == pytest.approx(1 - cosine(one_less, edited), abs=1e-6)
+    assert abs(found - (1 - cosine(two_less, edited))) > 1e-5
+
+
+def test_full_cells_are_not_compared_with_genes_that_are_not_read(full):
+    """What falls off the end is no effect of the gene: against the cell as it was, the shift would be another."""
+    gene = np.setdiff1d(np.flatnonzero(~full.vocabulary.is_special), np.unique(full.ids))[:2]
+    edits = Edits("overexpress", [gene], np.array([0]), np.array([0]))
+    found = run(full, edits, how="mean")
+    cell = full.cells()[0]
+    compared, edited = edited_cell(full, cell, gene.tolist(), "overexpress", None)
+    assert (len(compared), len(edited)) == (len(cell) - 2, len(cell))
+
+    def mean(tokens):
+        states = full.reference.states(tokens, -2)
+        return np.mean([state for token, state in zip(tokens, states, strict=True) if full.is_gene(token)], axis=0)
+
+    assert found.shift[0] == pytest.approx(1 - cosine(mean(compared), mean(edited)), abs=1e-6)
+    assert abs(found.shift[0] - (1 - cosine(mean(cell), mean(edited)))) > 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_goals_with_each_set(toy, kind):
+    edits = make_edits(toy, kind)
+    goals = goals_of(toy, len(edits.sets), 2)
+    for how in hows(toy):
+        found = run(toy, edits, how=how, goals=goals)
+        check(toy, edits, found, layer=-2, how=how, goals=goals)
+
+
 @pytest.mark.parametrize("n_goals", [0, 3])
-def test_effects(toy, layer, n_goals):
-    sets = perturbations(toy)
-    goals = np.random.default_rng(0).normal(size=(n_goals, toy.model.hidden_size))
-    for how in toy.poolings:
-        effects = run(toy, sets, layer=layer, how=how, goals=goals if n_goals else None)
-        shift, toward, genes, n_gene_cells, ranks = naive_effects(toy, sets, layer=layer, how=how, goals=goals)
-        np.testing.assert_allclose(effects.cells, shift, atol=1e-5)
-        np.testing.assert_allclose(effects.states, toward, atol=1e-5)
-        np.testing.assert_allclose(effects.genes, genes, atol=1e-5)
-        np.testing.assert_array_equal(effects.n_gene_cells, n_gene_cells)
-        np.testing.assert_allclose(effects.ranks, ranks, atol=1e-6)
-        assert {effects.cells.dtype, effects.states.dtype, effects.genes.dtype, effects.ranks.dtype} == {
-            np.dtype(np.float32)
-        }
+def test_as_many_states_as_goals(toy, n_goals):
+    edits = make_edits(toy, "delete")
+    found = run(toy, edits, goals=goals_of(toy, n_goals) if n_goals else None)
+    assert found.toward.shape == (len(edits), n_goals)
+    assert found.toward_parts.shape == (len(edits), n_goals, len(PARTS))
+    assert not np.isnan(found.shift).any()
 
 
-def test_cells_of_the_deleted_genes_alone_have_no_effect(toy):
-    sets = perturbations(toy)
-    effects = run(toy, sets)
-    assert np.isnan(effects.cells[4]).all()  # a cell of one gene, which is deleted by itself
-    assert np.isnan(effects.cells[6, -1])  # a cell of the two genes that are deleted together
-    assert not np.isnan(effects.cells[6]).all()  # each of them by itself leaves the other
+# --- parts ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_add_up(toy, full, kind):
+    for cells in (toy, full):
+        edits = make_edits(cells, kind)
+        for how in hows(cells):
+            found = run(cells, edits, how=how)
+            np.testing.assert_allclose(found.parts.sum(axis=-1), found.shift, rtol=0, atol=1e-6)
+            np.testing.assert_allclose(found.toward_parts.sum(axis=-1), found.toward, rtol=0, atol=1e-6)
+            assert found.parts.any(axis=0).tolist() == [how == "mean", True, True]
+
+
+def test_composition_of_a_deletion_is_known_without_a_second_pass(toy):
+    """The mean over all genes against that over the others, all in the cell as it was."""
+    edits, goal = make_edits(toy, "delete"), goals_of(toy, 1)
+    found = run(toy, edits, goals=goal)
+    for at, (row, which) in enumerate(zip(edits.cell, edits.which, strict=True)):
+        cell, genes = toy.cells()[row], edits.sets[which].tolist()
+        states = dict(zip(cell, toy.reference.states(cell, -2), strict=True))
+        whole = np.mean([state for token, state in states.items() if toy.is_gene(token)], axis=0)
+        rest = np.mean([state for t, state in states.items() if toy.is_gene(t) and t not in genes], axis=0)
+        assert found.parts[at, 0] == pytest.approx(1 - cosine(whole, rest), abs=1e-6)
+        assert found.toward_parts[at, 0, 0] == pytest.approx(cosine(rest, goal[0]) - cosine(whole, goal[0]), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cells_that_are_no_mean_have_no_composition(toy, kind):
+    edits = make_edits(toy, kind)
+    for how in set(hows(toy)) - {"mean"}:
+        found = run(toy, edits, how=how)
+        np.testing.assert_array_equal(found.parts[:, 0], 0)
+        if how == "cls":
+            np.testing.assert_array_equal(found.toward_parts[..., 0], 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_held_positions_leave_no_position_part(toy, full, kind):
+    for cells in (toy, full):
+        edits = make_edits(cells, kind)
+        for how in hows(cells):
+            found = run(cells, edits, how=how, hold=True)
+            np.testing.assert_array_equal(found.parts[:, 1], 0)
+            np.testing.assert_array_equal(found.toward_parts[..., 1], 0)
+            free = run(cells, edits, how=how)
+            # What is left is what the free run calls the same.
+            np.testing.assert_allclose(found.parts[:, [0, 2]], free.parts[:, [0, 2]], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("hold", [False, True])
+def test_effects_without_their_parts(toy, kind, hold):
+    edits = make_edits(toy, kind)
+    for how in hows(toy):
+        with_parts, without = (run(toy, edits, how=how, hold=hold, split=split) for split in (True, False))
+        same(without, with_parts, fields=("shift", "toward", "rank", "vectors", "genes"), atol=0)
+        assert np.isnan(without.parts).all()
+        assert np.isnan(without.toward_parts).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_the_embedding_other_genes_know_of_their_position_only(toy, full, kind):
+    for cells in (toy, full):
+        edits = make_edits(cells, kind)
+        found = run(cells, edits, layer=0, how="genes")
+        np.testing.assert_allclose(found.parts[:, [0, 2]], 0, atol=1e-6)
+        assert found.parts[:, 1].max() > 0.01
+        held = run(cells, edits, layer=0, how="genes", hold=True)
+        np.testing.assert_allclose(held.shift, 0, atol=1e-6)
+        np.testing.assert_allclose(held.genes[:2], 0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_without_positions_has_no_position_part(toy, full, kind):
+    for cells in (toy, full):
+        encoder = cells.encoder(-1)
+        with torch.no_grad():
+            encoder.embeddings.position_embeddings.weight.zero_()
+        edits = make_edits(cells, kind)
+        for how in hows(cells):
+            found = measure_edits(encoder, cells.ids, cells.lengths, cells.vocabulary, edits, how=how)
+            np.testing.assert_allclose(found.parts[:, 1], 0, atol=2e-6)
+            # To move genes about changes nothing at all, to take some out or put some in does.
+            in_place = (edits.to != GONE).all(axis=1) if kind == "shift" else np.zeros(len(edits), dtype=bool)
+            np.testing.assert_allclose(found.shift[in_place], 0, atol=2e-6)
+            assert kind == "shift" or found.shift.max() > 1e-4
+
+
+# --- edits that do little ------------------------------------------------------------------------------------------
+
+
+def test_genes_moved_beyond_what_is_read_are_deleted(toy):
+    deleted = make_edits(toy, "delete")
+    moved = dataclasses.replace(deleted, kind="shift", to=np.full((len(deleted), 3), GONE))
+    same(run(toy, moved), run(toy, deleted), atol=0)
+
+
+def test_genes_that_stay_move_nothing(toy):
+    """The first gene brought to the front, a gene moved to its own place: exactly 0, not a rounding."""
+    rows = np.flatnonzero(toy.lengths > toy.vocabulary.n_specials + 3)
+    o = toy.vocabulary.first_gene
+    sets = list(toy.ids[rows, o : o + 1].astype(np.int64))
+    third = list(toy.ids[rows, o + 2 : o + 3].astype(np.int64))
+    to_the_front = Edits("overexpress", sets, rows, np.arange(len(rows)))
+    to_its_place = Edits("shift", third, rows, np.arange(len(rows)), np.full((len(rows), 1), 2))
+    for edits in (to_the_front, to_its_place):
+        for how in hows(toy):
+            found = run(toy, edits, how=how, keep_vectors=True)
+            for field in ("shift", "parts", "toward", "toward_parts"):
+                np.testing.assert_allclose(getattr(found, field), 0, atol=1e-6)
+            np.testing.assert_allclose(found.vectors[:, 0], found.vectors[:, 1], atol=1e-5)
+    assert run(toy, to_the_front).rank.tolist() == [0] * len(rows)
 
 
 def test_tokens_of_a_set_in_any_order(toy):
-    first, second = np.flatnonzero(~toy.vocabulary.is_special)[:2]
-    effects = run(toy, [[first, second], [second, first]])
-    np.testing.assert_array_equal(effects.cells[:, 0], effects.cells[:, 1])
+    """It matters in what order genes are brought to the front, and not in what order they leave."""
+    first, second = np.flatnonzero(~toy.vocabulary.is_special)[:2].tolist()
+    rows = np.flatnonzero([{first, second} < set(cell) for cell in toy.cells()])
+    for kind, is_same in {"delete": True, "overexpress": False}.items():
+        one, other = (
+            run(toy, Edits(kind, [np.array(genes)], rows, np.zeros_like(rows)))
+            for genes in ([first, second], [second, first])
+        )
+        assert np.array_equal(one.shift, other.shift) == is_same
 
 
-def test_without_position_a_deletion_moves_no_other_gene_of_the_embedding(toy):
-    """In the embedding layer a gene's state knows of its position only: no position, no shift."""
-    import torch
-
-    encoder = toy.encoder(0)
-    with torch.no_grad():
-        encoder.embeddings.position_embeddings.weight.zero_()
-    gene = np.flatnonzero(~toy.vocabulary.is_special)[:1]
-    effects = delete_genes(encoder, toy.ids, toy.lengths, toy.vocabulary, [gene], how="mean")
-    has_gene = (toy.ids == gene).any(axis=1)
-    np.testing.assert_allclose(effects.cells[has_gene], 0, atol=1e-6)
-
-
-def same(ours, theirs, rows=slice(None)):
-    for field in ("cells", "states", "ranks"):
-        np.testing.assert_allclose(getattr(ours, field), getattr(theirs, field)[rows], atol=1e-5)
+def test_no_edits(toy):
+    nothing = np.zeros(0, dtype=np.int64)
+    for sets in ([], [np.array([7])]):
+        for kind in KINDS:
+            edits = Edits(kind, sets, nothing, nothing, np.zeros((0, len(sets)), dtype=np.int64))
+            found = run(toy, edits)
+            assert found.shift.shape == found.rank.shape == (0,)
+            assert found.parts.shape == (0, 3)
+            assert found.toward.shape == (0, 2)
+            assert found.vectors.shape == (0, 2, toy.model.hidden_size)
+            assert found.genes.shape == (3, len(toy.vocabulary), len(sets))
+            assert not found.genes.any()
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 70, 200])
-def test_batches_do_not_matter(toy, batch_tokens):
-    sets, goals = perturbations(toy), np.eye(2, 16)
-    expected = run(toy, sets, goals=goals)
-    with settings.override(batch_tokens=batch_tokens):
-        found = run(toy, sets, goals=goals)
-    same(found, expected)
-    np.testing.assert_allclose(found.genes, expected.genes, atol=1e-5)
-    np.testing.assert_array_equal(found.n_gene_cells, expected.n_gene_cells)
+def test_edits_of_cells_without_tokens_stay_missing(toy):
+    empty = int(np.flatnonzero(toy.lengths == 0)[0])
+    edits = make_edits(toy, "overexpress")
+    more = dataclasses.replace(edits, cell=np.insert(edits.cell, 4, empty), which=np.insert(edits.which, 4, 0))
+    found = run(toy, more)
+    for field in ("shift", "parts", "toward", "toward_parts", "rank", "vectors"):
+        assert np.isnan(getattr(found, field)[4]).all()
+    same(found, run(toy, edits), fields=("genes",))
 
 
-def test_order_and_company_of_cells_do_not_matter(toy):
-    sets = perturbations(toy)
-    expected = run(toy, sets)
+def test_only_what_is_asked_for(toy):
+    edits = make_edits(toy, "delete")
+    found = measure_edits(toy.encoder(-2), toy.ids, toy.lengths, toy.vocabulary, edits, how="mean")
+    assert found.vectors is None
+    assert found.genes is None
+    same(found, run(toy, edits), fields=("shift", "parts", "rank"), atol=0)
+
+
+# --- sums over genes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["mean", "genes"])
+def test_genes_are_summed_in_the_groups_of_edits(toy, how):
+    edits = make_edits(toy, "overexpress")
+    group = np.random.default_rng(0).integers(0, 4, len(edits))
+    found = run(toy, edits, how=how, gene_groups=group, n_groups=5).genes
+    by_edit = run(toy, edits, how=how, gene_groups=np.arange(len(edits)), n_groups=len(edits)).genes
+    for at in range(5):
+        np.testing.assert_allclose(found[..., at], by_edit[..., group == at].sum(axis=-1), atol=1e-5)
+    np.testing.assert_allclose(by_edit[1], by_edit[0] ** 2, atol=1e-6)
+    assert set(np.unique(by_edit[2])) == {0, 1}
+    shift = (by_edit[0].sum(axis=0) / by_edit[2].sum(axis=0)).astype(np.float32)
+    np.testing.assert_allclose(run(toy, edits, how="genes").shift, shift, atol=1e-6)
+
+
+# --- batches -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch_tokens", [1, 150])
+def test_batches_do_not_matter(toy, full, kind, batch_tokens):
+    for cells in (toy, full):
+        edits = make_edits(cells, kind)
+        expected = run(cells, edits)
+        with settings.override(batch_tokens=batch_tokens):
+            found = run(cells, edits)
+        same(found, expected)
+        np.testing.assert_array_equal(found.genes[2], expected.genes[2])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_edits_in_any_order(toy, kind):
+    edits = make_edits(toy, kind)
+    order = np.random.default_rng(1).permutation(len(edits))
+    same(run(toy, some_of(edits, order)), run(toy, edits), order)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_order_and_company_of_cells_do_not_matter(toy, kind):
+    edits = make_edits(toy, kind)
+    expected = run(toy, edits)
     order = np.random.default_rng(0).permutation(len(toy.ids))
-    same(run(toy, sets, rows=order), expected, order)
-    same(run(toy, sets, rows=[6, 9]), expected, [6, 9])
+    moved = dataclasses.replace(toy, ids=toy.ids[order], lengths=toy.lengths[order])
+    same(run(moved, dataclasses.replace(edits, cell=np.argsort(order)[edits.cell])), expected)
+    wide = dataclasses.replace(toy, ids=np.pad(toy.ids, ((0, 0), (0, 5))))
+    same(run(wide, edits), expected, atol=0)
+    some = np.flatnonzero(np.isin(edits.cell, [3, 9]))
+    same(run(toy, some_of(edits, some)), expected, some, fields=FIELDS[:-1])
 
 
-def test_perturbations_do_not_touch_each_other(toy):
-    sets = perturbations(toy)
-    together = run(toy, sets)
-    for at, genes in enumerate(sets):
-        alone = run(toy, [genes])
-        np.testing.assert_allclose(alone.cells[:, 0], together.cells[:, at], atol=1e-5)
-        np.testing.assert_allclose(alone.genes[:, 0], together.genes[:, at], atol=1e-5)
+@pytest.mark.parametrize("kind", KINDS)
+def test_sets_do_not_touch_each_other(toy, kind):
+    edits = make_edits(toy, kind)
+    together = run(toy, edits)
+    for which in range(len(edits.sets)):
+        some = np.flatnonzero(edits.which == which)
+        alone = run(toy, some_of(edits, some))
+        same(alone, together, some, fields=FIELDS[:-1])
+        np.testing.assert_allclose(alone.genes[..., which], together.genes[..., which], atol=1e-5)
 
 
-def test_genes_that_no_cell_has(toy):
-    in_cells = np.unique(toy.ids)
-    absent = np.setdiff1d(np.flatnonzero(~toy.vocabulary.is_special), in_cells)[:1]
-    effects = run(toy, [absent])
-    assert np.isnan(effects.cells).all()
-    assert np.isnan(effects.genes).all()
-    assert not effects.n_gene_cells.any()
+@pytest.mark.parametrize("kind", ["delete", "overexpress"])
+def test_what_does_not_fit_in_memory_is_halved_and_counted_once(full, kind):
+    edits = make_edits(full, kind)
+    expected = run(full, edits)
+    encoder, n_failed = full.encoder(-2), []
+
+    def small_memory(_module, _args, kwargs):
+        if len(kwargs["input_ids"]) > 3:
+            n_failed.append(1)
+            raise torch.OutOfMemoryError
+
+    encoder.register_forward_pre_hook(small_memory, with_kwargs=True)
+    found = measure_edits(
+        encoder,
+        full.ids,
+        full.lengths,
+        full.vocabulary,
+        edits,
+        how="mean",
+        goals=goals_of(full, 2),
+        gene_groups=edits.which,
+        n_groups=len(edits.sets),
+        keep_vectors=True,
+    )
+    assert len(n_failed) > 1
+    same(found, expected)
+    np.testing.assert_array_equal(found.genes[2], expected.genes[2])
 
 
-def test_only_cells_with_the_genes_are_run(toy):
+@pytest.mark.parametrize(
+    ("wanted", "n_passes"), [({}, 2), ({"split": False}, 1), ({"hold": True}, 1), ({"hold": True, "split": False}, 1)]
+)
+def test_no_pass_too_many(toy, wanted, n_passes):
+    """Each cell with edits once as it is, and each edit once, or twice for its parts."""
     encoder, n_run = toy.encoder(), []
     encoder.register_forward_pre_hook(lambda _m, _i, kwargs: n_run.append(len(kwargs["input_ids"])), with_kwargs=True)
-    gene = np.flatnonzero(~toy.vocabulary.is_special)[:1]
-    delete_genes(encoder, toy.ids, toy.lengths, toy.vocabulary, [gene], how="mean")
-    has_gene = (toy.ids == gene).any(axis=1).sum()
-    assert 0 < has_gene < len(toy.ids) - 1
-    assert sum(n_run) == 2 * has_gene  # each once as it is, once without the gene
+    edits = make_edits(toy, "delete", [np.flatnonzero(~toy.vocabulary.is_special)[:1]])
+    assert 0 < len(edits) < len(toy.ids) - 1
+    measure_edits(encoder, toy.ids, toy.lengths, toy.vocabulary, edits, how="mean", **wanted)
+    assert sum(n_run) == (1 + n_passes) * len(edits)
+
+
+def test_cut_cells_are_read_once_more(full):
+    encoder, n_run = full.encoder(), []
+    encoder.register_forward_pre_hook(lambda _m, _i, kwargs: n_run.append(len(kwargs["input_ids"])), with_kwargs=True)
+    absent = np.setdiff1d(np.flatnonzero(~full.vocabulary.is_special), np.unique(full.ids))[:1]
+    edits = make_edits(full, "overexpress", [absent])
+    measure_edits(encoder, full.ids, full.lengths, full.vocabulary, edits, how="mean", split=False)
+    assert sum(n_run) == 2 * len(full.ids) + (full.lengths == full.model.max_length).sum()

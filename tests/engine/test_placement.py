@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from gfx._engine.attention import attention_sums
-from gfx._engine.perturb import delete_genes
+from gfx._engine.perturb import Edits, measure_edits
 from gfx._engine.pooling import embed_cells, embed_genes
 
 
@@ -73,22 +73,38 @@ def test_cells_and_genes(toy):
         check(near, results(far_encoder(toy)))
 
 
-def test_deletions(toy):
+def edits(toy, kind):
+    """Two sets in each cell that has tokens; three genes that no cell has make full cells lose their last ones."""
     genes = np.flatnonzero(~toy.vocabulary.is_special)
+    absent = np.setdiff1d(genes, np.unique(toy.ids))
+    sets = [absent[:3], genes[:1]] if kind == "overexpress" else [genes[:1], genes[1:2]]
+    cells = np.flatnonzero(toy.lengths > toy.vocabulary.n_specials + 1)
+    assert toy.lengths.max() + 3 > toy.model.max_length
+    cell, which = np.tile(cells, 2), np.repeat([0, 1], len(cells))
+    return Edits(kind, sets, cell, which, np.full((len(cell), 1), 4) if kind == "shift" else None)
+
+
+def everything(toy, encoder, some, **wanted):
+    """All that can be measured of edits, and with goals of each set."""
+    return measure_edits(
+        encoder,
+        toy.ids,
+        toy.lengths,
+        toy.vocabulary,
+        some,
+        **({"goals": np.eye(3, 16), "gene_groups": some.which, "n_groups": 2, "keep_vectors": True} | wanted),
+    )
+
+
+@pytest.mark.parametrize("kind", ["delete", "overexpress", "shift"])
+def test_edits(toy, kind):
+    some = edits(toy, kind)
 
     def results(encoder):
-        for how in toy.poolings:
-            yield from vars(
-                delete_genes(
-                    encoder,
-                    toy.ids,
-                    toy.lengths,
-                    toy.vocabulary,
-                    [genes[:1], genes[:2]],
-                    how=how,
-                    state_vectors=np.eye(3, 16),
-                )
-            ).values()
+        for how in (*toy.poolings, "genes"):
+            yield from vars(everything(toy, encoder, some, how=how)).values()
+        yield from vars(everything(toy, encoder, some, how="mean", hold=True, goals=np.ones((2, 3, 16)))).values()
+        yield from vars(everything(toy, encoder, some, how="mean", split=False, gene_groups=None)).values()
 
     near = list(results(toy.encoder()))
     with FarDevice():
@@ -134,9 +150,10 @@ def test_new_tensors_name_their_device(toy):
     """Tensors made without saying where would land on this other device, and fail or hold nothing."""
     encoder, eager = toy.encoder(), toy.encoder(attention="eager")
     cells = toy.ids, toy.lengths, toy.vocabulary
-    gene = np.flatnonzero(~toy.vocabulary.is_special)[:1]
     with torch.device("meta"):
         embed_cells(encoder, *cells, how="mean")
         embed_genes(encoder, *cells, group=np.zeros(len(toy.ids), dtype=np.int64), n_groups=1)
-        delete_genes(encoder, *cells, [gene], how="mean", state_vectors=np.eye(2, 16))
+        for kind in ("delete", "overexpress", "shift"):
+            for split in (True, False):
+                everything(toy, encoder, edits(toy, kind), how="mean", split=split)
         attention_sums(eager, *cells)

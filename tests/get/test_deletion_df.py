@@ -1,57 +1,231 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 import gfx
 
+# The toy cells' states are drawn at random, and most of the time nothing tells them apart.
+pytestmark = pytest.mark.filterwarnings("ignore:Held-out (cells|donors) of")
+
 GENES = ["TOY90", "TOY48", ("TOY90", "TOY48")]
 NAMES = ["TOY90", "TOY48", "TOY90+TOY48"]
+
+delete_genes = partial(gfx.tl.delete_genes, null=None)
+deletion_df = partial(gfx.get.deletion_df, min_cells=1)
 
 
 @pytest.fixture(scope="module")
 def plain(toy_cells, toy_model):
     adata = toy_cells(18)
-    gfx.tl.delete_genes(adata, GENES, model=toy_model)
+    delete_genes(adata, GENES, model=toy_model)
     return adata
 
 
 @pytest.fixture(scope="module")
 def with_states(toy_cells, toy_model):
     adata = toy_cells(18)
-    gfx.tl.delete_genes(adata, GENES, model=toy_model, groupby="cell_type", start="b", goal="a", key_added="mine")
+    delete_genes(adata, GENES, model=toy_model, groupby="cell_type", start="b", goal="a", key_added="mine")
     return adata
 
 
+#: In some of the cells, more or fewer.
+MORE = ["TOY90", "TOY48", "TOY165", "TOY171", "TOY137", "TOY88"]
+STATES = {"groupby": "cell_type", "start": "b", "goal": "a"}
+
+
+@pytest.fixture(scope="module")
+def controlled(toy_cells, toy_model):
+    """With random sets and donors: plain, and with states."""
+    adata = toy_cells(48)
+    gfx.tl.delete_genes(adata, MORE, model=toy_model, null=9, donor_key="donor")
+    gfx.tl.delete_genes(adata, MORE, model=toy_model, null=9, donor_key="donor", key_added="mine", **STATES)
+    return adata
+
+
+PARTS = ["composition", "position", "context"]
+EFFECTS = ["shift_mean", "shift_sd", "composition_mean", "position_mean", "context_mean", "rank_mean"]
+
+
 def test_deletion_df(plain):
-    table = gfx.get.deletion_df(plain)
-    assert table["perturbation"].tolist() == NAMES
+    table = deletion_df(plain)
     shift = plain.obsm["gfx_delete"].astype(np.float64)
-    np.testing.assert_allclose(table["shift_mean"], np.nanmean(shift, axis=0))
-    np.testing.assert_allclose(table["shift_sd"], np.nanstd(shift, axis=0, ddof=1))
-    assert table["n_cells"].tolist() == (~np.isnan(shift)).sum(axis=0).tolist()
+    order = np.argsort(-np.nanmean(shift, axis=0))
+    assert table.columns.tolist() == ["perturbation", "n_cells", *EFFECTS, "detection", "expression_mean"]
+    assert table["perturbation"].tolist() == np.array(NAMES)[order].tolist()
+    np.testing.assert_allclose(table["shift_mean"], np.nanmean(shift, axis=0)[order])
+    np.testing.assert_allclose(table["shift_sd"], np.nanstd(shift, axis=0, ddof=1)[order])
+    assert table["n_cells"].tolist() == (~np.isnan(shift)).sum(axis=0)[order].tolist()
+    assert table.attrs["note"] == plain.uns["gfx_delete"]["note"] != ""
     table["shift_mean"] = 0.0  # a copy: the result stays as it is
-    assert gfx.get.deletion_df(plain)["shift_mean"].gt(0).all()
+    assert deletion_df(plain)["shift_mean"].gt(0).all()
 
 
 def test_deletion_df_with_states(with_states):
-    table = gfx.get.deletion_df(with_states, key="mine")
-    assert table["perturbation"].tolist() == [name for name in NAMES for _ in "abc"]
+    table = deletion_df(with_states, key="mine")
+    toward = with_states.obsm["mine_states"].astype(np.float64)
+    order = np.argsort(-np.nanmean(toward[:, :, 0], axis=0))  # the goal is the first state
+    assert table["perturbation"].tolist() == [name for name in np.array(NAMES)[order] for _ in "abc"]
     assert table["state"].tolist() == list("abc") * 3
     assert table["role"].tolist() == ["goal", "start", "alternative"] * 3
-    toward = with_states.obsm["mine_states"].astype(np.float64)
-    np.testing.assert_allclose(table["toward_mean"].to_numpy().reshape(3, 3), np.nanmean(toward, axis=0))
-    np.testing.assert_allclose(table["toward_sd"].to_numpy().reshape(3, 3), np.nanstd(toward, axis=0, ddof=1))
-    shift = np.nanmean(with_states.obsm["mine"].astype(np.float64), axis=0)
+    np.testing.assert_allclose(table["toward_mean"].to_numpy().reshape(3, 3), np.nanmean(toward, axis=0)[order])
+    np.testing.assert_allclose(table["toward_sd"].to_numpy().reshape(3, 3), np.nanstd(toward, axis=0, ddof=1)[order])
+    shift = np.nanmean(with_states.obsm["mine"].astype(np.float64), axis=0)[order]
     np.testing.assert_allclose(table["shift_mean"], np.repeat(shift, 3))
     assert "n_cells" in table
+    assert "logfc" in table
+    assert not [column for column in table if column.removeprefix("toward_") in {"z", "p", "fdr", "n_random"}]
     assert table.columns.is_unique
+    assert table.attrs["note"] == with_states.uns["mine"]["note"]
+
+
+# --- z, p and their adjustment --------------------------------------------------------------------------------------
+
+
+def adjusted(p):
+    """Benjamini and Hochberg, by their definition; what is missing is no test."""
+    p = np.asarray(p, dtype=float)
+    tested, out = np.flatnonzero(~np.isnan(p)), np.full(len(p), np.nan)
+    for at in tested:
+        out[at] = min(1, *(q * len(tested) / (p[tested] <= q).sum() for q in p[tested] if q >= p[at]))
+    return out
+
+
+@pytest.fixture
+def with_p_values(controlled):
+    """Other p-values than a run on toys gives, that tell a test of one number from another."""
+    adata = controlled.copy()
+    adata.uns["gfx_delete"]["table"]["p"] = [0.01, 0.04, 0.03, 0.2, 0.02, 0.5]
+    adata.uns["mine"]["table"]["p"] = [0.01, 0.04, 0.03, 0.2, 0.02, 0.5]
+    states = adata.uns["mine"]["state_table"]
+    states["toward_p"] = np.linspace(0.001, 0.9, len(states)) ** 2
+    return adata
+
+
+def test_rows_are_in_the_order_of_z(controlled):
+    table = deletion_df(controlled)
+    assert set(table["perturbation"]) == set(MORE)
+    assert table["z"].is_monotonic_decreasing
+    assert not table["shift_mean"].is_monotonic_decreasing
+    found, expected = table.set_index("perturbation"), controlled.uns["gfx_delete"]["table"].set_index("perturbation")
+    columns = [column for column in expected if column != "logfc"]
+    pd.testing.assert_frame_equal(found.loc[MORE, columns], expected[columns])
+    donors = ["n_donors", "donor_mean", "donor_low", "donor_high", "donor_p", "donor_fdr"]
+    assert [*found] == [
+        *(c for c in columns[: columns.index("p") + 1]),
+        "fdr",
+        *columns[columns.index("p") + 1 :],
+        *donors,
+    ]
+
+
+def test_states_are_kept_together_and_in_the_order_of_the_goal(controlled):
+    table = deletion_df(controlled, key="mine")
+    assert table["state"].tolist() == list("abc") * 6
+    goals = table[table["role"] == "goal"]
+    assert goals["toward_z"].is_monotonic_decreasing
+    assert table["perturbation"].tolist() == goals["perturbation"].repeat(3).tolist()
+    assert not goals["z"].is_monotonic_decreasing
+
+
+def test_tests_of_perturbations_are_counted_once(with_p_values):
+    table = deletion_df(with_p_values).set_index("perturbation").loc[MORE]
+    expected = adjusted([0.01, 0.04, 0.03, 0.2, 0.02, 0.5])
+    np.testing.assert_allclose(table["fdr"], expected)
+    states = deletion_df(with_p_values, key="mine")
+    for state in "abc":
+        rows = states[states["state"] == state].set_index("perturbation").loc[MORE]
+        np.testing.assert_allclose(rows["fdr"], expected, err_msg=state)
+        np.testing.assert_allclose(rows["toward_fdr"], adjusted(rows["toward_p"]), err_msg=state)
+        np.testing.assert_allclose(rows["donor_fdr"], adjusted(rows["donor_p"]), err_msg=state)
+    assert (states["toward_fdr"] > states["toward_p"]).sum() > 6
+
+
+@pytest.mark.parametrize("key", ["gfx_delete", "mine"])
+def test_few_cells_say_nothing(with_p_values, key):
+    """Neither an effect nor a test: NaN, not 0, at the end, and no part of the adjustment."""
+    counts = deletion_df(with_p_values, key=key).drop_duplicates("perturbation").set_index("perturbation")["n_cells"]
+    min_cells = int(counts.median()) + 1
+    few = counts.index[counts < min_cells]
+    assert 0 < len(few) < 6
+    table = gfx.get.deletion_df(with_p_values, key=key, min_cells=min_cells)
+    assert len(table) == (6 if key == "gfx_delete" else 18)
+    is_few = table["perturbation"].isin(few)
+    assert is_few.tolist() == sorted(is_few)
+    told = ["perturbation", "n_cells", "n_donors", "detection", "expression_mean", "n_random"]
+    told += ["state", "role", "logfc", "toward_n_random"] if key == "mine" else []
+    assert table.loc[is_few, told].notna().all(axis=None)
+    assert table.loc[is_few].drop(columns=told).isna().all(axis=None)
+    assert table.loc[~is_few, ["shift_mean", "z", "p", "fdr", "donor_mean"]].notna().all(axis=None)
+    rows = table[~is_few & (table.get("state", "a") == "a")]
+    np.testing.assert_allclose(rows["fdr"], adjusted(rows["p"]))
+    np.testing.assert_allclose(rows["donor_fdr"], adjusted(rows["donor_p"]))
+
+
+def test_ten_cells_are_asked_for(controlled):
+    pd.testing.assert_frame_equal(gfx.get.deletion_df(controlled), gfx.get.deletion_df(controlled, min_cells=10))
+
+
+# --- donors ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["gfx_delete", "mine"])
+def test_over_donors(controlled, key):
+    """Means, intervals and tests of the excess over random sets, one value a donor."""
+    effect, donors = ("shift", "donors") if key == "gfx_delete" else ("toward", "donor_states")
+    tables = controlled.uns[key][donors]
+    for _, row in deletion_df(controlled, key=key).iterrows():
+        mine = tables[tables["perturbation"] == row["perturbation"]]
+        mine = mine if key == "gfx_delete" else mine[mine["state"] == row["state"]]
+        values = mine[f"{effect}_excess"].dropna()
+        test = stats.ttest_1samp(values, 0)
+        assert row["n_donors"] == len(mine)
+        expected = [values.mean(), *test.confidence_interval(), test.pvalue]
+        np.testing.assert_allclose(row[["donor_mean", "donor_low", "donor_high", "donor_p"]].tolist(), expected)
+
+
+def test_over_donors_without_random_sets(toy_cells, toy_model):
+    """A shift is above 0 by its nature and cannot be tested against it; a movement towards a state can."""
+    adata = toy_cells(24)
+    delete_genes(adata, MORE[:2], model=toy_model, donor_key="donor")
+    delete_genes(adata, MORE[:2], model=toy_model, donor_key="donor", key_added="mine", **STATES)
+    table = deletion_df(adata)
+    assert table["donor_p"].isna().all()
+    assert (table["donor_low"] < table["donor_mean"]).all()
+    donors = adata.uns["gfx_delete"]["donors"].groupby("perturbation")["shift_mean"].mean()
+    np.testing.assert_allclose(table["donor_mean"], donors[table["perturbation"]])
+    states = deletion_df(adata, key="mine").set_index(["perturbation", "state"])
+    for name, values in adata.uns["mine"]["donor_states"].groupby(["perturbation", "state"])["toward_mean"]:
+        assert states.loc[name, "donor_p"] == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+
+
+@pytest.mark.parametrize("min_donors", [2, 4, 5])
+def test_few_donors_say_nothing(controlled, min_donors):
+    table = deletion_df(controlled, min_donors=min_donors)
+    excess = controlled.uns["gfx_delete"]["donors"].dropna().groupby("perturbation").size()
+    enough = (excess[table["perturbation"]] >= min_donors).to_numpy()
+    assert enough.any() == (min_donors < 5)
+    for column in ("donor_mean", "donor_low", "donor_high", "donor_p", "donor_fdr"):
+        assert (table[column].notna() == enough).all(), column
+    assert (table["n_donors"] == 4).all()
+    assert table["z"].notna().all()
+
+
+# --- other tables ---------------------------------------------------------------------------------------------------
 
 
 def test_deletion_cells_df(plain):
     table = gfx.get.deletion_cells_df(plain)
-    assert table.columns.tolist() == ["cell", "perturbation", "shift"]
+    assert table.columns.tolist() == ["cell", "perturbation", "shift", *PARTS]
+    np.testing.assert_allclose(table[PARTS].sum(axis=1), table["shift"], atol=1e-6)
+    for at, part in enumerate(PARTS):
+        wide = table.pivot_table(index="cell", columns="perturbation", values=part)
+        wide = wide.reindex(index=plain.obs_names, columns=NAMES)
+        np.testing.assert_array_equal(wide, plain.obsm["gfx_delete_parts"][:, :, at])
     wide = table.pivot_table(index="cell", columns="perturbation", values="shift")
     wide = wide.reindex(index=plain.obs_names, columns=NAMES)
     np.testing.assert_array_equal(wide, plain.obsm["gfx_delete"])
@@ -60,7 +234,7 @@ def test_deletion_cells_df(plain):
 
 def test_deletion_cells_df_with_states(with_states):
     table = gfx.get.deletion_cells_df(with_states, key="mine")
-    assert table.columns.tolist() == ["cell", "perturbation", "shift", "state", "toward"]
+    assert table.columns.tolist() == ["cell", "perturbation", "shift", *PARTS, "state", "toward"]
     assert not table.isna().any(axis=None)
     for at, state in enumerate("abc"):
         wide = table[table["state"] == state].pivot_table(index="cell", columns="perturbation", values="toward")
@@ -68,19 +242,33 @@ def test_deletion_cells_df_with_states(with_states):
         np.testing.assert_array_equal(wide, with_states.obsm["mine_states"][:, :, at])
 
 
-def test_gene_effects_df(plain):
-    everything = gfx.get.gene_effects_df(plain)
-    assert everything.columns.tolist() == ["perturbation", "gene", "shift", "n_cells"]
-    assert everything["perturbation"].unique().tolist() == NAMES
-    for at, name in enumerate(NAMES):
-        table = gfx.get.gene_effects_df(plain, name)
+def assert_gene_effects(adata, names, key, columns, by):
+    everything = gfx.get.gene_effects_df(adata, key=key, min_cells=1)
+    assert everything.columns.tolist() == columns
+    assert everything["perturbation"].unique().tolist() == names
+    for at, name in enumerate(names):
+        table = gfx.get.gene_effects_df(adata, name, key=key, min_cells=1)
         pd.testing.assert_frame_equal(table, everything[everything["perturbation"] == name].reset_index(drop=True))
-        assert table["shift"].is_monotonic_decreasing
-        seen = plain.varm["gfx_delete_n_cells"][:, at] > 0
-        assert set(table["gene"]) == set(plain.var_names[seen])
-        by_gene = table.set_index("gene").loc[plain.var_names[seen]]
-        np.testing.assert_array_equal(by_gene["shift"], plain.varm["gfx_delete"][seen, at])
-        np.testing.assert_array_equal(by_gene["n_cells"], plain.varm["gfx_delete_n_cells"][seen, at])
+        assert table[by].dropna().is_monotonic_decreasing
+        seen = adata.varm[f"{key}_n_cells"][:, at] > 0
+        assert set(table["gene"]) == set(adata.var_names[seen])
+        by_gene = table.set_index("gene").loc[adata.var_names[seen]]
+        for column, slot in {"shift": key, "shift_sd": f"{key}_sd", "n_cells": f"{key}_n_cells"}.items():
+            np.testing.assert_array_equal(by_gene[column], adata.varm[slot][seen, at])
+        if by == "excess":
+            np.testing.assert_array_equal(by_gene["random_shift"], adata.varm[f"{key}_null"][seen, at])
+            np.testing.assert_array_equal(by_gene["excess"], by_gene["shift"] - by_gene["random_shift"])
+            assert not table["shift"].is_monotonic_decreasing
+
+
+def test_gene_effects_df(plain):
+    columns = ["perturbation", "gene", "shift", "shift_sd", "n_cells"]
+    assert_gene_effects(plain, NAMES, "gfx_delete", columns, "shift")
+
+
+def test_gene_effects_beside_random_sets(controlled):
+    columns = ["perturbation", "gene", "shift", "shift_sd", "n_cells", "random_shift", "excess"]
+    assert_gene_effects(controlled, MORE, "mine", columns, "excess")
 
 
 @pytest.mark.parametrize("min_cells", [0, 1, 5, 1000])
@@ -95,9 +283,12 @@ def test_effects_of_a_gene_that_no_cell_has(toy_cells, toy_model):
     adata = toy_cells(18)
     absent = next(name for name in adata.var_names if not adata[:, name].X.sum())
     with pytest.warns(UserWarning, match="No cell has the genes"):
-        gfx.tl.delete_genes(adata, [absent, "TOY90"], model=toy_model)
-    assert gfx.get.deletion_df(adata)["n_cells"].iloc[0] == 0
-    assert gfx.get.gene_effects_df(adata, absent).empty
+        delete_genes(adata, [absent, "TOY90"], model=toy_model)
+    table = gfx.get.deletion_df(adata, min_cells=0).set_index("perturbation")
+    assert table.index.tolist() == ["TOY90", absent]
+    assert table["n_cells"][absent] == 0
+    assert table.loc[absent, EFFECTS].isna().all()
+    assert gfx.get.gene_effects_df(adata, absent, min_cells=0).empty
     assert set(gfx.get.gene_effects_df(adata)["perturbation"]) == {"TOY90"}
     assert set(gfx.get.deletion_cells_df(adata)["perturbation"]) == {"TOY90"}
 
@@ -106,6 +297,7 @@ TABLES = {
     "deletion_df": ("gfx_delete", r"gfx\.tl\.delete_genes\(adata, \.\.\."),
     "deletion_cells_df": ("gfx_delete", r"gfx\.tl\.delete_genes\(adata, \.\.\."),
     "gene_effects_df": ("gfx_delete", r"gfx\.tl\.delete_genes\(adata, \.\.\."),
+    "synergy_df": ("gfx_delete", r"gfx\.tl\.delete_genes\(adata, \.\.\."),
     "attention_df": ("gfx_attention", r"gfx\.tl\.attention\(adata"),
     "attention_ranks_df": ("gfx_attention", r"gfx\.tl\.attention\(adata"),
     "attention_heads_df": ("gfx_attention", r"gfx\.tl\.attention\(adata"),
@@ -134,9 +326,73 @@ def test_the_result_of_another_tool(toy_cells, toy_model, name):
         getattr(gfx.get, name)(adata, key="mine")
 
 
+def test_the_only_result_is_found_under_any_key(with_states):
+    pd.testing.assert_frame_equal(deletion_df(with_states), deletion_df(with_states, key="mine"))
+
+
 def test_results_under_other_keys_are_named(with_states):
-    with pytest.raises(KeyError, match=r"Results of `gfx\.tl\.delete_genes` here: \['mine'\]"):
-        gfx.get.deletion_df(with_states)
+    with pytest.raises(KeyError, match=r"Did not find 'other'.*Results of `gfx\.tl\.delete_genes` here: \['mine'\]"):
+        gfx.get.deletion_df(with_states, key="other")
+
+
+# --- which result is meant ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def several(toy_cells, toy_model):
+    """Results of three functions, under their own names and under others."""
+    adata = toy_cells(12)
+    gfx.tl.overexpress_genes(adata, "TOY48", model=toy_model, null=None)
+    gfx.tl.shift_genes(adata, "TOY165", quartiles=3, model=toy_model, null=None, key_added="shifted")
+    delete_genes(adata, "TOY90", model=toy_model, key_added="deleted")
+    return adata
+
+
+def only(adata, *keys):
+    part = adata.copy()
+    for key in ("gfx_overexpress", "shifted", "deleted"):
+        if key not in keys:
+            del part.uns[key]
+    return part
+
+
+@pytest.mark.parametrize(("key", "gene"), [("gfx_overexpress", "TOY48"), ("shifted", "TOY165"), ("deleted", "TOY90")])
+def test_results_by_their_name_and_the_only_one_without(several, key, gene):
+    for found in (deletion_df(several, key=key), deletion_df(only(several, key))):
+        assert found["perturbation"].tolist() == [gene]
+        np.testing.assert_allclose(found["shift_mean"], np.nanmean(several.obsm[key].astype(float), axis=0))
+    cells = gfx.get.deletion_cells_df(several, key=key)
+    assert len(cells) == (~np.isnan(several.obsm[key])).sum()
+    assert set(gfx.get.gene_effects_df(several, key=key, min_cells=1)["perturbation"]) == {gene}
+
+
+def test_several_results_have_to_be_named(several):
+    for get in (gfx.get.deletion_df, gfx.get.deletion_cells_df, gfx.get.gene_effects_df, gfx.get.synergy_df):
+        with pytest.raises(
+            KeyError, match=r"several results.*`key=` one of \['deleted', 'gfx_overexpress', 'shifted'\]"
+        ):
+            get(several)
+    assert deletion_df(only(several, "deleted"))["perturbation"].tolist() == ["TOY90"]
+
+
+def test_deletions_under_their_own_name_come_first(several, toy_model):
+    adata = delete_genes(several, "TOY171", model=toy_model, copy=True)
+    assert deletion_df(adata)["perturbation"].tolist() == ["TOY171"]
+
+
+@pytest.mark.parametrize(
+    ("key", "call"),
+    [
+        ("gfx_shift", r"`gfx\.tl\.shift_genes\(adata, \.\.\.\)`"),
+        ("gfx_overexpress", r"`gfx\.tl\.overexpress_genes\(adata, \.\.\.\)`"),
+        ("gfx_delete", r"`gfx\.tl\.delete_genes\(adata, \.\.\.\)`"),
+    ],
+)
+def test_a_result_that_is_not_there_names_the_call_that_makes_it(plain, key, call):
+    adata = plain[:, :5].copy()
+    del adata.uns["gfx_delete"]
+    with pytest.raises(KeyError, match=rf"Did not find '{key}' in `adata\.uns`\. Run {call} first"):
+        gfx.get.deletion_df(adata, key=key)
 
 
 def test_no_such_perturbation(plain):

@@ -40,8 +40,10 @@ def _close_figures() -> Iterator[None]:
 def deleted(toy_cells, toy_model) -> ad.AnnData:
     adata = toy_cells()
     genes = common_genes(adata)
-    gfx.tl.delete_genes(adata, genes, model=toy_model)
-    gfx.tl.delete_genes(adata, genes, model=toy_model, groupby="cell_type", start="a", goal="b", key_added="by_state")
+    given = {"model": toy_model, "null": 6}
+    gfx.tl.delete_genes(adata, genes, **given)
+    gfx.tl.delete_genes(adata, genes, groupby="cell_type", start="a", goal="b", key_added="by_state", **given)
+    gfx.tl.delete_genes(adata, genes, model=toy_model, null=None, key_added="alone")
     return adata
 
 
@@ -52,43 +54,127 @@ def attended(toy_cells, toy_model) -> ad.AnnData:
     return adata
 
 
-def test_deletion_orders_rows_by_mean_effect(deleted: ad.AnnData) -> None:
+def points(ax: plt.Axes, colour: str) -> list[np.ndarray]:
+    """Clouds of points of one colour, from the first row to the last."""
+    wanted = mpl.colors.to_rgb(colour)
+    clouds = [c for c in ax.collections if np.allclose(c.get_facecolor()[:, :3], wanted)]
+    return [np.asarray(cloud.get_offsets()) for cloud in clouds]
+
+
+def diamonds(ax: plt.Axes) -> np.ndarray:
+    """Where effects stand, one point each, in the order of the rows."""
+    edged = [c for c in ax.collections if len(c.get_edgecolor()) and np.allclose(c.get_edgecolor()[0, :3], 0)]
+    at = np.array([c.get_offsets()[0] for c in edged])
+    return at[np.argsort(at[:, 1])]
+
+
+def test_deletion_orders_rows_as_the_table(deleted: ad.AnnData) -> None:
     ax = gfx.pl.deletion(deleted, show=False)
-    table = gfx.get.deletion_df(deleted).sort_values("shift_mean", ascending=False)
+    table = gfx.get.deletion_df(deleted)
+    assert table["z"].is_monotonic_decreasing
     assert [label.get_text() for label in ax.get_yticklabels()] == [
         f"{row.perturbation} ({row.n_cells})" for row in table.itertuples()
     ]
-    top, bottom = ax.get_ylim()[1], ax.get_ylim()[0]
-    assert top < 0 < bottom  # the first row is on top
-    assert ax.get_xscale() == "log"
+    assert ax.get_ylim()[1] < 0 < ax.get_ylim()[0]  # the first row is on top
+    np.testing.assert_allclose(diamonds(ax)[:, 0], table["shift_mean"])
+    assert [f"z {row.z:+.1f}" in text.get_text() for row, text in zip(table.itertuples(), ax.texts, strict=True)]
 
 
-def test_deletion_draws_every_cell_and_its_median(deleted: ad.AnnData) -> None:
+def test_deletion_draws_random_sets_in_front_of_effects(deleted: ad.AnnData) -> None:
     ax = gfx.pl.deletion(deleted, show=False)
-    cells = gfx.get.deletion_cells_df(deleted)
-    drawn = [offsets for offsets in (c.get_offsets() for c in ax.collections) if len(offsets) > 1]
-    assert sum(map(len, drawn)) == len(cells)
-    medians = sorted(
-        line.get_xdata()[0] for line in ax.lines if line.get_color() == "black" and len(line.get_xdata()) == 2
+    table, random = gfx.get.deletion_df(deleted), gfx.get.random_sets_df(deleted)
+    clouds = points(ax, "0.6")
+    assert len(clouds) == len(ax.patches) == len(table) == 3
+    for cloud, bar, row in zip(clouds, ax.patches, table.itertuples(), strict=True):
+        # The cells that both were perturbed in: the difference there, beside the effect of all cells.
+        values = row.shift_mean + random.loc[random["perturbation"] == row.perturbation, "difference"]
+        np.testing.assert_allclose(sorted(cloud[:, 0]), sorted(values))
+        np.testing.assert_allclose([bar.get_x(), bar.get_x() + bar.get_width()], np.percentile(values, [5, 95]))
+
+
+def test_deletion_without_random_sets_draws_none(deleted: ad.AnnData) -> None:
+    ax = gfx.pl.deletion(deleted, key="alone", show=False)
+    assert not points(ax, "0.6")
+    assert not ax.texts
+    assert len(diamonds(ax)) == 3
+
+
+def test_deletion_spread_is_that_of_cells_and_colour_the_mean_rank(deleted: ad.AnnData) -> None:
+    ax = gfx.pl.deletion(deleted, cmap="magma", show=False)
+    table, cells = gfx.get.deletion_df(deleted), gfx.get.deletion_cells_df(deleted)
+    lines = [line for line in ax.lines if line.get_color() == "0.25"]
+    faces = [c.get_facecolor()[0] for c in ax.collections if c.get_zorder() == 3]
+    for line, face, row in zip(lines, faces, table.itertuples(), strict=True):
+        values = cells.loc[cells["perturbation"] == row.perturbation, "shift"]
+        np.testing.assert_allclose(line.get_xdata(), np.percentile(values, [5, 95]))
+        np.testing.assert_allclose(face, mpl.colormaps["magma"](row.rank_mean))
+
+
+def test_deletion_leaves_out_what_is_in_few_cells(deleted: ad.AnnData) -> None:
+    with pytest.raises(ValueError, match="no perturbation was made in at least 1000 cells"):
+        gfx.pl.deletion(deleted, min_cells=1000, show=False)
+
+
+def test_synergy_draws_excess_interval_and_random_pairs(deleted: ad.AnnData) -> None:
+    axes = gfx.pl.synergy(deleted, show=False)
+    (row,) = gfx.get.synergy_df(deleted).itertuples()
+    random = gfx.get.random_sets_df(deleted).query("perturbation == @row.perturbation")
+    for ax, measure in zip(axes, ("on_shifts", "on_vectors"), strict=True):
+        mean = getattr(row, f"{measure}_mean")
+        np.testing.assert_allclose(diamonds(ax), [[mean, 0]])
+        (interval,) = [line for line in ax.lines if line.get_color() == "black" and line.get_linewidth() == 1.2]
+        np.testing.assert_allclose(
+            interval.get_xdata(), [getattr(row, f"{measure}_low"), getattr(row, f"{measure}_high")]
+        )
+        (cloud,) = points(ax, "0.6")
+        np.testing.assert_allclose(sorted(cloud[:, 0]), sorted(mean + random[f"{measure}_difference"]))
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == [f"{row.perturbation} ({row.n_cells})"]
+    by_state = gfx.pl.synergy(deleted, key="by_state", min_cells=1, show=False)
+    assert len(points(by_state[0], "0.6")[0]) == 6  # a random set once, not once a state
+
+
+def test_synergy_errors(deleted: ad.AnnData) -> None:
+    with pytest.raises(ValueError, match="no set was perturbed in at least 1000 cells"):
+        gfx.pl.synergy(deleted, min_cells=1000)
+    _, ax = plt.subplots()
+    with pytest.raises(ValueError, match="draws on 2 axes, found 1"):
+        gfx.pl.synergy(deleted, ax=[ax])
+
+
+@pytest.mark.parametrize(("key", "beside"), [(None, "random_shift"), ("alone", "n_cells")])
+def test_gene_effects_stand_beside_random_perturbations(deleted: ad.AnnData, key: str | None, beside: str) -> None:
+    name = gfx.get.deletion_df(deleted)["perturbation"].iloc[0]
+    table = gfx.get.gene_effects_df(deleted, name, key=key)
+    table = table[(table["shift"] > 0) & (table[beside] > 0)]
+    chosen = table["gene"].iloc[[2, 5]].tolist()
+    ax = gfx.pl.gene_effects(deleted, name, key=key, targets={"mine": [*chosen, "none"]}, n_top=3, show=False)
+    np.testing.assert_allclose(ax.collections[0].get_offsets(), table[[beside, "shift"]])
+    np.testing.assert_allclose(
+        ax.collections[1].get_offsets(), table.loc[table["gene"].isin(chosen), [beside, "shift"]]
     )
-    expected = sorted(cells.groupby("perturbation")["shift"].median())
-    for value in expected:
-        assert any(np.isclose(value, m, rtol=1e-5) for m in medians)
-
-
-def test_deletion_box_colour_is_the_mean_rank(deleted: ad.AnnData) -> None:
-    ax = gfx.pl.deletion(deleted, cmap="viridis", show=False)
-    table = gfx.get.deletion_df(deleted).sort_values("shift_mean", ascending=False)
-    boxes = [patch for patch in ax.patches if hasattr(patch, "get_path")]
-    for patch, rank in zip(boxes, table["rank_mean"], strict=True):
-        np.testing.assert_allclose(patch.get_facecolor()[:3], mpl.colormaps["viridis"](rank)[:3], atol=1e-6)
+    assert [text.get_text() for text in ax.texts] == table["gene"].head(3).tolist()
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == (["as far as always"] if beside == "random_shift" else []) + ["mine (2)"]
+    with pytest.raises(KeyError, match="Did not find the perturbation 'X'"):
+        gfx.pl.gene_effects(deleted, "X")
+    with pytest.raises(ValueError, match="no gene is seen in at least 1000 cells"):
+        gfx.pl.gene_effects(deleted, name, min_cells=1000)
 
 
 def test_deletion_with_states_draws_the_goal_or_the_state_asked_for(deleted: ad.AnnData) -> None:
-    ax = gfx.pl.deletion(deleted, key="by_state", show=False)
-    assert "towards b" in ax.get_xlabel()
-    assert ax.get_xscale() == "linear"
-    assert "towards c" in gfx.pl.deletion(deleted, key="by_state", state="c", show=False).get_xlabel()
+    given = {"key": "by_state", "min_cells": 1, "show": False}
+    table = gfx.get.deletion_df(deleted, key="by_state", min_cells=1)
+    for state in (None, "c"):
+        ax = gfx.pl.deletion(deleted, state=state, **given)
+        assert f"towards {state or 'b'}" in ax.get_xlabel()
+        rows = table[table["state"] == (state or "b")]
+        np.testing.assert_allclose(diamonds(ax)[:, 0], rows["toward_mean"])
+        random = gfx.get.random_sets_df(deleted, key="by_state").query("state == @state" if state else "state == 'b'")
+        drawn = np.concatenate(points(ax, "0.6"))[:, 0]
+        expected = random["toward_difference"] + random["perturbation"].map(
+            rows.set_index("perturbation")["toward_mean"]
+        )
+        np.testing.assert_allclose(sorted(drawn), sorted(expected))
     with pytest.raises(KeyError, match="Did not find the state 'z'"):
         gfx.pl.deletion(deleted, key="by_state", state="z")
     with pytest.raises(KeyError, match="without states"):
@@ -144,8 +230,15 @@ def test_plotting_needs_no_torch(deleted: ad.AnnData, tmp_path) -> None:
     code = f"""
 import sys, anndata, gfx, matplotlib
 matplotlib.use("Agg")
-sys.modules["torch"] = None
-gfx.pl.deletion(anndata.read_h5ad({str(tmp_path / "deleted.h5ad")!r}), key="by_state")
+class Missing:
+    def find_spec(self, name, *others):
+        if name == "torch":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Missing())
+adata = anndata.read_h5ad({str(tmp_path / "deleted.h5ad")!r})
+gfx.pl.deletion(adata, key="by_state", min_cells=1)
+gfx.pl.synergy(adata)
+gfx.pl.gene_effects(adata, adata.uns["alone"]["perturbations"][0], key="alone")
 assert "transformers" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from scipy import sparse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import anndata as ad
 
@@ -45,7 +46,7 @@ def cells(toy_cells) -> ad.AnnData:
 
 def content(value: Any) -> Any:
     """What is in a slot, in a form that `==` compares."""
-    if value is None or isinstance(value, str | int | float):
+    if value is None or isinstance(value, str | int):
         return value
     if sparse.issparse(value):
         value = value.tocoo()
@@ -104,20 +105,101 @@ class SlowModel:
             rows.append(wrapped if genes else [])
         return rows
 
-    def run(self, tokens: list[int]) -> Any:
-        """Hidden states and attention of one cell."""
-        key = tuple(tokens)
+    def run(self, tokens: list[int], positions: list[int] | None = None) -> Any:
+        """Hidden states and attention of one cell; without positions, every token stands where it is."""
+        positions = list(range(len(tokens))) if positions is None else positions
+        key = tuple(tokens), tuple(positions)
         if key not in self._seen:
             with torch.no_grad():
-                self._seen[key] = self.bert(torch.tensor([tokens]), output_hidden_states=True, output_attentions=True)
+                self._seen[key] = self.bert(
+                    torch.tensor([tokens]),
+                    position_ids=torch.tensor([positions]),
+                    output_hidden_states=True,
+                    output_attentions=True,
+                )
         return self._seen[key]
 
-    def states(self, tokens: list[int], hidden_layer: int = -2) -> np.ndarray:
+    def states(self, tokens: list[int], hidden_layer: int = -2, positions: list[int] | None = None) -> np.ndarray:
         """Hidden states, `(length, d)`."""
-        return self.run(tokens).hidden_states[hidden_layer][0].double().numpy()
+        return self.run(tokens, positions).hidden_states[hidden_layer][0].double().numpy()
 
     def is_gene(self, token: int) -> bool:
         return not self.vocabulary.is_special[token]
+
+    def vector(self, states: Mapping[int, np.ndarray], how: str) -> np.ndarray:
+        """One vector of a cell, from the state of each of its tokens."""
+        if how == "cls":
+            return states[self.vocabulary.cls]
+        return np.mean([state for token, state in states.items() if self.is_gene(token)], axis=0)
+
+    def cell(self, tokens: list[int], how: str, hidden_layer: int = -2) -> np.ndarray:
+        """One vector of a cell."""
+        return self.vector(dict(zip(tokens, self.states(tokens, hidden_layer), strict=True)), how)
+
+    def edited(self, cell: list[int], genes: Sequence[int], kind: str, at: Sequence[int] = ()) -> list[int]:
+        """Edit a cell by moving list entries; `at` says how many other genes then stand before each moved gene.
+
+        One that moves to -1 is gone.
+        """
+        others = [token for token in cell if self.is_gene(token) and token not in genes]
+        if kind == "overexpress":
+            others = [*genes, *others][: self.room]
+        moved = sorted((place, cell.index(gene), gene) for gene, place in zip(genes, at, strict=False) if place >= 0)
+        for place, _, gene in reversed(moved):
+            others.insert(place, gene)
+        return [self.vocabulary.cls, *others, self.vocabulary.eos] if self.vocabulary.has_cls else others
+
+    def effect(
+        self,
+        cell: list[int],
+        edited: list[int],
+        genes: Sequence[int],
+        how: str,
+        goals: Sequence[np.ndarray] = (),
+        *,
+        hold: bool = False,
+        hidden_layer: int = -2,
+    ) -> SlowEffect:
+        """Compare a cell with an edited one, token by token."""
+        kept = [token for token in cell if token in edited or token in genes]  # what fell off does not take part
+        positions = [at if token in genes else kept.index(token) for at, token in enumerate(edited)]
+        before = dict(zip(kept, self.states(kept, hidden_layer), strict=True))
+        held = dict(zip(edited, self.states(edited, hidden_layer, positions), strict=True))
+        after = held if hold else dict(zip(edited, self.states(edited, hidden_layer), strict=True))
+        others = [token for token in edited if self.is_gene(token) and token not in genes]
+        own = before if how == "cls" else {token: (held if token in genes else before)[token] for token in edited}
+        path = [self.vector(states, "cls" if how == "cls" else "mean") for states in (before, own, held, after)]
+        shifts = {token: 1 - cosine(before[token], after[token]) for token in others}
+        moved = [1 - cosine(path[0], vector) for vector in path[1:]]
+        if how == "genes":
+            when_held = [1 - cosine(before[token], held[token]) for token in others]
+            moved = [0, np.mean(when_held), np.mean([*shifts.values()])]
+        toward = [[cosine(vector, goal) - cosine(path[0], goal) for vector in path[1:]] for goal in goals]
+        return SlowEffect(
+            shift=moved[-1],
+            parts=[moved[0], moved[2] - moved[1], moved[1] - moved[0]],
+            toward=[change[-1] for change in toward],
+            toward_parts=[[own, total - held, held - own] for own, held, total in toward],
+            genes={str(self.vocabulary.symbols[token]): value for token, value in shifts.items()},
+            vectors=(path[0], path[-1]),
+        )
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Cosine of the angle between two vectors."""
+    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+
+@dataclass(frozen=True)
+class SlowEffect:
+    """What one edit did to one cell."""
+
+    shift: float
+    parts: list[float]
+    toward: list[float]
+    toward_parts: list[list[float]]
+    genes: dict[str, float]
+    vectors: tuple[np.ndarray, np.ndarray]
 
 
 @pytest.fixture(scope="session", params=["v1", "v2"])

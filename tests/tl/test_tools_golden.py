@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+from functools import partial
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -9,7 +12,14 @@ import pytest
 
 import gfx
 
+# Eight cells of a random model: nothing tells their states apart.
+pytestmark = pytest.mark.filterwarnings("ignore:Held-out cells of")
+
 TOLERANCE = 1e-5
+
+delete_genes = partial(gfx.tl.delete_genes, null=None)
+overexpress_genes = partial(gfx.tl.overexpress_genes, null=None)
+
 #: What the official software calls emb_layer, and what we call hidden_layer.
 LAYERS = [(0, -1), (-1, -2)]
 
@@ -74,9 +84,23 @@ def test_states_are_exact_means(golden_run, adata, model):
         np.testing.assert_allclose(found, expected, atol=TOLERANCE)
 
 
+def assert_spread(run, adata, name_of_run, perturbed, key):
+    """Compare with the official table of other genes: mean, standard deviation and number of cells."""
+    table = pd.read_csv(run.folder / f"stats_{name_of_run}_aggregate_gene_shifts.csv")
+    table = table[table["Affected"] != "cell_emb"]
+    rows = adata.var_names.get_indexer(table["Affected_Ensembl_ID"])
+    columns = [perturbed.index(ast.literal_eval(str(entry))) for entry in table["Perturbed"]]
+    assert (rows >= 0).all()
+    assert len(table) == (adata.varm[f"{key}_n_cells"] > 0).sum()
+    np.testing.assert_array_equal(adata.varm[f"{key}_n_cells"][rows, columns], table["N_Detections"])
+    np.testing.assert_allclose(1 - adata.varm[key][rows, columns], table["Cosine_sim_mean"], atol=TOLERANCE)
+    np.testing.assert_allclose(adata.varm[f"{key}_sd"][rows, columns], table["Cosine_sim_stdev"], atol=TOLERANCE)
+    assert (table["Cosine_sim_stdev"] > 0.01).any()
+
+
 def test_delete_each_gene(golden_run, adata, model):
     in_cells = [token for token in golden_run.tokens if (golden_run.ids == token).any()]
-    gfx.tl.delete_genes(adata, [name(golden_run, token) for token in in_cells], model=model)
+    delete_genes(adata, [name(golden_run, token) for token in in_cells], model=model)
     expected = golden_run.run("delete_all")
     assert {token for token, _ in expected} == set(in_cells)
     for at, token in enumerate(in_cells):
@@ -89,13 +113,14 @@ def test_delete_each_gene(golden_run, adata, model):
         assert adata.varm["gfx_delete_n_cells"][slot] == len(values)
         assert 1 - adata.varm["gfx_delete"][slot] == pytest.approx(np.mean(values), abs=TOLERANCE)
     assert (adata.varm["gfx_delete_n_cells"] > 0).sum() == len(genes)
+    assert_spread(golden_run, adata, "delete_all_gene", in_cells, "gfx_delete")
 
 
 def test_delete_each_gene_with_states(golden_run, adata, model):
     in_start = golden_run.ids[golden_run.state == "a"]
     tokens = [token for token in golden_run.tokens if (in_start == token).any()]
     names = [name(golden_run, token) for token in tokens]
-    gfx.tl.delete_genes(adata, names, model=model, groupby="state", start="a", goal="b")
+    delete_genes(adata, names, model=model, groupby="state", start="a", goal="b")
     assert adata.uns["gfx_delete"]["states"].tolist() == ["a", "b", "c"]
     for at_state, state in enumerate("abc"):
         expected = golden_run.run_states("delete_all_states", state)
@@ -103,7 +128,7 @@ def test_delete_each_gene_with_states(golden_run, adata, model):
         for at, token in enumerate(tokens):
             found = official_order(golden_run, adata.obsm["gfx_delete_states"][:, at, at_state])
             np.testing.assert_allclose(found, expected[token, "cell_emb"], atol=TOLERANCE)
-    table = gfx.get.deletion_df(adata).set_index(["perturbation", "state"])
+    table = gfx.get.deletion_df(adata, min_cells=1).set_index(["perturbation", "state"])
     for token in tokens[:5]:
         values = golden_run.run_states("delete_all_states", "b")[token, "cell_emb"]
         found = table.loc[name(golden_run, token), "b"]
@@ -114,14 +139,17 @@ def test_delete_each_gene_with_states(golden_run, adata, model):
 def test_delete_a_list_together(golden_run, adata, model):
     ((genes, _), expected), *_ = golden_run.run("delete_list").items()
     together = tuple(name(golden_run, token) for token in genes)
-    gfx.tl.delete_genes(adata, [together], model=model)
+    delete_genes(adata, [together], model=model)
     np.testing.assert_allclose(1 - adata.obsm["gfx_delete"][golden_run.order, 0], expected, atol=TOLERANCE)
-    assert gfx.get.deletion_df(adata)["shift_mean"].iloc[0] == pytest.approx(1 - np.mean(expected), abs=TOLERANCE)
+    assert gfx.get.deletion_df(adata, min_cells=1)["shift_mean"].iloc[0] == pytest.approx(
+        1 - np.mean(expected), abs=TOLERANCE
+    )
     for (_, affected), values in golden_run.run("delete_list", "gene_embs").items():
         row = adata.var_names.get_loc(name(golden_run, affected))
         assert adata.varm["gfx_delete_n_cells"][row, 0] == len(values)
         assert 1 - adata.varm["gfx_delete"][row, 0] == pytest.approx(np.mean(values), abs=TOLERANCE)
-    gfx.tl.delete_genes(adata, [together], model=model, groupby="state", start="a", goal="b")
+    assert_spread(golden_run, adata, "delete_list", [genes], "gfx_delete")
+    delete_genes(adata, [together], model=model, groupby="state", start="a", goal="b")
     for at, state in enumerate("abc"):
         expected = golden_run.run_states("delete_list_states", state)[genes, "cell_emb"]
         found = official_order(golden_run, adata.obsm["gfx_delete_states"][:, 0, at])
@@ -134,7 +162,78 @@ def test_delete_pairs_with_an_anchor(golden_run, adata, model):
     in_all = [token for token in golden_run.tokens if (golden_run.ids == token).any(axis=1).all()]
     (anchor,) = set(in_all) - set(others)
     pairs = [(name(golden_run, anchor), name(golden_run, other)) for other in others]
-    gfx.tl.delete_genes(adata, pairs, model=model)
+    delete_genes(adata, pairs, model=model)
     for at, other in enumerate(others):
         found = official_order(golden_run, adata.obsm["gfx_delete"][:, at])
         np.testing.assert_allclose(1 - found, expected[other, "cell_emb"], atol=TOLERANCE)
+
+
+def genes_in(run, row):
+    return [token for token in run.ids[row, : run.lengths[row]] if token in run.tokens]
+
+
+def without_the_first(run, values, token, state=None):
+    """Effects in the official order, without cells in which the gene comes first: it does not perturb these."""
+    rows = [row for row in run.order if state is None or run.state[row] == state]
+    return np.array([values[row] for row in rows if token in genes_in(run, row)[1:]])
+
+
+def test_overexpress_each_gene(golden_run, adata, model):
+    expected = golden_run.run("overexpress_all")
+    tokens = [token for token, _ in expected]
+    overexpress_genes(adata, [name(golden_run, token) for token in tokens], model=model)
+    first = 0
+    for at, token in enumerate(tokens):
+        shift = adata.obsm["gfx_overexpress"][:, at]
+        found = without_the_first(golden_run, shift, token)
+        np.testing.assert_allclose(1 - found, expected[token, "cell_emb"], atol=TOLERANCE)
+        firsts = [shift[row] for row in range(len(shift)) if genes_in(golden_run, row)[0] == token]
+        np.testing.assert_allclose(firsts, 0, atol=TOLERANCE)  # it is there already
+        first += len(firsts)
+    assert first > 0
+
+
+def test_overexpress_each_gene_with_states(golden_run, adata, model):
+    runs = {state: golden_run.run_states("overexpress_all_states", state) for state in "abc"}
+    tokens = [token for token, _ in runs["a"]]
+    names = [name(golden_run, token) for token in tokens]
+    overexpress_genes(adata, names, model=model, groupby="state", start="a", goal="b")
+    for at_state, state in enumerate("abc"):
+        for at, token in enumerate(tokens):
+            found = without_the_first(golden_run, adata.obsm["gfx_overexpress_states"][:, at, at_state], token, "a")
+            np.testing.assert_allclose(found, runs[state][token, "cell_emb"], atol=TOLERANCE)
+
+
+def test_departure_other_genes_under_overexpression_have_their_own_effects(golden_run, adata, model):
+    """The official list of affected genes begins one gene too late: each value is filed under the next gene."""
+    expected = golden_run.run("overexpress_all_gene", "gene_embs")
+    official, right = {}, 0
+    for row in golden_run.order:
+        genes, one = genes_in(golden_run, row), adata[[row]].copy()
+        overexpress_genes(one, [name(golden_run, token) for token in genes[1:]], model=model)
+        for at, token in enumerate(genes[1:]):
+            shifts = pd.Series(1 - one.varm["gfx_overexpress"][:, at], index=one.var_names)
+            others = [gene for gene in genes if gene != token]
+            labels = [gene for gene in genes[1:] if gene != token]
+            for label, other in zip(labels, others[:-1], strict=True):
+                official.setdefault((token, label), []).append(shifts[name(golden_run, other)])
+                right += label == other
+    assert set(official) == set(expected)
+    assert right == 0
+    for key, values in expected.items():
+        np.testing.assert_allclose(official[key], values, atol=TOLERANCE)
+
+
+def test_overexpress_a_list_together(golden_run, adata, model):
+    ((genes, _), expected), *_ = golden_run.run("overexpress_list").items()
+    together = tuple(name(golden_run, token) for token in genes)
+    overexpress_genes(adata, [together], model=model)
+    np.testing.assert_allclose(1 - adata.obsm["gfx_overexpress"][golden_run.order, 0], expected, atol=TOLERANCE)
+    others = golden_run.run("overexpress_list", "gene_embs")
+    assert (adata.varm["gfx_overexpress_n_cells"] > 0).sum() == len(others)
+    assert_spread(golden_run, adata, "overexpress_list", [genes], "gfx_overexpress")
+    overexpress_genes(adata, [together], model=model, groupby="state", start="a", goal="b")
+    for at, state in enumerate("abc"):
+        expected = golden_run.run_states("overexpress_list_states", state)[genes, "cell_emb"]
+        found = official_order(golden_run, adata.obsm["gfx_overexpress_states"][:, 0, at])
+        np.testing.assert_allclose(found, expected, atol=TOLERANCE)

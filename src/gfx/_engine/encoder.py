@@ -73,6 +73,19 @@ def load_encoder(
     return encoder.eval().requires_grad_(requires_grad=False)
 
 
+def random_encoder(
+    config: Mapping[str, Any], *, n_blocks: int, seed: int, device: torch.device, dtype: torch.dtype
+) -> BertModel:
+    """Make the same network with weights drawn anew: what its shape alone does to a cell."""
+    settings = BertConfig(**{**config, "num_hidden_layers": n_blocks})
+    settings._attn_implementation = "sdpa"
+    # The user's random numbers stay as they were: `torch.manual_seed` would seed those of all devices.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        encoder = BertModel(settings, add_pooling_layer=False)
+    return encoder.to(device, dtype).eval().requires_grad_(requires_grad=False)
+
+
 def _read_tensors(weights: Path, wanted: set[str]) -> dict[str, torch.Tensor]:
     """Read the encoder's tensors, as far as they are there; of safetensors nothing else is read from disk."""
     if weights.suffix == ".safetensors":

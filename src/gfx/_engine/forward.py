@@ -41,10 +41,15 @@ class Batch:
     output: Any
 
 
-def states(encoder: BertModel, tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Run the encoder, `(b, l)` -> `(b, l, d)`; a batch without padding needs no mask."""
+def states(
+    encoder: BertModel, tokens: torch.Tensor, valid: torch.Tensor, positions: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Run the encoder, `(b, l)` -> `(b, l, d)`; a batch without padding needs no mask.
+
+    Without `positions`, `(b, l)`, every token stands where it is.
+    """
     mask = None if bool(valid.all()) else valid.long()
-    return encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
+    return encoder(input_ids=tokens, attention_mask=mask, position_ids=positions).last_hidden_state
 
 
 @torch.inference_mode()

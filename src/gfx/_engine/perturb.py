@@ -1,15 +1,16 @@
-"""Delete genes from encoded cells and compare with the untouched cell."""
+"""Run edited cells and compare them with the cells as they were."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from gfx._core.edits import edit_rows, find_places, pad_sets, ranks_of
 from gfx._engine.device import batch_tokens, halving, sum_dtype
 from gfx._engine.forward import run_cells, states
 from gfx._engine.pooling import pool, special_tokens
@@ -19,160 +20,297 @@ if TYPE_CHECKING:
 
     from transformers import BertModel
 
+    from gfx._core.edits import Edit, EditedRows
     from gfx._core.vocabulary import Vocabulary
     from gfx._engine.forward import Batch
-    from gfx._engine.pooling import Pooling
+
+#: How far a cell moved: `<cls>`, the mean of its genes, or the mean over its genes of how far each one moved.
+Comparison = Literal["cls", "mean", "genes"]
+
+PARTS = ("composition", "position", "context")
 
 
 @dataclass(frozen=True)
-class DeletionEffects:
-    """What moved when genes were deleted; NaN where a cell lacks one of them.
+class Edits:
+    """Which genes are perturbed in which cells.
 
     Parameters
     ----------
-    cells
-        Shift of each cell, 1 - cosine, float32 `(n_cells, n_perturbations)`.
-    states
-        Change of each cell's cosine to each state, float32 `(n_cells, n_perturbations, n_states)`.
-    genes
-        Mean shift of each remaining gene, 1 - cosine, float32 `(n_tokens, n_perturbations)`.
-    n_gene_cells
-        Cells behind each of these means, int64 `(n_tokens, n_perturbations)`.
-    ranks
-        Mean rank of the deleted genes in each cell, 0 the first gene and 1 the last, float32
-        `(n_cells, n_perturbations)`.
+    kind
+        What is done to the genes.
+    sets
+        Tokens perturbed together, one array each.
+    cell
+        Row of the cell, int `(n_edits,)`.
+    which
+        Number of the set, int `(n_edits,)`.
+    to
+        New ranks of moved genes, `(n_edits, n_genes)`.
     """
 
-    cells: np.ndarray
-    states: np.ndarray
-    genes: np.ndarray
-    n_gene_cells: np.ndarray
-    ranks: np.ndarray
+    kind: Edit
+    sets: Sequence[np.ndarray]
+    cell: np.ndarray
+    which: np.ndarray
+    to: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.cell)
 
 
-def delete_genes(
+@dataclass(frozen=True)
+class EditEffects:
+    """What moved, edit by edit, in the order of the edits.
+
+    Parameters
+    ----------
+    shift
+        Of the cell, 1 - cosine, float32 `(n_edits,)`.
+    parts
+        What of it is composition, position and context, float32 `(n_edits, 3)`; they add up to `shift`.
+    toward
+        Change of the cell's cosine to each state, float32 `(n_edits, n_states)`.
+    toward_parts
+        The same split, float32 `(n_edits, n_states, 3)`.
+    rank
+        Mean rank of the perturbed genes in the cell, 0 its first gene and 1 its last, float32 `(n_edits,)`; NaN if it
+        has none of them.
+    vectors
+        The cell before and after, float32 `(n_edits, 2, d)`, if asked for.
+    genes
+        Sum, sum of squares and number of the shifts of each remaining gene, float64 `(3, n_tokens, n_groups)`, if
+        asked for.
+    """
+
+    shift: np.ndarray
+    parts: np.ndarray
+    toward: np.ndarray
+    toward_parts: np.ndarray
+    rank: np.ndarray
+    vectors: np.ndarray | None
+    genes: np.ndarray | None
+
+
+def measure_edits(
     encoder: BertModel,
     ids: np.ndarray,
     lengths: np.ndarray,
     vocabulary: Vocabulary,
-    perturbations: Sequence[np.ndarray],
+    edits: Edits,
     *,
-    how: Pooling,
-    state_vectors: np.ndarray | None = None,
-) -> DeletionEffects:
-    """Delete each set of genes from each cell that has all of them.
+    how: Comparison,
+    hold: bool = False,
+    split: bool = True,
+    goals: np.ndarray | None = None,
+    gene_groups: np.ndarray | None = None,
+    n_groups: int = 0,
+    keep_vectors: bool = False,
+    description: str = "perturbing",
+) -> EditEffects:
+    """Perturb genes in cells and measure how far each cell, and each of its other genes, moves.
 
-    The sequence closes up behind a deleted gene, as in the published software. With ``how="cls"`` the shift of a
-    cell is that of its first position; with ``how="mean"`` the mean over the remaining genes of each gene's shift.
+    A shift is split into three parts, which add up to it. *Composition*: only the perturbed genes' own vectors leave
+    or change in the mean, nothing else moves; 0 where a cell is not a mean over its genes. *Context*: the network
+    reads the cell without them, every other gene keeping its position. *Position*: the others give way.
+
+    Memory: results of the edits, and of the genes three numbers a token and group, however many cells there are.
 
     Parameters
     ----------
-    perturbations
-        Tokens deleted together, one array each.
-    state_vectors
-        Centroids of cell states, float `(n_states, d)`.
+    ids, lengths
+        Tokens `(n_cells, longest)` and lengths `(n_cells,)` of all cells.
+    how
+        What is compared; towards states, ``"genes"`` is ``"mean"``.
+    hold
+        No other gene gives way: positions stay as they were, and the position part is 0.
+    split
+        Find the parts; without, they are NaN, and a pass is saved unless `hold`.
+    goals
+        Vectors of states, float `(n_states, d)`, or `(n_sets, n_states, d)` for other ones with each set.
+    gene_groups, n_groups
+        Group of each edit, int `(n_edits,)`, to sum the shifts of the remaining genes in; and how many there are.
+    keep_vectors
+        Return the cell before and after each edit, too.
     """
-    device, n_tokens, n_sets = encoder.device, len(vocabulary), len(perturbations)
-    n_states = 0 if state_vectors is None else len(state_vectors)
-    goals = None if state_vectors is None else torch.from_numpy(np.asarray(state_vectors, dtype=np.float32)).to(device)
-    shift = np.full((len(lengths), n_sets), np.nan, dtype=np.float32)
-    ranks = shift.copy()
-    toward = np.full((len(lengths), n_sets, n_states), np.nan, dtype=np.float32)
-    gene_sums = torch.zeros(n_tokens * n_sets, dtype=sum_dtype(device), device=device)
-    gene_counts = torch.zeros(n_tokens * n_sets, dtype=torch.int64, device=device)
-    special = special_tokens(vocabulary, device)
-    concerned = np.isin(ids, np.concatenate(perturbations)).any(axis=1)
-    max_tokens = batch_tokens(device)
+    device, n_tokens = encoder.device, len(vocabulary)
+    n_edits, n_states = len(edits), 0 if goals is None else goals.shape[-2]
+    shift = np.full(n_edits, np.nan, dtype=np.float32)
+    rank = shift.copy()
+    parts = np.full((n_edits, 3), np.nan, dtype=np.float32)
+    toward = np.full((n_edits, n_states), np.nan, dtype=np.float32)
+    toward_parts = np.full((n_edits, n_states, 3), np.nan, dtype=np.float32)
+    vectors = np.full((n_edits, 2, encoder.config.hidden_size), np.nan, np.float32) if keep_vectors else None
+    genes = torch.zeros(3, n_tokens * n_groups, dtype=sum_dtype(device), device=device)
+    targets = None
+    if goals is not None:
+        targets = torch.from_numpy(np.asarray(goals, dtype=np.float32)).to(device, sum_dtype(device))
+    compare = partial(
+        _compare,
+        encoder,
+        vocabulary,
+        special_tokens(vocabulary, device),
+        how=how,
+        hold=hold,
+        split=split,
+        goals=targets,
+        with_genes=gene_groups is not None,
+    )
+    sets = pad_sets(edits.sets)
+    by_cell = np.argsort(edits.cell, kind="stable")
+    first, last = (np.searchsorted(edits.cell[by_cell], np.arange(len(lengths)), side) for side in ("left", "right"))
+    concerned = np.where(last > first, lengths, 0)
     # Originals stay in memory while their edited copies run.
-    for batch in run_cells(encoder, ids, np.where(concerned, lengths, 0), description="deleting"):
-        edits = _edits(batch.tokens.cpu().numpy(), lengths[batch.rows] - vocabulary.n_specials, perturbations, n_tokens)
-        if not len(edits.cell):
-            continue
-        before = pool(batch.output, batch.valid & ~special[batch.tokens], how)
-        cells_at_once = max(1, max_tokens // batch.tokens.shape[1])
-        parts = [
-            np.arange(i, min(i + cells_at_once, len(edits.cell))) for i in range(0, len(edits.cell), cells_at_once)
-        ]
+    for batch in run_cells(encoder, ids, concerned, description=description):
+        some = np.concatenate([by_cell[first[row] : last[row]] for row in batch.rows])
+        of_batch = np.repeat(np.arange(len(batch.rows)), last[batch.rows] - first[batch.rows])
+        at_once = max(1, batch_tokens(device) // (batch.tokens.shape[1] + sets.shape[1]))
+        chunks = [np.arange(i, min(i + at_once, len(some))) for i in range(0, len(some), at_once)]
+        tokens = batch.tokens.cpu().numpy()
 
-        compare = partial(_compare, encoder, batch, edits, before=before, special=special, goals=goals, how=how)
-        for part, (cell_shift, state_shift, cosine, tokens, is_gene) in halving(parts, compare):
-            rows, sets = batch.rows[edits.cell[part]], edits.perturbation[part]
-            shift[rows, sets] = cell_shift.cpu().numpy()
-            if state_shift is not None:
-                toward[rows, sets] = state_shift.cpu().numpy()
-            slot = tokens * n_sets + torch.from_numpy(sets).to(device)[:, None]
-            gene_sums.index_add_(0, slot[is_gene], (1 - cosine[is_gene]).to(gene_sums.dtype))
-            gene_counts += torch.bincount(slot[is_gene], minlength=n_tokens * n_sets)
-        n_genes = lengths[batch.rows[edits.cell]] - vocabulary.n_specials
-        ranks[batch.rows[edits.cell], edits.perturbation] = (edits.place - vocabulary.first_gene) / np.maximum(
-            n_genes - 1, 1
-        )
-    means = (gene_sums / gene_counts).float().cpu().numpy().reshape(n_tokens, n_sets)
-    return DeletionEffects(shift, toward, means, gene_counts.cpu().numpy().reshape(n_tokens, n_sets), ranks)
+        def run(chunk, batch=batch, some=some, of_batch=of_batch, tokens=tokens):
+            at = some[chunk]
+            rows, n = tokens[of_batch[chunk]], lengths[edits.cell[at]].astype(np.int64)
+            perturbed, to = sets[edits.which[at]], None if edits.to is None else edits.to[at]
+            rank[at] = ranks_of(find_places(rows, perturbed), n, vocabulary)
+            max_length = encoder.config.max_position_embeddings
+            edited = edit_rows(rows, n, perturbed, vocabulary, edits.kind, max_length=max_length, to=to)
+            return compare(batch, of_batch=of_batch[chunk], rows=rows, edited=edited, which=edits.which[at])
+
+        for chunk, found in halving(chunks, run):
+            at = some[chunk]
+            shift[at], parts[at] = _host(found.shift), _host(found.parts)
+            if targets is not None:
+                toward[at], toward_parts[at] = _host(found.toward), _host(found.toward_parts)
+            if vectors is not None:
+                vectors[at] = _host(found.vectors)
+            if gene_groups is not None:
+                group = torch.from_numpy(gene_groups[at]).to(device)[:, None]
+                slot = (found.tokens * n_groups + group)[found.is_other]
+                moved = found.gene_shift[found.is_other].to(genes.dtype)
+                for row, values in enumerate((moved, moved**2, torch.ones_like(moved))):
+                    genes[row].index_add_(0, slot, values)
+    gene_sums = None if gene_groups is None else genes.cpu().numpy().reshape(3, n_tokens, n_groups).astype(np.float64)
+    return EditEffects(shift, parts, toward, toward_parts, rank, vectors, gene_sums)
+
+
+def _host(values: torch.Tensor) -> np.ndarray:
+    return values.float().cpu().numpy()
 
 
 @dataclass(frozen=True)
-class _Edits:
-    """Which cell of the batch loses which set of genes, `(n_edits,)` each, and where they stood on average."""
+class _Compared:
+    """What one chunk of edits gave, on the device; `tokens`, `is_other` and `gene_shift` are `(n, l)`."""
 
-    cell: np.ndarray
-    perturbation: np.ndarray
-    place: np.ndarray
-    removed: np.ndarray  # bool (n_edits, l)
-
-
-def _edits(tokens: np.ndarray, n_genes: np.ndarray, perturbations: Sequence[np.ndarray], n_tokens: int) -> _Edits:
-    place = np.full((len(tokens), n_tokens), -1, dtype=np.int32)
-    np.put_along_axis(place, tokens, np.arange(tokens.shape[1], dtype=np.int32)[None], axis=1)
-    cells, sets, means, removed = [], [], [], []
-    for at, genes in enumerate(perturbations):
-        where = place[:, genes]
-        # A cell of nothing but the deleted genes has nothing left to compare.
-        has_all = np.flatnonzero((where >= 0).all(axis=1) & (n_genes > len(genes)))
-        gone = np.zeros((len(has_all), tokens.shape[1]), dtype=bool)
-        np.put_along_axis(gone, where[has_all], True, axis=1)  # noqa: FBT003
-        cells.append(has_all)
-        sets.append(np.full(len(has_all), at))
-        means.append(where[has_all].mean(axis=1))
-        removed.append(gone)
-    return _Edits(np.concatenate(cells), np.concatenate(sets), np.concatenate(means), np.concatenate(removed))
+    shift: torch.Tensor
+    parts: torch.Tensor
+    toward: torch.Tensor | None
+    toward_parts: torch.Tensor | None
+    vectors: torch.Tensor
+    tokens: torch.Tensor
+    is_other: torch.Tensor
+    gene_shift: torch.Tensor | None
 
 
 def _compare(
     encoder: BertModel,
-    batch: Batch,
-    edits: _Edits,
-    part: np.ndarray,
-    *,
-    before: torch.Tensor,
+    vocabulary: Vocabulary,
     special: torch.Tensor,
+    batch: Batch,
+    *,
+    of_batch: np.ndarray,
+    rows: np.ndarray,
+    edited: EditedRows,
+    which: np.ndarray,
+    how: Comparison,
+    hold: bool,
+    split: bool,
     goals: torch.Tensor | None,
-    how: Pooling,
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Run edited cells and compare them, position by position, with what is left of the originals.
-
-    Returns
-    -------
-    Shift of each edited cell `(m,)`; change of its cosine to each goal `(m, n_states)`; cosine at each remaining
-    position `(m, l)`; the tokens there; and which of them are genes.
-    """
+    with_genes: bool,
+) -> _Compared:
     device = batch.tokens.device
-    cell = torch.from_numpy(edits.cell[part]).to(device)
-    kept = batch.valid[cell] & ~torch.from_numpy(edits.removed[part]).to(device)
-    longest = int(kept.sum(1).max())
-    # Kept positions first, in their order: the edited sequence as an index into the original one.
-    source = torch.argsort(kept.logical_not().to(torch.uint8), dim=1, stable=True)[:, :longest]
-    valid = torch.gather(kept, 1, source)
-    tokens = torch.gather(batch.tokens[cell], 1, source)
-    tokens = torch.where(valid, tokens, encoder.config.pad_token_id)
-    after = states(encoder, tokens, valid)
-    original = torch.gather(batch.output[cell], 1, source[..., None].expand(-1, -1, after.shape[-1]))
-    cosine = functional.cosine_similarity(after.float(), original.float(), dim=-1)
+
+    def put(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(device)
+
+    before, was_gene = batch.output[put(of_batch)], batch.valid[put(of_batch)] & ~special[put(rows)]
+    if edited.cut.any():
+        before = _without_cut_genes(encoder, before, rows, batch.valid[put(of_batch)].cpu().numpy(), edited)
+        was_gene = was_gene & ~put(edited.cut)
+    tokens, source = put(edited.tokens), put(edited.source)
+    valid = torch.arange(tokens.shape[1], device=device) < put(edited.lengths)[:, None]
     is_gene = valid & ~special[tokens]
-    mean_cosine = cosine[:, 0] if how == "cls" else (cosine * is_gene).sum(1) / is_gene.sum(1)
-    toward = None
+    is_other = is_gene & (source >= 0)
+    stayed = torch.gather(before, 1, source.clamp(min=0)[..., None].expand(-1, -1, before.shape[-1]))
+    held = states(encoder, tokens, valid, put(edited.held)) if hold or split else None
+    after = held if hold else states(encoder, tokens, valid)
+
+    cell_how = "mean" if how == "genes" else how
+    pooled = partial(_vector, how=cell_how, dtype=sum_dtype(device))
+    path = [pooled(before, was_gene), pooled(after, is_gene)]
+    if split:
+        # Only the perturbed genes' own vectors change; then the network reads; then the others give way.
+        own = path[0] if cell_how == "cls" else pooled(torch.where(is_other[..., None], stayed, held), is_gene)
+        path[1:1] = [own, pooled(held, is_gene)]
+    gene_shift = _apart(stayed.float(), after.float()) if with_genes or how == "genes" else None
+    if how == "genes":
+        moved = [_mean(gene_shift, is_other)]
+        if split:
+            on_the_way = moved[0] if hold else _mean(_apart(stayed.float(), held.float()), is_other)
+            moved = [torch.zeros_like(moved[0]), on_the_way, *moved]
+    else:
+        # What did not change is at 0, not at the rounding of a cosine.
+        moved = [torch.where((vector == path[0]).all(-1), 0, _apart(path[0], vector)) for vector in path[1:]]
+    toward = toward_parts = None
     if goals is not None:
-        moved = pool(after, is_gene, how)
-        toward = functional.cosine_similarity(moved[:, None], goals[None], dim=-1)
-        toward = toward - functional.cosine_similarity(before[cell][:, None], goals[None], dim=-1)
-    return 1 - mean_cosine, toward, cosine, tokens, is_gene
+        at = goals[put(which)] if goals.ndim == 3 else goals[None]
+        cosines = [functional.cosine_similarity(vector[:, None], at, dim=-1) for vector in path]
+        changes = [cosine - cosines[0] for cosine in cosines[1:]]
+        toward, toward_parts = changes[-1], _parts(changes)
+    return _Compared(
+        shift=moved[-1],
+        parts=_parts(moved),
+        toward=toward,
+        toward_parts=toward_parts,
+        vectors=torch.stack([path[0], path[-1]], dim=1),
+        tokens=tokens,
+        is_other=is_other,
+        gene_shift=gene_shift,
+    )
+
+
+def _apart(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    return 1 - functional.cosine_similarity(one, other, dim=-1)
+
+
+def _mean(values: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    return (values * where).sum(1) / where.sum(1)
+
+
+def _vector(hidden: torch.Tensor, is_gene: torch.Tensor, *, how: Literal["cls", "mean"], dtype: torch.dtype):
+    return pool(hidden, is_gene, how).to(dtype)
+
+
+def _parts(path: list[torch.Tensor]) -> torch.Tensor:
+    """Composition, position and context from the effect at each station of the way; NaN if there is but the last."""
+    if len(path) == 1:
+        return torch.full((*path[0].shape, 3), torch.nan, device=path[0].device)
+    own, held, total = path
+    return torch.stack([own, total - held, held - own], dim=-1)
+
+
+def _without_cut_genes(
+    encoder: BertModel, before: torch.Tensor, rows: np.ndarray, valid: np.ndarray, edited: EditedRows
+) -> torch.Tensor:
+    """Read cells again without the genes that an insertion pushed off their end; states at their old positions."""
+    device = before.device
+    some = np.flatnonzero(edited.cut.any(axis=1))
+    kept = valid[some] & ~edited.cut[some]
+    lengths = kept.sum(axis=1)
+    order = np.argsort(~kept, axis=1, kind="stable")[:, : lengths.max()]
+    tokens = torch.from_numpy(np.take_along_axis(rows[some], order, axis=1)).to(device)
+    there = torch.arange(order.shape[1], device=device) < torch.from_numpy(lengths).to(device)[:, None]
+    tokens = torch.where(there, tokens, encoder.config.pad_token_id)
+    again = states(encoder, tokens, there)
+    at = torch.from_numpy(order).to(device)[..., None].expand_as(again)
+    placed = torch.zeros_like(before[: len(some)]).scatter(1, at, again)
+    return before.index_copy(0, torch.from_numpy(some).to(device), placed)

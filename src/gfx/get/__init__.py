@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from gfx.get._attention import attention_df, attention_heads_df, attention_ranks_df
+from gfx.get._controls import controls_df, random_sets_df
 from gfx.get._deletion import deletion_cells_df, deletion_df, gene_effects_df
+from gfx.get._official_statistics import official_statistics_df
+from gfx.get._synergy import synergy_df
+from gfx.get._targets import target_effects_df
 
 __all__ = [
     "attention_df",
     "attention_heads_df",
     "attention_ranks_df",
+    "controls_df",
     "deletion_cells_df",
     "deletion_df",
     "gene_effects_df",
+    "official_statistics_df",
+    "random_sets_df",
+    "synergy_df",
+    "target_effects_df",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gfx._adata import pick
+from gfx._keys import PERTURBATIONS
 from gfx._provenance import made_by
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ def find_result(
     """Return the AnnData and `uns[slot]`, if `function` wrote it."""
     adata = pick(data, mod)
     result = adata.uns.get(slot)
-    call = f"gfx.{function}(adata{', ...' if 'delete' in function else ''}{f', key_added={key!r}' if key else ''})"
+    genes, named = ", ..." if function in PERTURBATIONS else "", key and key != PERTURBATIONS.get(function)
+    call = f"gfx.{function}(adata{genes}{f', key_added={key!r}' if named else ''})"
     writer = made_by(result)
     if writer is None:
         ours = sorted(name for name, value in adata.uns.items() if made_by(value) == function)

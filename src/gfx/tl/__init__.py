@@ -6,5 +6,7 @@ from gfx.tl._attention import attention
 from gfx.tl._delete_genes import delete_genes
 from gfx.tl._embed import embed
 from gfx.tl._embed_genes import embed_genes
+from gfx.tl._overexpress_genes import overexpress_genes
+from gfx.tl._shift_genes import shift_genes
 
-__all__ = ["attention", "delete_genes", "embed", "embed_genes"]
+__all__ = ["attention", "delete_genes", "embed", "embed_genes", "overexpress_genes", "shift_genes"]

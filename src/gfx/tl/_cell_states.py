@@ -1,0 +1,97 @@
+"""States of cells to move from and towards, and whether they are states that the model can tell apart."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gfx._core.statistics import axis_auc
+from gfx.tl._prepare import groups
+
+if TYPE_CHECKING:
+    from gfx.tl._prepare import Prepared
+
+#: Below this, held-out cells of two states can hardly be told apart along the line between them.
+LOWEST_AUC = 0.6
+
+
+@dataclass(frozen=True)
+class States:
+    """Cell states: their names, the state of each cell (-1 for none), and which one is perturbed and wanted."""
+
+    names: list[str]
+    group: np.ndarray
+    start: str
+    goal: str
+
+    def role(self, name: str) -> str:
+        """Say what a state is asked for."""
+        return {self.start: "start", self.goal: "goal"}.get(name, "alternative")
+
+    @property
+    def is_start(self) -> np.ndarray:
+        """Which cells are perturbed, bool `(n_obs,)`."""
+        return self.group == self.names.index(self.start)
+
+    @property
+    def is_goal(self) -> np.ndarray:
+        """Which cells are where the others should go, bool `(n_obs,)`."""
+        return self.group == self.names.index(self.goal)
+
+    def centroids(self, vectors: np.ndarray) -> np.ndarray:
+        """Mean embedding of each state, float64 `(n_states, d)`."""
+        has_vector = ~np.isnan(vectors[:, 0])
+        rows = [has_vector & (self.group == at) for at in range(len(self.names))]
+        empty = [name for name, row in zip(self.names, rows, strict=True) if not row.any()]
+        if empty:
+            msg = f"No cell of the states {empty} has a gene that the model knows; leave these cells out."
+            raise ValueError(msg)
+        return np.stack([vectors[row].mean(axis=0, dtype=np.float64) for row in rows])
+
+    def axis(self, vectors: np.ndarray, donor: np.ndarray | None, rng: np.random.Generator) -> dict[str, object]:
+        """Ask whether start and goal can be told apart in cells, or donors, held out."""
+        rows = (self.is_start | self.is_goal) & ~np.isnan(vectors[:, 0])
+        area, n_folds = axis_auc(vectors[rows], self.is_goal[rows], None if donor is None else donor[rows], rng)
+        return {"auc": area, "n_folds": n_folds, "held_out": "cells" if donor is None else "donors"}
+
+    def doubt(self, axis: dict[str, object]) -> str | None:
+        """Say what is wrong with an axis along which the states can hardly be told apart."""
+        if not axis["auc"] < LOWEST_AUC:
+            return None
+        return (
+            f"Held-out {axis['held_out']} of {self.start!r} and {self.goal!r} can hardly be told apart along the line "
+            f"between them (AUC {axis['auc']:.2f}; chance is 0.5): what moves along it means little."
+        )
+
+
+def find_states(cells: Prepared, groupby: str | None, start: str | None, goal: str | None) -> States | None:
+    """Read the states from `obs`; `None` if there are none asked for."""
+    if groupby is None and start is None and goal is None:
+        return None
+    if groupby is None or start is None or goal is None:
+        given = {"groupby": groupby, "start": start, "goal": goal}
+        msg = f"`groupby`, `start` and `goal` go together; found {given}."
+        raise ValueError(msg)
+    start, goal = str(start), str(goal)  # as the names of groups are, whatever the column holds
+    names, group = groups(cells.adata, groupby)
+    for role, state in (("start", start), ("goal", goal)):
+        if state not in names:
+            close = difflib.get_close_matches(state, names, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            msg = f"Did not find {role}={state!r} in `adata.obs[{groupby!r}]`.{hint} Present: {names}."
+            raise KeyError(msg)
+    if start == goal:
+        msg = f"`start` and `goal` are both {start!r}; a cell cannot move towards where it is."
+        raise ValueError(msg)
+    occupied = np.unique(group[group >= 0])
+    kept = [names[at] for at in occupied]  # categories without cells are no states
+    for role, state in (("start", start), ("goal", goal)):
+        if state not in kept:
+            msg = f"No cell is of the state {role}={state!r}. States with cells: {kept}."
+            raise ValueError(msg)
+    renumber = np.full(len(names) + 1, -1, dtype=np.int64)
+    renumber[occupied] = np.arange(len(occupied))
+    return States(names=kept, group=renumber[group], start=start, goal=goal)

@@ -1,0 +1,112 @@
+"""Which genes to perturb: alone, together, or each with all others."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import EllipsisType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from gfx._core.vocabulary import Vocabulary
+
+#: A gene, genes together, `...` for every gene in turn, or a gene with every other one, ``("GATA4", ...)``.
+GeneSet = str | EllipsisType | tuple[str | EllipsisType, ...]
+Genes = GeneSet | Iterable[GeneSet]
+
+
+@dataclass(frozen=True)
+class GeneSets:
+    """Perturbations: how they are called, Ensembl ids joined by "+", and tokens."""
+
+    names: list[str]
+    ensembl_ids: list[str]
+    tokens: list[np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def find_gene_sets(genes: Genes, vocabulary: Vocabulary, detected: np.ndarray) -> GeneSets:
+    """Find the tokens of each perturbation, and name it.
+
+    Parameters
+    ----------
+    detected
+        Tokens that the cells have, ascending: what `...` stands for.
+
+    Raises
+    ------
+    ValueError
+        A gene that the model does not know, a gene or a set given twice, or none at all.
+    """
+    if isinstance(genes, str | EllipsisType) or _is_set(genes):
+        genes = [genes]  # a tuple of names is one set, in a list or by itself
+    every = [(_name(token, vocabulary), int(token)) for token in detected]
+    names, tokens = [], []
+    for entry in genes:
+        parts = (entry,) if isinstance(entry, str | EllipsisType) else tuple(entry)
+        if parts.count(...) > 1:
+            msg = f"{entry!r} has `...` more than once; name the pairs, such as with itertools.combinations."
+            raise ValueError(msg)
+        known = [part for part in parts if part is not ...]
+        found = _tokens_of(known, vocabulary, entry)
+        if ... in parts:
+            others = [(name, token) for name, token in every if token not in found]
+            names += ["+".join([*known, name]) for name, _ in others]
+            tokens += [np.array([*found, token], dtype=np.int64) for _, token in others]
+        elif parts:
+            names.append("+".join(known))
+            tokens.append(found)
+        else:
+            tokens.append(np.zeros(0, dtype=np.int64))
+    if not tokens or not all(map(len, tokens)):
+        msg = "`genes` is empty: give at least one gene, or a tuple of genes to perturb together."
+        raise ValueError(msg)
+    _refuse_repeats(names, tokens)
+    ids = ["+".join(vocabulary.ids[one].tolist()) for one in tokens]
+    return GeneSets(names=names, ensembl_ids=ids, tokens=tokens)
+
+
+def _is_set(genes: object) -> bool:
+    return isinstance(genes, tuple) and all(isinstance(gene, str | EllipsisType) for gene in genes)
+
+
+def _name(token: int, vocabulary: Vocabulary) -> str:
+    return str(vocabulary.symbols[token] or vocabulary.ids[token])
+
+
+def set_name(tokens: Iterable[int], vocabulary: Vocabulary) -> str:
+    """Call a set by its symbols, or Ensembl ids where there are none."""
+    return "+".join(_name(token, vocabulary) for token in tokens)
+
+
+def _tokens_of(names: list[str], vocabulary: Vocabulary, entry: GeneSet) -> np.ndarray:
+    tokens = vocabulary.resolve(names).astype(np.int64)
+    unknown = [gene for gene, token in zip(names, tokens, strict=True) if token < 0]
+    if unknown:
+        symbols = [str(s) for s in vocabulary.symbols if s]
+        close = difflib.get_close_matches(unknown[0].upper(), symbols, n=3)
+        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+        msg = (
+            f"The model does not know {unknown}.{hint} "
+            f"Genes are given as symbols or Ensembl ids of the vocabulary {vocabulary.name!r}."
+        )
+        raise ValueError(msg)
+    if len(set(tokens.tolist())) < len(tokens):
+        msg = f"A gene is named twice in {entry}."
+        raise ValueError(msg)
+    return tokens
+
+
+def _refuse_repeats(names: list[str], tokens: list[np.ndarray]) -> None:
+    seen: dict[frozenset[int], str] = {}
+    for name, genes in zip(names, tokens, strict=True):
+        key = frozenset(genes.tolist())
+        if key in seen:
+            msg = f"{name!r} and {seen[key]!r} are the same perturbation; give it once."
+            raise ValueError(msg)
+        seen[key] = name

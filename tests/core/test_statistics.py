@@ -1,0 +1,393 @@
+"""Statistics against scipy or a few lines of numpy, and what they must say of data where the truth is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from gfx._core import statistics
+from gfx._core.statistics import (
+    against_random,
+    auc,
+    axis_auc,
+    beside_baselines,
+    false_discovery_rate,
+    over_cells,
+    over_donors,
+    partial_spearman,
+    rank_trend,
+    spearman,
+)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+# --- against random sets -------------------------------------------------------------------------------------------
+
+
+def naive_p(differences):
+    """Two-sided, of an effect of 0 among random ones, itself counted on both sides."""
+    at_least = 1 + sum(value >= 0 for value in differences)
+    at_most = 1 + sum(value <= 0 for value in differences)
+    return min(1, 2 * min(at_least, at_most) / (len(differences) + 1))
+
+
+@pytest.mark.parametrize("n", [2, 5, 40])
+@pytest.mark.parametrize("mean", [-3, -0.2, 0, 0.2, 3])
+def test_place_among_random_sets(rng, n, mean):
+    differences = rng.normal(mean, 1, n)
+    z, p = against_random(differences)
+    assert z == pytest.approx(-differences.mean() / np.sqrt(((differences - differences.mean()) ** 2).sum() / (n - 1)))
+    assert p == pytest.approx(naive_p(differences))
+    with_gaps = np.insert(differences, [0, n // 2], np.nan)
+    assert against_random(with_gaps) == (z, p)
+    other = against_random(-differences)
+    assert other == (pytest.approx(-z), pytest.approx(p))
+
+
+def test_an_effect_above_all_random_ones():
+    z, p = against_random(np.linspace(-2, -1, 99))  # random sets less the effect
+    assert z > 0
+    assert p == pytest.approx(2 / 100)
+
+
+def test_random_sets_like_the_effect():
+    z, p = against_random(np.zeros(50))
+    assert np.isnan(z)
+    assert p == 1
+    z, p = against_random(np.full(50, 0.1))  # no spread, but for rounding
+    assert np.isnan(z)
+    assert p == pytest.approx(2 / 51)
+
+
+@pytest.mark.parametrize("differences", [[], [0.3], [np.nan, np.nan, 1.0]])
+def test_too_few_random_sets(differences):
+    assert np.isnan(against_random(np.array(differences, dtype=float))).all()
+
+
+@pytest.mark.parametrize("n", [19, 40, 100])
+@pytest.mark.parametrize("law", ["normal", "exponential"])
+def test_p_is_calibrated_where_the_perturbed_set_is_a_random_one(law, n):
+    """P <= a in a share a of the cases at most: exactly as often as the number of sets allows."""
+    rng = np.random.default_rng(n)
+    effects = getattr(rng, law)(size=(4000, n + 1))
+    p = np.array([against_random(others - effect) for effect, *others in effects])[:, 1]
+    for level in (0.1, 0.2, 0.5):
+        allowed = 2 * np.floor(level * (n + 1) / 2 + 1e-9) / (n + 1)
+        assert allowed <= level + 1e-9
+        assert np.mean(p <= level) == pytest.approx(allowed, abs=4 * np.sqrt(allowed / 4000))
+
+
+def test_z_is_that_of_a_normal_deviate_where_the_perturbed_set_is_a_random_one(rng):
+    effects = rng.normal(5, 2, size=(2000, 201))
+    z = np.array([against_random(others - effect) for effect, *others in effects])[:, 0]
+    assert z.mean() == pytest.approx(0, abs=0.1)
+    assert z.std() == pytest.approx(1, abs=0.06)
+
+
+def test_noise_of_few_cells_makes_z_smaller(rng):
+    """Random sets are seen in few cells each: their spread holds noise that the perturbed one has not."""
+    noisy = [against_random(rng.normal(-3, 1, 100) + rng.normal(0, 2, 100))[0] for _ in range(50)]
+    exact = [against_random(rng.normal(-3, 1, 100))[0] for _ in range(50)]
+    assert 0 < max(noisy) < min(exact)
+
+
+def test_false_discovery_rate(rng):
+    p = rng.random(30) ** 3
+    order = np.argsort(p)
+    expected = np.empty(30)
+    smallest = 1.0
+    for rank in range(30, 0, -1):
+        smallest = min(smallest, p[order[rank - 1]] * 30 / rank)
+        expected[order[rank - 1]] = smallest
+    np.testing.assert_allclose(false_discovery_rate(p), expected)
+    with_gaps = np.insert(p, [0, 10, 30], np.nan)
+    found = false_discovery_rate(with_gaps)
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(with_gaps))
+    np.testing.assert_allclose(found[~np.isnan(found)], expected)  # what is missing is no test
+
+
+def test_false_discovery_rate_of_nothing():
+    assert false_discovery_rate(np.zeros(0)).shape == (0,)
+    assert np.isnan(false_discovery_rate(np.full(3, np.nan))).all()
+
+
+# --- over replicates -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [2, 3, 12])
+def test_over_donors(rng, n):
+    values = rng.normal(0.4, 1, n)
+    found = over_donors(np.insert(values, 1, np.nan))
+    error = values.std(ddof=1) / np.sqrt(n)
+    assert (found.mean, found.n) == (pytest.approx(values.mean()), n)
+    assert (found.low, found.high) == pytest.approx(stats.t.interval(0.95, n - 1, values.mean(), error))
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(values.mean()) / error, n - 1))
+
+
+def test_intervals_over_donors_hold_the_truth_as_often_as_they_say():
+    found = [over_donors(values) for values in np.random.default_rng(0).normal(0.7, 2, (1500, 5))]
+    assert np.mean([one.low <= 0.7 <= one.high for one in found]) == pytest.approx(0.95, abs=0.02)
+
+
+@pytest.mark.parametrize("over", [over_donors, lambda values: over_cells(values, np.random.default_rng(0))])
+@pytest.mark.parametrize(("values", "mean"), [([], np.nan), ([np.nan], np.nan), ([np.nan, 0.5], 0.5)])
+def test_too_few_replicates(over, values, mean):
+    found = over(np.array(values, dtype=float))
+    assert found.mean == pytest.approx(mean, nan_ok=True)
+    assert found.n == (0 if np.isnan(mean) else 1)
+    assert np.isnan([found.low, found.high, found.p]).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1 / 3])
+def test_donors_that_do_not_differ(value):
+    found = over_donors(np.full(3, value))
+    assert found.mean == pytest.approx(value)
+    assert found.n == 3
+    assert np.isnan([found.low, found.high, found.p]).all()
+
+
+def test_over_cells(rng):
+    values = rng.exponential(size=400)
+    found = over_cells(np.insert(values, 3, np.nan), np.random.default_rng(1))
+    error = values.std() / 20
+    assert (found.mean, found.n) == (pytest.approx(values.mean()), 400)
+    assert found.low == pytest.approx(values.mean() - 1.96 * error, abs=0.3 * error)
+    assert found.high == pytest.approx(values.mean() + 1.96 * error, abs=0.3 * error)
+    assert np.isnan(found.p)  # cells are not replicates
+
+
+def test_the_same_random_numbers_give_the_same_interval(rng):
+    values = rng.normal(size=50)
+    one, same, other = (over_cells(values, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert (one.low, one.high) == (same.low, same.high)
+    assert (one.low, one.high) != (other.low, other.high)
+
+
+# --- rankings ------------------------------------------------------------------------------------------------------
+
+
+def test_spearman(rng):
+    x = rng.integers(0, 8, 40).astype(float)  # with ties
+    y = x + rng.normal(0, 3, 40)
+    assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert spearman(np.exp(x), -y) == pytest.approx(-spearman(x, y))
+    gaps_x, gaps_y = x.copy(), y.copy()
+    gaps_x[3], gaps_y[[5, 9]] = np.nan, [np.nan, np.inf]
+    whole = np.delete(np.arange(40), [3, 5, 9])
+    assert spearman(gaps_x, gaps_y) == pytest.approx(stats.spearmanr(x[whole], y[whole]).statistic)
+
+
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [([1, 2], [2, 1]), ([1, 2, 3, 4], [5, 5, 5, 5]), ([0.1] * 4, [1, 2, 3, 4]), ([1, 2, np.nan], [1, 2, 3]), ([], [])],
+)
+def test_no_rank_correlation(x, y):
+    assert np.isnan(spearman(np.array(x, dtype=float), np.array(y, dtype=float)))
+
+
+def naive_partial(x, y, given):
+    """Recursion over variables, from the matrix of rank correlations."""
+    if not given:
+        return stats.spearmanr(x, y).statistic
+    *others, last = given
+    xy, xz, yz = (naive_partial(*pair, others) for pair in ((x, y), (x, last), (y, last)))
+    return (xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2))
+
+
+@pytest.mark.parametrize("n_given", [0, 1, 2, 3])
+def test_partial_spearman(rng, n_given):
+    given = rng.normal(size=(60, n_given))
+    x = given.sum(axis=1) + rng.normal(size=60)
+    y = np.round(given.sum(axis=1) + 0.5 * x + rng.normal(size=60), 1)
+    expected = naive_partial(x, y, list(given.T))
+    assert partial_spearman(x, y, given) == pytest.approx(expected)
+    gaps = given.copy()
+    x_gaps, y_gaps = x.copy(), y.copy()
+    x_gaps[0], y_gaps[1] = np.nan, np.inf
+    if n_given:
+        gaps[2, -1] = np.nan
+    left = slice(3 if n_given else 2, None)
+    expected = naive_partial(x[left], y[left], list(given[left].T))
+    assert partial_spearman(x_gaps, y_gaps, gaps) == pytest.approx(expected)
+
+
+def test_what_a_third_variable_explains_is_no_partial_correlation(rng):
+    cause = rng.normal(size=2000)
+    x, y = cause + 0.5 * rng.normal(size=(2, 2000))
+    assert spearman(x, y) > 0.7
+    assert abs(partial_spearman(x, y, cause)) < 0.1
+
+
+def test_no_partial_correlation(rng):
+    x, y, given = rng.normal(size=20), rng.normal(size=20), rng.normal(size=(20, 2))
+    assert np.isnan(partial_spearman(x[:5], y[:5], given[:5]))  # one degree of freedom is none to speak of
+    assert not np.isnan(partial_spearman(x[:6], y[:6], given[:6]))
+    assert np.isnan(partial_spearman(given[:, 0] * 3, y, given))  # nothing is left of x
+    assert np.isnan(partial_spearman(x, np.exp(given[:, 1]), given))
+    assert np.isnan(partial_spearman(x, y, np.full((20, 1), np.nan)))
+
+
+def test_beside_baselines(rng):
+    effect, detection, rank = rng.normal(size=(3, 40))
+    effect += detection
+    rank[:4] = np.nan
+    rows = beside_baselines(effect, {"detection": detection, "rank": rank, "logfc": np.full(40, np.nan)})
+    assert [row["baseline"] for row in rows] == ["detection", "rank"]  # what is not known is not among them
+    first, second = rows
+    assert first["spearman"] == pytest.approx(stats.spearmanr(effect, detection).statistic)
+    assert first["partial_spearman"] == pytest.approx(naive_partial(effect[4:], detection[4:], [rank[4:]]))
+    assert second["spearman"] == pytest.approx(stats.spearmanr(effect[4:], rank[4:]).statistic)
+    assert second["partial_spearman"] == pytest.approx(naive_partial(effect[4:], rank[4:], [detection[4:]]))
+    assert (first["n"], second["n"]) == (40, 36)
+
+
+def test_one_baseline_alone(rng):
+    effect, detection = rng.normal(size=(2, 40))
+    (row,) = beside_baselines(effect, {"detection": detection})
+    assert row["partial_spearman"] == pytest.approx(row["spearman"])
+    assert beside_baselines(effect, {}) == []
+
+
+def test_rank_trend_finds_a_planted_line(rng):
+    rank = rng.random(4000)
+    shift = np.exp(-3 - 2 * rank + rng.normal(0, 0.5, 4000))
+    found = rank_trend(rank, shift)
+    assert found["intercept"] == pytest.approx(-3, abs=0.05)
+    assert found["slope"] == pytest.approx(-2, abs=0.1)
+    assert found["sd"] == pytest.approx(0.5, abs=0.02)
+    assert found["spearman"] == pytest.approx(stats.spearmanr(rank, shift).statistic)
+    assert found["n"] == 4000
+
+
+def test_rank_trend_without_noise_is_exact():
+    rank = np.linspace(0, 1, 7)
+    found = rank_trend(np.append(rank, [0.5, np.nan, 0.2, 0.3]), np.append(np.exp(1 - rank), [0, 1, -1, np.nan]))
+    expected = {"spearman": -1, "intercept": 1, "slope": -1, "sd": 0, "n": 7}  # no logarithm of 0, of -1, of nothing
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_rank_trend_of_few_genes(rng):
+    rank, shift = rng.random(5), rng.exponential(size=5)
+    slope, intercept = np.polyfit(rank, np.log(shift), 1)
+    left = np.log(shift) - intercept - slope * rank
+    found = rank_trend(rank, shift)
+    assert (found["slope"], found["intercept"]) == (pytest.approx(slope), pytest.approx(intercept))
+    assert found["sd"] == pytest.approx(np.sqrt((left**2).sum() / 3))  # two of five went into the line
+
+
+@pytest.mark.parametrize(
+    ("rank", "shift"), [([], []), ([0, 1], [1, 2]), ([0.3] * 7, range(1, 8)), ([0, 1, 2], [0] * 3)]
+)
+def test_no_rank_trend(rank, shift):
+    found = rank_trend(np.array(rank, dtype=float), np.array(shift, dtype=float))
+    assert np.isnan([found[name] for name in ("spearman", "intercept", "slope", "sd")]).all()
+    assert found["n"] == sum(value > 0 for value in shift)
+
+
+# --- states --------------------------------------------------------------------------------------------------------
+
+
+def test_auc(rng):
+    positive, negative = rng.integers(0, 6, 15), rng.integers(0, 4, 12)
+    pairs = [(a > b) + 0.5 * (a == b) for a in positive for b in negative]
+    assert auc(positive, negative) == pytest.approx(np.mean(pairs))
+    assert auc(np.array([3, 4]), np.array([1, 2])) == 1
+
+
+def states(rng, *, n_donors=10, n_cells=12, width=20, state=0.0, donor=0.0, mixed=False):
+    """Cells of donors: a state effect along one axis, and a donor effect in a random direction."""
+    of = np.repeat(np.arange(n_donors), n_cells)
+    is_goal = np.arange(len(of)) % 2 == 0 if mixed else of % 2 == 0
+    vectors = rng.normal(size=(len(of), width)) + donor * rng.normal(size=(n_donors, width))[of]
+    vectors[:, 0] += state * is_goal
+    return vectors, is_goal, of.astype(str).astype(object)
+
+
+def mean_auc(n, *, by_donor, **kwargs):
+    areas = []
+    for seed in range(n):
+        rng = np.random.default_rng(seed)
+        vectors, is_goal, donor = states(rng, **kwargs)
+        areas.append(axis_auc(vectors, is_goal, donor if by_donor else None, rng)[0])
+    return np.mean(areas)
+
+
+@pytest.mark.parametrize("by_donor", [True, False])
+@pytest.mark.parametrize("mixed", [True, False])
+def test_states_that_do_not_differ_cannot_be_told_apart(by_donor, mixed):
+    assert mean_auc(60, by_donor=by_donor, mixed=mixed) == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("by_donor", [True, False])
+@pytest.mark.parametrize("mixed", [True, False])
+def test_separated_states_can_be_told_apart(by_donor, mixed):
+    assert mean_auc(10, by_donor=by_donor, mixed=mixed, state=5) > 0.98
+
+
+def test_the_area_is_that_of_a_normal_shift():
+    """Far more cells than dimensions: the axis is known, and the area is what the distance gives."""
+    found = mean_auc(5, by_donor=False, n_cells=300, width=2, state=1.0)
+    assert found == pytest.approx(stats.norm.cdf(1 / np.sqrt(2)), abs=0.02)
+
+
+def test_donors_are_not_taken_for_states():
+    """Each donor is in one state and looks like nobody else: random cells of it give it away, whole donors do not."""
+    effect = {"donor": 3.0, "n_donors": 10}
+    assert mean_auc(10, by_donor=False, **effect) > 0.9
+    assert mean_auc(60, by_donor=True, **effect) == pytest.approx(0.5, abs=0.08)
+
+
+def test_whole_donors_are_held_out(rng):
+    vectors, is_goal, donor = states(rng, n_donors=11)
+    folds = statistics._folds(is_goal, donor, rng)
+    assert len(folds) == 5
+    np.testing.assert_array_equal(np.sum(folds, axis=0), np.ones(len(donor)))
+    for held in folds:
+        assert not set(donor[held]) & set(donor[~held])
+        for state in (is_goal, ~is_goal):
+            assert (held & state).any()
+            assert (~held & state).any()
+    assert axis_auc(vectors, is_goal, donor, rng)[1] == 5
+
+
+def test_cells_are_held_out_in_their_shares(rng):
+    is_goal = np.arange(100) < 15
+    folds = statistics._folds(is_goal, None, rng)
+    np.testing.assert_array_equal(np.sum(folds, axis=0), np.ones(100))
+    assert [int(held[is_goal].sum()) for held in folds] == [3] * 5
+    assert [int(held.sum()) for held in folds] == [20] * 5
+
+
+@pytest.mark.parametrize(("n_donors", "n_folds"), [(2, 0), (3, 0), (4, 2), (5, 2), (6, 3), (30, 5)])
+def test_folds_of_few_donors(rng, n_donors, n_folds):
+    """Every fold that counts holds out a donor of each state and keeps one; every donor is held out in one."""
+    _, is_goal, donor = states(rng, n_donors=n_donors)
+    assert len(statistics._folds(is_goal, donor, rng)) == max(2, n_folds)
+    area, n = axis_auc(*states(rng, n_donors=n_donors, state=5), rng)
+    assert n == n_folds
+    assert np.isnan(area) if n_folds == 0 else area > 0.9
+
+
+def test_a_state_without_cells(rng):
+    vectors, is_goal, donor = states(rng)
+    for of in (donor, None):
+        assert axis_auc(vectors, np.zeros_like(is_goal), of, rng) == (pytest.approx(np.nan, nan_ok=True), 0)
+
+
+def test_the_axis_knows_nothing_of_held_out_cells(rng):
+    """A naive cross-validation with the same folds gives the same area."""
+    vectors, is_goal, donor = states(rng, state=1, donor=1)
+    found, n = axis_auc(vectors, is_goal, donor, np.random.default_rng(7))
+    areas = []
+    for held in statistics._folds(is_goal, donor, np.random.default_rng(7)):
+        axis = vectors[~held & is_goal].mean(axis=0) - vectors[~held & ~is_goal].mean(axis=0)
+        scores = vectors @ axis
+        pairs = [(a > b) for a in scores[held & is_goal] for b in scores[held & ~is_goal]]
+        areas.append(np.mean(pairs))
+    assert found == pytest.approx(np.mean(areas))
+    assert n == len(areas)
