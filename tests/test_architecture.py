@@ -223,7 +223,7 @@ def test_preprocessing_tables_and_plots_work_where_torch_is_missing(
 ) -> None:
     adata = toy_cells(12)
     with gfx.settings.override(verbosity=0):
-        gfx.tl.delete_genes(adata, ["TOY90", "TOY48"], model=toy_folder, null=2)
+        gfx.tl.delete_genes(adata, ["TOY90", "TOY48"], model=toy_folder, null=3)
     adata.write_h5ad(tmp_path / "cells.h5ad")
     code = f"""
 import sys

@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.metrics.pairwise import cosine_distances
 
 import gfx
+from gfx.tl import _controls
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -423,7 +424,13 @@ def test_blood_is_asked_by_lineage(validation: ModuleType, tmp_path: Path, monke
         "MARKERS": {"T": ("CD3D", "CD3E"), "B": ("CD79A", "absent")},
     }.items():
         monkeypatch.setattr(validation, name, value)
+    monkeypatch.setattr(_controls, "N_RANK_SAMPLE", 20)
     report = validation.blood(tmp_path, "mini", None)
     assert [row["gene"] for row in report["markers"]] == ["CD3D", "CD3E", "CD79A"]
     assert report["own lineage above others, z"]["genes"] <= 3
-    assert "rank, shift, Spearman" in report["controls in T"]
+    for name in ("T", "B"):
+        assert {
+            "rank: shift, Spearman over genes of all ranks",
+            "random weights: shift, Spearman over perturbations",
+            "detection: shift, partial Spearman over genes of all ranks",
+        } <= set(report[f"controls in {name}"])

@@ -99,6 +99,7 @@ def main(folder: Path) -> None:
         )
         sc.pl.umap(adata, color="bulk_labels", ax=axes[1], show=False, title="UMAP of PCA")
         save(figure, folder / "umap.png")
+        save(gfx.pl.rank_trend(adata, show=False)[0].get_figure(), folder / "rank_trend.png")
         save(gfx.pl.deletion(adata, show=False).get_figure(), folder / "deletion.png")
         save(gfx.pl.attention(adata, show=False)[0].get_figure(), folder / "attention.png")
     adata.write_h5ad(folder / "quickstart.h5ad")

@@ -46,7 +46,7 @@ CENTROIDS = """
 centroids
     ``"whole"``: states are means of cells as they are, so a gene that marks a state moves cells out of it by
     definition. ``"without"``: for each perturbation, means of cells without its genes; costs a pass over all cells
-    of all states that have them.
+    of all states that have them. Movements towards states then have no z, for random sets are not taken out.
 """
 
 CONTROLS = """
@@ -55,8 +55,9 @@ null
     each; and 200 random genes of all ranks, which a network of the same shape with random weights reads as well. A
     number: that many sets. `None` leaves all of this out.
 donor_key
-    Column of `obs` with the donor of each cell: means, intervals and tests are then over donors, too, and the state
-    axis is tested on donors held out. Without, no p-value comes from cells, for cells are not replicates.
+    Column of `obs` with the donor of each cell: means and intervals are then over donors, tests over donors and random
+    sets, and the state axis is tested on donors held out. Without, no p-value comes from cells, for cells are not
+    replicates.
 """
 
 READOUT = """

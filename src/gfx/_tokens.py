@@ -164,6 +164,10 @@ def _check_totals(adata: AnnData, totals: np.ndarray, rows: slice, own: np.ndarr
         raise ValueError(msg)
 
 
+class CountsNotAtHandError(ValueError):
+    """The counts that tokens were made from are no longer where they were."""
+
+
 def counts_by_token(
     adata: AnnData, vocabulary: Vocabulary, source: Mapping[str, Any]
 ) -> Iterator[tuple[slice, csr_array, np.ndarray]]:
@@ -176,20 +180,29 @@ def counts_by_token(
 
     Raises
     ------
-    ValueError
-        The counts are no longer there, such as after normalisation.
+    CountsNotAtHandError
+        They are no longer there, such as after normalisation.
     """
     counts = source.get("counts", "raw")
-    matrix = open_counts(
-        adata, layer=source.get("layer"), use_raw=bool(source.get("use_raw", False)), gene_ids=source.get("gene_ids")
-    )
+    try:
+        matrix = open_counts(
+            adata,
+            layer=source.get("layer"),
+            use_raw=bool(source.get("use_raw", False)),
+            gene_ids=source.get("gene_ids"),
+        )
+    except (KeyError, ValueError) as problem:
+        raise CountsNotAtHandError(*problem.args) from problem
     tokens = look_up(matrix.names, vocabulary).tokens
     known = np.flatnonzero(tokens >= 0)
     to_token = csr_array(
         (np.ones(len(known)), (known, tokens[known])), shape=(len(tokens), len(vocabulary)), dtype=np.float64
     )
     for rows, stored in row_blocks(matrix.x):
-        block = to_counts(stored, counts, matrix.where)
+        try:
+            block = to_counts(stored, counts, matrix.where)
+        except ValueError as problem:
+            raise CountsNotAtHandError(*problem.args) from problem
         yield rows, block @ to_token, np.asarray(block.sum(axis=1), dtype=np.float64).ravel()
 
 

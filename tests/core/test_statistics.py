@@ -12,6 +12,8 @@ from gfx._core.statistics import (
     auc,
     axis_auc,
     beside_baselines,
+    by_chance,
+    donors_beside_random,
     false_discovery_rate,
     over_cells,
     over_donors,
@@ -29,64 +31,118 @@ def rng():
 # --- against random sets -------------------------------------------------------------------------------------------
 
 
-def naive_p(differences):
-    """Two-sided, of an effect of 0 among random ones, itself counted on both sides."""
-    at_least = 1 + sum(value >= 0 for value in differences)
-    at_most = 1 + sum(value <= 0 for value in differences)
-    return min(1, 2 * min(at_least, at_most) / (len(differences) + 1))
+def naive_z(values, of=0.0):
+    return (of - values.mean()) / np.sqrt(((values - values.mean()) ** 2).sum() / (len(values) - 1))
 
 
-@pytest.mark.parametrize("n", [2, 5, 40])
+@pytest.mark.parametrize("n", [3, 5, 40])
 @pytest.mark.parametrize("mean", [-3, -0.2, 0, 0.2, 3])
 def test_place_among_random_sets(rng, n, mean):
+    """Of the effect among all random sets, and of each of them among the others."""
     differences = rng.normal(mean, 1, n)
-    z, p = against_random(differences)
-    assert z == pytest.approx(-differences.mean() / np.sqrt(((differences - differences.mean()) ** 2).sum() / (n - 1)))
-    assert p == pytest.approx(naive_p(differences))
+    z, each = against_random(differences)
+    assert z == pytest.approx(naive_z(differences))
+    np.testing.assert_allclose(each, [naive_z(np.delete(differences, at), differences[at]) for at in range(n)])
     with_gaps = np.insert(differences, [0, n // 2], np.nan)
-    assert against_random(with_gaps) == (z, p)
-    other = against_random(-differences)
-    assert other == (pytest.approx(-z), pytest.approx(p))
+    assert against_random(with_gaps)[0] == z
+    np.testing.assert_array_equal(against_random(with_gaps)[1], each)
+    other, of_others = against_random(-differences)
+    assert other == pytest.approx(-z)
+    np.testing.assert_allclose(of_others, -each)
 
 
-def test_an_effect_above_all_random_ones():
-    z, p = against_random(np.linspace(-2, -1, 99))  # random sets less the effect
-    assert z > 0
-    assert p == pytest.approx(2 / 100)
+def test_small_differences_far_from_nothing(rng):
+    """Squares about the mean lose nothing to rounding; float32 is taken in float64."""
+    differences = (1 + 1e-6 * rng.normal(size=50)).astype(np.float32)
+    z, each = against_random(differences)
+    exact = differences.astype(np.float64)
+    assert z == pytest.approx(naive_z(exact), rel=1e-6)
+    np.testing.assert_allclose(each, [naive_z(np.delete(exact, at), exact[at]) for at in range(50)], rtol=1e-6)
 
 
-def test_random_sets_like_the_effect():
-    z, p = against_random(np.zeros(50))
-    assert np.isnan(z)
-    assert p == 1
-    z, p = against_random(np.full(50, 0.1))  # no spread, but for rounding
-    assert np.isnan(z)
-    assert p == pytest.approx(2 / 51)
+def test_random_sets_that_do_not_differ():
+    for value in (0, 0.1):
+        z, each = against_random(np.full(50, value))
+        assert np.isnan(z)
+        assert each.shape == (0,)
+    z, each = against_random(np.array([1.0, 1.0, 1.0, 5.0]))  # the others of the last one do not differ
+    assert z == pytest.approx(-1)
+    np.testing.assert_allclose(each, [naive_z(np.array([1.0, 1.0, 5.0]), 1.0)] * 3)
 
 
-@pytest.mark.parametrize("differences", [[], [0.3], [np.nan, np.nan, 1.0]])
+@pytest.mark.parametrize("differences", [[], [0.3], [0.3, 0.4], [np.nan, np.nan, 1.0, 2.0]])
 def test_too_few_random_sets(differences):
-    assert np.isnan(against_random(np.array(differences, dtype=float))).all()
+    z, each = against_random(np.array(differences, dtype=float))
+    assert np.isnan(z)
+    assert each.shape == (0,)
 
 
-@pytest.mark.parametrize("n", [19, 40, 100])
+def test_z_is_a_t_deviate_where_the_perturbed_set_is_a_random_one(rng):
+    """Divided by what the uncertain mean adds; so is the z of each random set among the others."""
+    effects = rng.normal(5, 2, size=(2000, 21))
+    found = [against_random(others - effect) for effect, *others in effects]
+    for z, n in ((np.array([z for z, _ in found]), 20), (np.array([each[0] for _, each in found]), 19)):
+        assert stats.kstest(z / np.sqrt(1 + 1 / n), stats.t(n - 1).cdf).pvalue > 0.01
+
+
+def naive_p(z, pool):
+    """Two-sided, itself counted on both sides."""
+    at_least, at_most = 1 + sum(value >= z for value in pool), 1 + sum(value <= z for value in pool)
+    return min(1, 2 * min(at_least, at_most) / (len(pool) + 1))
+
+
+def test_p_is_the_place_among_the_z_of_random_sets(rng):
+    pool = np.round(rng.normal(size=60), 1)  # with ties
+    z = np.array([-9, -1.2, 0, 0.05, pool[0], pool.max(), 9, np.nan])
+    p = by_chance(z, pool)
+    np.testing.assert_allclose(p[:-1], [naive_p(value, pool) for value in z[:-1]])
+    assert np.isnan(p[-1])
+    assert p[0] == p[6] == pytest.approx(2 / 61)
+    np.testing.assert_array_equal(by_chance(z, rng.permutation(pool)), p)
+
+
+def test_no_p_is_below_what_the_number_of_random_sets_allows():
+    assert by_chance(np.array([50.0, -50.0]), np.linspace(-2, 2, 399)).tolist() == [2 / 400] * 2
+    assert by_chance(np.array([0.0]), np.zeros(5)).tolist() == [1]
+
+
+def test_no_p_without_random_sets():
+    assert np.isnan(by_chance(np.array([1.0, np.nan]), np.zeros(0))).all()
+    assert np.isnan(by_chance(np.array([np.nan]), np.ones(5))).all()
+    assert by_chance(np.zeros(0), np.ones(5)).shape == (0,)
+
+
+def pooled(effects):
+    """P of the first of each row among the others, by the z of random sets beside all rows."""
+    found = [against_random(others - effect) for effect, *others in effects]
+    return by_chance(np.array([z for z, _ in found]), np.concatenate([each for _, each in found]))
+
+
+@pytest.mark.parametrize("n", [3, 10, 40, 100])
 @pytest.mark.parametrize("law", ["normal", "exponential"])
-def test_p_is_calibrated_where_the_perturbed_set_is_a_random_one(law, n):
-    """P <= a in a share a of the cases at most: exactly as often as the number of sets allows."""
+def test_p_is_calibrated_where_the_perturbed_sets_are_random_ones(law, n):
+    """P <= a in a share a of the cases, whatever the scale of effects beside each perturbation.
+
+    Each random set is placed among one fewer than the perturbed one is: among very few, p is too large.
+    """
     rng = np.random.default_rng(n)
-    effects = getattr(rng, law)(size=(4000, n + 1))
-    p = np.array([against_random(others - effect) for effect, *others in effects])[:, 1]
-    for level in (0.1, 0.2, 0.5):
-        allowed = 2 * np.floor(level * (n + 1) / 2 + 1e-9) / (n + 1)
-        assert allowed <= level + 1e-9
-        assert np.mean(p <= level) == pytest.approx(allowed, abs=4 * np.sqrt(allowed / 4000))
+    effects = getattr(rng, law)(size=(3000, n + 1)) * rng.lognormal(size=(3000, 1)) + rng.normal(size=(3000, 1))
+    p = pooled(effects)
+    for level in (0.01, 0.05, 0.2, 0.5):
+        share, error = np.mean(p <= level), np.sqrt(level / 3000)
+        assert share < level + 4 * error
+        assert share > level - 4 * error or n == 3
+    assert p.min() >= 2 / (3000 * n + 1)
 
 
-def test_z_is_that_of_a_normal_deviate_where_the_perturbed_set_is_a_random_one(rng):
-    effects = rng.normal(5, 2, size=(2000, 201))
-    z = np.array([against_random(others - effect) for effect, *others in effects])[:, 0]
-    assert z.mean() == pytest.approx(0, abs=0.1)
-    assert z.std() == pytest.approx(1, abs=0.06)
+def test_few_sets_beside_each_of_many_perturbations_tell_rare_from_very_rare(rng):
+    """Alone, ten sets allow no p below 2 / 11."""
+    effects = rng.normal(size=(200, 11))
+    effects[:5, 0] += 12
+    p = pooled(effects)
+    assert p[:5].max() < 0.01
+    assert np.median(p[5:]) == pytest.approx(0.5, abs=0.15)
+    assert (false_discovery_rate(p)[:5] < 0.05).all()
 
 
 def test_noise_of_few_cells_makes_z_smaller(rng):
@@ -149,6 +205,61 @@ def test_donors_that_do_not_differ(value):
     assert found.mean == pytest.approx(value)
     assert found.n == 3
     assert np.isnan([found.low, found.high, found.p]).all()
+
+
+def test_donors_beside_random_genes(rng):
+    values = rng.normal(1.5, 0.5, 6)
+    p = donors_beside_random(np.insert(values, 2, np.nan), 0.8, 20)
+    of_donors, of_genes = values.var(ddof=1) / 6, 0.8**2 + 0.8**2 / 20  # of one more gene, and of the mean of 20
+    freedom = (of_donors + of_genes) ** 2 / (of_donors**2 / 5 + of_genes**2 / 19)
+    assert p == pytest.approx(2 * stats.t.sf(values.mean() / np.sqrt(of_donors + of_genes), freedom))
+    assert donors_beside_random(-values, 0.8, 20) == pytest.approx(p)
+    # Random genes that hardly differ leave the test of the donors, donors that hardly differ that of genes.
+    assert donors_beside_random(values, 1e-9, 20) == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+    genes = rng.normal(0, 0.8, 20)
+    one = stats.ttest_ind(genes, [genes.mean() + 1.5]).pvalue
+    assert donors_beside_random(1.5 + 1e-9 * values, genes.std(ddof=1), 20) == pytest.approx(one)
+
+
+@pytest.mark.parametrize(
+    ("values", "random_sd", "n_random"),
+    [([], 1, 9), ([0.3], 1, 9), ([0.3, np.nan], 1, 9), ([1, 2], np.nan, 9), ([1, 2], 0, 9), ([1, 2], 1, 2)],
+)
+def test_nothing_to_test_donors_with(values, random_sd, n_random):
+    assert np.isnan(donors_beside_random(np.array(values, dtype=float), random_sd, n_random))
+
+
+def donor_tests(rng, *, n_genes, n_random, n_donors, noise, effect=0.0):
+    """P over donors beside random genes, and p of the donors alone: all genes are drawn from one distribution."""
+    found = []
+    for _ in range(n_genes):
+        gene, *random = rng.normal(size=1 + n_random)
+        # In each donor, gene and random genes have noise of their own.
+        own = effect + gene + rng.normal(0, noise, n_donors)
+        of_random = np.array(random) + rng.normal(0, noise, (n_donors, n_random))
+        excess = own - of_random.mean(axis=1)
+        spread = of_random.mean(axis=0).std(ddof=1)
+        found.append((donors_beside_random(excess, spread, n_random), over_donors(excess).p))
+    return np.array(found).T
+
+
+@pytest.mark.parametrize("n_donors", [3, 8])
+@pytest.mark.parametrize("n_random", [5, 20, 100])
+@pytest.mark.parametrize("noise", [0.02, 0.1, 1])
+def test_random_genes_are_not_special_in_any_number_of_donors(n_donors, n_random, noise):
+    """A gene is never like the mean gene: the donors alone call nearly every one of them special."""
+    rng = np.random.default_rng(n_donors)
+    beside, alone = donor_tests(rng, n_genes=1000, n_random=n_random, n_donors=n_donors, noise=noise)
+    assert np.mean(beside < 0.05) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 1000)
+    if noise <= 0.1:
+        assert np.mean(alone < 0.05) > (0.9 if noise < 0.1 else 0.6)
+        assert np.mean(beside < 0.05) > 0.025
+        assert np.mean(beside < 0.5) == pytest.approx(0.5, abs=0.06)
+
+
+def test_genes_that_are_other_than_random_ones_are_found(rng):
+    beside, _ = donor_tests(rng, n_genes=200, n_random=100, n_donors=5, noise=0.3, effect=6)
+    assert np.mean(beside < 0.05) > 0.95
 
 
 def test_over_cells(rng):
@@ -244,6 +355,21 @@ def test_beside_baselines(rng):
     assert second["spearman"] == pytest.approx(stats.spearmanr(effect[4:], rank[4:]).statistic)
     assert second["partial_spearman"] == pytest.approx(naive_partial(effect[4:], rank[4:], [detection[4:]]))
     assert (first["n"], second["n"]) == (40, 36)
+
+
+@pytest.mark.parametrize("n", [9, 10])
+def test_few_observations_are_no_ranking(rng, n):
+    effect, detection, rank = rng.normal(size=(3, 30))
+    effect[n:] = np.nan
+    rows = beside_baselines(effect, {"detection": detection, "rank": rank})
+    assert [row["n"] for row in rows] == [n, n]
+    for row, values, other in zip(rows, (detection, rank), (rank, detection), strict=True):
+        found = [row["spearman"], row["partial_spearman"]]
+        if n < 10:
+            assert np.isnan(found).all()
+        else:
+            expected = [naive_partial(effect[:n], values[:n], given) for given in ([], [other[:n]])]
+            assert found == pytest.approx(expected)
 
 
 def test_one_baseline_alone(rng):

@@ -79,6 +79,12 @@ def test_refuses_what_is_no_vocabulary(changes, text):
         small(**changes)
 
 
+def test_symbols_that_genes_share():
+    vocab = small(symbols=np.array([""] * 4 + ["ONE", "ONE"], dtype=object))
+    assert (vocab.n_with_symbol["ONE"], vocab.n_with_symbol["TWO"]) == (2, 0)
+    assert (small().n_with_symbol["ONE"], small().n_with_symbol["TWO"]) == (1, 1)
+
+
 def test_fingerprint_follows_tokens_and_medians_only():
     vocab = small()
     assert dataclasses.replace(vocab, name="other", aliases={}).sha256 == vocab.sha256

@@ -132,6 +132,25 @@ def test_states_are_kept_together_and_in_the_order_of_the_goal(controlled):
     assert not goals["z"].is_monotonic_decreasing
 
 
+def test_the_order_is_that_of_effects_where_no_z_to_the_goal_is_known(controlled, toy_cells, toy_model):
+    """Centroids without the genes leave nothing to compare random sets with."""
+    adata = toy_cells(48)
+    gfx.tl.delete_genes(adata, MORE, model=toy_model, null=9, donor_key="donor", centroids="without", **STATES)
+    table = deletion_df(adata)
+    assert table[["toward_z", "toward_p", "toward_fdr", "donor_p"]].isna().all(axis=None)
+    assert (table["toward_n_random"] == 0).all()
+    assert table[["z", "p", "fdr"]].notna().all(axis=None)
+    goals = table[table["role"] == "goal"]
+    assert goals["toward_mean"].is_monotonic_decreasing
+    assert not goals["z"].is_monotonic_decreasing
+    assert table["perturbation"].tolist() == goals["perturbation"].repeat(3).tolist()
+    # One that is known suffices.
+    adata = controlled.copy()
+    states = adata.uns["mine"]["state_table"]
+    states.loc[states["perturbation"] != "TOY165", "toward_z"] = np.nan
+    assert deletion_df(adata, key="mine")["perturbation"].tolist()[:3] == ["TOY165"] * 3
+
+
 def test_tests_of_perturbations_are_counted_once(with_p_values):
     table = deletion_df(with_p_values).set_index("perturbation").loc[MORE]
     expected = adjusted([0.01, 0.04, 0.03, 0.2, 0.02, 0.5])
@@ -175,32 +194,60 @@ def test_ten_cells_are_asked_for(controlled):
 
 @pytest.mark.parametrize("key", ["gfx_delete", "mine"])
 def test_over_donors(controlled, key):
-    """Means, intervals and tests of the excess over random sets, one value a donor."""
+    """Means and intervals of the excess over random sets, one value a donor, beside those of other genes.
+
+    The test is that of Welch: donors on one side; on the other one more random set, beside the mean of those there are.
+    """
     effect, donors = ("shift", "donors") if key == "gfx_delete" else ("toward", "donor_states")
+    prefix = "" if key == "gfx_delete" else "toward_"
     tables = controlled.uns[key][donors]
     for _, row in deletion_df(controlled, key=key).iterrows():
         mine = tables[tables["perturbation"] == row["perturbation"]]
         mine = mine if key == "gfx_delete" else mine[mine["state"] == row["state"]]
         values = mine[f"{effect}_excess"].dropna()
-        test = stats.ttest_1samp(values, 0)
-        assert row["n_donors"] == len(mine)
-        expected = [values.mean(), *test.confidence_interval(), test.pvalue]
+        interval = stats.ttest_1samp(values, 0).confidence_interval()
+        sd, n = row[f"{prefix}random_sd"], row[f"{prefix}n_random"]
+        apart = stats.ttest_ind_from_stats(
+            values.mean(), values.std(ddof=1), len(values), 0, sd * np.sqrt(n + 1), n, equal_var=False
+        )
+        assert row["n_donors"] == len(values) > 2
+        assert n == 9
+        expected = [values.mean(), *interval, apart.pvalue]
         np.testing.assert_allclose(row[["donor_mean", "donor_low", "donor_high", "donor_p"]].tolist(), expected)
 
 
+def test_donors_whose_cells_no_random_set_was_in_do_not_enter(controlled):
+    adata = controlled.copy()
+    donors = adata.uns["gfx_delete"]["donors"]
+    of = donors["perturbation"] == "TOY48"
+    donors.loc[of, "shift_excess"] = [0.1, np.nan, 0.3, 0.2]
+    donors.loc[donors["perturbation"] == "TOY165", "shift_excess"] = np.nan
+    table, before = (deletion_df(one).set_index("perturbation") for one in (adata, controlled))
+    assert table.loc["TOY48", "n_donors"] == 3
+    assert table.loc["TOY48", "donor_mean"] == pytest.approx(0.2)
+    assert table.loc["TOY165", "n_donors"] == 0
+    assert table.loc["TOY165", ["donor_mean", "donor_low", "donor_high", "donor_p", "donor_fdr"]].isna().all()
+    rest = [name for name in MORE if name not in ("TOY48", "TOY165")]
+    columns = ["n_donors", "donor_mean", "donor_p"]
+    pd.testing.assert_frame_equal(table.loc[rest, columns], before.loc[rest, columns])
+
+
 def test_over_donors_without_random_sets(toy_cells, toy_model):
-    """A shift is above 0 by its nature and cannot be tested against it; a movement towards a state can."""
+    """Means and intervals are of the effects themselves; with nothing to compare them with, there is no test."""
     adata = toy_cells(24)
     delete_genes(adata, MORE[:2], model=toy_model, donor_key="donor")
     delete_genes(adata, MORE[:2], model=toy_model, donor_key="donor", key_added="mine", **STATES)
     table = deletion_df(adata)
-    assert table["donor_p"].isna().all()
+    assert table[["donor_p", "donor_fdr"]].isna().all(axis=None)
     assert (table["donor_low"] < table["donor_mean"]).all()
     donors = adata.uns["gfx_delete"]["donors"].groupby("perturbation")["shift_mean"].mean()
     np.testing.assert_allclose(table["donor_mean"], donors[table["perturbation"]])
     states = deletion_df(adata, key="mine").set_index(["perturbation", "state"])
+    assert states[["donor_p", "donor_fdr"]].isna().all(axis=None)
     for name, values in adata.uns["mine"]["donor_states"].groupby(["perturbation", "state"])["toward_mean"]:
-        assert states.loc[name, "donor_p"] == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+        expected = [len(values), values.mean(), *stats.ttest_1samp(values, 0).confidence_interval()]
+        found = states.loc[name, ["n_donors", "donor_mean", "donor_low", "donor_high"]]
+        np.testing.assert_allclose(found.tolist(), expected)
 
 
 @pytest.mark.parametrize("min_donors", [2, 4, 5])
@@ -211,7 +258,7 @@ def test_few_donors_say_nothing(controlled, min_donors):
     assert enough.any() == (min_donors < 5)
     for column in ("donor_mean", "donor_low", "donor_high", "donor_p", "donor_fdr"):
         assert (table[column].notna() == enough).all(), column
-    assert (table["n_donors"] == 4).all()
+    assert table["n_donors"].tolist() == excess[table["perturbation"]].tolist()
     assert table["z"].notna().all()
 
 
@@ -257,7 +304,11 @@ def assert_gene_effects(adata, names, key, columns, by):
             np.testing.assert_array_equal(by_gene[column], adata.varm[slot][seen, at])
         if by == "excess":
             np.testing.assert_array_equal(by_gene["random_shift"], adata.varm[f"{key}_null"][seen, at])
-            np.testing.assert_array_equal(by_gene["excess"], by_gene["shift"] - by_gene["random_shift"])
+            with np.errstate(divide="ignore", invalid="ignore"):
+                ratio = np.log2(by_gene["shift"].astype(float) / by_gene["random_shift"].astype(float))
+            ratio[~np.isfinite(ratio)] = np.nan
+            np.testing.assert_allclose(by_gene["excess"], ratio - ratio.median(), atol=1e-12)
+            assert by_gene["excess"].notna().sum() > 100
             assert not table["shift"].is_monotonic_decreasing
 
 
@@ -269,6 +320,25 @@ def test_gene_effects_df(plain):
 def test_gene_effects_beside_random_sets(controlled):
     columns = ["perturbation", "gene", "shift", "shift_sd", "n_cells", "random_shift", "excess"]
     assert_gene_effects(controlled, MORE, "mine", columns, "excess")
+
+
+def test_excess_is_the_log_ratio_less_its_median(controlled):
+    """Genes that never move, or whose shift under random sets is not known, have none and tell nothing of others."""
+    adata, n = controlled.copy(), controlled.n_vars
+    adata.varm["gfx_delete_n_cells"][:, 0] = [20] * 8 + [9] + [0] * (n - 9)
+    adata.varm["gfx_delete"][:9, 0] = [0.1, 0.2, 0.4, 0.8, 0.1, 0.0, 0.5, 0.6, 0.9]
+    adata.varm["gfx_delete_null"][:9, 0] = [0.1, 0.1, 0.1, 0.1, 0.05, 0.1, 0.0, np.nan, 1e-6]
+    table = gfx.get.gene_effects_df(adata, MORE[0])
+    assert table["gene"].tolist() == [f"TOY{at}" for at in (4, 3, 2, 5, 1, 6, 7, 8)]
+    np.testing.assert_allclose(table["excess"], [2, 1, 0, 0, -1, np.nan, np.nan, np.nan], atol=1e-6)
+    # With the gene in nine cells, the median is another one.
+    more = gfx.get.gene_effects_df(adata, MORE[0], min_cells=9)
+    assert more["gene"].tolist()[:2] == ["TOY9", "TOY4"]
+    np.testing.assert_allclose(more["excess"][1:6], [1.5, 0.5, -0.5, -0.5, -1.5], atol=1e-6)
+    adata.varm["gfx_delete_null"][:, 0] = np.nan
+    unknown = gfx.get.gene_effects_df(adata, MORE[0])
+    assert len(unknown) == 8
+    assert unknown["excess"].isna().all()
 
 
 @pytest.mark.parametrize("min_cells", [0, 1, 5, 1000])
@@ -340,7 +410,7 @@ def test_results_under_other_keys_are_named(with_states):
 
 @pytest.fixture(scope="module")
 def several(toy_cells, toy_model):
-    """Results of three functions, under their own names and under others."""
+    """Results of three functions, one under its own name and the others not."""
     adata = toy_cells(12)
     gfx.tl.overexpress_genes(adata, "TOY48", model=toy_model, null=None)
     gfx.tl.shift_genes(adata, "TOY165", quartiles=3, model=toy_model, null=None, key_added="shifted")
@@ -366,18 +436,25 @@ def test_results_by_their_name_and_the_only_one_without(several, key, gene):
     assert set(gfx.get.gene_effects_df(several, key=key, min_cells=1)["perturbation"]) == {gene}
 
 
-def test_several_results_have_to_be_named(several):
-    for get in (gfx.get.deletion_df, gfx.get.deletion_cells_df, gfx.get.gene_effects_df, gfx.get.synergy_df):
-        with pytest.raises(
-            KeyError, match=r"several results.*`key=` one of \['deleted', 'gfx_overexpress', 'shifted'\]"
-        ):
-            get(several)
-    assert deletion_df(only(several, "deleted"))["perturbation"].tolist() == ["TOY90"]
+FINDERS = [gfx.get.deletion_df, gfx.get.deletion_cells_df, gfx.get.gene_effects_df, gfx.get.synergy_df]
+FINDERS += [gfx.get.controls_df, gfx.get.random_sets_df, gfx.get.rank_trend_df]
 
 
-def test_deletions_under_their_own_name_come_first(several, toy_model):
+@pytest.mark.parametrize("get", FINDERS)
+def test_several_results_have_to_be_named(several, toy_model, get):
+    """Several under default names, or several of which none is."""
+    with pytest.raises(KeyError, match=r"several results; say which one: `key=` one of \['deleted', 'shifted'\]"):
+        get(only(several, "deleted", "shifted"))
     adata = delete_genes(several, "TOY171", model=toy_model, copy=True)
-    assert deletion_df(adata)["perturbation"].tolist() == ["TOY171"]
+    with pytest.raises(
+        KeyError, match=r"several results; say which one: `key=` one of \['gfx_delete', 'gfx_overexpress'\]"
+    ):
+        get(adata)
+
+
+def test_the_result_under_a_default_name_comes_first(several):
+    assert deletion_df(several)["perturbation"].tolist() == ["TOY48"]
+    assert set(gfx.get.deletion_cells_df(several)["perturbation"]) == {"TOY48"}
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,9 @@ def test_a_null_is_needed_for_one_method_and_for_no_other(adata):
         gfx.get.official_statistics_df(adata, "vs_null")
     with pytest.raises(ValueError, match=r"`null_key='null'` is for `method='vs_null'`, found 'mixture'\. Leave"):
         gfx.get.official_statistics_df(adata, "mixture", null_key="null")
-    with pytest.raises(KeyError, match=r"Did not find 'nul' in `adata\.uns`\..*give `null_key=` one of .*'null'\]"):
+    with pytest.raises(
+        KeyError, match=r"Did not find 'nul' in `adata\.uns`\..*Results of `gfx\.tl\.delete_genes` here: .*'null'\]"
+    ):
         gfx.get.official_statistics_df(adata, "vs_null", null_key="nul")
     with pytest.raises(ValueError, match=r"is the result to be compared itself"):
         gfx.get.official_statistics_df(adata, "vs_null", null_key="gfx_delete")
@@ -252,14 +254,15 @@ def test_no_result(toy_cells, toy_model, method):
             gfx.get.official_statistics_df(adata, method, key=key)
     gfx.tl.embed(adata, model=toy_model, key_added="embedding")
     with pytest.raises(
-        KeyError, match=r"`adata\.uns\['embedding'\]` was written by 'tl\.embed', which perturbs no genes"
+        KeyError,
+        match=r"`adata\.uns\['embedding'\]` was written by 'tl\.embed', not by `gfx\.tl\.delete_genes`\. Run ",
     ):
         gfx.get.official_statistics_df(adata, method, key="embedding")
 
 
 def test_several_results_under_default_names(adata):
     put(adata, function="tl.shift_genes")
-    with pytest.raises(ValueError, match=r"Say which one is meant: `key=` one of \['gfx_delete', 'gfx_shift'\]"):
+    with pytest.raises(KeyError, match=r"several results; say which one: `key=` one of \['gfx_delete', 'gfx_shift'\]"):
         gfx.get.official_statistics_df(adata, "mixture")
     assert len(gfx.get.official_statistics_df(adata, "mixture", key="gfx_shift"))
 

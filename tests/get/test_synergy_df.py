@@ -35,7 +35,6 @@ def test_synergy_df(pairs):
     ]
     assert set(table["perturbation"]) == set(NAMES)
     assert table["on_vectors_z"].is_monotonic_decreasing
-    assert not table["on_shifts_z"].is_monotonic_decreasing
     np.testing.assert_allclose(table["on_shifts_mean"], table["together_mean"] - table["summed_mean"], atol=1e-7)
     np.testing.assert_allclose(table["on_vectors_mean"], table["displaced_mean"] - table["composed_mean"], atol=1e-7)
     assert table.attrs["note"] == pairs.uns["gfx_delete"]["note"]
@@ -44,6 +43,16 @@ def test_synergy_df(pairs):
     pd.testing.assert_frame_equal(found, stored)
     table["together_mean"] = 0.0  # a copy: the result stays as it is
     assert gfx.get.synergy_df(pairs, min_cells=1)["together_mean"].gt(0).all()
+
+
+def test_the_order_is_that_of_z_on_vectors_then_of_the_excess(pairs):
+    adata = pairs.copy()
+    stored = adata.uns["gfx_delete"]["synergy"].set_index("perturbation").loc[NAMES].reset_index()
+    stored["on_shifts_z"], stored["on_vectors_z"] = [4.0, 3.0, 2.0, 1.0], [-1.0, np.nan, 2.0, np.nan]
+    stored["on_vectors_mean"] = [0.1, 0.2, 0.3, 0.4]
+    adata.uns["gfx_delete"]["synergy"] = stored
+    table = gfx.get.synergy_df(adata, min_cells=1)
+    assert table["perturbation"].tolist() == [NAMES[at] for at in (2, 0, 3, 1)]
 
 
 def test_few_cells_say_nothing_and_are_no_test(pairs):

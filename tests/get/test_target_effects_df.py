@@ -28,9 +28,13 @@ def test_it_is_the_rank_sum_test_over_genes(deleted, key, effect):
         values = dict(zip(deleted.var_names, deleted.varm[key][:, number].astype(float), strict=True))
         if effect == "excess":
             random = dict(zip(deleted.var_names, deleted.varm[f"{key}_null"][:, number].astype(float), strict=True))
-            values = {gene: value - random[gene] for gene, value in values.items()}
+            with np.errstate(divide="ignore", invalid="ignore"):
+                values = {gene: np.log2(value / random[gene]) for gene, value in values.items()}
         n_cells = dict(zip(deleted.var_names, deleted.varm[f"{key}_n_cells"][:, number].tolist(), strict=True))
         values = {gene: value for gene, value in values.items() if n_cells[gene] >= 10 and np.isfinite(value)}
+        if effect == "excess":
+            usual = np.median(list(values.values()))
+            values = {gene: value - usual for gene, value in values.items()}
         in_any = set().union(*TARGETS.values())
         rest = [gene for gene in values if gene not in in_any]
         direct, indirect = ([gene for gene in TARGETS[label] if gene in values] for label in TARGETS)
@@ -47,8 +51,20 @@ def test_it_is_the_rank_sum_test_over_genes(deleted, key, effect):
             assert row["median_others"] == pytest.approx(np.median(b), abs=1e-7)
             assert row["p"] == pytest.approx(stats.ranksums(a, b).pvalue)
             assert row["auc"] == pytest.approx(np.mean([(x > y) + (x == y) / 2 for x in a for y in b]))
-        # Beside each target, the ten that are seen in the nearest number of cells.
         matched = rows.loc[name, "direct", "matched genes"]
+        assert matched["n_targets"] == len(direct)
+        if effect == "excess":
+            # The nearest by both ranks, summed; a tie may go either way.
+            known = list(values)
+            ranks = [stats.rankdata([of[gene] for gene in known]) for of in (n_cells, random)]
+            place = dict(zip(known, np.transpose(ranks), strict=True))
+            apart = {g: {o: abs(place[o] - place[g]).sum() for o in rest} for g in direct}
+            tenth = {g: sorted(apart[g].values())[9] for g in direct}
+            surely = {o for o in rest for g in direct if apart[g][o] < tenth[g]}
+            maybe = {o for o in rest for g in direct if apart[g][o] <= tenth[g]}
+            assert max(10, len(surely)) <= matched["n_others"] <= min(10 * len(direct), len(maybe))
+            continue
+        # Beside each target, the ten that are seen in the nearest number of cells.
         widest = max(sorted(abs(n_cells[gene] - n_cells[other]) for other in rest)[9] for gene in direct)
         surely = {
             o
@@ -58,7 +74,6 @@ def test_it_is_the_rank_sum_test_over_genes(deleted, key, effect):
         }
         maybe = {o for o in rest for g in direct if abs(n_cells[o] - n_cells[g]) <= widest}
         assert max(10, len(surely)) <= matched["n_others"] <= min(10 * len(direct), len(maybe))
-        assert matched["n_targets"] == len(direct)
     np.testing.assert_allclose(table["fdr"], stats.false_discovery_control(table["p"]))
 
 
@@ -75,6 +90,24 @@ def test_matched_genes_are_those_seen_as_often(deleted):
     assert matched["n_others"] == 20
     assert matched["median_others"] == pytest.approx(np.median(shift[others]), abs=1e-6)
     assert matched["p"] == pytest.approx(stats.ranksums(shift[[49, 99]], shift[others]).pvalue)
+
+
+def test_matched_genes_move_as_far_under_random_sets(deleted):
+    """Of the genes seen in as many cells, those beside it in the shift under random sets, not in their own."""
+    adata = deleted.copy()
+    shift = np.random.default_rng(0).uniform(0.1, 1, 205)
+    random = np.linspace(0.1, 1, 205)
+    adata.varm["gfx_delete"][:, 0], adata.varm["gfx_delete_null"][:, 0] = shift, random
+    adata.varm["gfx_delete_n_cells"][:, 0] = np.where(np.arange(205) % 2, 100, 20)
+    table = gfx.get.target_effects_df(adata, {"x": ["TOY50", "TOY101"]}, perturbation="TOY90")
+    matched = table.set_index("others").loc["matched genes"]
+    # Every second gene is seen as often: of these, the five before either, and the five behind it.
+    others = [*range(39, 49, 2), *range(51, 61, 2), *range(90, 100, 2), *range(102, 112, 2)]
+    excess = np.log2(shift / random)
+    excess -= np.median(excess)
+    assert matched["n_others"] == 20
+    assert matched["median_others"] == pytest.approx(np.median(excess[others]), abs=1e-5)
+    assert matched["p"] == pytest.approx(stats.ranksums(excess[[49, 100]], excess[others]).pvalue)
 
 
 def test_one_perturbation(deleted):

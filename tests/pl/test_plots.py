@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import gfx
+from gfx.pl._labels import name_points
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,7 +78,8 @@ def test_deletion_orders_rows_as_the_table(deleted: ad.AnnData) -> None:
     ]
     assert ax.get_ylim()[1] < 0 < ax.get_ylim()[0]  # the first row is on top
     np.testing.assert_allclose(diamonds(ax)[:, 0], table["shift_mean"])
-    assert [f"z {row.z:+.1f}" in text.get_text() for row, text in zip(table.itertuples(), ax.texts, strict=True)]
+    for row, text in zip(table.itertuples(), ax.texts, strict=True):
+        assert text.get_text() == f"z {round(row.z, 1) + 0.0:+.1f}, p {row.p:.2g}"
 
 
 def test_deletion_draws_random_sets_in_front_of_effects(deleted: ad.AnnData) -> None:
@@ -154,11 +156,112 @@ def test_gene_effects_stand_beside_random_perturbations(deleted: ad.AnnData, key
     )
     assert [text.get_text() for text in ax.texts] == table["gene"].head(3).tolist()
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert labels == (["as far as always"] if beside == "random_shift" else []) + ["mine (2)"]
+    assert labels == (["as the median gene"] if beside == "random_shift" else []) + ["mine (2)"]
+    assert len(ax.lines) == (beside == "random_shift")
     with pytest.raises(KeyError, match="Did not find the perturbation 'X'"):
         gfx.pl.gene_effects(deleted, "X")
     with pytest.raises(ValueError, match="no gene is seen in at least 1000 cells"):
         gfx.pl.gene_effects(deleted, name, min_cells=1000)
+
+
+def test_gene_effects_line_is_where_the_excess_is_0(deleted: ad.AnnData) -> None:
+    table = gfx.get.gene_effects_df(deleted).dropna(subset="excess")
+    for name, genes in table.groupby("perturbation"):
+        (line,) = gfx.pl.gene_effects(deleted, name, show=False).lines
+        at, usual = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+        np.testing.assert_allclose([at.min(), at.max()], [genes["random_shift"].min(), genes["random_shift"].max()])
+        assert usual[0] / at[0] == pytest.approx(usual[1] / at[1])  # straight in logarithms, too
+        above = np.log2(genes["shift"] / (genes["random_shift"] * usual[0] / at[0]))
+        np.testing.assert_allclose(above, genes["excess"], atol=1e-5)
+        assert (above > 1e-5).sum() == pytest.approx((above < -1e-5).sum(), abs=1)
+
+
+def drawn_band(ax: plt.Axes) -> np.ndarray:
+    (band,) = [c for c in ax.collections if isinstance(c, mpl.collections.PolyCollection)]
+    return band.get_paths()[0].vertices
+
+
+def test_rank_trend_draws_random_genes_line_band_and_perturbations(deleted: ad.AnnData) -> None:
+    axes = gfx.pl.rank_trend(deleted, show=False)
+    sample, table = gfx.get.rank_trend_df(deleted), gfx.get.deletion_df(deleted)
+    assert [ax.get_title() for ax in axes] == ["model", "random weights"]
+    for ax, column, effect in zip(
+        axes, ("shift", "shift_random_weights"), ("shift_mean", "shift_random_weights"), strict=True
+    ):
+        drawn = sample[sample[column] > 0]
+        (cloud,) = [c for c in points(ax, "0.6") if len(c) > 3]
+        np.testing.assert_allclose(cloud, drawn[["rank", column]])
+        trend = sample.attrs["trend" if column == "shift" else "trend_random_weights"]
+        (line,) = ax.lines
+        x, y = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+        assert (x.min(), x.max()) == (0, 1)
+        np.testing.assert_allclose(np.log(y), trend["intercept"] + trend["slope"] * x, rtol=1e-6)
+        corners = drawn_band(ax)
+        around = np.log(corners[:, 1]) - trend["intercept"] - trend["slope"] * corners[:, 0]
+        np.testing.assert_allclose(abs(around), 2 * trend["sd"], rtol=1e-6)
+        assert (around > 0).any()
+        assert (around < 0).any()
+        (marks,) = [c for c in ax.collections if c.get_zorder() == 3]
+        np.testing.assert_allclose(marks.get_offsets(), table[["rank_mean", effect]])
+        named = [text.get_text() for text in ax.texts]
+        assert named == table["perturbation"].tolist()
+        assert ax.get_yscale() == "log"
+        assert "rank of the gene" in ax.get_xlabel()
+    assert axes[0].get_ylabel() == "shift of the cell (1 - cosine)"
+
+
+def test_rank_trend_with_states_draws_each_perturbation_once(deleted: ad.AnnData) -> None:
+    for ax in gfx.pl.rank_trend(deleted, key="by_state", min_cells=1, show=False):
+        (marks,) = [c for c in ax.collections if c.get_zorder() == 3]
+        assert len(marks.get_offsets()) == 3
+
+
+def test_rank_trend_leaves_out_what_is_in_few_cells(deleted: ad.AnnData) -> None:
+    model, random = gfx.pl.rank_trend(deleted, min_cells=1000, show=False)
+    for ax in (model, random):
+        assert not [c for c in ax.collections if c.get_zorder() == 3 and len(c.get_offsets())]
+        assert not ax.texts
+        assert len(ax.lines) == 1
+
+
+def test_rank_trend_on_axes_given_and_errors(deleted: ad.AnnData) -> None:
+    _, axes = plt.subplots(1, 3)
+    assert gfx.pl.rank_trend(deleted, ax=axes[:2], show=False) == [axes[0], axes[1]]
+    assert not axes[2].has_data()
+    assert len(plt.get_fignums()) == 1
+    with pytest.raises(ValueError, match="draws on 2 axes, found 3"):
+        gfx.pl.rank_trend(deleted, ax=axes)
+    with pytest.raises(KeyError, match=r"no genes of all ranks: it was made with `null=None`"):
+        gfx.pl.rank_trend(deleted, key="alone")
+    with pytest.raises(KeyError, match="Did not find 'other'"):
+        gfx.pl.rank_trend(deleted, key="other")
+
+
+def test_names_of_points_stand_apart_and_on_no_point() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.uniform(0.4, 0.6, (2, 40))
+    figure, ax = plt.subplots(figsize=(5, 4), layout="constrained")
+    ax.scatter(x, 10**y)
+    ax.set_yscale("log")
+    ax.set_xlim(0, 1)
+    name_points(ax, [f"GENE{at}" for at in range(40)], x, 10**y, apart=4)
+    figure.canvas.draw()
+    boxes = [mpl.text.Text.get_window_extent(text) for text in ax.texts]
+    assert 8 < len(boxes) < 40  # there is not room for all
+    assert ax.texts[0].get_text() == "GENE0"
+    assert not any(a.overlaps(b) for at, a in enumerate(boxes) for b in boxes[:at])
+    assert not any(box.contains(*point) for box in boxes for point in ax.transData.transform(np.c_[x, 10**y]))
+    for box in boxes:
+        assert ax.bbox.containsx(box.x0)
+        assert ax.bbox.containsx(box.x1)
+
+
+def test_labels_of_deletion_are_not_upon_the_power_of_ten(deleted: ad.AnnData) -> None:
+    ax = gfx.pl.deletion(deleted, key="by_state", min_cells=1, show=False)
+    ax.figure.canvas.draw()
+    power = ax.xaxis.get_offset_text()
+    assert power.get_text()
+    assert not power.get_window_extent().overlaps(ax.xaxis.label.get_window_extent())
 
 
 def test_deletion_with_states_draws_the_goal_or_the_state_asked_for(deleted: ad.AnnData) -> None:
@@ -179,6 +282,25 @@ def test_deletion_with_states_draws_the_goal_or_the_state_asked_for(deleted: ad.
         gfx.pl.deletion(deleted, key="by_state", state="z")
     with pytest.raises(KeyError, match="without states"):
         gfx.pl.deletion(deleted, state="b")
+
+
+def test_deletion_draws_no_random_sets_where_their_movement_is_not_known(deleted: ad.AnnData, toy_model) -> None:
+    adata = gfx.tl.delete_genes(
+        deleted,
+        common_genes(deleted),
+        model=toy_model,
+        null=6,
+        groupby="cell_type",
+        start="a",
+        goal="b",
+        centroids="without",
+        copy=True,
+    )
+    ax = gfx.pl.deletion(adata, min_cells=1, show=False)
+    table = gfx.get.deletion_df(adata, min_cells=1).query("role == 'goal'")
+    np.testing.assert_allclose(diamonds(ax)[:, 0], table["toward_mean"])
+    assert not points(ax, "0.6")
+    assert not any(text.get_text() for text in ax.texts)
 
 
 def test_deletion_draws_on_the_axes_given_and_keeps_to_n_top(deleted: ad.AnnData) -> None:
@@ -238,6 +360,7 @@ sys.meta_path.insert(0, Missing())
 adata = anndata.read_h5ad({str(tmp_path / "deleted.h5ad")!r})
 gfx.pl.deletion(adata, key="by_state", min_cells=1)
 gfx.pl.synergy(adata)
+gfx.pl.rank_trend(adata)
 gfx.pl.gene_effects(adata, adata.uns["alone"]["perturbations"][0], key="alone")
 assert "transformers" not in sys.modules
 """

@@ -238,6 +238,15 @@ def test_fold_changes_without_counts(cells, toy_model, slots):
     assert np.nanmax(cells.obsm["gfx_shift"]) > 1e-4
 
 
+def test_fold_changes_of_a_layer_that_is_gone(cells, toy_model, slots):
+    gfx.pp.tokenize(cells, model=toy_model, layer="doubled")
+    del cells.layers["doubled"]
+    before = slots(cells)
+    with pytest.raises(ValueError, match=r"Did not find 'doubled' in `adata\.layers`"):
+        shift_genes(cells, GENE, fold_change=3, model=toy_model)
+    assert slots(cells) == before
+
+
 def test_stored_zeros_are_no_genes(cells, toy_model):
     shift_genes(cells, [GENE, OTHER], fold_change=0.2, model=toy_model)
     expected = cells.obsm["gfx_shift"].copy()

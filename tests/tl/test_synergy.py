@@ -148,9 +148,42 @@ def test_random_pairs(toy_cells, any_model, slow):
     found = few.uns["gfx_delete"]["synergy"].iloc[0]
     for name in MEASURES:
         differences = sets[f"{name}_difference"]
-        above, below = (differences >= 0).sum(), (differences <= 0).sum()
-        assert found[f"{name}_z"] == pytest.approx(-differences.mean() / differences.std())
+        z = -differences.mean() / differences.std()
+        others = [np.delete(differences.to_numpy(), at) for at in range(10)]
+        each = [(one - rest.mean()) / rest.std(ddof=1) for one, rest in zip(differences, others, strict=True)]
+        above, below = (each >= z).sum(), (each <= z).sum()
+        assert found[f"{name}_z"] == pytest.approx(z)
         assert found[f"{name}_p"] == pytest.approx(min(1, 2 * (1 + min(above, below)) / 11))
+
+
+def test_p_is_pooled_over_sets_of_one_size(cells, toy_model):
+    """Pairs among the random pairs beside all of them, a triple among random triples."""
+    genes = [(GENE, OTHER), (GENE, OTHER, THIRD), (GENE, THIRD), GENE]
+    gfx.tl.delete_genes(cells, genes, model=toy_model, null=8)
+    found, sets = cells.uns["gfx_delete"]["synergy"], cells.uns["gfx_delete"]["random_sets"]
+    assert found["perturbation"].tolist() == [PAIR, TRIPLE, f"{GENE}+{THIRD}"]
+    size = found["perturbation"].str.count(r"\+")
+    for name in MEASURES:
+        z, each = [], []
+        for perturbation in found["perturbation"]:
+            values = sets.loc[sets["perturbation"] == perturbation, f"{name}_difference"].to_numpy()
+            z.append(-values.mean() / values.std(ddof=1))
+            rest = [np.delete(values, at) for at in range(8)]
+            each.append([(one - o.mean()) / o.std(ddof=1) for one, o in zip(values, rest, strict=True)])
+        for at in range(3):
+            pool = np.concatenate([each[other] for other in range(3) if size[other] == size[at]])
+            expected = min(1, 2 * (1 + min((pool >= z[at]).sum(), (pool <= z[at]).sum())) / (len(pool) + 1))
+            assert found[f"{name}_z"][at] == pytest.approx(z[at])
+            assert found[f"{name}_p"][at] == pytest.approx(expected)
+
+
+def test_intervals_do_not_depend_on_what_else_is_perturbed(cells, toy_model):
+    """The bootstrap follows the seed and the genes."""
+    delete_genes(cells, (GENE, OTHER), model=toy_model, key_added="alone", rng=1)
+    delete_genes(cells, [(GENE, THIRD), (GENE, OTHER)], model=toy_model, key_added="both", rng=1)
+    alone, both = (cells.uns[key]["synergy"].set_index("perturbation").loc[PAIR] for key in ("alone", "both"))
+    ends = [f"{name}_{end}" for name in MEASURES for end in ("low", "high")]
+    np.testing.assert_allclose(both[ends].tolist(), alone[ends].tolist(), rtol=1e-3)
 
 
 def test_pairs_of_genes_that_are_shifted(cells, toy_model):

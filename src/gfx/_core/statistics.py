@@ -17,6 +17,9 @@ COVERAGE = 0.95
 #: Folds of the cross-validated state axis.
 N_FOLDS = 5
 
+#: Fewer observations say nothing about what a ranking follows.
+FEWEST_RANKED = 10
+
 #: Draws of a bootstrap.
 N_DRAWS = 1_000
 
@@ -24,8 +27,8 @@ N_DRAWS = 1_000
 # --- against random sets -------------------------------------------------------------------------------------------
 
 
-def against_random(differences: np.ndarray) -> tuple[float, float]:
-    """Place an effect among those of random sets: z and empirical two-sided p.
+def against_random(differences: np.ndarray) -> tuple[float, np.ndarray]:
+    """Place an effect among those of random sets, and each of these among the others.
 
     The replicates are sets of genes, not cells. Noise of the few cells behind each is part of their spread, so z is
     rather too small than too large.
@@ -37,17 +40,37 @@ def against_random(differences: np.ndarray) -> tuple[float, float]:
 
     Returns
     -------
-    z, the distance from the mean random set in standard deviations of random sets, above 0 for an effect above
-    theirs; and p, which cannot be below 2 / (number of sets + 1). NaN with fewer than two sets.
+    z of the effect: its distance from the mean random set in standard deviations of random sets, above 0 for an effect
+    above theirs; and z of each random set among the others, which is what z looks like by chance. NaN with fewer than
+    three sets, or where they do not differ.
     """
-    differences = differences[~np.isnan(differences)]
-    n = len(differences)
-    if n < 2:
-        return np.nan, np.nan
-    spread = differences.std(ddof=1)
-    z = -differences.mean() / spread if np.ptp(differences) > 0 else np.nan
-    above, below = (differences >= 0).sum(), (differences <= 0).sum()
-    return float(z), float(min(1.0, 2 * (1 + min(above, below)) / (n + 1)))
+    values = differences[~np.isnan(differences)].astype(np.float64)
+    n = len(values)
+    if n < 3 or np.ptp(values) == 0:
+        return np.nan, np.zeros(0)
+    total, squares = values.sum(), ((values - values.mean()) ** 2).sum()
+    others = (total - values) / (n - 1)
+    # Squares about the mean of the others: one value less, and the mean moves.
+    left = squares - (values - values.mean()) ** 2 * n / (n - 1)
+    spread = np.sqrt(np.maximum(left, 0) / (n - 2))
+    each = np.divide(values - others, spread, out=np.full(n, np.nan), where=spread > 0)
+    return float(-values.mean() / values.std(ddof=1)), each[~np.isnan(each)]
+
+
+def by_chance(z: np.ndarray, random_z: np.ndarray) -> np.ndarray:
+    """Two-sided p of each z among those of random sets, pooled; NaN for NaN, and where there are none.
+
+    Pooled over perturbations, for what a z of random sets looks like is alike beside each, while 100 sets beside one
+    cannot tell rare from very rare. No p is below 2 / (number of random sets + 1).
+    """
+    out = np.full(len(z), np.nan)
+    known = ~np.isnan(z)
+    if known.any() and len(random_z):
+        pool = np.sort(random_z)
+        above = len(pool) - np.searchsorted(pool, z[known], side="left")
+        below = np.searchsorted(pool, z[known], side="right")
+        out[known] = np.minimum(1.0, 2 * (1 + np.minimum(above, below)) / (len(pool) + 1))
+    return out
 
 
 def false_discovery_rate(p: np.ndarray) -> np.ndarray:
@@ -83,6 +106,30 @@ def over_donors(values: np.ndarray) -> Interval:
     test = stats.ttest_1samp(values, 0.0)
     low, high = test.confidence_interval(COVERAGE)
     return Interval(mean, float(low), float(high), float(test.pvalue), n)
+
+
+def donors_beside_random(values: np.ndarray, random_sd: float, n_random: int) -> float:
+    """Ask over donors whether a gene is other than random genes: p of Student's t.
+
+    A gene is never just like the average gene: a test of its donors alone would call every gene special, given enough
+    of them. So its mean over donors has to stand out from random genes, too: the variance is that between donors, over
+    their number, and that between random sets, of one more and of their mean. Degrees of freedom by Welch and
+    Satterthwaite.
+
+    Parameters
+    ----------
+    values
+        Excess over the mean random set, one value per donor.
+    random_sd, n_random
+        Spread of the random sets, and how many there are.
+    """
+    values = values[~np.isnan(values)].astype(np.float64)
+    n = len(values)
+    if n < 2 or n_random < 3 or not random_sd > 0:
+        return np.nan
+    of_donors, of_genes = values.var(ddof=1) / n, random_sd**2 * (1 + 1 / n_random)
+    freedom = (of_donors + of_genes) ** 2 / (of_donors**2 / (n - 1) + of_genes**2 / (n_random - 1))
+    return float(2 * stats.t.sf(abs(values.mean()) / np.sqrt(of_donors + of_genes), freedom))
 
 
 def over_cells(values: np.ndarray, rng: np.random.Generator) -> Interval:
@@ -130,14 +177,15 @@ def beside_baselines(effect: np.ndarray, baselines: Mapping[str, np.ndarray]) ->
     known = {name: values for name, values in baselines.items() if np.isfinite(values).any()}
     rows = []
     for name, values in known.items():
+        n = int((np.isfinite(effect) & np.isfinite(values)).sum())
         others = [other for key, other in known.items() if key != name]
         given = np.column_stack(others) if others else np.zeros((len(effect), 0))
         rows.append(
             {
                 "baseline": name,
-                "spearman": spearman(effect, values),
-                "partial_spearman": partial_spearman(effect, values, given),
-                "n": int((np.isfinite(effect) & np.isfinite(values)).sum()),
+                "spearman": spearman(effect, values) if n >= FEWEST_RANKED else np.nan,
+                "partial_spearman": partial_spearman(effect, values, given) if n >= FEWEST_RANKED else np.nan,
+                "n": n,
             }
         )
     return rows

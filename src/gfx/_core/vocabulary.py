@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -113,6 +114,11 @@ class Vocabulary:
         # Published mappings win over symbols, as in the official software: retired ids move to their successors.
         aliases = {key: self.token_of[target] for key, target in self.aliases.items() if target in self.token_of}
         return genes | symbols | aliases
+
+    @cached_property
+    def n_with_symbol(self) -> Mapping[str, int]:
+        """How many genes have each symbol; some share one."""
+        return Counter(map(str, self.symbols))
 
     @property
     def n_genes(self) -> int:

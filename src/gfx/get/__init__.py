@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gfx.get._attention import attention_df, attention_heads_df, attention_ranks_df
-from gfx.get._controls import controls_df, random_sets_df
+from gfx.get._controls import controls_df, random_sets_df, rank_trend_df
 from gfx.get._deletion import deletion_cells_df, deletion_df, gene_effects_df
 from gfx.get._official_statistics import official_statistics_df
 from gfx.get._synergy import synergy_df
@@ -19,6 +19,7 @@ __all__ = [
     "gene_effects_df",
     "official_statistics_df",
     "random_sets_df",
+    "rank_trend_df",
     "synergy_df",
     "target_effects_df",
 ]

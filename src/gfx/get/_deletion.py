@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from gfx._core.statistics import false_discovery_rate, over_donors
+from gfx._core.statistics import donors_beside_random, false_discovery_rate, over_donors
 from gfx.get._perturbation import find_perturbation
 
 if TYPE_CHECKING:
@@ -53,16 +53,21 @@ def deletion_df(
     - `perturbation`; `n_cells`, cells in which it was done;
     - `shift_mean` and `shift_sd` over these cells (1 - cosine); `composition_mean`, `position_mean`, `context_mean`,
       which add up to `shift_mean`; `rank_mean`, where the genes stood (0 the first gene of a cell, 1 its last);
-    - with `null`, `random_mean` and `random_sd`, the shift by random sets of genes of neighbouring rank in the same
-      cells, mean and spread over sets; `n_random`; `z`, `p` (empirical, two-sided) and `fdr` (Benjamini-Hochberg over
-      perturbations) of the effect among them; `shift_random_weights`, by a network with random weights;
-    - `detection`, the share of cells with the genes; `expression_mean`, mean logarithm of normalised counts; with
-      states `logfc`, log2 fold change from start to goal;
+    - with `null`, random sets of genes of neighbouring rank in the same cells: `random_mean`, where their mean effect
+      lies beside `shift_mean`; `random_sd`, the spread over sets of the difference from the perturbation in the cells
+      of each; `n_random`, how many there are, and `random_n_cells`, the median number of cells behind one (with one
+      or two, only large effects can be told); `z`, the distance of the effect from theirs in these standard
+      deviations; `p`, two-sided, the place of z among the z of random sets of all perturbations of that size, each
+      taken among the others beside its own; `fdr`, Benjamini-Hochberg over perturbations; `shift_random_weights`, the
+      shift in a network with random weights;
+    - `detection`, the share of cells with the gene, for a set the mean of its genes; `expression_mean`, mean
+      logarithm of normalised counts; with states `logfc`, log2 fold change from start to goal;
     - with states `state` and `role` (start, goal, alternative), and the same as of the shift for the change of the
       cosine to the state, in columns that begin with `toward_`;
-    - with `donor_key`, `n_donors`, and over donors `donor_mean`, `donor_low`, `donor_high` (95 %) and `donor_p`, of the
-      effect's excess over random sets (of the change of cosine to the state itself where there are none), and
-      `donor_fdr`.
+    - with `donor_key`, of the effect's excess over random sets: `n_donors`, the mean over donors `donor_mean` with
+      its 95 % interval `donor_low` and `donor_high`, and `donor_p`, whether that mean stands out from those of random
+      genes, given the spread of both genes and donors; `donor_fdr`. Without `null`, mean and interval are of the
+      effect itself, and there is no test. With states, all of this is of the change of the cosine to the state.
 
     ``attrs["note"]`` says what the p-values are over.
 
@@ -105,7 +110,7 @@ def deletion_df(
     return table
 
 
-_OF_RANDOM_SETS = ("random_mean", "random_sd", "n_random", "z", "p", "fdr", "shift_random_weights")
+_OF_RANDOM_SETS = ("random_mean", "random_sd", "n_random", "random_n_cells", "z", "p", "fdr", "shift_random_weights")
 
 
 def _insert_fdr(table: pd.DataFrame, p: str, name: str) -> None:
@@ -121,35 +126,33 @@ def _insert_fdr(table: pd.DataFrame, p: str, name: str) -> None:
 
 
 def _over_donors(table: pd.DataFrame, found: PerturbationResult, min_donors: int) -> pd.DataFrame:
-    """Intervals and tests over donors, in the rows of the table."""
+    """Intervals and tests over donors, in the rows of the table.
+
+    With random sets all is of the excess over them, NaN where none were found; without, there are intervals of the
+    effect itself and no test, for there is nothing to test it against.
+    """
     on = ["perturbation", "state"] if found.states else ["perturbation"]
     donors = found.uns["donor_states" if found.states else "donors"]
-    effect = "toward" if found.states else "shift"
+    effect, prefix = ("toward", "toward_") if found.states else ("shift", "")
     of = dict(list(donors.groupby(on, observed=True)))
+    column = f"{effect}_excess" if "random_sets" in found.uns else f"{effect}_mean"
     rows = []
-    for names in table[on].itertuples(index=False, name=None):
-        mine = of.get(names, donors.iloc[:0])
-        excess = mine[f"{effect}_excess"].to_numpy(dtype=np.float64)
-        # A shift is above 0 by its nature: without random sets it has nothing to be tested against.
-        compared = not np.isnan(excess).all()
-        interval = over_donors(excess if compared else mine[f"{effect}_mean"].to_numpy(dtype=np.float64))
+    for row in table.to_dict("records"):
+        values = of.get(tuple(row[name] for name in on), donors.iloc[:0])[column].to_numpy(dtype=np.float64)
+        interval = over_donors(values)
+        told = {"donor_mean": interval.mean, "donor_low": interval.low, "donor_high": interval.high, "donor_p": np.nan}
+        if "random_sets" in found.uns:
+            told["donor_p"] = donors_beside_random(values, row[f"{prefix}random_sd"], row[f"{prefix}n_random"])
         enough = interval.n >= min_donors
-        rows.append(
-            {
-                "n_donors": len(mine),
-                "donor_mean": interval.mean if enough else np.nan,
-                "donor_low": interval.low if enough else np.nan,
-                "donor_high": interval.high if enough else np.nan,
-                "donor_p": interval.p if enough and (compared or effect == "toward") else np.nan,
-            }
-        )
+        rows.append({"n_donors": interval.n, **{name: value if enough else np.nan for name, value in told.items()}})
     return pd.DataFrame(rows, index=table.index)
 
 
 def _sorted(table: pd.DataFrame) -> pd.DataFrame:
     """Largest z first, or effect where there is none; the states of a perturbation stay together."""
     prefix = "toward_" if "state" in table else ""
-    by = f"{prefix}z" if f"{prefix}z" in table else f"{prefix or 'shift_'}mean"
+    has_z = f"{prefix}z" in table and table[f"{prefix}z"].notna().any()
+    by = f"{prefix}z" if has_z else f"{prefix or 'shift_'}mean"
     of_perturbation = table[table["role"] == "goal"] if "state" in table else table
     order = of_perturbation.sort_values(by, ascending=False, kind="stable", na_position="last")["perturbation"]
     place: Callable = dict(zip(order, range(len(order)), strict=True)).get
@@ -220,8 +223,9 @@ def gene_effects_df(
 ) -> pd.DataFrame:
     """Tabulate how far each other gene moved, the farthest beside random perturbations first.
 
-    Some genes move whatever is done to a cell. `excess` takes off how far a gene moves when random genes of the same
-    rank are perturbed in the same cells.
+    Some genes move whatever is done to a cell, and some perturbations move all genes. `excess` takes off both: it is
+    the logarithm to base 2 of the gene's shift over its shift when random genes are perturbed, less the median over
+    genes.
 
     Parameters
     ----------
@@ -239,7 +243,9 @@ def gene_effects_df(
     Returns
     -------
     Columns `perturbation`, `gene`, `shift` (1 - cosine, mean over cells), `shift_sd`, `n_cells`; with random sets
-    `random_shift`, the same under these, and `excess`. Sorted by `excess`, else by `shift`.
+    `random_shift`, the mean under these, over the runs in cells that have the gene, NaN if there are fewer than five,
+    and `excess`, 1 for a gene that moves twice as far beyond these as the median gene. Sorted by `excess`, else by
+    `shift`.
 
     Raises
     ------
@@ -272,6 +278,14 @@ def gene_effects_df(
         )
         if has_random:
             random = found.varm("varm_null")[seen, at]
-            part = part.assign(random_shift=random, excess=part["shift"] - random)
+            part = part.assign(random_shift=random, excess=_excess(part["shift"].to_numpy(), random))
         parts.append(part.sort_values("excess" if has_random else "shift", ascending=False, kind="stable"))
     return pd.concat(parts, ignore_index=True)
+
+
+def _excess(shift: np.ndarray, random: np.ndarray) -> np.ndarray:
+    """log2 ratio to the shift under random sets, less its median; NaN where one of them is 0 or unknown."""
+    usable = (shift > 0) & (random > 0)
+    ratio = np.full(len(shift), np.nan)
+    ratio[usable] = np.log2(shift[usable].astype(np.float64) / random[usable])
+    return ratio - np.median(ratio[usable]) if usable.any() else ratio

@@ -12,8 +12,8 @@ import pandas as pd
 from gfx._adata import gene_names, pick
 from gfx._core import official_statistics as official
 from gfx._core.gene_names import name_kind
-from gfx._keys import PERTURBATIONS, perturbation_keys
-from gfx._provenance import made_by
+from gfx._keys import PERTURBATIONS
+from gfx.get._perturbation import find_perturbation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -100,9 +100,9 @@ def official_statistics_df(
     ------
     ValueError
         No such method; no `null_key`, or one that `method` has no use for; a null without any of the perturbations; no
-        states; too few perturbations for a mixture; results under several default names.
+        states; too few perturbations for a mixture.
     KeyError
-        No such result, or one that lacks what the method needs.
+        No such result, several under default names, or one that lacks what the method needs.
 
     Examples
     --------
@@ -151,7 +151,7 @@ def _vs_null(test: _Result, adata: AnnData, null_key: str | None) -> pd.DataFram
             f"Run `gfx.{test.function}(adata, ..., key_added='null')` on them, then give `null_key='null'`."
         )
         raise ValueError(msg)
-    null = _find(adata, null_key, argument="null_key")
+    null = _find(adata, null_key)
     if null.keys.uns == test.keys.uns:
         msg = f"`null_key={null_key!r}` is the result to be compared itself. Give the key of another one."
         raise ValueError(msg)
@@ -264,24 +264,6 @@ def _texts(values: object) -> np.ndarray:
     return np.array([str(value) for value in np.atleast_1d(np.asarray(values, dtype=object))], dtype=object)
 
 
-def _find(adata: AnnData, key: str | None, *, argument: str = "key") -> _Result:
-    """Find a result by its key, or the only one under a default name; or say which call makes it."""
-    writers = {slot: writer for slot, value in adata.uns.items() if (writer := made_by(value)) in PERTURBATIONS}
-    usual = [slot for function, slot in PERTURBATIONS.items() if writers.get(slot) == function]
-    if key is None and len(usual) > 1:
-        msg = f"There are several results under default names. Say which one is meant: `key=` one of {usual}."
-        raise ValueError(msg)
-    slot = next(iter(usual), PERTURBATIONS["tl.delete_genes"]) if key is None else key
-    if slot not in writers:
-        writer = made_by(adata.uns.get(slot))
-        problem = (
-            f"Did not find {slot!r} in `adata.uns`."
-            if writer is None
-            else f"`adata.uns[{slot!r}]` was written by {writer!r}, which perturbs no genes."
-        )
-        call = f"gfx.tl.delete_genes(adata, ...{f', key_added={key!r}' if key else ''})"
-        hint = f" or give `{argument}=` one of the results of perturbations here: {sorted(writers)}" if writers else ""
-        msg = f"{problem} Run `{call}` first{hint}."
-        raise KeyError(msg)
-    function = writers[slot]
-    return _Result(adata=adata, function=function, keys=perturbation_keys(function, slot), entry=adata.uns[slot])
+def _find(adata: AnnData, key: str | None) -> _Result:
+    found = find_perturbation(adata, key=key, mod=None)
+    return _Result(adata=found.adata, function=found.function, keys=found.keys, entry=found.uns)

@@ -27,6 +27,7 @@ class PerturbationResult:
     """A finished result: where it lies, its names, and its tables."""
 
     adata: AnnData
+    function: str
     keys: PerturbationKeys
     uns: Mapping[str, Any]
 
@@ -60,22 +61,23 @@ class PerturbationResult:
 
 
 def find_perturbation(data: AnnData | MuData, *, key: str | None, mod: str | None) -> PerturbationResult:
-    """Return the result named `key`; `None` takes that of `tl.delete_genes`, or else the only one there is.
+    """Return the result named `key`; `None` takes the one under a default name, or else the only one there is.
 
     Raises
     ------
     KeyError
-        There is none, or several and none of them is that of `tl.delete_genes` under its own name.
+        There is none, or several that could be meant.
     """
     adata = pick(data, mod)
     there = {name: made_by(entry) for name, entry in adata.uns.items() if made_by(entry) in PERTURBATIONS}
-    slot = perturbation_keys("tl.delete_genes").uns if key is None else key
-    if key is None and slot not in there and there:
-        if len(there) > 1:
-            msg = f"There are several results; say which one: `key=` one of {sorted(there)}."
-            raise KeyError(msg)
-        (slot,) = there
     usual = {default: function for function, default in PERTURBATIONS.items()}
+    slot = key
+    if key is None:
+        meant = sorted(name for name, function in there.items() if usual.get(name) == function) or sorted(there)
+        if len(meant) > 1:
+            msg = f"There are several results; say which one: `key=` one of {meant}."
+            raise KeyError(msg)
+        slot = meant[0] if meant else perturbation_keys("tl.delete_genes").uns
     function = there.get(slot) or usual.get(slot, "tl.delete_genes")
     adata, uns = find_result(data, slot, function, key=key, mod=mod)
-    return PerturbationResult(adata, perturbation_keys(function, slot), uns)
+    return PerturbationResult(adata, function, perturbation_keys(function, slot), uns)

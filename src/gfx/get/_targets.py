@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _COLUMNS = ["perturbation", "targets", "others", "effect", "n_targets", "n_others"]
 _COLUMNS += ["median_targets", "median_others", "auc", "p"]
 
-#: Genes beside each target that are seen in about as many cells.
+#: Genes beside each target that are most like it without being targets.
 N_MATCHED = 10
 
 
@@ -37,9 +37,9 @@ def target_effects_df(
     """Ask whether known targets of a gene move farther than other genes when it is perturbed :cite:p:`Theodoris2023`.
 
     The paper compared direct with indirect targets of GATA4 and TBX5, and both with housekeeping genes, by rank-sum
-    tests over genes. A gene seen in many cells, or one that moves whatever is done, is no evidence: so each set is
-    also compared with genes seen in about as many cells, and effects are those beyond random perturbations where these
-    were run.
+    tests over genes. A gene seen in many cells, or one that moves whatever is done, is no evidence: so effects are
+    those beyond random perturbations where these were run, and each set is also compared with genes seen in about as
+    many cells that move about as far under random perturbations.
 
     Parameters
     ----------
@@ -87,11 +87,11 @@ def target_effects_df(
     for name, genes in effects.groupby("perturbation", sort=False):
         is_target = {label: genes["gene"].isin(members).to_numpy() for label, members in sets.items()}
         in_any = np.logical_or.reduce(list(is_target.values()))
-        values, n_cells = genes[effect].to_numpy(dtype=np.float64), genes["n_cells"].to_numpy()
+        values, alike = genes[effect].to_numpy(dtype=np.float64), _what_is_matched(genes)
         labels = list(sets)
         for at, label in enumerate(labels):
             mine = is_target[label]
-            comparisons = {"all other genes": ~in_any, "matched genes": _matched(mine, ~in_any, n_cells)}
+            comparisons = {"all other genes": ~in_any, "matched genes": _matched(mine, ~in_any, alike)}
             comparisons |= {other: is_target[other] & ~mine for other in labels[at + 1 :]}
             rows += [
                 {"perturbation": name, "targets": label, "others": other, "effect": effect}
@@ -117,12 +117,19 @@ def _check_targets(targets: Mapping[str, Sequence[str]], adata: AnnData) -> dict
     return sets
 
 
-def _matched(mine: np.ndarray, rest: np.ndarray, n_cells: np.ndarray) -> np.ndarray:
-    """Genes of `rest` that are seen in about as many cells as some target, bool `(n_genes,)`."""
+def _what_is_matched(genes: pd.DataFrame) -> np.ndarray:
+    """Ranks from 0 to 1 by the number of cells, and by the shift under random sets if there are any, `(n_genes, n)`."""
+    columns = ["n_cells"] + ["random_shift"] * ("random_shift" in genes)
+    return genes[columns].rank(pct=True).to_numpy()
+
+
+def _matched(mine: np.ndarray, rest: np.ndarray, alike: np.ndarray) -> np.ndarray:
+    """Genes of `rest` nearest to some target in what is matched, bool `(n_genes,)`."""
     out = np.zeros(len(mine), dtype=bool)
     candidates = np.flatnonzero(rest)
     for at in np.flatnonzero(mine):
-        nearest = np.argsort(abs(n_cells[candidates] - n_cells[at]), kind="stable")[:N_MATCHED]
+        apart = abs(alike[candidates] - alike[at]).sum(axis=1)
+        nearest = np.argsort(apart, kind="stable")[:N_MATCHED]
         out[candidates[nearest]] = True
     return out
 

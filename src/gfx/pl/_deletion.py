@@ -114,7 +114,7 @@ def deletion(
     )
     ax.axvline(0, color="0.3", linewidth=0.8, linestyle=":", zorder=0)
     few_short_ticks(ax)
-    ax.set_xlabel(label, loc="left")  # the power of ten stands on the right
+    ax.set_xlabel(label)
     ax.set_ylabel("perturbed genes (cells)")
     ax.spines[["top", "right"]].set_visible(False)
     scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), colour)

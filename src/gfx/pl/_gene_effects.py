@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gfx.get import gene_effects_df
 from gfx.pl._figure import axes_for, show_if_wanted
+from gfx.pl._labels import name_points
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
     from mudata import MuData
+
+#: Letters that fit beside the axes.
+_WIDEST = 60
 
 
 def gene_effects(
@@ -33,8 +37,9 @@ def gene_effects(
 ) -> Axes:
     """Draw how far each other gene moves, against how far it moves when random genes are perturbed instead.
 
-    On the line a gene moves as far as it always does; what is special about the perturbation is above it. The genes
-    farthest above are named. Without random sets, the number of cells takes their place.
+    On the line lie genes that move by as much more, or less, than always as the median gene; what is special about the
+    perturbation is above it. The genes farthest above are named, as far as there is room. Without random sets, the
+    number of cells takes their place.
 
     Parameters
     ----------
@@ -87,8 +92,9 @@ def gene_effects(
     (ax,) = axes_for(None if ax is None else [ax], 1, figsize or (5.2, 4.6))
     ax.scatter(table[beside], table["shift"], s=8, color="0.6", alpha=0.6, linewidths=0, zorder=1)
     if beside == "random_shift":
-        ends = np.array([table[[beside, "shift"]].to_numpy().min(), table[[beside, "shift"]].to_numpy().max()])
-        ax.plot(ends, ends, color="0.3", linewidth=0.9, linestyle="--", zorder=2, label="as far as always")
+        ends = np.array([table[beside].min(), table[beside].max()])
+        usual = 2 ** np.log2(table["shift"].astype(float) / table[beside]).median()  # where the excess is 0
+        ax.plot(ends, usual * ends, color="0.3", linewidth=0.9, linestyle="--", zorder=2, label="as the median gene")
     for number, (name, genes) in enumerate((targets or {}).items()):
         mine = table[table["gene"].isin(list(genes))]
         ax.scatter(
@@ -103,36 +109,17 @@ def gene_effects(
         )
     ax.set_xscale("log")
     ax.set_yscale("log")
-    _name(ax, table.head(n_top), beside)
     ax.set_xlabel(
         "its shift with random genes perturbed (1 - cosine)" if beside == "random_shift" else "cells with the gene"
     )
-    ax.set_ylabel(f"shift of a gene with {perturbation} perturbed (1 - cosine)")
+    measured = f"shift of a gene with {perturbation} perturbed"
+    # Sets of genes have long names.
+    fits = len(measured) < _WIDEST - 12
+    ax.set_ylabel(f"{measured} (1 - cosine)" if fits else f"{textwrap.fill(measured, _WIDEST)}\n(1 - cosine)")
     if ax.get_legend_handles_labels()[0]:
         ax.legend(frameon=False, fontsize="small")
     ax.spines[["top", "right"]].set_visible(False)
+    named = table.head(n_top)
+    name_points(ax, named["gene"].tolist(), named[beside].to_numpy(), named["shift"].to_numpy())
     show_if_wanted(show=show)
     return ax
-
-
-def _name(ax: Axes, genes: pd.DataFrame, beside: str) -> None:
-    """Write names beside the points, each where no earlier one stands; those that find no place are left out."""
-    taken = np.zeros((0, 2))
-    for gene in genes.itertuples():
-        at = (getattr(gene, beside), gene.shift)
-        pixels = ax.transData.transform(at)
-        for x, y in ((4, 4), (4, -10), (-4, 4), (-4, -10), (4, 16), (-4, 16)):
-            middle = pixels + np.array([x + np.sign(x) * 3 * len(gene.gene), y])
-            if len(taken) and (np.abs(taken - middle) < (40, 11)).all(axis=1).any():
-                continue
-            ax.annotate(
-                gene.gene,
-                at,
-                xytext=(x, y),
-                textcoords="offset points",
-                ha="left" if x > 0 else "right",
-                fontsize="small",
-                zorder=4,
-            )
-            taken = np.vstack([taken, middle])
-            break

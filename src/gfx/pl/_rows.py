@@ -44,10 +44,11 @@ def few_short_ticks(ax: Axes) -> None:
     """Label few places on the axis of effects, with the power of ten once at its end: effects are small numbers."""
     ax.locator_params(axis="x", nbins=5)
     ax.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3), useMathText=True)
+    ax.xaxis.labelpad = 16  # below the power of ten, however long the label is
 
 
 def place(z: float, p: float) -> str:
     """Say where an effect stands among random sets; nothing where there are none."""
     if not np.isfinite(z):
         return ""
-    return f"z {z:+.1f}" + (f", p {p:.2g}" if np.isfinite(p) else "")
+    return f"z {round(z, 1) + 0.0:+.1f}" + (f", p {p:.2g}" if np.isfinite(p) else "")

@@ -104,7 +104,7 @@ def synergy(
         panel.axvline(0, color="0.3", linewidth=0.8, linestyle=":", zorder=0)
         few_short_ticks(panel)
         panel.set_title(title)
-        panel.set_xlabel("excess of the shift (1 - cosine)", loc="left")
+        panel.set_xlabel("excess of the shift (1 - cosine)")
         panel.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("genes perturbed together (cells)")
     show_if_wanted(show=show)

@@ -59,7 +59,13 @@ class States:
 
     def doubt(self, axis: dict[str, object]) -> str | None:
         """Say what is wrong with an axis along which the states can hardly be told apart."""
-        if not axis["auc"] < LOWEST_AUC:
+        if np.isnan(axis["auc"]):
+            return (
+                f"Whether {self.start!r} and {self.goal!r} can be told apart could not be tested: no "
+                f"{axis['held_out']} can be held out with some of both states left on either side. What moves along "
+                "the line between them may be a difference of donors."
+            )
+        if axis["auc"] >= LOWEST_AUC:
             return None
         return (
             f"Held-out {axis['held_out']} of {self.start!r} and {self.goal!r} can hardly be told apart along the line "

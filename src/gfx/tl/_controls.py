@@ -11,11 +11,13 @@ import pandas as pd
 from gfx import _log
 from gfx._core.matched_sets import draw_matched_sets
 from gfx._core.statistics import beside_baselines, rank_trend, spearman
-from gfx._tokens import counts_by_token
+from gfx._tokens import CountsNotAtHandError, counts_by_token
+from gfx.tl._gene_sets import set_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gfx._core.vocabulary import Vocabulary
     from gfx._engine.perturb import EditEffects
     from gfx.tl._cell_states import States
     from gfx.tl._experiment import Experiment
@@ -34,6 +36,15 @@ TWIN_CELLS = 50
 TARGET_SUM = 1e4
 
 
+#: Streams of random numbers: what is drawn for one thing must not depend on what else is asked for.
+AXIS, TWIN, SETS, BOOTSTRAP = range(4)
+
+
+def stream(seed: int, use: int, genes: Sequence[int] = ()) -> np.random.Generator:
+    """Random numbers for one use and one set of genes, whatever others there are."""
+    return np.random.default_rng([seed, use, *sorted(int(gene) for gene in genes)])
+
+
 # --- random sets of genes ------------------------------------------------------------------------------------------
 
 
@@ -46,163 +57,233 @@ class RandomSets:
     sets
         Tokens of every random set.
     perturbation
-        The perturbation that each set is for, int `(n_sets,)`.
+        Number of the perturbation that each set is for, ascending, int `(n_sets,)`.
     cell, which
         Cell and set of each run, int `(n_runs,)`.
-    effects
-        Of these runs.
+    shift, rank
+        Of each run, `(n_runs,)`.
+    toward
+        Movement towards each state, `(n_runs, n_states)`.
     """
 
     sets: list[np.ndarray]
     perturbation: np.ndarray
     cell: np.ndarray
     which: np.ndarray
-    effects: EditEffects
+    shift: np.ndarray
+    rank: np.ndarray
+    toward: np.ndarray
+
+    @classmethod
+    def join(cls, parts: Sequence[RandomSets]) -> RandomSets:
+        """Put the sets of several parts of the perturbations together."""
+        first = np.cumsum([0, *(len(part.sets) for part in parts)])
+        whole = {
+            name: np.concatenate([getattr(part, name) for part in parts])
+            for name in ("perturbation", "cell", "shift", "rank", "toward")
+        }
+        which = np.concatenate([part.which + start for part, start in zip(parts, first, strict=False)])
+        return cls(sets=[genes for part in parts for genes in part.sets], which=which, **whole)
+
+    def mean(self, values: np.ndarray) -> np.ndarray:
+        """Mean of each set over its runs, in float64."""
+        n = np.bincount(self.which, minlength=len(self.sets))
+        return np.bincount(self.which, values.astype(np.float64), minlength=len(self.sets)) / n
+
+    def of_each(self, n: int, values: np.ndarray) -> list[np.ndarray]:
+        """Cut one value a set into one array a perturbation."""
+        return np.split(values, np.searchsorted(self.perturbation, np.arange(1, n)))
 
 
 def run_random_sets(
     experiment: Experiment,
     sets: Sequence[np.ndarray],
     cells_of: Sequence[np.ndarray],
+    numbers: range,
     *,
     n_sets: int,
     goals: np.ndarray | None,
-    rng: np.random.Generator,
-) -> RandomSets:
-    """Perturb, beside each set, random sets of neighbouring rank in the same cells."""
+    n_states: int,
+    seed: int,
+) -> tuple[RandomSets, EditEffects]:
+    """Perturb, beside each of the numbered sets, random sets of neighbouring rank in the same cells.
+
+    Without `goals`, movements towards the `n_states` states are NaN.
+    """
     tokens, vocabulary = experiment.cells.tokens, experiment.cells.model.vocabulary
-    random, perturbation, cell, which = [], [], [], []
-    for at, (genes, rows) in enumerate(zip(sets, cells_of, strict=True)):
+    random, perturbation, cell, which = [], [], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for at in numbers:
         drawn = draw_matched_sets(
             tokens.ids,
             tokens.lengths,
-            genes,
-            rows,
+            sets[at],
+            cells_of[at],
             vocabulary,
             n_sets=n_sets,
             cells_per_set=CELLS_PER_SET,
-            rng=rng,
+            rng=stream(seed, SETS, sets[at]),
         )
         cell.append(drawn.cell)
         which.append(drawn.which + len(random))
         random += list(drawn.sets)
         perturbation += [at] * len(drawn.sets)
-    cell, which = (np.concatenate([*parts, np.zeros(0, np.int64)]).astype(np.int64) for parts in (cell, which))
-    of = np.array(perturbation, dtype=np.int64)
+    cell, which, of = np.concatenate(cell), np.concatenate(which), np.array(perturbation, dtype=np.int64)
     effects = experiment.measure(
         experiment.edits(random, cell, which),
         split=False,
-        goals=goals if goals is None or goals.ndim == 2 else goals[of],
-        gene_groups=of[which],
-        n_groups=len(sets),
-        keep_vectors=any(len(genes) > 1 for genes in sets),
+        goals=goals,
+        gene_groups=of[which] - numbers.start,
+        n_groups=len(numbers),
+        keep_vectors=any(len(sets[at]) > 1 for at in numbers),
         description="random genes",
     )
-    return RandomSets(random, of, cell, which, effects)
+    toward = np.full((len(cell), n_states), np.nan, np.float32) if goals is None else effects.toward
+    return RandomSets(random, of, cell, which, effects.shift, effects.rank, toward), effects
 
 
-def compare_with_random(
-    random: RandomSets, shift: np.ndarray, toward: np.ndarray, names: Sequence[str], set_names: Sequence[str]
-) -> tuple[pd.DataFrame, np.ndarray]:
-    """Set each random set beside its perturbation, in the cells that both were perturbed in.
-
-    Parameters
-    ----------
-    shift, toward
-        Effects of the perturbations, `(n_obs, n_perturbations)` and `(n_obs, n_perturbations, n_states)`.
-    names, set_names
-        Of the perturbations and of the random sets.
-
-    Returns
-    -------
-    One row a random set; and its movement towards each state, mean and difference, `(n_sets, n_states, 2)`.
-    """
+def random_set_table(
+    random: RandomSets, shift: np.ndarray, names: Sequence[str], vocabulary: Vocabulary
+) -> pd.DataFrame:
+    """One row a random set: its mean shift, and that less the perturbation's in the same cells."""
     beside = random.perturbation[random.which]
-    n = np.bincount(random.which, minlength=len(random.sets))
-
-    def mean(values: np.ndarray) -> np.ndarray:
-        return np.bincount(random.which, values.astype(np.float64), minlength=len(random.sets)) / n
-
-    moved = random.effects.shift
-    table = pd.DataFrame(
+    return pd.DataFrame(
         {
             "perturbation": np.asarray(names, dtype=object)[random.perturbation],
-            "genes": np.asarray(set_names, dtype=object),
-            "n_cells": n,
-            "rank_mean": mean(random.effects.rank),
-            "shift_mean": mean(moved),
-            "difference": mean(moved - shift[random.cell, beside]),
+            "genes": np.array([set_name(genes, vocabulary) for genes in random.sets], dtype=object),
+            "n_cells": np.bincount(random.which, minlength=len(random.sets)),
+            "rank_mean": random.mean(random.rank),
+            "shift_mean": random.mean(random.shift),
+            "difference": random.mean(random.shift - shift[random.cell, beside]),
         }
     )
-    states = (
-        np.stack(
-            [
-                np.column_stack([mean(moved), mean(moved - toward[random.cell, beside, at])])
-                for at, moved in enumerate(random.effects.toward.T)
-            ],
-            axis=1,
-        )
-        if toward.shape[2]
-        else np.zeros((len(table), 0, 2))
+
+
+def random_state_table(
+    random: RandomSets, toward: np.ndarray, states: States, random_sets: pd.DataFrame
+) -> pd.DataFrame:
+    """One row a random set and state: its movement towards the state, and that less the perturbation's."""
+    beside = random.perturbation[random.which]
+    return pd.concat(
+        [
+            random_sets[["perturbation", "genes"]].assign(
+                state=state,
+                toward_mean=random.mean(random.toward[:, at]),
+                toward_difference=random.mean(random.toward[:, at] - toward[random.cell, beside, at]),
+            )
+            for at, state in enumerate(states.names)
+        ],
+        ignore_index=True,
     )
-    return table, states
 
 
 # --- ranks and a random network ------------------------------------------------------------------------------------
 
 
-def run_twin(
-    experiment: Experiment, sets: Sequence[np.ndarray], cells_of: Sequence[np.ndarray], rng: np.random.Generator
-) -> tuple[dict[str, Any], np.ndarray, pd.DataFrame]:
-    """Perturb random genes of all ranks, and some cells of each perturbation, with random weights, too.
+@dataclass(frozen=True)
+class Twin:
+    """What a network of the same shape with random weights makes of the same runs.
 
-    Returns
-    -------
-    How effects follow the rank in both networks, and how far their rankings agree; the mean shift of each perturbation
-    with random weights, `(n_sets,)`; and the random genes, a row each.
+    Parameters
+    ----------
+    report
+        How effects follow the rank in both networks, and how far their rankings agree.
+    shift
+        Mean shift of each perturbation with random weights, over some of its cells, `(n_sets,)`.
+    sample
+        Random genes of all ranks, a row each: `rank`, and the effects in both networks.
+    genes
+        Their tokens.
+    """
+
+    report: dict[str, Any]
+    shift: np.ndarray
+    sample: pd.DataFrame
+    genes: np.ndarray
+
+
+def run_twin(
+    experiment: Experiment,
+    sets: Sequence[np.ndarray],
+    cells_of: Sequence[np.ndarray],
+    *,
+    states: States | None,
+    whole: np.ndarray | None,
+    seed: int,
+) -> Twin:
+    """Perturb random genes of all ranks, and some cells of each perturbation, in both networks.
+
+    Parameters
+    ----------
+    whole
+        Means of the states in the model; those in the other network are found here.
     """
     from gfx._engine.encoder import random_encoder
+    from gfx._engine.pooling import embed_cells
 
-    encoder, seed = experiment.encoder, int(rng.integers(2**31))
+    encoder, tokens = experiment.encoder, experiment.cells.tokens
+    twin_seed = int(stream(seed, TWIN).integers(2**31))
     twin = random_encoder(
         experiment.cells.model.config,
         n_blocks=encoder.config.num_hidden_layers,
-        seed=seed,
+        seed=twin_seed,
         device=encoder.device,
         dtype=encoder.dtype,
     )
-    cell, genes = _genes_of_all_ranks(experiment, rng)
-    some = [rng.choice(rows, min(TWIN_CELLS, len(rows)), replace=False) for rows in cells_of]
+    twin_whole = None
+    if states is not None:
+        how, in_a_state = "cls" if experiment.how == "cls" else "mean", np.where(states.group >= 0, tokens.lengths, 0)
+        vectors = embed_cells(twin, tokens.ids, in_a_state, experiment.cells.model.vocabulary, how=how)
+        twin_whole = states.centroids(vectors)
+    cell, genes = _genes_of_all_ranks(experiment, stream(seed, TWIN))
+    some = [
+        stream(seed, TWIN, one).choice(rows, min(TWIN_CELLS, len(rows)), replace=False)
+        for one, rows in zip(sets, cells_of, strict=True)
+    ]
     all_sets = [*genes[:, None], *sets]
     edits = experiment.edits(
         all_sets,
         np.concatenate([cell, *some]),
         np.concatenate([np.arange(len(genes)), np.repeat(np.arange(len(sets)) + len(genes), [len(r) for r in some])]),
     )
-    ours = experiment.measure(edits, split=False, description="genes of all ranks")
-    theirs = experiment.measure(edits, encoder=twin, split=False, description="random weights")
-    n = np.bincount(edits.which, minlength=len(all_sets))
-    model, random = (
-        np.divide(
-            np.bincount(edits.which, found.shift.astype(np.float64), minlength=len(n)),
-            n,
-            out=np.full(len(n), np.nan),
-            where=n > 0,
-        )
-        for found in (ours, theirs)
-    )
-    of_all_ranks = slice(0, len(genes))
-    sample = pd.DataFrame(
-        {"rank": ours.rank[of_all_ranks], "shift": model[of_all_ranks], "shift_random_weights": random[of_all_ranks]}
-    )
+    ours = experiment.measure(edits, goals=whole, split=False, description="genes of all ranks")
+    theirs = experiment.measure(edits, encoder=twin, goals=twin_whole, split=False, description="random weights")
+
+    effects = {"shift": (ours.shift, theirs.shift)}
+    if states is not None:
+        goal = states.names.index(states.goal)
+        effects["toward goal"] = (ours.toward[:, goal], theirs.toward[:, goal])
+    means = {name: [_mean_by(edits.which, values, len(all_sets)) for values in both] for name, both in effects.items()}
+    sample = pd.DataFrame({"rank": ours.rank[: len(genes)]})
+    for name, both in means.items():
+        column = name.replace(" ", "_")
+        sample[column], sample[f"{column}_random_weights"] = (values[: len(genes)] for values in both)
+    alike = _of_one_size(sets)
     report = {
         "rank_trend": rank_trend(sample["rank"].to_numpy(), sample["shift"].to_numpy()),
         "rank_trend_random_weights": rank_trend(sample["rank"].to_numpy(), sample["shift_random_weights"].to_numpy()),
-        "random_weights_seed": seed,
-        "random_weights_spearman": spearman(model[of_all_ranks], random[of_all_ranks]),
-        "random_weights_spearman_perturbations": spearman(model[len(genes) :], random[len(genes) :]),
+        "random_weights_seed": twin_seed,
     }
-    return report, random[len(genes) :], sample
+    for name, (model, random) in means.items():
+        of_sets = [values[len(genes) :][alike] for values in (model, random)]
+        report[f"random_weights, {name}"] = {
+            "spearman": spearman(model[: len(genes)], random[: len(genes)]),
+            "n": len(genes),
+            "spearman_perturbations": spearman(*of_sets),
+            "n_perturbations": int(np.isfinite(of_sets[0]).sum()),
+        }
+    return Twin(report, means["shift"][1][len(genes) :], sample, genes)
+
+
+def _mean_by(which: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:
+    counts = np.bincount(which, minlength=n)
+    sums = np.bincount(which, values.astype(np.float64), minlength=n)
+    return np.divide(sums, counts, out=np.full(n, np.nan), where=counts > 0)
+
+
+def _of_one_size(sets: Sequence[np.ndarray]) -> np.ndarray:
+    """Find the sets of the commonest size: larger ones move cells more in any network, which looks like agreement."""
+    sizes = np.array([len(genes) for genes in sets])
+    return np.flatnonzero(sizes == np.bincount(sizes).argmax())
 
 
 def _genes_of_all_ranks(experiment: Experiment, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -271,7 +352,7 @@ def find_baselines(cells: Prepared, lengths: np.ndarray, states: States | None, 
     nothing = np.full(n_tokens, np.nan)
     try:
         expression, fold = _expression(cells, lengths > 0, states, wanted)
-    except (KeyError, ValueError) as problem:
+    except CountsNotAtHandError as problem:
         _log.info(f"Expression is not among the baselines, for the counts are not at hand: {problem.args[0]}")
         expression, fold = nothing, nothing
     return Baselines(n_cells / max(len(rows), 1), expression, mean_rank, fold)

@@ -45,7 +45,9 @@ def find_gene_sets(genes: Genes, vocabulary: Vocabulary, detected: np.ndarray) -
     """
     if isinstance(genes, str | EllipsisType) or _is_set(genes):
         genes = [genes]  # a tuple of names is one set, in a list or by itself
-    every = [(_name(token, vocabulary), int(token)) for token in detected]
+    genes = list(genes)
+    _refuse_unknown(genes, vocabulary)
+    every = [(set_name([token], vocabulary), int(token)) for token in detected]
     names, tokens = [], []
     for entry in genes:
         parts = (entry,) if isinstance(entry, str | EllipsisType) else tuple(entry)
@@ -75,27 +77,37 @@ def _is_set(genes: object) -> bool:
     return isinstance(genes, tuple) and all(isinstance(gene, str | EllipsisType) for gene in genes)
 
 
-def _name(token: int, vocabulary: Vocabulary) -> str:
-    return str(vocabulary.symbols[token] or vocabulary.ids[token])
-
-
 def set_name(tokens: Iterable[int], vocabulary: Vocabulary) -> str:
-    """Call a set by its symbols, or Ensembl ids where there are none."""
-    return "+".join(_name(token, vocabulary) for token in tokens)
+    """Call a set by its symbols; by Ensembl ids, too, where genes share a symbol, and alone where there is none."""
+    return "+".join(_name(int(token), vocabulary) for token in tokens)
 
 
-def _tokens_of(names: list[str], vocabulary: Vocabulary, entry: GeneSet) -> np.ndarray:
-    tokens = vocabulary.resolve(names).astype(np.int64)
-    unknown = [gene for gene, token in zip(names, tokens, strict=True) if token < 0]
+def _name(token: int, vocabulary: Vocabulary) -> str:
+    symbol, name = str(vocabulary.symbols[token]), str(vocabulary.ids[token])
+    if not symbol:
+        return name
+    return symbol if vocabulary.n_with_symbol[symbol] == 1 else f"{symbol} ({name})"
+
+
+def _refuse_unknown(genes: list[GeneSet], vocabulary: Vocabulary) -> None:
+    """Name all genes that the model does not know at once."""
+    parts = [part for entry in genes for part in ((entry,) if isinstance(entry, str | EllipsisType) else entry)]
+    named = list(dict.fromkeys(part for part in parts if part is not ...))
+    unknown = [gene for gene, token in zip(named, vocabulary.resolve(named), strict=True) if token < 0]
     if unknown:
         symbols = [str(s) for s in vocabulary.symbols if s]
         close = difflib.get_close_matches(unknown[0].upper(), symbols, n=3)
         hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+        shown = f"{unknown[:10]}" + (f" and {len(unknown) - 10} more" if len(unknown) > 10 else "")
         msg = (
-            f"The model does not know {unknown}.{hint} "
+            f"The model does not know {shown}.{hint} "
             f"Genes are given as symbols or Ensembl ids of the vocabulary {vocabulary.name!r}."
         )
         raise ValueError(msg)
+
+
+def _tokens_of(names: list[str], vocabulary: Vocabulary, entry: GeneSet) -> np.ndarray:
+    tokens = vocabulary.resolve(names).astype(np.int64)
     if len(set(tokens.tolist())) < len(tokens):
         msg = f"A gene is named twice in {entry}."
         raise ValueError(msg)

@@ -63,7 +63,7 @@ def overexpress_genes(
     where it lacks it, among genes that it lacks and that are detected about as often.
 
     Cost: two forward passes for each cell and perturbation, one with ``operator="hold"``; a third for cells that lose
-    genes at the end. With `null`, up to 800 more a perturbation.
+    genes at the end. With `null`, as much more as for :func:`gfx.tl.delete_genes`.
 
     Parameters
     ----------

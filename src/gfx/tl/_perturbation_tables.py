@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from gfx._core.statistics import against_random
+from gfx._core.statistics import against_random, by_chance
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,15 +45,17 @@ class CellEffects:
     rank: np.ndarray
 
     @classmethod
-    def of(cls, effects: EditEffects, cell: np.ndarray, which: np.ndarray, n_obs: int, n_sets: int) -> CellEffects:
-        """Lay the effects of runs out by cell and perturbation."""
+    def empty(cls, n_obs: int, n_sets: int, n_states: int) -> CellEffects:
+        """Make room for the effects; nothing is perturbed yet."""
+        behind = {"shift": (), "parts": (3,), "toward": (n_states,), "toward_parts": (n_states, 3), "rank": ()}
+        return cls(
+            **{name: np.full((n_obs, n_sets, *shape), np.nan, dtype=np.float32) for name, shape in behind.items()}
+        )
 
-        def lay_out(values: np.ndarray) -> np.ndarray:
-            out = np.full((n_obs, n_sets, *values.shape[1:]), np.nan, dtype=np.float32)
-            out[cell, which] = values
-            return out
-
-        return cls(*(lay_out(getattr(effects, name)) for name in cls.__dataclass_fields__))
+    def fill(self, effects: EditEffects, cell: np.ndarray, which: np.ndarray) -> None:
+        """Lay the effects of runs where their cell and perturbation are."""
+        for name, values in vars(self).items():
+            values[cell, which] = getattr(effects, name)
 
 
 def effect_table(
@@ -61,7 +63,7 @@ def effect_table(
     effects: CellEffects,
     baselines: Mapping[str, np.ndarray],
     random_weights: np.ndarray,
-    random_sets: pd.DataFrame,
+    beside: pd.DataFrame,
 ) -> pd.DataFrame:
     """One row a perturbation: how far cells move, why, and what that has to be held against."""
     columns: dict[str, object] = {"perturbation": np.asarray(names, dtype=object), "n_cells": _count(effects.shift)}
@@ -69,13 +71,7 @@ def effect_table(
     columns |= {f"{part}_mean": _mean(effects.parts[..., at]) for at, part in enumerate(PARTS)}
     columns["rank_mean"] = _mean(effects.rank)
     table = pd.DataFrame(columns)
-    differences = [
-        random_sets.loc[random_sets["perturbation"] == name, "difference"].to_numpy()
-        if len(random_sets)
-        else np.empty(0)
-        for name in names
-    ]
-    table = pd.concat([table, _beside_random(table["shift_mean"].to_numpy(), differences)], axis=1)
+    table = pd.concat([table, beside_random(table["shift_mean"], beside)], axis=1)
     return table.assign(
         shift_random_weights=random_weights,
         detection=baselines["detection"],
@@ -85,11 +81,7 @@ def effect_table(
 
 
 def state_table(
-    names: Sequence[str],
-    states: States,
-    effects: CellEffects,
-    random_sets: pd.DataFrame,
-    random_states: np.ndarray,
+    names: Sequence[str], states: States, effects: CellEffects, beside: Sequence[pd.DataFrame]
 ) -> pd.DataFrame:
     """One row a perturbation and state: whether cells move towards it, why, and beside random sets."""
     parts = []
@@ -109,27 +101,58 @@ def state_table(
                 },
             }
         )
-        differences = [
-            random_states[(random_sets["perturbation"] == name).to_numpy(), at, 1] if len(random_sets) else np.empty(0)
-            for name in names
-        ]
-        beside = _beside_random(table["toward_mean"].to_numpy(), differences).add_prefix("toward_")
-        parts.append(pd.concat([table, beside], axis=1))
-    together = pd.concat(parts)
-    order = np.argsort(np.tile(np.arange(len(names)), len(states.names)), kind="stable")
-    return together.iloc[order].reset_index(drop=True)
+        random = beside_random(table["toward_mean"], beside[at]).add_prefix("toward_")
+        parts.append(pd.concat([table, random], axis=1))
+    return pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
 
 
-def random_state_table(random_sets: pd.DataFrame, states: States, moved: np.ndarray) -> pd.DataFrame:
-    """One row a random set and state: its movement towards the state, and that less the perturbation's."""
-    return pd.concat(
-        [
-            random_sets[["perturbation", "genes"]].assign(
-                state=state, toward_mean=moved[:, at, 0], toward_difference=moved[:, at, 1]
-            )
-            for at, state in enumerate(states.names)
-        ],
-        ignore_index=True,
+def places_among(
+    differences: Sequence[np.ndarray], n_genes: Sequence[int], n_cells: Sequence[np.ndarray]
+) -> pd.DataFrame:
+    """Where each perturbation stands among its random sets, one row each.
+
+    Parameters
+    ----------
+    differences
+        Effect of each random set less that of the perturbation, one array a perturbation.
+    n_genes
+        Genes in each perturbation: what z is by chance is taken from random sets of the same size.
+    n_cells
+        Cells behind each random set, one array a perturbation.
+    """
+    found = [against_random(one) for one in differences]
+    z, sizes = np.array([one for one, _ in found]), np.array(n_genes)
+    p = np.full(len(z), np.nan)
+    for size in np.unique(sizes):
+        mine = np.flatnonzero(sizes == size)
+        p[mine] = by_chance(z[mine], np.concatenate([found[at][1] for at in mine]))
+    known = [one[~np.isnan(one)] for one in differences]
+    return pd.DataFrame(
+        {
+            "mean": [one.mean() if len(one) else np.nan for one in known],
+            "sd": [one.std(ddof=1) if len(one) > 1 else np.nan for one in known],
+            "n": [len(one) for one in known],
+            "n_cells": [
+                float(np.median(cells)) if len(cells) and len(one) else np.nan
+                for cells, one in zip(n_cells, known, strict=True)
+            ],
+            "z": z,
+            "p": p,
+        }
+    )
+
+
+def beside_random(effect: pd.Series, places: pd.DataFrame) -> pd.DataFrame:
+    """Columns on random sets: what they do in the same cells, their spread about the perturbation, their number."""
+    return pd.DataFrame(
+        {
+            "random_mean": effect + places["mean"],
+            "random_sd": places["sd"],
+            "n_random": places["n"],
+            "random_n_cells": places["n_cells"],
+            "z": places["z"],
+            "p": places["p"],
+        }
     )
 
 
@@ -145,25 +168,21 @@ def donor_tables(
     def mean(values: np.ndarray) -> np.ndarray:
         return _by_donor(rows, which, donor[cell], values[cell, which])
 
-    def excess(values: np.ndarray, of_random: np.ndarray) -> np.ndarray:
+    def excess(values: np.ndarray, name: str, at: int | None = None) -> np.ndarray:
         if random is None:
             return np.full(len(rows), np.nan)
-        beside = random.perturbation[random.which]
+        beside, of_random = random.perturbation[random.which], getattr(random, name)
+        of_random = of_random if at is None else of_random[:, at]
         return _by_donor(rows, beside, donor[random.cell], values[random.cell, beside] - of_random)
 
-    moved = None if random is None else random.effects
-    tables = {
-        "donors": shown.assign(
-            shift_mean=mean(effects.shift), shift_excess=excess(effects.shift, None if moved is None else moved.shift)
-        )
-    }
+    tables = {"donors": shown.assign(shift_mean=mean(effects.shift), shift_excess=excess(effects.shift, "shift"))}
     if states is not None:
         tables["donor_states"] = pd.concat(
             [
                 shown.assign(
                     state=state,
                     toward_mean=mean(effects.toward[:, :, at]),
-                    toward_excess=excess(effects.toward[:, :, at], None if moved is None else moved.toward[:, at]),
+                    toward_excess=excess(effects.toward[:, :, at], "toward", at),
                 )
                 for at, state in enumerate(states.names)
             ],
@@ -176,23 +195,6 @@ def _by_donor(rows: pd.DataFrame, which: np.ndarray, donor: np.ndarray, values: 
     frame = pd.DataFrame({"perturbation": which, "donor": donor, "value": values.astype(np.float64)})
     means = frame.groupby(["perturbation", "donor"], observed=True)["value"].mean()
     return means.reindex(pd.MultiIndex.from_frame(rows[["perturbation", "donor"]])).to_numpy()
-
-
-def _beside_random(effect: np.ndarray, differences: Sequence[np.ndarray]) -> pd.DataFrame:
-    """Tell what random sets do in the same cells, and the place of the effect among them."""
-    places = [against_random(one) for one in differences]
-    n = np.array([len(one) for one in differences], dtype=np.int64)
-    mean = np.array([one.mean() if len(one) else np.nan for one in differences])
-    sd = np.array([one.std(ddof=1) if len(one) > 1 else np.nan for one in differences])
-    return pd.DataFrame(
-        {
-            "random_mean": effect + mean,
-            "random_sd": sd,
-            "n_random": n,
-            "z": [z for z, _ in places],
-            "p": [p for _, p in places],
-        }
-    )
 
 
 def _count(values: np.ndarray) -> np.ndarray:

@@ -61,7 +61,8 @@ def shift_genes(
     fold change of its counts. What the published software announced and never had :cite:p:`Theodoris2023`. Everything
     else is as in :func:`gfx.tl.delete_genes`; *composition* is the change of the gene's own vector in the mean.
 
-    Cost: that of :func:`gfx.tl.delete_genes`; with `fold_change`, the counts are read once more.
+    Cost: that of :func:`gfx.tl.delete_genes`; with `fold_change`, the counts of all cells are read once more and kept
+    in memory, sparse, until the call is done.
 
     Parameters
     ----------

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from gfx._core.statistics import against_random, over_cells, over_donors
+from gfx._core.statistics import over_cells, over_donors
 from gfx._core.synergy import synergy
+from gfx.tl._controls import BOOTSTRAP, stream
+from gfx.tl._perturbation_tables import places_among
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from gfx._engine.perturb import EditEffects
     from gfx.tl._controls import RandomSets
     from gfx.tl._experiment import Experiment
+    from gfx.tl._gene_sets import GeneSets
 
 #: Two measures of the excess of a set over its genes: on shifts, as the 2023 paper has it, and on displacements.
 MEASURES = ("on_shifts", "on_vectors")
@@ -46,7 +49,9 @@ def find_synergy(
     if not len(several):
         return {}
     # Each gene once in each cell, however many sets it is in.
-    wanted = np.array([(cell[run], gene) for run in several for gene in sets[which[run]]], dtype=np.int64)
+    sizes = np.array([len(sets[at]) for at in which[several]])
+    genes_of = np.concatenate([sets[at] for at in which[several]])
+    wanted = np.column_stack([np.repeat(cell[several], sizes), genes_of])
     unique, index = np.unique(wanted, axis=0, return_inverse=True)
     genes, number = np.unique(unique[:, 1], return_inverse=True)
     singles = experiment.measure(
@@ -55,7 +60,7 @@ def find_synergy(
         keep_vectors=True,
         description="genes one by one",
     )
-    found, first = {}, np.cumsum([0, *(len(sets[which[run]]) for run in several)])
+    found, first = {}, np.cumsum([0, *sizes])
     for at in np.unique(which[several]):
         runs = np.flatnonzero(which[several] == at)
         of_genes = index.ravel()[first[runs][:, None] + np.arange(len(sets[at]))].T  # genes × cells
@@ -89,40 +94,44 @@ def excess_of_random_sets(
 
 
 def synergy_table(
-    names: Sequence[str],
+    sets: GeneSets,
     found: dict[int, tuple[np.ndarray, Synergy]],
-    random_sets: pd.DataFrame,
+    excess_of_random: dict[str, np.ndarray],
+    random: RandomSets | None,
+    *,
     donor: np.ndarray | None,
-    rng: np.random.Generator,
+    seed: int,
 ) -> pd.DataFrame:
     """One row a set: together, summed, the excess by both measures, its interval and its place among random sets."""
+    numbers, none = sorted(found), [np.zeros(0)] * len(sets)
     rows = []
-    for at, (cells, excess) in found.items():
+    for at in numbers:
+        cells, excess = found[at]
         row = {
-            "perturbation": names[at],
+            "perturbation": sets.names[at],
             "n_cells": len(cells),
-            "together_mean": excess.together.mean(dtype=np.float64),
-            "summed_mean": excess.summed.mean(dtype=np.float64),
-            "displaced_mean": excess.displaced.mean(dtype=np.float64),
-            "composed_mean": excess.composed.mean(dtype=np.float64),
+            **{
+                f"{name}_mean": getattr(excess, name).mean(dtype=np.float64)
+                for name in ("together", "summed", "displaced", "composed")
+            },
             "interval_over": "cells" if donor is None else "donors",
         }
+        rng = stream(seed, BOOTSTRAP, sets.tokens[at])
         for measure in MEASURES:
             values = getattr(excess, measure)
             if donor is None:
                 interval = over_cells(values, rng)
             else:
                 interval = over_donors(pd.Series(values).groupby(donor[cells]).mean().to_numpy())
-            differences = np.zeros(0)
-            if len(random_sets):
-                differences = random_sets.loc[random_sets["perturbation"] == names[at], f"{measure}_difference"]
-            z, p = against_random(np.asarray(differences, dtype=np.float64))
-            row |= {
-                f"{measure}_mean": float(np.mean(values, dtype=np.float64)),
-                f"{measure}_low": interval.low,
-                f"{measure}_high": interval.high,
-                f"{measure}_z": z,
-                f"{measure}_p": p,
-            }
+            row[f"{measure}_mean"] = float(np.mean(values, dtype=np.float64))
+            row |= {f"{measure}_low": interval.low, f"{measure}_high": interval.high}
         rows.append(row)
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    for measure in MEASURES:
+        differences = none if random is None else random.of_each(len(sets), excess_of_random[measure])
+        sizes = [len(sets.tokens[at]) for at in numbers]
+        places = places_among([differences[at] for at in numbers], sizes, [np.zeros(0)] * len(numbers))
+        behind = table.columns.get_loc(f"{measure}_high") + 1
+        table.insert(behind, f"{measure}_z", places["z"])
+        table.insert(behind + 1, f"{measure}_p", places["p"])
+    return table
