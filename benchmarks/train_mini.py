@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import anndata as ad
 
 #: bfloat16 is faster on any CPU of the last years, with attention in float32 where that is slow.
-COMMON = {
+TRAINING = {
     "bf16": True,
     "use_cpu": True,
     "lr_scheduler_type": "cosine",
@@ -152,8 +152,8 @@ def main() -> None:
         start_from="coexpression",
         cell_weight=5.0,
         held_out=0.02,
-        curriculum=((256, given.passes), (None, given.passes / 20)),
-        training=[COMMON | {"learning_rate": 1e-3}, COMMON | {"learning_rate": 3e-4}],
+        curriculum=((256, given.passes),),
+        training=TRAINING,
     )
     if given.card is not None:
         draw(given.folder, measure(given.folder, given.corpus), given.card)

@@ -178,7 +178,8 @@ def test_long_cells_are_thinned_in_order(vocabulary: Vocabulary, make_rows: Make
     assert np.mean(from_the_end) > 0.9  # genes at the end of a long cell are learnt from, too
 
 
-def test_the_place_is_that_of_the_whole_cell(toy_vocabulary: Vocabulary, make_rows: MakeRows) -> None:
+def test_the_place_is_that_of_what_a_thinned_cell_shows(toy_vocabulary: Vocabulary, make_rows: MakeRows) -> None:
+    """Of all tokens that are left, also those hidden in what is shown."""
     rows = make_rows(toy_vocabulary, 50)
 
     def place(row: np.ndarray) -> np.ndarray:
@@ -186,8 +187,10 @@ def test_the_place_is_that_of_the_whole_cell(toy_vocabulary: Vocabulary, make_ro
 
     cells = all_cells(rows, toy_vocabulary, longest=LONGEST, place=place)
     assert (rows.lengths > LONGEST).any()
-    for at, row in enumerate(rows):
-        assert cells[at]["place"].tolist() == [len(row), row.astype(int).sum()]
+    for at in range(len(rows)):
+        cell = cells[at]
+        left = np.where(cell["labels"] == NOTHING, cell["input_ids"], cell["labels"])
+        assert cell["place"].tolist() == [min(rows.lengths[at], LONGEST), left.sum()]
     assert "place" not in all_cells(rows, toy_vocabulary)[0]
 
 

@@ -48,41 +48,73 @@ def cells(vocabulary: Vocabulary) -> list[np.ndarray]:
     return cells_of(vocabulary)
 
 
-def reference(cells: list[np.ndarray], vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Dense, by the docstring: weighted profiles less their mean, principal directions, the genes' weights."""
+def profile_of(row: np.ndarray, vocabulary: Vocabulary) -> tuple[list[int], np.ndarray]:
+    """Genes of a cell and their approximate log counts, by the docstring."""
+    genes = [token for token in row.tolist() if not vocabulary.is_special[token]]
+    times = (len(genes) + 1) / np.arange(1, len(genes) + 1)
+    return genes, np.log(1 + vocabulary.medians[genes] * times / 3)
+
+
+def reference(cells: list[np.ndarray], vocabulary: Vocabulary, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Dense, by the docstring: weighted profiles less their mean, scaled principal directions, the genes' weights."""
     profiles = np.zeros((len(cells), len(vocabulary)))
     for cell, row in enumerate(cells):
-        genes = [token for token in row.tolist() if not vocabulary.is_special[token]]
-        for rank, gene in enumerate(genes, start=1):
-            profiles[cell, gene] = np.log(1 + vocabulary.medians[gene] * (len(genes) + 1) / rank)
+        genes, values = profile_of(row, vocabulary)
+        profiles[cell, genes] = values
     profiles /= np.linalg.norm(profiles, axis=1, keepdims=True)
     frequency = (profiles > 0).mean(axis=0)
     weights = np.where(frequency > 0, np.maximum(frequency, 1e-9) ** -0.25, 0)
     centred = profiles * weights - (profiles * weights).mean(axis=0)
-    return centred, np.linalg.svd(centred, full_matrices=False)[2], weights
+    _, deviations, components = np.linalg.svd(centred, full_matrices=False)
+    return centred, components[:size].T / (deviations[:size] / deviations[0]) ** 0.25, weights
 
 
-def test_vectors_and_places_are_those_of_dense_principal_components(
-    vocabulary: Vocabulary, cells: list[np.ndarray]
-) -> None:
+def cosine(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return (one * other).sum(axis=1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
+
+
+def test_vectors_are_directions_of_dense_principal_components(vocabulary: Vocabulary, cells: list[np.ndarray]) -> None:
     size = N_TYPES - 1  # as many as types tell apart; what follows is noise of nearly equal sizes
-    found = find_coexpression(cells, np.arange(N_CELLS), vocabulary, size, seed=0)
-    centred, components, weights = reference(cells, vocabulary)
-    places = np.stack([found.place(row) for row in cells])
-    expected = centred @ components[:size].T
-    signs = np.sign((places * expected).sum(axis=0))
-    assert places.dtype == found.vectors.dtype == found.loadings.dtype == found.weights.dtype == np.float32
-    np.testing.assert_allclose(found.weights, weights, rtol=1e-5)
-    np.testing.assert_allclose(places * signs, expected, atol=1e-3)
-    directions = components[:size].T * signs
+    found = find_coexpression(cells, np.arange(N_CELLS), vocabulary, size + 1, seed=0)
+    _, directions, _ = reference(cells, vocabulary, size)
     genes = ~vocabulary.is_special
-    lengths = np.linalg.norm(directions[genes], axis=1, keepdims=True)
-    np.testing.assert_allclose(found.vectors[genes], directions[genes] / lengths, atol=0.02)
+    expected = directions[genes] / np.linalg.norm(directions[genes], axis=1, keepdims=True)
+    signs = np.sign((found.vectors[genes, :size] * expected).sum(axis=0))
+    assert found.vectors.dtype == np.float32
+    np.testing.assert_allclose(found.vectors[genes, :size] * signs, expected, atol=0.02)
+    np.testing.assert_allclose(found.vectors[:, size], 0)  # left for how much a gene weighs
     np.testing.assert_allclose(found.vectors[~genes], 0)
-    np.testing.assert_allclose(places.mean(axis=0), 0, atol=1e-4)
     np.testing.assert_allclose(
         found.frequency[genes], [np.mean([g in row for row in cells]) for g in np.flatnonzero(genes)]
     )
+
+
+def test_a_place_is_a_weighted_mean_close_to_the_projection(vocabulary: Vocabulary, cells: list[np.ndarray]) -> None:
+    found = find_coexpression(cells, np.arange(N_CELLS), vocabulary, N_TYPES, seed=0)
+    centred, directions, weights = reference(cells, vocabulary, N_TYPES - 1)
+    sums = []
+    for row in cells:
+        genes, values = profile_of(row, vocabulary)
+        ranks = np.arange(1, len(genes) + 1)
+        share = np.exp(found.log_share[genes]) / ranks**found.rank_slope
+        sums.append((share[:, None] * found.vectors[genes]).sum(axis=0) / share.sum())
+        adds = values * weights[genes] * np.linalg.norm(directions[genes], axis=1)
+        assert np.corrcoef(np.log(adds), np.log(share))[0, 1] > 0.95
+    places = np.stack([found.place(row) for row in cells])
+    assert places.dtype == np.float32
+    np.testing.assert_allclose(places, sums - np.mean(sums, axis=0), atol=1e-5)
+    projected = centred @ directions
+    signs = np.sign((places[:, :-1] * projected).sum(axis=0))
+    assert cosine(places[:, :-1] * signs, projected).mean() > 0.95
+
+
+def test_places_do_not_go_by_depth(vocabulary: Vocabulary, cells: list[np.ndarray]) -> None:
+    """A cell of which every second gene is left, and ranked anew, has the place that these have at their old ranks."""
+    found = find_coexpression(cells, np.arange(N_CELLS), vocabulary, 16, seed=0)
+    genes = cells[0][~vocabulary.is_special[cells[0]]][1::2]
+    weights = np.exp(found.log_share[genes]) * np.arange(2, 2 * len(genes) + 1, 2) ** -found.rank_slope
+    expected = weights @ found.vectors[genes] / weights.sum() - found.centre
+    np.testing.assert_allclose(found.place(genes), expected, atol=1e-5)
 
 
 def test_vectors_have_length_one_and_genes_of_a_type_are_alike(vocabulary: Vocabulary, cells: list[np.ndarray]) -> None:
@@ -101,7 +133,7 @@ def test_a_place_holds_for_cells_that_were_not_learnt_from(vocabulary: Vocabular
     learnt = np.arange(0, N_CELLS, 2)
     found = find_coexpression(cells, learnt, vocabulary, 8, seed=0)
     only = find_coexpression([cells[at] for at in learnt], np.arange(len(learnt)), vocabulary, 8, seed=0)
-    np.testing.assert_allclose(found.loadings, only.loadings, atol=1e-6)  # the others are not looked at
+    np.testing.assert_allclose(found.vectors, only.vectors, atol=1e-5)  # the others are not looked at
     half = np.arange(N_CELLS // 2)
     found = find_coexpression(cells, half, vocabulary, 8, seed=0)
     places = np.stack([found.place(row) for row in cells])
@@ -113,7 +145,7 @@ def test_a_place_holds_for_cells_that_were_not_learnt_from(vocabulary: Vocabular
 def test_fewer_cells_than_components(vocabulary: Vocabulary, cells: list[np.ndarray]) -> None:
     """What there is no direction for, stays zero."""
     found = find_coexpression(cells, np.arange(5), vocabulary, 16, seed=0)
-    assert found.vectors.shape == found.loadings.shape == (len(vocabulary), 16)
+    assert found.vectors.shape == (len(vocabulary), 16)
     assert found.place(cells[0]).shape == (16,)
     assert not found.vectors[:, 5:].any()
     assert np.isfinite(found.vectors).all()
@@ -130,9 +162,8 @@ def test_what_the_rarest_genes_share_is_chance() -> None:
     cells[7] = np.array([2, 4, 9, 5, 3], dtype=np.uint16)  # token 9 in one cell of 4,000, 10 in two
     cells[11] = cells[12] = np.array([2, 4, 10, 5, 3], dtype=np.uint16)
     found = find_coexpression(cells, np.arange(4000), vocabulary, 4, seed=0)
-    assert found.weights[9] == 0
     assert not found.vectors[9].any()
-    assert found.weights[10] == pytest.approx((2 / 4000) ** -0.25)
+    assert found.log_share[9] == found.log_share.min()
     assert np.linalg.norm(found.vectors[10]) == pytest.approx(1, abs=1e-5)
 
 
@@ -142,16 +173,16 @@ def test_components_are_taken_from_some_of_very_many_cells(
     monkeypatch.setattr(_coexpression, "MOST_CELLS", 100)
     first, again, other = (find_coexpression(cells, np.arange(N_CELLS), vocabulary, 4, seed=seed) for seed in (0, 0, 1))
     np.testing.assert_allclose(first.frequency * 100, (first.frequency * 100).round(), atol=1e-9)
-    np.testing.assert_array_equal(first.loadings, again.loadings)
+    np.testing.assert_array_equal(first.vectors, again.vectors)
     assert not np.allclose(first.frequency, other.frequency)
 
 
 @pytest.mark.parametrize("n_blocks", [2, 4])
-def test_cls_starts_as_the_average_of_its_genes(n_blocks: int) -> None:
-    """At the start, where embeddings are read from, less what all cells have in common."""
+def test_cls_starts_at_the_place_of_the_cell(n_blocks: int) -> None:
+    """Behind the first block as a weighted sum of its genes, less what all cells share; near it where it is read."""
     import torch
 
-    from gfx._engine.masked_model import make_model, start_as_average
+    from gfx._engine.masked_model import make_model, start_at_place
 
     vocabulary = vocabulary_of(N_TYPES * GENES_OF_A_TYPE)
     cells = cells_of(vocabulary)
@@ -165,21 +196,19 @@ def test_cls_starts_as_the_average_of_its_genes(n_blocks: int) -> None:
     }
     model = make_model(vocabulary, config, gene_vectors=found.vectors, gene_frequency=found.frequency, seed=0).train()
 
-    def likeness() -> np.ndarray:
+    def cls_of(layer: int) -> np.ndarray:
         model.eval()
         with torch.no_grad():
             states = [
-                model.bert(torch.from_numpy(row.astype(np.int64))[None], output_hidden_states=True).hidden_states[-2]
+                model.bert(torch.from_numpy(row.astype(np.int64))[None], output_hidden_states=True).hidden_states
                 for row in cells
             ]
-        cls = torch.cat([state[:, 0] for state in states]).numpy()
-        words = model.get_input_embeddings().weight.detach().numpy()
-        average = np.stack([words[row[1:-1]].mean(axis=0) for row in cells])
-        cls, average = cls - cls.mean(axis=0), average - average.mean(axis=0)
-        return (cls * average).sum(axis=1) / np.linalg.norm(cls, axis=1) / np.linalg.norm(average, axis=1)
+        return np.concatenate([state[layer][:, 0].numpy() for state in states])
 
-    assert likeness().mean() < 0.6
+    places = np.stack([found.place(row) for row in cells])
+    assert cosine(cls_of(-2), places).mean() < 0.3
     model.train()
-    start_as_average(model, cells[:100], vocabulary)
+    start_at_place(model, found.log_share, found.rank_slope, cells[:100], vocabulary)
     assert model.training
-    assert likeness().mean() > 0.9
+    assert cosine(cls_of(1), places).mean() > 0.9
+    assert cosine(cls_of(-2), places).mean() > 0.85

@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from gfx._core.vocabulary import Vocabulary
 
 
+#: Where `<cls>` starts as a weighted sum, what a weight e times as large adds to an embedding of length 1. Small, for
+#: the layer norm takes it from the rest.
+SHARE_STEP = 0.1
+
+#: Logarithm of the weight of `<mask>` and `<eos>` against that of a gene: next to nothing.
+SHARE_OF_SPECIALS = -5.0
+
+
 class MaskedGeneModel(BertForMaskedLM):
     """A BERT masked-LM that scores the vocabulary only where a gene is to be predicted.
 
@@ -102,36 +110,64 @@ def make_model(
 
 
 @torch.no_grad()
-def start_as_average(model: MaskedGeneModel, rows: Sequence[np.ndarray], vocabulary: Vocabulary) -> None:
-    """Let `<cls>` start as the average of the cell's genes, less that of all cells.
+def start_at_place(
+    model: MaskedGeneModel,
+    log_share: np.ndarray,
+    rank_slope: float,
+    rows: Sequence[np.ndarray],
+    vocabulary: Vocabulary,
+) -> None:
+    """Let `<cls>` start as a weighted sum of the cell's gene vectors, less that of the mean cell.
 
-    The first block's attention copies what it attends to, and attends to all alike; `<cls>` starts opposite the mean
-    cell, with the length of that mean. So embeddings of cells are as good as the gene vectors from the first step on,
-    and training refines them instead of finding them first.
+    The last dimension of the embeddings holds how much a gene counts at its rank: the keys of the first block read
+    that dimension, the values copy all others. So embeddings of cells are useful from the first step on, and training
+    refines them instead of finding them first. Ranks count by a power: cells thinned to fewer genes, and ranked anew,
+    have the same sums but for chance.
 
     Parameters
     ----------
+    log_share
+        Logarithm of each token's weight, `(n_tokens,)`.
+    rank_slope
+        A gene counts by its rank to minus this power.
     rows
         Tokens of some cells, to average over.
     """
     embeddings, attention = model.bert.embeddings, model.bert.encoder.layer[0].attention
+    words, positions = embeddings.word_embeddings.weight, embeddings.position_embeddings.weight
     size = model.config.hidden_size
+    head = size // model.config.num_attention_heads
     # Noise of random positions and token types would drown what genes of a cell have in common.
-    embeddings.position_embeddings.weight.mul_(0.25)
-    embeddings.position_embeddings.weight[0] = 0
+    positions.mul_(0.25)
     embeddings.token_type_embeddings.weight.zero_()
+    shares = torch.from_numpy(log_share).to(words.dtype)
+    genes = torch.from_numpy(~vocabulary.is_special)
+    ranks = (torch.arange(len(positions)) - vocabulary.first_gene + 1).clamp(min=1)
+    of_rank = -rank_slope * ranks.log()
+    some = [torch.from_numpy(row.astype(np.int64)) for row in rows]
+    mean = torch.cat([shares[row][genes[row]] + of_rank[: len(row)][genes[row]] for row in some]).mean()
+    words[:, -1] = SHARE_STEP * torch.where(genes, shares, SHARE_OF_SPECIALS)
+    positions[:, -1] = SHARE_STEP * (of_rank - mean)
+    words[vocabulary.cls] = positions[0] = 0
+
+    first_of_heads = slice(None, None, head)
+    attention.self.query.weight.mul_(0.1)
+    attention.self.query.bias[first_of_heads] = head**0.5  # which attention divides by
+    attention.self.key.weight[first_of_heads] = 0
+    attention.self.key.weight[first_of_heads, -1] = to_share = 1 / (SHARE_STEP * size**0.5)
+    copied = torch.eye(size)
+    copied[-1, -1] = 0
+    attention.self.value.weight.copy_(copied)
     was_training = model.training
     model.eval()
-    mean = torch.zeros(size)
-    for row in rows:
-        genes = torch.from_numpy(row[~vocabulary.is_special[row]].astype(np.int64))
-        mean += embeddings(genes[None])[0].mean(dim=0) / len(rows)
+    centre = torch.zeros(size)
+    for row in some:
+        tokens = embeddings(row[None])[0]
+        centre += (tokens[:, -1] * to_share).softmax(dim=0) @ tokens @ copied / len(some)
     model.train(was_training)
-    embeddings.word_embeddings.weight[vocabulary.cls] = -mean / mean.norm()
-    attention.self.query.weight.mul_(0.1)
-    attention.self.value.weight.copy_(torch.eye(size))
+    words[vocabulary.cls] = -centre / centre.norm()
     # What the layer norm makes of `<cls>` has the length of the square root of its size.
-    attention.output.dense.weight.copy_(torch.eye(size) * size**0.5 / mean.norm())
+    attention.output.dense.weight.copy_(torch.eye(size) * size**0.5 / centre.norm())
 
 
 @quiet_surroundings()

@@ -58,8 +58,8 @@ class MaskedCells(Dataset):
         Every chosen gene becomes `<mask>`, for evaluation. Otherwise 80 % do, 10 % become another gene, 10 % stay: a
         model is right about these by copying.
     place
-        Finds the place of a whole cell among all cells, float32 `(hidden_size,)`, given its tokens; `None` if no
-        objective needs it.
+        Finds the place of a cell among all cells, float32 `(hidden_size,)`, given its tokens; `None` if no objective
+        needs it. Of thinned cells, that of the tokens that are left: more than these say, no model can know.
     """
 
     def __init__(
@@ -94,14 +94,14 @@ class MaskedCells(Dataset):
         row = whole[kept]
         chosen = choose_genes(row, self.vocabulary, rng)
         shown = {"labels": np.where(chosen, row, NOTHING), "position_ids": positions}
+        if self.place is not None:
+            shown["place"] = self.place(row)  # before genes are hidden
         fate = rng.random(len(row))
         replaced = chosen & (fate >= MASK_TOKEN_SHARE) & (fate < MASK_TOKEN_SHARE + RANDOM_TOKEN_SHARE)
         row[chosen & (self.hide_all | (fate < MASK_TOKEN_SHARE))] = self.vocabulary.mask
         if not self.hide_all:
             row[replaced] = rng.choice(self.genes, size=int(replaced.sum()))
         shown["input_ids"] = row
-        if self.place is not None:
-            shown["place"] = self.place(whole)
         return shown
 
     def _thinned(self, row: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

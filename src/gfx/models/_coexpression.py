@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,50 +19,65 @@ MOST_CELLS = 50_000
 #: Genes in a smaller share of cells get no vector: what they share is chance.
 RAREST = 3e-4
 
+#: Normalised counts well below this one add to a profile in proportion, those above it by their logarithm.
+COUNT_SCALE = 3.0
+
+#: Components are divided by their standard deviation to this power: what tells similar cells apart is no large one.
+WHITENING = 0.25
+
+#: Cells that the mean place, and how places depend on ranks, are taken from.
+CELLS_FOR_THE_MEAN = 2_000
+
 
 @dataclass(frozen=True)
 class Coexpression:
-    """Principal components of cells by genes.
+    """Principal components of cells by genes, and the place of a cell among them.
 
     A cell's profile has, for each of its genes, an approximate logarithm of the normalised count. Tokens hold no
     counts, but a gene's rank tells about how many times its median it was counted: the first gene of `n` about `n`
-    times, the last one once. Genes found in few cells weigh more, by the fourth root of their frequency. Profiles
-    have length 1, so that depth is no direction of its own.
+    times, the last one once. Profiles have length 1, so that depth is no direction of its own. Genes found in few
+    cells weigh more, by the fourth root of their frequency. Components are scaled down by the fourth root of their
+    standard deviation.
+
+    A place is a weighted mean of gene vectors, for that is what attention computes. The weights, a constant of the
+    gene times a power of its rank, are fitted to what genes add to the projection of a profile.
 
     Parameters
     ----------
     vectors
         Direction of each token among the components, unit length or zero, float32 `(n_tokens, size)`.
-    loadings
-        What a gene adds to a cell's place, float32 `(n_tokens, size)`.
-    weights
-        Weight of each token in a profile, float32 `(n_tokens,)`; 0 for special tokens and the rarest genes.
+    log_share
+        Logarithm of each token's weight in a place, float32 `(n_tokens,)`.
+    rank_slope
+        A gene weighs by its rank to minus this power.
     centre
-        Place of the mean profile, float32 `(size,)`.
+        Place of the mean cell, float32 `(size,)`; the places of cells are given less this one.
     frequency
         Share of cells with each token, float64 `(n_tokens,)`.
-    vocabulary
-        Medians and special tokens.
+    is_special
+        Tokens that are no genes, bool `(n_tokens,)`.
     """
 
     vectors: np.ndarray
-    loadings: np.ndarray
-    weights: np.ndarray
+    log_share: np.ndarray
+    rank_slope: float
     centre: np.ndarray
     frequency: np.ndarray
-    vocabulary: Vocabulary
+    is_special: np.ndarray
 
     def place(self, row: np.ndarray) -> np.ndarray:
         """Find the place of a cell, given its tokens, among all cells; float32 `(size,)`."""
-        genes, values = _profile(row, self.vocabulary)
-        length = np.linalg.norm(values)
-        return (values @ self.loadings[genes] / max(length, 1e-12) - self.centre).astype(np.float32)
+        genes = row[~self.is_special[row]]
+        weights = np.exp(self.log_share[genes]) * np.arange(1, len(genes) + 1) ** -self.rank_slope
+        return (weights @ self.vectors[genes] / weights.sum() - self.centre).astype(np.float32)
 
 
 def find_coexpression(
     tokens: Sequence[np.ndarray], cells: np.ndarray, vocabulary: Vocabulary, size: int, seed: int
 ) -> Coexpression:
-    """Take the first `size` principal components of the cells' profiles.
+    """Take the first `size - 1` principal components of the cells' profiles.
+
+    The last dimension stays 0: a model that starts from these vectors keeps there how much a gene weighs.
 
     Cost: a randomised singular value decomposition of at most 50,000 cells by all genes, dense in float32 while it
     is centred: 4 bytes a cell and gene.
@@ -76,25 +91,46 @@ def find_coexpression(
     frequency = np.asarray((profiles > 0).mean(axis=0)).ravel()
     weights = (np.maximum(frequency, RAREST) ** -0.25 * (frequency > RAREST)).astype(np.float32)
     weighted = (profiles @ sparse.diags_array(weights)).toarray()
-    mean = weighted.mean(axis=0)
-    weighted -= mean
-    n_components = min(size, *weighted.shape)
-    _, _, components = randomized_svd(weighted, n_components=n_components, n_iter=4, random_state=seed)
+    weighted -= weighted.mean(axis=0)
+    n_components = min(size - 1, *weighted.shape)
+    _, deviations, components = randomized_svd(weighted, n_components=n_components, n_iter=4, random_state=seed)
     directions = np.zeros((len(vocabulary), size), np.float32)  # few cells have fewer components: the rest stays 0
-    directions[:, :n_components] = components.T
-    norm = np.linalg.norm(directions, axis=1, keepdims=True) * (weights > 0)[:, None]
-    return Coexpression(
-        vectors=np.divide(directions, norm, out=np.zeros_like(directions), where=norm > 0),
-        loadings=directions * weights[:, None],
-        weights=weights,
-        centre=(mean @ directions).astype(np.float32),
+    kept = deviations > 1e-6 * deviations[0]
+    directions[:, : kept.sum()] = components[kept].T * (deviations[kept] / deviations[0]) ** -WHITENING
+    norm = np.linalg.norm(directions, axis=1) * (weights > 0)
+    some = [tokens[cell] for cell in rng.permutation(cells)[:CELLS_FOR_THE_MEAN]]
+    log_share, rank_slope = _fit_shares(some, norm * weights, vocabulary)
+    found = Coexpression(
+        vectors=np.divide(directions, norm[:, None], out=np.zeros_like(directions), where=norm[:, None] > 0),
+        log_share=log_share,
+        rank_slope=rank_slope,
+        centre=np.zeros(size, np.float32),
         frequency=frequency,
-        vocabulary=vocabulary,
+        is_special=vocabulary.is_special,
     )
+    return replace(found, centre=np.mean([found.place(row) for row in some], axis=0))
+
+
+def _fit_shares(rows: Sequence[np.ndarray], weights: np.ndarray, vocabulary: Vocabulary) -> tuple[np.ndarray, float]:
+    """Write weights of genes times what a profile holds as a constant of each gene times a power of its rank.
+
+    The logarithm of what a profile holds is nearly linear in those of the gene's median and of its rank.
+    """
+    genes, values = zip(*(_profile(row, vocabulary) for row in rows), strict=True)
+    log_times = np.concatenate([np.log(_times(len(cell))) for cell in genes])
+    genes, values = np.concatenate(genes), np.concatenate(values)
+    known = np.column_stack([np.log(vocabulary.medians[genes]), log_times, np.ones(len(genes))])
+    adds = weights[genes] * values  # what adds much to a place is to be fitted well
+    (by_median, by_rank, _), *_ = np.linalg.lstsq(known * adds[:, None], np.log(values) * adds, rcond=None)
+    used = weights > 0
+    log_share = np.full(len(weights), -np.inf)
+    log_share[used] = np.log(weights[used]) + by_median * np.log(vocabulary.medians[used])
+    lowest = np.quantile(log_share[used], 0.01)  # next to nothing, yet nothing that a layer norm would drown in
+    return np.maximum(log_share, lowest).astype(np.float32), float(by_rank)
 
 
 def profile_matrix(tokens: Sequence[np.ndarray], cells: np.ndarray, vocabulary: Vocabulary) -> sparse.csr_array:
-    """Profiles of cells, each of length 1, not yet weighted by the genes' frequency; float32 cells × tokens."""
+    """Profiles of cells, each of length 1, not yet weighted by gene; float32 cells × tokens."""
     genes, values, starts = [], [], [0]
     for cell in cells:
         found, value = _profile(tokens[cell], vocabulary)
@@ -110,5 +146,9 @@ def profile_matrix(tokens: Sequence[np.ndarray], cells: np.ndarray, vocabulary: 
 def _profile(row: np.ndarray, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
     """Genes of a cell and the approximate logarithm of their normalised counts."""
     genes = row[~vocabulary.is_special[row]].astype(np.int64)
-    times = (len(genes) + 1) / np.arange(1, len(genes) + 1)
-    return genes, np.log1p(vocabulary.medians[genes] * times)
+    return genes, np.log1p(vocabulary.medians[genes] * _times(len(genes)) / COUNT_SCALE)
+
+
+def _times(n_genes: int) -> np.ndarray:
+    """About how many times its median a gene was counted, by rank."""
+    return (n_genes + 1) / np.arange(1, n_genes + 1)

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 REPORT_FILE = "pretraining.json"
 PLAN_FILE = "plan.json"
 
-#: Gene embeddings that start well learn slower than all else, so that the rest adapts to them first.
+#: Gene embeddings that start well learn slower than all else, so that the rest adapts to them first. At a tenth of the
+#: rate, masked genes are hardly learnt.
 GENE_RATE_WHEN_STARTED = 0.3
 
 #: What a new model starts from.
@@ -98,15 +99,16 @@ def pretrain(
         replaces fields of ``"mini"``.
     start_from
         ``"random"``; or ``"coexpression"``: gene embeddings start at the principal components of which genes share
-        cells, and `<cls>` as their average over the cell, which small models on few cells are better for; or a
-        model to go on with, by name, folder or as :class:`Model`: it brings its vocabulary and its configuration.
+        cells, and learn at 0.3 of the rate; `<cls>` starts as their weighted average over the cell. Small models
+        on few cells are better for it. Or a model to go on with, by name, folder or as :class:`Model`: it brings its
+        vocabulary and its configuration.
     curriculum
         Stages of training: the longest cell, in tokens, and the passes over all cells. `None` is all that the model
         reads. Longer cells are thinned at random to that length. Short cells first teach more per minute.
     cell_weight
         Weight of a second objective: `<cls>` of the block before the last is drawn to the cell's place among the
-        principal components of all cells, for in masked-gene prediction nothing asks it to summarise the cell. 0, as
-        in the papers, leaves it out.
+        principal components of all cells, for in masked-gene prediction nothing asks it to summarise the cell. It is
+        the place by the genes that are left where a cell is thinned. 0, as in the papers, leaves it out.
     held_out
         Share of cells kept for evaluation, drawn at random; 2,000 of them at most are scored. All their chosen genes
         are masked, for what is left as it is could be copied.
@@ -204,6 +206,7 @@ def pretrain(
         model = _make_model(vocabulary, config, rows, learnt, coexpression=start, seed=rng)
     model.cell_weight = cell_weight
     scored = np.sort(np.random.default_rng(rng).permutation(held)[:MOST_SCORED])
+    scored = scored[np.argsort(rows.lengths[scored], kind="stable")]  # batches of one length need little padding
     held_cells = masking.MaskedCells(rows, scored, vocabulary, seed=rng, hide_all=True)
     history = []
     for stage, (longest, epochs) in enumerate(curriculum):
@@ -382,7 +385,8 @@ def _make_model(
     )
     if coexpression is not None and vocabulary.has_cls:
         some = np.random.default_rng(seed).permutation(learnt)[:CELLS_FOR_THE_AVERAGE]
-        masked_model.start_as_average(model, [rows[cell] for cell in some], vocabulary)
+        some = [rows[cell] for cell in some]
+        masked_model.start_at_place(model, coexpression.log_share, coexpression.rank_slope, some, vocabulary)
     return model
 
 
