@@ -35,7 +35,7 @@ def deletion(
     A row a perturbation, the largest z on top. Grey: the random sets, a point each, with a bar from their 5th to their
     95th percentile. The diamond is the mean over cells of the perturbation, the thin line reaches from the 5th to the
     95th percentile of its cells. Only a diamond outside the grey says anything about the gene. Its colour tells how
-    high the genes stand in the ranking.
+    high the genes stand in the ranking; white if no cell has them.
 
     Parameters
     ----------
