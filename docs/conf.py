@@ -101,7 +101,7 @@ _SHORT_NAMES = {
 nitpick_ignore_regex = [
     ("py:.*", r"(anndata|collections|matplotlib|mudata|numpy|pandas|pathlib|scanpy|scipy|torch|transformers)\..*"),
     ("py:.*", r"gfx\.(\w+\.)*_.*"),
-    ("py:.*", r"(Any|Buckets|Counts|Literal|ModelCard|Vocabulary|VocabularyCard)"),
+    ("py:.*", r"(Any|Buckets|Counts|Genes|Literal|Method|ModelCard|Null|Vocabulary|VocabularyCard)"),
     ("py:.*", r"(bool|dict|float|int|list|object|str|tuple)"),
     ("py:.*", "|".join(re.escape(name) for name in _SHORT_NAMES)),
 ]
