@@ -97,11 +97,11 @@ _SLOTS_OF_PERTURBATIONS = """
     With `null`, its mean shift when random sets beside the perturbation are perturbed.
 `.uns['{key}' | key_added]` : :class:`dict`
     `params`; `perturbations`, their names, and `ensembl_ids`; `states`; `table` and `state_table`, see
-    :func:`gfx.get.deletion_df`; `synergy`, see :func:`gfx.get.synergy_df`; `random_sets`, one row a set;
-    `genes_of_all_ranks`; `donors` and `donor_states`; `controls`: how effects follow the rank (`rank_trend`),
-    how far a random network ranks alike (`random_weights_spearman`), whether start and goal can be told apart in
-    cells held out (`state_axis`), and what of the ranking detection, expression, rank and fold change give
-    (`baselines`); `note`, what the p-values are over.
+    :func:`gfx.get.deletion_df`; `synergy`, see :func:`gfx.get.synergy_df`; `random_sets` and `random_states`, see
+    :func:`gfx.get.random_sets_df`; `genes_of_all_ranks`, see :func:`gfx.get.rank_trend_df`; `donors` and
+    `donor_states`; `controls`, see :func:`gfx.get.controls_df`: how effects follow the rank, how far a random network
+    ranks alike, whether start and goal can be told apart in cells held out, and what detection, expression, rank and
+    fold change tell; `note`, what the p-values are over.
 """
 
 
