@@ -13,7 +13,7 @@ beside what needs no model:
   rather than towards those of other genes? Baselines: no change, the mean of all other
   perturbed cells, random weights. And can control and perturbed cells be told apart at all?
 
-About half an hour on two cores; `--only blood` and so on asks one question, `--figures FOLDER` draws.
+About 40 minutes on a core with `mini`; `--only blood` and so on asks one question, `--figures FOLDER` draws.
 """
 
 from __future__ import annotations
