@@ -116,4 +116,6 @@ ValueError
     another vocabulary, or a value outside the choices.
 KeyError
     No such column in `obs`, or no such state in it.
+TypeError
+    Genes that are no names.
 """

@@ -289,6 +289,8 @@ WRONG = {
         r"does not know \['x0', .*, 'x9'\] and 2 more\. Genes are given as symbols",
     ),
     "special token": ("<cls>", ValueError, "does not know"),
+    "a number": ([GENE, 7], TypeError, "names, or tuples of names; found 7 of type int"),
+    "a number in a set": ([(GENE, 7)], TypeError, "of type tuple"),
     "nothing": ([], ValueError, "`genes` is empty"),
     "empty set": ([GENE, ()], ValueError, "`genes` is empty"),
     "twice": ([GENE, OTHER, GENE], ValueError, f"'{GENE}' and '{GENE}' are the same perturbation"),

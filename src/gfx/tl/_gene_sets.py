@@ -42,6 +42,8 @@ def find_gene_sets(genes: Genes, vocabulary: Vocabulary, detected: np.ndarray) -
     ------
     ValueError
         A gene that the model does not know, a gene or a set given twice, or none at all.
+    TypeError
+        Something that is no name.
     """
     if isinstance(genes, str | EllipsisType) or _is_set(genes):
         genes = [genes]  # a tuple of names is one set, in a list or by itself
@@ -90,7 +92,11 @@ def _name(token: int, vocabulary: Vocabulary) -> str:
 
 
 def _refuse_unknown(genes: list[GeneSet], vocabulary: Vocabulary) -> None:
-    """Name all genes that the model does not know at once."""
+    """Name all genes that the model does not know at once, and refuse what is no name."""
+    wrong = [entry for entry in genes if not (isinstance(entry, str | EllipsisType) or _is_set(entry))]
+    if wrong:
+        msg = f"Genes are names, or tuples of names; found {wrong[0]!r} of type {type(wrong[0]).__name__}."
+        raise TypeError(msg)
     parts = [part for entry in genes for part in ((entry,) if isinstance(entry, str | EllipsisType) else entry)]
     named = list(dict.fromkeys(part for part in parts if part is not ...))
     unknown = [gene for gene, token in zip(named, vocabulary.resolve(named), strict=True) if token < 0]
