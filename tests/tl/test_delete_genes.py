@@ -17,7 +17,7 @@ from transformers import BertConfig, BertForMaskedLM, BertModel
 
 import gfx
 from gfx.models._vocabulary_file import write_vocabulary
-from gfx.tl import _perturb
+from gfx.tl import _perturbation_run
 
 # The toy cells' states are drawn at random, and most of the time nothing tells them apart.
 pytestmark = pytest.mark.filterwarnings("ignore:Held-out (cells|donors) of")
@@ -1364,9 +1364,9 @@ def test_results_do_not_depend_on_blocks(cells, toy_model, monkeypatch, most, ar
     genes = ["TOY7", GENE, (GENE, OTHER), "TOY21", ("TOY7", GENE), (OTHER, "TOY21", GENE), OTHER]
     arguments = {"model": toy_model, "null": 5, "donor_key": "donor"} | arguments
     gfx.tl.delete_genes(cells, genes, key_added="x", **arguments)
-    monkeypatch.setattr(_perturb, "MOST_RUNS", most)
-    blocks, cut = [], _perturb._blocks
-    monkeypatch.setattr(_perturb, "_blocks", lambda n_runs: blocks.extend(cut(n_runs)) or blocks)
+    monkeypatch.setattr(_perturbation_run, "MOST_RUNS", most)
+    blocks, cut = [], _perturbation_run._blocks
+    monkeypatch.setattr(_perturbation_run, "_blocks", lambda n_runs: blocks.extend(cut(n_runs)) or blocks)
     gfx.tl.delete_genes(cells, genes, key_added="y", **arguments)
     assert len(blocks) > 1
     assert_nearly_equal(cells.uns["y"], cells.uns["x"])
@@ -1381,8 +1381,8 @@ def test_results_do_not_depend_on_blocks(cells, toy_model, monkeypatch, most, ar
     "n_runs", [[5], [0, 0], [3, 4, 3], [10, 10, 10], [11, 1, 9, 1], [2, 30, 2, 0, 8], [9, 0, 1, 0]]
 )
 def test_blocks_hold_what_fits(monkeypatch, n_runs):
-    monkeypatch.setattr(_perturb, "MOST_RUNS", 10)
-    blocks = _perturb._blocks(n_runs)
+    monkeypatch.setattr(_perturbation_run, "MOST_RUNS", 10)
+    blocks = _perturbation_run._blocks(n_runs)
     assert [at for block in blocks for at in block] == list(range(len(n_runs)))
     sums = [sum(n_runs[at] for at in block) for block in blocks]
     assert all(total <= 10 or len(block) == 1 for total, block in zip(sums, blocks, strict=True))

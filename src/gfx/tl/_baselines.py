@@ -1,0 +1,125 @@
+"""What is known of genes without a model, and how much of a ranking it gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from gfx import _log
+from gfx._core.statistics import beside_baselines
+from gfx._tokens import CountsNotAtHandError, counts_by_token
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gfx.tl._cell_states import States
+    from gfx.tl._prepare import Prepared
+
+#: What counts are scaled to before the logarithm.
+TARGET_SUM = 1e4
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """What every gene looks like in the cells that are perturbed, `(n_tokens,)` each; NaN where it is not known.
+
+    Parameters
+    ----------
+    detection
+        Share of the cells whose encoding has the gene.
+    expression
+        Mean logarithm of its normalised counts.
+    rank
+        Its mean rank where it is detected, 0 the first gene of a cell.
+    logfc
+        log2 fold change from start to goal, by scanpy.
+    """
+
+    detection: np.ndarray
+    expression: np.ndarray
+    rank: np.ndarray
+    logfc: np.ndarray
+
+    def of(self, sets: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """Means over the genes of each set."""
+        return {
+            name: np.array([values[genes].mean() for genes in sets], dtype=np.float64)
+            for name, values in vars(self).items()
+        }
+
+
+def find_baselines(cells: Prepared, lengths: np.ndarray, states: States | None, wanted: np.ndarray) -> Baselines:
+    """Describe genes without the model.
+
+    Parameters
+    ----------
+    lengths
+        Tokens of each cell, 0 for those that are not perturbed.
+    wanted
+        Tokens to find the fold change of.
+    """
+    vocabulary, n_tokens = cells.model.vocabulary, len(cells.model.vocabulary)
+    rows = np.flatnonzero(lengths > 0)
+    ids = cells.tokens.ids[rows]
+    at, place = np.nonzero((np.arange(ids.shape[1]) < lengths[rows][:, None]) & ~vocabulary.is_special[ids])
+    n_genes = lengths[rows] - vocabulary.n_specials
+    rank = (place - vocabulary.first_gene) / np.maximum(n_genes[at] - 1, 1)
+    n_cells = np.bincount(ids[at, place], minlength=n_tokens)
+    ranks = np.bincount(ids[at, place], rank, minlength=n_tokens)
+    mean_rank = np.divide(ranks, n_cells, out=np.full(n_tokens, np.nan), where=n_cells > 0)
+    nothing = np.full(n_tokens, np.nan)
+    try:
+        expression, fold = _expression(cells, lengths > 0, states, wanted)
+    except CountsNotAtHandError as problem:
+        _log.info(f"Expression is not among the baselines, for the counts are not at hand: {problem.args[0]}")
+        expression, fold = nothing, nothing
+    return Baselines(n_cells / max(len(rows), 1), expression, mean_rank, fold)
+
+
+def _expression(
+    cells: Prepared, perturbed: np.ndarray, states: States | None, wanted: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean log expression of every gene in the perturbed cells, and fold changes of the wanted ones."""
+    vocabulary = cells.model.vocabulary
+    total = np.zeros(len(vocabulary))
+    of_wanted = []
+    for rows, counts, depth in counts_by_token(cells.adata, vocabulary, cells.tokens.source):
+        scale = np.divide(TARGET_SUM, depth, out=np.zeros_like(depth), where=depth > 0)
+        logs = counts.multiply(scale[:, None]).log1p().tocsr()
+        total += np.asarray(logs[perturbed[rows]].sum(axis=0)).ravel()
+        if states is not None:
+            of_wanted.append(logs[:, wanted].tocsr())
+    mean = total / max(perturbed.sum(), 1)
+    fold = np.full(len(vocabulary), np.nan)
+    if states is not None:
+        fold[wanted] = _fold_changes(of_wanted, states)
+    return mean, fold
+
+
+def _fold_changes(logs: list[Any], states: States) -> np.ndarray:
+    """log2 fold changes from start to goal, as scanpy takes them."""
+    import anndata as ad
+    import scanpy as sc
+    from scipy import sparse
+
+    rows = states.is_start | states.is_goal
+    if min(states.is_start.sum(), states.is_goal.sum()) < 2:  # scanpy compares no single cells
+        return np.full(logs[0].shape[1], np.nan)
+    matrix = sparse.csr_matrix(sparse.vstack(logs)[rows])
+    if not matrix.nnz:  # scanpy would take nothing but zeros for raw counts
+        return np.zeros(matrix.shape[1])
+    cells = ad.AnnData(matrix)
+    cells.obs["state"] = pd.Categorical(np.where(states.is_goal[rows], "goal", "start"))
+    cells.uns["log1p"] = {"base": None}
+    sc.tl.rank_genes_groups(cells, "state", groups=["goal"], reference="start", method="t-test")
+    table = sc.get.rank_genes_groups_df(cells, "goal").set_index("names")["logfoldchanges"]
+    return table.reindex(cells.var_names).to_numpy(dtype=np.float64)
+
+
+def compare_with_baselines(effects: dict[str, np.ndarray], baselines: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Tell how much of each ranking of genes the baselines give, alone and beside each other."""
+    rows = [{"effect": name, **row} for name, effect in effects.items() for row in beside_baselines(effect, baselines)]
+    return pd.DataFrame(rows, columns=["effect", "baseline", "spearman", "partial_spearman", "n"])
