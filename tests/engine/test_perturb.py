@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from gfx import settings
-from gfx._core.edits import GONE, pad_sets
-from gfx._engine.perturb import PARTS, Edits, measure_edits
+from gfx._core.edits import GONE, PARTS, pad_sets
+from gfx._engine.perturb import Edits, measure_edits
 
 LAYERS = [-1, -2, 0]
 KINDS = ["delete", "overexpress", "shift"]

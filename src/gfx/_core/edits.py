@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 Edit = Literal["delete", "overexpress", "shift"]
 
+#: What a shift is split into, in this order; the parts add up to it.
+PARTS = ("composition", "position", "context")
+
 #: What fills up a set of fewer genes, so that sets of all sizes lie in one array.
 NO_GENE = -1
 

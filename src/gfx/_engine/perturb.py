@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 #: How far a cell moved: `<cls>`, the mean of its genes, or the mean over its genes of how far each one moved.
 Comparison = Literal["cls", "mean", "genes"]
 
-PARTS = ("composition", "position", "context")
-
 
 @dataclass(frozen=True)
 class Edits:
@@ -147,7 +145,6 @@ def measure_edits(
     compare = partial(
         _compare,
         encoder,
-        vocabulary,
         special_tokens(vocabulary, device),
         how=how,
         hold=hold,
@@ -213,7 +210,6 @@ class _Compared:
 
 def _compare(
     encoder: BertModel,
-    vocabulary: Vocabulary,
     special: torch.Tensor,
     batch: Batch,
     *,
@@ -232,9 +228,11 @@ def _compare(
     def put(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(device)
 
-    before, was_gene = batch.output[put(of_batch)], batch.valid[put(of_batch)] & ~special[put(rows)]
+    cell = put(of_batch)
+    before, was_valid = batch.output[cell], batch.valid[cell]
+    was_gene = was_valid & ~special[put(rows)]
     if edited.cut.any():
-        before = _without_cut_genes(encoder, before, rows, batch.valid[put(of_batch)].cpu().numpy(), edited)
+        before = _without_cut_genes(encoder, before, rows, was_valid.cpu().numpy(), edited)
         was_gene = was_gene & ~put(edited.cut)
     tokens, source = put(edited.tokens), put(edited.source)
     valid = torch.arange(tokens.shape[1], device=device) < put(edited.lengths)[:, None]

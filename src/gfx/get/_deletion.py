@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from gfx._core.edits import PARTS
 from gfx._core.statistics import donors_beside_random, false_discovery_rate, over_donors
 from gfx.get._perturbation import find_perturbation
 
@@ -198,10 +199,7 @@ def deletion_cells_df(adata: AnnData | MuData, *, key: str | None = None, mod: s
             "cell": found.adata.obs_names.to_numpy()[cell],
             "perturbation": names[perturbation],
             "shift": shift[cell, perturbation],
-            **{
-                part: parts[cell, perturbation, at] + 0.0
-                for at, part in enumerate(("composition", "position", "context"))
-            },
+            **{part: parts[cell, perturbation, at] + 0.0 for at, part in enumerate(PARTS)},
         }
     )
     if not found.states:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -13,7 +12,7 @@ from gfx._adata import gene_names, pick
 from gfx._core import official_statistics as official
 from gfx._core.gene_names import name_kind
 from gfx._keys import PERTURBATIONS
-from gfx.get._perturbation import find_perturbation
+from gfx.get._perturbation import PerturbationResult, find_perturbation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
-    from gfx._keys import PerturbationKeys
 
 Method = Literal["goal_state_shift", "vs_null", "mixture", "aggregate", "gene_shifts"]
 _METHODS: tuple[str, ...] = get_args(Method)
@@ -187,27 +185,21 @@ def _gene_shifts(result: _Result) -> pd.DataFrame:
 # --- where a result is ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Result:
+class _Result(PerturbationResult):
     """A finished perturbation, as the official statistics see it."""
-
-    adata: AnnData
-    function: str
-    keys: PerturbationKeys
-    entry: Mapping[str, Any]
 
     @property
     def params(self) -> Mapping[str, Any]:
-        return self.entry["params"]
+        return self.uns["params"]
 
     @property
     def genes(self) -> pd.DataFrame:
         """What was perturbed: `Gene_name` and `Ensembl_ID`."""
-        if "ensembl_ids" not in self.entry:
+        if "ensembl_ids" not in self.uns:
             msg = f"Did not find 'ensembl_ids' in `adata.uns[{self.keys.uns!r}]`. {self.again}"
             raise KeyError(msg)
         return pd.DataFrame(
-            {"Gene_name": _texts(self.entry["perturbations"]), "Ensembl_ID": _texts(self.entry["ensembl_ids"])}
+            {"Gene_name": _texts(self.uns["perturbations"]), "Ensembl_ID": _texts(self.uns["ensembl_ids"])}
         )
 
     @property
@@ -218,14 +210,14 @@ class _Result:
     @property
     def state_shifts(self) -> dict[str, np.ndarray]:
         """Change of each cell's cosine to each state, `(n_obs, n_perturbations)`."""
-        if "states" not in self.entry:
+        if "states" not in self.uns:
             msg = (
                 f"`adata.uns[{self.keys.uns!r}]` has no states, so no goal to move towards. Run `gfx.{self.function}"
                 "(adata, ..., groupby=..., start=..., goal=...)`, or use `method='aggregate'` or `method='mixture'`."
             )
             raise ValueError(msg)
         toward = np.asarray(self._slot("obsm", self.keys.obsm_states))
-        return {str(name): toward[:, :, at] for at, name in enumerate(_texts(self.entry["states"]))}
+        return {str(name): toward[:, :, at] for at, name in enumerate(_texts(self.uns["states"]))}
 
     @property
     def affected(self) -> pd.DataFrame:
@@ -266,4 +258,4 @@ def _texts(values: object) -> np.ndarray:
 
 def _find(adata: AnnData, key: str | None) -> _Result:
     found = find_perturbation(adata, key=key, mod=None)
-    return _Result(adata=found.adata, function=found.function, keys=found.keys, entry=found.uns)
+    return _Result(**vars(found))

@@ -29,7 +29,6 @@ N_RANK_SAMPLE = 200
 #: Cells of each perturbation that the network with random weights sees.
 TWIN_CELLS = 50
 
-
 #: Streams of random numbers: what is drawn for one thing must not depend on what else is asked for.
 AXIS, TWIN, SETS, BOOTSTRAP = range(4)
 
@@ -81,8 +80,7 @@ class RandomSets:
 
     def mean(self, values: np.ndarray) -> np.ndarray:
         """Mean of each set over its runs, in float64."""
-        n = np.bincount(self.which, minlength=len(self.sets))
-        return np.bincount(self.which, values.astype(np.float64), minlength=len(self.sets)) / n
+        return _mean_by(self.which, values, len(self.sets))
 
     def of_each(self, n: int, values: np.ndarray) -> list[np.ndarray]:
         """Cut one value a set into one array a perturbation."""
@@ -212,9 +210,8 @@ def run_twin(
         Means of the states in the model; those in the other network are found here.
     """
     from gfx._engine.encoder import random_encoder
-    from gfx._engine.pooling import embed_cells
 
-    encoder, tokens = experiment.encoder, experiment.cells.tokens
+    encoder = experiment.encoder
     twin_seed = int(stream(seed, TWIN).integers(2**31))
     twin = random_encoder(
         experiment.cells.model.config,
@@ -223,11 +220,7 @@ def run_twin(
         device=encoder.device,
         dtype=encoder.dtype,
     )
-    twin_whole = None
-    if states is not None:
-        how, in_a_state = "cls" if experiment.how == "cls" else "mean", np.where(states.group >= 0, tokens.lengths, 0)
-        vectors = embed_cells(twin, tokens.ids, in_a_state, experiment.cells.model.vocabulary, how=how)
-        twin_whole = states.centroids(vectors)
+    twin_whole = None if states is None else states.centroids(experiment.embed_states(states, encoder=twin))
     cell, genes = _genes_of_all_ranks(experiment, stream(seed, TWIN))
     some = [
         stream(seed, TWIN, one).choice(rows, min(TWIN_CELLS, len(rows)), replace=False)
@@ -269,6 +262,7 @@ def run_twin(
 
 
 def _mean_by(which: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:
+    """Mean of the values of each set, in float64; NaN for sets without any."""
     counts = np.bincount(which, minlength=n)
     sums = np.bincount(which, values.astype(np.float64), minlength=n)
     return np.divide(sums, counts, out=np.full(n, np.nan), where=counts > 0)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from gfx._core.edits import Edit
     from gfx._engine.perturb import Comparison, EditEffects, Edits
+    from gfx.tl._cell_states import States
     from gfx.tl._prepare import Prepared
 
 
@@ -62,6 +63,19 @@ class Experiment:
         cell, which = np.asarray(cell, dtype=np.int64), np.asarray(which, dtype=np.int64)
         to = None if self.new_ranks is None else self.new_ranks(cell, pad_sets(sets)[which])
         return Edits(self.kind, sets, cell, which, to)
+
+    def embed_states(self, states: States, *, encoder: BertModel | None = None) -> np.ndarray:
+        """Embed all cells of the states as they are, `(n_obs, d)`; with another network if one is given."""
+        from gfx._engine.pooling import embed_cells
+
+        tokens = self.cells.tokens
+        return embed_cells(
+            self.encoder if encoder is None else encoder,
+            tokens.ids,
+            np.where(states.group >= 0, tokens.lengths, 0),
+            self.cells.model.vocabulary,
+            how="cls" if self.how == "cls" else "mean",
+        )
 
     def measure(self, edits: Edits, *, encoder: BertModel | None = None, **wanted: Any) -> EditEffects:
         """Run edits, with another network if one is given."""

@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from gfx.tl._perturbation_run import Centroids, Found
     from gfx.tl._prepare import Prepared
 
+    #: Finds where moved genes go, from the cell of each edit and its genes.
+    NewRanks = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
 Null = Literal["rank"] | int | None
 Pooling = Literal["auto", "mean", "cls", "genes"]
-
-#: Finds where moved genes go, from the cell of each edit and its genes.
-NewRanks = "Callable[[np.ndarray, np.ndarray], np.ndarray]"
 
 
 def perturb(
@@ -120,7 +120,7 @@ def perturb(
         rng=rng if isinstance(rng, int | np.integer) else None,
         **noted,
     )
-    _warn(found, states, function)
+    _warn(found, states)
     _write(cells, keys, found)
     _log.info(
         f"{len(sets)} perturbation{'s' * (len(sets) > 1)} in up to {int(found.uns['table']['n_cells'].max()):,} cells "
@@ -196,7 +196,7 @@ def _first_control(controls: Mapping[str, Any]) -> str:
 # --- out -----------------------------------------------------------------------------------------------------------
 
 
-def _warn(found: Found, states: States | None, function: str) -> None:
+def _warn(found: Found, states: States | None) -> None:
     table = found.uns["table"]
     absent = table.loc[table["n_cells"] == 0, "perturbation"].tolist()
     doubts = []

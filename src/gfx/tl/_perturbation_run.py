@@ -179,16 +179,14 @@ def _goals(
 ) -> tuple[np.ndarray, np.ndarray, dict[str, object]]:
     """Find the means of states for each perturbation, those of whole cells, and whether start and goal are apart."""
     from gfx._engine.perturb import Edits
-    from gfx._engine.pooling import embed_cells
 
-    tokens, vocabulary = experiment.cells.tokens, experiment.cells.model.vocabulary
-    how = "cls" if experiment.how == "cls" else "mean"
-    in_a_state = np.where(states.group >= 0, tokens.lengths, 0)
-    vectors = embed_cells(experiment.encoder, tokens.ids, in_a_state, vocabulary, how=how)
+    vectors = experiment.embed_states(states)
     axis = states.axis(vectors, donor, stream(seed, AXIS))
     whole = states.centroids(vectors)
     if centroids == "whole":
         return whole, whole, axis
+    tokens, vocabulary = experiment.cells.tokens, experiment.cells.model.vocabulary
+    in_a_state = np.where(states.group >= 0, tokens.lengths, 0)
     everywhere = Experiment(experiment.cells, experiment.encoder, "delete", experiment.hold, experiment.how, in_a_state)
     goals = np.repeat(whole[None], len(sets), axis=0)
     for at, genes in enumerate(sets.tokens):

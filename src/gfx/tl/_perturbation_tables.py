@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from gfx._core.edits import PARTS
 from gfx._core.statistics import against_random, by_chance
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from gfx._engine.perturb import EditEffects
     from gfx.tl._cell_states import States
     from gfx.tl._controls import RandomSets
-
-PARTS = ("composition", "position", "context")
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ class _ByFoldChange:
 
     def __init__(self, cells: Prepared, fold_change: float) -> None:
         self.fold_change, self.vocabulary = fold_change, cells.model.vocabulary
-        self.tokens, self.max_length = cells.tokens, cells.model.max_length
+        self.tokens = cells.tokens
         blocks = [counts for _, counts, _ in counts_by_token(cells.adata, self.vocabulary, cells.tokens.source)]
         self.blocks, self.first = blocks, np.cumsum([0, *(block.shape[0] for block in blocks)])
 
