@@ -1,0 +1,171 @@
+"""Delete every gene of a cell in turn, and see how far the cell moves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch.nn import functional
+from tqdm.auto import tqdm
+
+from gfx import _log
+from gfx._engine.blocks import blocks_of, embed
+from gfx._engine.device import batch_tokens, halving, sum_dtype
+from gfx._engine.pooling import pool, special_tokens
+
+if TYPE_CHECKING:
+    from transformers import BertModel
+
+    from gfx._core.vocabulary import Vocabulary
+    from gfx._engine.blocks import Block
+    from gfx._engine.perturb import Comparison
+
+Operator = Literal["delete", "hold"]
+
+
+@dataclass(frozen=True)
+class Screened:
+    """What every gene of every cell does, in the places of its token; NaN where there is no such gene.
+
+    Parameters
+    ----------
+    shift
+        Of the cell, 1 - cosine, float32 `(n_cells, longest)`.
+    toward
+        Change of the cell's cosine to each state, float32 `(n_cells, longest, n_states)`.
+    """
+
+    shift: np.ndarray
+    toward: np.ndarray
+
+    @classmethod
+    def nothing(cls, n_cells: int, longest: int, n_states: int) -> Screened:
+        return cls(
+            np.full((n_cells, longest), np.nan, np.float32), np.full((n_cells, longest, n_states), np.nan, np.float32)
+        )
+
+
+def wanted_places(ids: np.ndarray, lengths: np.ndarray, genes: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """Say which tokens are genes that can be deleted, bool `(n_cells, longest)`: another gene has to be left.
+
+    Parameters
+    ----------
+    genes
+        Which tokens to delete at all, bool `(n_tokens,)`.
+    """
+    enough = lengths - vocabulary.n_specials > 1
+    return genes[ids] & ~vocabulary.is_special[ids] & (np.arange(ids.shape[1]) < (lengths * enough)[:, None])
+
+
+@torch.inference_mode()
+def screen_exactly(
+    encoder: BertModel,
+    ids: np.ndarray,
+    wanted: np.ndarray,
+    lengths: np.ndarray,
+    vocabulary: Vocabulary,
+    *,
+    how: Comparison,
+    operator: Operator,
+    goals: np.ndarray | None = None,
+    description: str = "screening",
+) -> Screened:
+    """Delete the wanted genes of each cell, one at a time.
+
+    The edited copies of a cell are all of one length: no padding. They are gathered on the device from what the cell's
+    tokens give at their own and at their new positions, so that the first block projects each token twice at most.
+    Where `<cls>` is compared, the last block computes it alone.
+
+    Parameters
+    ----------
+    ids, lengths
+        Tokens `(n_cells, longest)` and lengths `(n_cells,)`.
+    wanted
+        From :func:`wanted_places`.
+    how, goals
+        As in :func:`gfx._engine.perturb.measure_edits`; goals `(n_states, d)`.
+    operator
+        ``"delete"``: later genes move up. ``"hold"``: every other gene keeps its position.
+    """
+    device = encoder.device
+    targets = None if goals is None else torch.from_numpy(np.asarray(goals)).to(device, sum_dtype(device))
+    found = Screened.nothing(*ids.shape, 0 if goals is None else len(goals))
+    blocks, special = blocks_of(encoder), special_tokens(vocabulary, device)
+    rows = np.flatnonzero(wanted.any(axis=1))
+    shown = {"desc": description, "unit": "gene", "unit_scale": True, "leave": False, "delay": 1}
+    with tqdm(total=int(wanted.sum()), disable=not _log.shows_progress(), **shown) as bar:
+        for row in rows:
+            tokens = torch.from_numpy(ids[row, : lengths[row]].astype(np.int64)).to(device)
+            cell = _Cell(encoder, blocks, tokens, ~special[tokens], how=how, operator=operator, goals=targets)
+            places = np.flatnonzero(wanted[row])
+            at_once = max(1, batch_tokens(device) // len(tokens))
+            for at, (shift, toward) in halving(
+                [places[i : i + at_once] for i in range(0, len(places), at_once)], cell.without
+            ):
+                found.shift[row, at] = shift.float().cpu().numpy()
+                if toward is not None:
+                    found.toward[row, at] = toward.float().cpu().numpy()
+                bar.update(len(at))
+    return found
+
+
+class _Cell:
+    """One cell, ready to lose genes."""
+
+    def __init__(
+        self,
+        encoder: BertModel,
+        blocks: list[Block],
+        tokens: torch.Tensor,
+        is_gene: torch.Tensor,
+        *,
+        how: Comparison,
+        operator: Operator,
+        goals: torch.Tensor | None,
+    ) -> None:
+        self.blocks, self.is_gene, self.how, self.goals = blocks, is_gene, how, goals
+        self.n, self.device = len(tokens), tokens.device
+        positions = encoder.embeddings.position_embeddings.weight[: self.n]
+        self.inputs = embed(encoder, tokens, positions)
+        if operator == "delete":  # the second half: each token but the first where the one before it stands
+            self.inputs = torch.cat([self.inputs, embed(encoder, tokens[1:], positions[:-1])])
+        self.projected = blocks[0].project(self.inputs) if blocks else None
+        self.moves = self.n - 1 if operator == "delete" else 0
+        whole = torch.arange(self.n, device=self.device)[None]
+        self.before = self._run(whole)
+        self.vector = self._pooled(self.before, is_gene[None])
+        self.cosines = None if goals is None else functional.cosine_similarity(self.vector, goals)
+
+    def without(self, places: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Lose each gene in turn: shift `(n,)` and change of cosines `(n, n_states)`."""
+        gone = torch.from_numpy(places).to(self.device)[:, None]
+        place = torch.arange(self.n - 1, device=self.device)[None]
+        is_later = place >= gone
+        source = place + is_later  # where each token stood
+        after = self._run(source + self.moves * is_later)
+        vector = self._pooled(after, self.is_gene[source])
+        if self.how == "genes":
+            apart = 1 - functional.cosine_similarity(self.before[0][source].float(), after.float(), dim=-1)
+            is_other = self.is_gene[source]
+            shift = (apart * is_other).sum(1) / is_other.sum(1)
+        else:
+            shift = 1 - functional.cosine_similarity(self.vector, vector)
+            shift = torch.where((vector == self.vector).all(-1), 0, shift)
+        if self.goals is None:
+            return shift, None
+        return shift, functional.cosine_similarity(vector[:, None], self.goals[None], dim=-1) - self.cosines
+
+    def _run(self, source: torch.Tensor) -> torch.Tensor:
+        """Run copies made of rows of the inputs, `(n, l)` -> `(n, l, d)`, or `(n, 1, d)` of `<cls>` alone."""
+        hidden = self.inputs[source]
+        for number, block in enumerate(self.blocks, start=1):
+            only_first = self.how == "cls" and number == len(self.blocks)
+            projected = self.projected[source] if number == 1 else None
+            hidden = block.run(hidden, projected=projected, only_first=only_first)
+        return hidden
+
+    def _pooled(self, hidden: torch.Tensor, is_gene: torch.Tensor) -> torch.Tensor:
+        how = "mean" if self.how == "genes" else self.how
+        return pool(hidden, is_gene, how).to(sum_dtype(self.device))
