@@ -48,6 +48,17 @@ class PerturbationKeys:
 
 
 @dataclass(frozen=True)
+class ScreenKeys:
+    """Slots of :func:`gfx.tl.screen_genes`."""
+
+    varm: str
+    varm_groups: str
+    layer: str
+    layer_toward: str
+    uns: str
+
+
+@dataclass(frozen=True)
 class AttentionKeys:
     """Slots of :func:`gfx.tl.attention`."""
 
@@ -125,6 +136,12 @@ def perturbation_keys(function: str, key: str | None = None) -> PerturbationKeys
     )
 
 
+def screen_keys(key: str | None = None) -> ScreenKeys:
+    """Where the effects of all genes live."""
+    base = "gfx_screen" if _is_default(key, "gfx_screen") else key
+    return ScreenKeys(varm=base, varm_groups=f"{base}_groups", layer=base, layer_toward=f"{base}_toward", uns=base)
+
+
 def attention_keys(key: str | None = None) -> AttentionKeys:
     """Where attention lives."""
     base = "gfx_attention" if _is_default(key, "gfx_attention") else key
@@ -139,6 +156,7 @@ _DEFAULTS = frozenset(
         embed_keys(),
         embed_genes_keys(),
         *map(perturbation_keys, PERTURBATIONS),
+        screen_keys(),
         attention_keys(),
     )
     for slot in asdict(keys).values()

@@ -29,12 +29,12 @@ class Block:
     bias: torch.Tensor
 
     def project(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Queries, keys and values, `(..., d)` -> `(..., 3, heads, d / heads)`."""
+        """Make queries, keys and values, `(..., d)` -> `(..., 3, heads, d / heads)`."""
         heads = self.layer.attention.self.num_attention_heads
         return functional.linear(hidden, self.weight, self.bias).unflatten(-1, (3, heads, -1))
 
     def finish(self, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        """All that follows attention, `(..., d)` and `(..., heads, d / heads)` -> `(..., d)`."""
+        """Do all that follows attention, `(..., d)` and `(..., heads, d / heads)` -> `(..., d)`."""
         attended = self.layer.attention.output(attended.flatten(-2), hidden)
         return self.layer.output(self.layer.intermediate(attended), attended)
 

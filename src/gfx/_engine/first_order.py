@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch.nn import functional
-from tqdm.auto import tqdm
 
-from gfx import _log
 from gfx._core.batching import batches_by_length
+from gfx._core.screening import Screened
 from gfx._engine.blocks import blocks_of, embed
-from gfx._engine.device import batch_tokens, halving
+from gfx._engine.device import halving
 from gfx._engine.pooling import Pooling, special_tokens
-from gfx._engine.screen import Operator, Screened
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +25,8 @@ if TYPE_CHECKING:
     from transformers import BertModel
 
     from gfx._core.vocabulary import Vocabulary
+    from gfx._engine.blocks import Block
+    from gfx._engine.screen import Operator
 
 #: A pass that derivatives are taken of keeps what every block computes: so many times fewer tokens at once.
 _KEPT = 8
@@ -44,7 +44,7 @@ def screen_by_derivatives(
     goals: np.ndarray | None = None,
     n_probes: int,
     seeds: Sequence[Sequence[int]],
-    description: str = "screening",
+    tokens_at_once: int,
 ) -> Screened:
     """Estimate what deleting each wanted gene does to each cell.
 
@@ -58,16 +58,18 @@ def screen_by_derivatives(
     Parameters
     ----------
     n_probes
-        Random directions for each cell; 0 leaves shifts out.
+        Random directions for each cell; 0 leaves shifts out. Not more than the vector has dimensions, less one.
     seeds
         Of the directions of each cell.
+    tokens_at_once
+        Tokens in a forward pass without derivatives; with them, an eighth.
     """
     device = encoder.device
     targets = None if goals is None else torch.from_numpy(np.asarray(goals, dtype=np.float32)).to(device)
     found = Screened.nothing(*ids.shape, 0 if goals is None else len(goals))
     blocks, special = blocks_of(encoder), special_tokens(vocabulary, device)
     concerned = np.where(wanted.any(axis=1), lengths, 0)
-    batches = batches_by_length(concerned, max(1, batch_tokens(device) // _KEPT))
+    batches = batches_by_length(concerned, max(1, tokens_at_once // _KEPT))
     width = encoder.config.hidden_size
 
     def run(rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,16 +79,21 @@ def screen_by_derivatives(
         probes = torch.from_numpy(np.stack([_directions(seeds[row], width, n_probes) for row in rows])).to(device)
         with torch.enable_grad():
             return _slopes(
-                encoder, blocks, tokens, valid, valid & ~special[tokens], how, operator, targets, probes
+                encoder,
+                blocks,
+                tokens,
+                valid,
+                is_gene=valid & ~special[tokens],
+                how=how,
+                operator=operator,
+                goals=targets,
+                probes=probes,
             )
 
-    shown = {"desc": description, "unit": "cell", "leave": False, "delay": 1, "disable": not _log.shows_progress()}
-    with tqdm(total=int((concerned > 0).sum()), **shown) as bar:
-        for rows, (turned, toward) in halving(batches, run):
-            at = rows[:, None], np.arange(turned.shape[1])
-            found.shift[at] = turned.cpu().numpy()
-            found.toward[at] = toward.cpu().numpy()
-            bar.update(len(rows))
+    for rows, (turned, toward) in halving(batches, run):
+        at = rows[:, None], np.arange(turned.shape[1])
+        found.shift[at] = turned.cpu().numpy()
+        found.toward[at] = toward.cpu().numpy()
     found.shift[~wanted] = np.nan
     found.toward[~wanted] = np.nan
     if n_probes == 0:
@@ -96,9 +103,10 @@ def screen_by_derivatives(
 
 def _slopes(
     encoder: BertModel,
-    blocks: list,
+    blocks: list[Block],
     tokens: torch.Tensor,
     valid: torch.Tensor,
+    *,
     is_gene: torch.Tensor,
     how: Pooling,
     operator: Operator,
@@ -134,13 +142,11 @@ def _slopes(
         return moved.flip(1).cumsum(1).flip(1) - keep
 
     length = vector.detach().norm(dim=-1, keepdim=True)
-    direction = vector.detach() / length
     turned = torch.zeros(n, longest, device=tokens.device)
     n_probes = probes.shape[-1]
     if n_probes:
-        across = probes.float() - direction[:, :, None] * torch.einsum("nd,ndk->nk", direction, probes.float())[:, None]
-        # Directions stay orthogonal to each other only if the vector's is taken off before: done by QR on the way.
-        across = torch.linalg.qr(across).Q
+        # Orthogonal to the vector and to each other: the columns that QR makes after the vector's own.
+        across = torch.linalg.qr(torch.cat([vector.detach()[..., None], probes], dim=-1)).Q[..., 1:]
         for probe in across.unbind(-1):
             turned += without((vector * probe / length).sum()) ** 2
         turned *= (vector.shape[-1] - 1) / (2 * n_probes)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch.nn import functional
-from tqdm.auto import tqdm
 
-from gfx import _log
+from gfx._core.screening import Screened
 from gfx._engine.blocks import blocks_of, embed
-from gfx._engine.device import batch_tokens, halving, sum_dtype
+from gfx._engine.device import halving, sum_dtype
 from gfx._engine.pooling import pool, special_tokens
 
 if TYPE_CHECKING:
@@ -23,40 +21,6 @@ if TYPE_CHECKING:
     from gfx._engine.perturb import Comparison
 
 Operator = Literal["delete", "hold"]
-
-
-@dataclass(frozen=True)
-class Screened:
-    """What every gene of every cell does, in the places of its token; NaN where there is no such gene.
-
-    Parameters
-    ----------
-    shift
-        Of the cell, 1 - cosine, float32 `(n_cells, longest)`.
-    toward
-        Change of the cell's cosine to each state, float32 `(n_cells, longest, n_states)`.
-    """
-
-    shift: np.ndarray
-    toward: np.ndarray
-
-    @classmethod
-    def nothing(cls, n_cells: int, longest: int, n_states: int) -> Screened:
-        return cls(
-            np.full((n_cells, longest), np.nan, np.float32), np.full((n_cells, longest, n_states), np.nan, np.float32)
-        )
-
-
-def wanted_places(ids: np.ndarray, lengths: np.ndarray, genes: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
-    """Say which tokens are genes that can be deleted, bool `(n_cells, longest)`: another gene has to be left.
-
-    Parameters
-    ----------
-    genes
-        Which tokens to delete at all, bool `(n_tokens,)`.
-    """
-    enough = lengths - vocabulary.n_specials > 1
-    return genes[ids] & ~vocabulary.is_special[ids] & (np.arange(ids.shape[1]) < (lengths * enough)[:, None])
 
 
 @torch.inference_mode()
@@ -70,7 +34,7 @@ def screen_exactly(
     how: Comparison,
     operator: Operator,
     goals: np.ndarray | None = None,
-    description: str = "screening",
+    tokens_at_once: int,
 ) -> Screened:
     """Delete the wanted genes of each cell, one at a time.
 
@@ -83,31 +47,28 @@ def screen_exactly(
     ids, lengths
         Tokens `(n_cells, longest)` and lengths `(n_cells,)`.
     wanted
-        From :func:`wanted_places`.
+        From :func:`gfx._core.screening.wanted_places`.
     how, goals
         As in :func:`gfx._engine.perturb.measure_edits`; goals `(n_states, d)`.
     operator
         ``"delete"``: later genes move up. ``"hold"``: every other gene keeps its position.
+    tokens_at_once
+        Tokens in a forward pass.
     """
     device = encoder.device
     targets = None if goals is None else torch.from_numpy(np.asarray(goals)).to(device, sum_dtype(device))
     found = Screened.nothing(*ids.shape, 0 if goals is None else len(goals))
     blocks, special = blocks_of(encoder), special_tokens(vocabulary, device)
-    rows = np.flatnonzero(wanted.any(axis=1))
-    shown = {"desc": description, "unit": "gene", "unit_scale": True, "leave": False, "delay": 1}
-    with tqdm(total=int(wanted.sum()), disable=not _log.shows_progress(), **shown) as bar:
-        for row in rows:
-            tokens = torch.from_numpy(ids[row, : lengths[row]].astype(np.int64)).to(device)
-            cell = _Cell(encoder, blocks, tokens, ~special[tokens], how=how, operator=operator, goals=targets)
-            places = np.flatnonzero(wanted[row])
-            at_once = max(1, batch_tokens(device) // len(tokens))
-            for at, (shift, toward) in halving(
-                [places[i : i + at_once] for i in range(0, len(places), at_once)], cell.without
-            ):
-                found.shift[row, at] = shift.float().cpu().numpy()
-                if toward is not None:
-                    found.toward[row, at] = toward.float().cpu().numpy()
-                bar.update(len(at))
+    for row in np.flatnonzero(wanted.any(axis=1)):
+        tokens = torch.from_numpy(ids[row, : lengths[row]].astype(np.int64)).to(device)
+        cell = _Cell(encoder, blocks, tokens, ~special[tokens], how=how, operator=operator, goals=targets)
+        places = np.flatnonzero(wanted[row])
+        at_once = max(1, tokens_at_once // len(tokens))
+        chunks = [places[start : start + at_once] for start in range(0, len(places), at_once)]
+        for at, (shift, toward) in halving(chunks, cell.without):
+            found.shift[row, at] = shift.float().cpu().numpy()
+            if toward is not None:
+                found.toward[row, at] = toward.float().cpu().numpy()
     return found
 
 

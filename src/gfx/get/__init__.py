@@ -6,6 +6,7 @@ from gfx.get._attention import attention_df, attention_heads_df, attention_ranks
 from gfx.get._controls import controls_df, random_sets_df, rank_trend_df
 from gfx.get._deletion import deletion_cells_df, deletion_df, gene_effects_df
 from gfx.get._official_statistics import official_statistics_df
+from gfx.get._screen import screen_controls_df, screen_df
 from gfx.get._synergy import synergy_df
 from gfx.get._targets import target_effects_df
 
@@ -20,6 +21,8 @@ __all__ = [
     "official_statistics_df",
     "random_sets_df",
     "rank_trend_df",
+    "screen_controls_df",
+    "screen_df",
     "synergy_df",
     "target_effects_df",
 ]

@@ -6,6 +6,7 @@ from gfx.pl._attention import attention
 from gfx.pl._deletion import deletion
 from gfx.pl._gene_effects import gene_effects
 from gfx.pl._rank_trend import rank_trend
+from gfx.pl._screen import screen
 from gfx.pl._synergy import synergy
 
-__all__ = ["attention", "deletion", "gene_effects", "rank_trend", "synergy"]
+__all__ = ["attention", "deletion", "gene_effects", "rank_trend", "screen", "synergy"]

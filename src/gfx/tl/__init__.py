@@ -7,6 +7,7 @@ from gfx.tl._delete_genes import delete_genes
 from gfx.tl._embed import embed
 from gfx.tl._embed_genes import embed_genes
 from gfx.tl._overexpress_genes import overexpress_genes
+from gfx.tl._screen_genes import screen_genes
 from gfx.tl._shift_genes import shift_genes
 
-__all__ = ["attention", "delete_genes", "embed", "embed_genes", "overexpress_genes", "shift_genes"]
+__all__ = ["attention", "delete_genes", "embed", "embed_genes", "overexpress_genes", "screen_genes", "shift_genes"]

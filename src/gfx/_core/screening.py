@@ -1,0 +1,162 @@
+"""What a screen says of genes: sums over cells, each gene beside its neighbours in rank, and who stands out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import ndimage, stats
+from scipy.spatial import KDTree
+
+if TYPE_CHECKING:
+    from gfx._core.vocabulary import Vocabulary
+
+#: Genes on either side in the order of a cell that a gene is held against.
+NEIGHBOURS = 20
+
+#: Genes alike in rank and in number of cells, among which one may stand out; fewer than some say nothing.
+ALIKE, FEWEST_ALIKE = 100, 20
+
+
+@dataclass(frozen=True)
+class Screened:
+    """What every gene of every cell does, in the places of its token; NaN where there is no such gene.
+
+    Parameters
+    ----------
+    shift
+        Of the cell, 1 - cosine, float32 `(n_cells, longest)`.
+    toward
+        Change of the cell's cosine to each state, float32 `(n_cells, longest, n_states)`.
+    """
+
+    shift: np.ndarray
+    toward: np.ndarray
+
+    @classmethod
+    def nothing(cls, n_cells: int, longest: int, n_states: int) -> Screened:
+        return cls(
+            np.full((n_cells, longest), np.nan, np.float32), np.full((n_cells, longest, n_states), np.nan, np.float32)
+        )
+
+
+def wanted_places(ids: np.ndarray, lengths: np.ndarray, genes: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """Say which tokens are genes that can be deleted, bool `(n_cells, longest)`: another gene has to be left.
+
+    Parameters
+    ----------
+    genes
+        Which tokens to delete at all, bool `(n_tokens,)`.
+    """
+    enough = lengths - vocabulary.n_specials > 1
+    return genes[ids] & ~vocabulary.is_special[ids] & (np.arange(ids.shape[1]) < (lengths * enough)[:, None])
+
+
+def beside_neighbours(values: np.ndarray) -> np.ndarray:
+    """Hold each gene of each cell against the genes of neighbouring rank: what it does less the median of theirs.
+
+    Parameters
+    ----------
+    values
+        One row a cell, in the order of its genes, `(n_cells, longest)`; NaN where nothing was measured.
+    """
+    out = np.full(values.shape, np.nan)
+    for row, measured in zip(out, values, strict=True):
+        there = ~np.isnan(measured)
+        found = measured[there].astype(np.float64)
+        if len(found) > NEIGHBOURS:
+            row[there] = found - ndimage.median_filter(found, 2 * NEIGHBOURS + 1, mode="mirror")
+    return out
+
+
+@dataclass
+class GeneSums:
+    """Sums over cells of what was measured of genes, for each gene and group; adding takes no memory.
+
+    Parameters
+    ----------
+    n_tokens, n_groups
+        How many there are.
+    """
+
+    n_tokens: int
+    n_groups: int
+    _sums: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def add(self, name: str, tokens: np.ndarray, group: np.ndarray, values: np.ndarray) -> None:
+        """Add one value for each token and group, all `(n,)`; NaN and groups below 0 count for nothing."""
+        sums = self._sums.setdefault(name, np.zeros((3, self.n_tokens * self.n_groups)))
+        counted = (group >= 0) & ~np.isnan(values)
+        slot = tokens[counted].astype(np.int64) * self.n_groups + group[counted]
+        values = values[counted].astype(np.float64)
+        added = [np.bincount(slot, weights, sums.shape[1]) for weights in (np.ones_like(values), values, values**2)]
+        sums += np.stack(added)
+
+    def n(self, name: str) -> np.ndarray:
+        """How many values were added, int64 `(n_tokens, n_groups)`."""
+        return self._shaped(name)[0].astype(np.int64)
+
+    def mean(self, name: str) -> np.ndarray:
+        """Their mean, `(n_tokens, n_groups)`; NaN where there is none."""
+        n, total, _ = self._shaped(name)
+        return np.divide(total, n, out=np.full(n.shape, np.nan), where=n > 0)
+
+    def sd(self, name: str) -> np.ndarray:
+        """Their standard deviation, `(n_tokens, n_groups)`; NaN where there is none."""
+        n, _, squares = self._shaped(name)
+        mean = self.mean(name)
+        return np.sqrt(np.maximum(np.divide(squares, n, out=np.full(n.shape, np.nan), where=n > 0) - mean**2, 0))
+
+    def _shaped(self, name: str) -> np.ndarray:
+        return self._sums.get(name, np.zeros((3, self.n_tokens * self.n_groups))).reshape(
+            3, self.n_tokens, self.n_groups
+        )
+
+
+def standing_out(
+    excess: np.ndarray, rank: np.ndarray, n_cells: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Say how far each gene lies from the 100 genes most alike in mean rank and number of cells, as a robust z.
+
+    Median and median absolute deviation: a gene that stands out does not hide another.
+
+    Parameters
+    ----------
+    excess, rank, n_cells
+        Of each gene, `(n,)`; genes with NaN are left out.
+
+    Returns
+    -------
+    z, and the median and spread that it is counted in, all `(n,)`; NaN with too few genes, or where these do not
+    differ.
+    """
+    z, centre, spread = np.full((3, len(excess)), np.nan)
+    there = np.flatnonzero(~np.isnan(excess) & ~np.isnan(rank))
+    if len(there) <= FEWEST_ALIKE:
+        return z, centre, spread
+    values = excess[there]
+    places = np.column_stack([stats.rankdata(of[there]) for of in (rank, n_cells)])
+    _, alike = KDTree(places).query(places, k=min(ALIKE + 1, len(there)))
+    others = np.where(alike == np.arange(len(there))[:, None], np.nan, values[alike])  # a gene is not its own null
+    centre[there] = np.nanmedian(others, axis=1)
+    spread[there] = stats.median_abs_deviation(others, axis=1, nan_policy="omit", scale="normal")
+    np.divide(excess - centre, spread, out=z, where=spread > 0)
+    return z, centre, spread
+
+
+def agreement(estimate: np.ndarray, exact: np.ndarray, *, top: int = 50, candidates: int = 100) -> tuple[float, float]:
+    """Spearman of estimates with what they estimate, and how many of the `top` are among the `candidates`.
+
+    The largest by absolute value; NaN with fewer genes than candidates.
+    """
+    there = ~np.isnan(estimate) & ~np.isnan(exact)
+    estimate, exact = estimate[there], exact[there]
+    if len(exact) < 3 or np.ptp(estimate) == 0 or np.ptp(exact) == 0:
+        return np.nan, np.nan
+    correlation = float(stats.spearmanr(estimate, exact).statistic)
+    if len(exact) <= candidates:
+        return correlation, np.nan
+    chosen = np.argsort(-np.abs(estimate), kind="stable")[:candidates]
+    wanted = np.argsort(-np.abs(exact), kind="stable")[:top]
+    return correlation, float(np.isin(wanted, chosen).mean())

@@ -1,0 +1,316 @@
+"""One screen: every block of cells, sums over them, estimates held against exact results, candidates done exactly."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+from tqdm.auto import tqdm
+
+from gfx import _log
+from gfx._core.screening import GeneSums, agreement, beside_neighbours, standing_out
+from gfx._core.statistics import beside_baselines, spearman
+from gfx.tl._screen_job import CellBlock, run_in_order
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from gfx._core.screening import Screened
+    from gfx._core.vocabulary import Vocabulary
+    from gfx.tl._screen_job import ScreenJob
+    from gfx.tl._screen_store import ScreenStore
+
+#: Cells in a block, which is what a stopped run loses at most: some thousand passes each.
+CELLS_PER_BLOCK = {"exact": 8, "first_order": 128}
+
+#: Cells in which estimates are held against exact results.
+CHECKED_CELLS = 4
+
+#: Genes that are done exactly after estimates, and cells of each.
+CANDIDATES, CELLS_PER_CANDIDATE = 50, 20
+
+#: Genes in fewer cells are no candidates.
+FEWEST_CELLS = 10
+
+MODEL, RANDOM = "model", "random_weights"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is screened.
+
+    Parameters
+    ----------
+    cells
+        All of them, as one block.
+    jobs
+        By network: the model, and one with random weights if that is wanted.
+    measures
+        What is measured: ``"shift"``, ``"toward"``.
+    group, n_groups
+        Group of each cell of the block, -1 for none, and how many there are.
+    """
+
+    cells: CellBlock
+    jobs: dict[str, ScreenJob]
+    measures: Sequence[str]
+    group: np.ndarray
+    n_groups: int
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self.jobs[MODEL].vocabulary
+
+    @property
+    def cells_per_block(self) -> int:
+        return CELLS_PER_BLOCK[self.jobs[MODEL].method]
+
+    def some(self, rows: np.ndarray | slice) -> CellBlock:
+        """Take some of the cells, no wider than they need."""
+        cells = self.cells
+        width = int(cells.lengths[rows].max(initial=0))
+        return CellBlock(cells.number[rows], cells.ids[rows, :width], cells.lengths[rows], cells.wanted[rows, :width])
+
+    def rows_of_blocks(self) -> list[slice]:
+        n = len(self.cells.number)
+        return [slice(start, min(start + self.cells_per_block, n)) for start in range(0, n, self.cells_per_block)]
+
+    def towards(self, goals: Mapping[str, np.ndarray]) -> Plan:
+        """Set the states that networks measure movements to."""
+        return replace(self, jobs={name: replace(job, goals=goals.get(name)) for name, job in self.jobs.items()})
+
+    def measures_of(self, name: str) -> list[str]:
+        """Say what a network measures; without probes, the model measures no shifts."""
+        return [m for m in self.measures if m != "shift" or self.jobs[name].measures_shifts]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a screen found.
+
+    Parameters
+    ----------
+    whole, groups
+        Sums over all cells, and over those of each group.
+    layers
+        Effects by cell and token, `(n_obs, n_tokens)`, for each measure, if asked for.
+    """
+
+    whole: GeneSums
+    groups: GeneSums
+    layers: dict[str, sparse.csr_array]
+
+
+def run_screen(plan: Plan, store: ScreenStore | None, client: Any | None, *, n_obs: int, layers: bool) -> Found:
+    """Screen all blocks of cells, or read those that a store has, and add up what they give, in order."""
+    n_tokens = len(plan.vocabulary)
+    found = Found(GeneSums(n_tokens, 1), GeneSums(n_tokens, plan.n_groups), {})
+    entries: dict[str, list[tuple[np.ndarray, ...]]] = {measure: [] for measure in plan.measures}
+    with tqdm(
+        total=len(plan.cells.number),
+        desc="screening",
+        unit="cell",
+        leave=False,
+        delay=1,
+        disable=not _log.shows_progress(),
+    ) as bar:
+        for rows, results in _each_block(plan, store, client):
+            cells = plan.some(rows)
+            for name, result in results.items():
+                _add(found, plan, name, cells, group=plan.group[rows], result=result)
+            if layers:
+                for measure in plan.measures_of(MODEL):
+                    entries[measure].append(_entries(cells, values_of(results[MODEL], measure)))
+            bar.update(len(cells.number))
+    for measure, blocks in entries.items():
+        if blocks:
+            cell, token, value = (np.concatenate(part) for part in zip(*blocks, strict=True))
+            found.layers[measure] = sparse.coo_array((value, (cell, token)), shape=(n_obs, n_tokens)).tocsr()
+    return found
+
+
+def values_of(result: Screened, measure: str) -> np.ndarray:
+    """Return one measure, `(n_cells, longest)`."""
+    return result.shift if measure == "shift" else result.toward[..., 0]
+
+
+def _each_block(
+    plan: Plan, store: ScreenStore | None, client: Any | None
+) -> Iterator[tuple[slice, dict[str, Screened]]]:
+    """Yield what all networks make of each block, in order; what a store has is not run again."""
+    every, names = plan.rows_of_blocks(), list(plan.jobs)
+
+    def kept(number: int) -> dict[str, Screened] | None:
+        if store is None:
+            return None
+        found = {}
+        wanted = plan.cells.wanted[every[number]]
+        for name in names:
+            result = store.read(name, number, wanted, plan.measures_of(name))
+            if result is None:
+                return None
+            width = plan.some(every[number]).ids.shape[1]
+            found[name] = replace(result, shift=result.shift[:, :width], toward=result.toward[:, :width])
+        return found
+
+    to_do = [number for number in range(len(every)) if kept(number) is None]
+    if store is not None and len(to_do) < len(every):
+        _log.info(f"{store.path} has {len(every) - len(to_do):,} of {len(every):,} blocks of cells; going on.")
+    fresh = run_in_order(list(plan.jobs.values()), (plan.some(every[number]) for number in to_do), client)
+    still = set(to_do)
+    for number, rows in enumerate(every):
+        if number not in still:
+            yield rows, kept(number)
+            continue
+        results = dict(zip(names, next(fresh), strict=True))
+        if store is not None:
+            for name, result in results.items():
+                store.write(name, number, result, plan.measures_of(name))
+        yield rows, results
+
+
+def _add(found: Found, plan: Plan, name: str, cells: CellBlock, *, group: np.ndarray, result: Screened) -> None:
+    """Add one block to the sums."""
+    vocabulary = plan.vocabulary
+    cell, place = np.nonzero(cells.wanted)
+    tokens = cells.ids[cell, place]
+    for sums, of in ((found.whole, np.zeros(len(cell), np.int64)), (found.groups, group[cell])):
+        if name == MODEL:
+            rank = (place - vocabulary.first_gene) / np.maximum(cells.lengths[cell] - vocabulary.n_specials - 1, 1)
+            sums.add("rank", tokens, of, rank)
+        for measure in plan.measures_of(name):
+            values = values_of(result, measure)
+            sums.add(f"{name}/{measure}", tokens, of, values[cell, place])
+            sums.add(f"{name}/{measure}_excess", tokens, of, beside_neighbours(values)[cell, place])
+
+
+def _entries(cells: CellBlock, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    cell, place = np.nonzero(cells.wanted)
+    return cells.number[cell], cells.ids[cell, place].astype(np.int64), values[cell, place]
+
+
+# --- estimates and exact results -----------------------------------------------------------------------------------
+
+
+def check_estimates(plan: Plan, rng: np.random.Generator) -> dict[str, Any]:
+    """Hold estimates against exact results in some of the cells.
+
+    Returns
+    -------
+    `n_cells`; and of each measure, mean over cells of Spearman over the genes of the cell, and of the share of its 50
+    largest effects that are among the 100 largest estimates.
+    """
+    rows = np.sort(rng.permutation(len(plan.cells.number))[:CHECKED_CELLS])
+    cells, job = plan.some(rows), plan.jobs[MODEL]
+    estimated, exact = job.run(cells), job.exactly().run(cells)
+    told: dict[str, Any] = {"n_cells": len(rows)}
+    for measure in plan.measures_of(MODEL):
+        pairs = zip(values_of(estimated, measure), values_of(exact, measure), strict=True)
+        each = np.array([agreement(*pair) for pair in pairs])
+        told[f"{measure}_spearman"], told[f"{measure}_recall"] = _means(each)
+    return told
+
+
+def _means(values: np.ndarray) -> list[float]:
+    there = ~np.isnan(values)
+    return [float(column[row].mean()) if row.any() else np.nan for column, row in zip(values.T, there.T, strict=True)]
+
+
+def do_candidates(plan: Plan, found: Found, rng: np.random.Generator) -> GeneSums:
+    """Delete the genes that stand out most exactly, in some of their cells."""
+    sums, measure = found.whole, plan.measures[-1]
+    n = sums.n(f"{MODEL}/{measure}")[:, 0]
+    excess = np.where(n >= FEWEST_CELLS, sums.mean(f"{MODEL}/{measure}_excess")[:, 0], np.nan)
+    out = np.abs(standing_out(excess, sums.mean("rank")[:, 0], n)[0])
+    candidates = np.argsort(np.where(np.isnan(out), -1, out), kind="stable")[::-1][:CANDIDATES]
+    candidates = candidates[~np.isnan(out[candidates])]
+    cells = plan.cells
+    wanted = np.zeros_like(cells.wanted)
+    for token in candidates:
+        at = np.argwhere((cells.ids == token) & cells.wanted)
+        row, place = rng.permutation(at)[:CELLS_PER_CANDIDATE].T
+        wanted[row, place] = True
+    rows = np.flatnonzero(wanted.any(axis=1))
+    exact = GeneSums(len(plan.vocabulary), 1)
+    if len(rows):
+        some = replace(plan, cells=replace(cells, wanted=wanted)).some(rows)
+        result = plan.jobs[MODEL].exactly().run(some)
+        cell, place = np.nonzero(some.wanted)
+        for measure in plan.measures:
+            values = values_of(result, measure)[cell, place]
+            exact.add(measure, some.ids[cell, place], np.zeros(len(cell), np.int64), values)
+    return exact
+
+
+# --- tables --------------------------------------------------------------------------------------------------------
+
+
+def gene_columns(plan: Plan, sums: GeneSums, group: int) -> pd.DataFrame:
+    """One row a token: what deleting it did in the cells of a group."""
+    main = f"{MODEL}/{plan.measures_of(MODEL)[0]}"
+    columns = {"n_cells": sums.n(main)[:, group], "rank_mean": sums.mean("rank")[:, group]}
+    for name in plan.jobs:
+        prefix = "" if name == MODEL else f"{name}_"
+        for measure in plan.measures_of(name):
+            columns[f"{prefix}{measure}_mean"] = sums.mean(f"{name}/{measure}")[:, group]
+            if name == MODEL:
+                columns[f"{measure}_sd"] = sums.sd(f"{name}/{measure}")[:, group]
+            columns[f"{prefix}{measure}_excess"] = sums.mean(f"{name}/{measure}_excess")[:, group]
+    return pd.DataFrame(columns)
+
+
+def control_table(
+    table: pd.DataFrame,
+    measures: Sequence[str],
+    *,
+    axis: dict[str, Any] | None,
+    estimates: dict[str, Any] | None,
+) -> pd.DataFrame:
+    """Hold the ranking of genes against what is known without the model, a row each.
+
+    Parameters
+    ----------
+    table
+        Genes, from :func:`gene_columns`, with baselines beside.
+    axis
+        Whether start and goal can be told apart.
+    estimates
+        From :func:`check_estimates`.
+    """
+    rows = []
+    table = table[table["n_cells"] >= FEWEST_CELLS]
+    for measure in measures:
+        effect = table[f"{measure}_mean"].to_numpy()
+        twin = f"{RANDOM}_{measure}_mean"
+        if twin in table:
+            known = np.isfinite(effect) & np.isfinite(table[twin])
+            rows.append((RANDOM, measure, "spearman", spearman(effect, table[twin].to_numpy()), int(known.sum())))
+        names = {"rank_mean": "rank", "detection": "detection", "expression_mean": "expression", "logfc": "logfc"}
+        baselines = {name: table[column].to_numpy() for column, name in names.items() if column in table}
+        for row in beside_baselines(effect, baselines):
+            rows += [
+                (row["baseline"], measure, statistic, row[statistic], row["n"])
+                for statistic in ("spearman", "partial_spearman")
+            ]
+        for statistic in ("spearman", "recall"):
+            if estimates is not None and f"{measure}_{statistic}" in estimates:
+                value = estimates[f"{measure}_{statistic}"]
+                rows.append(("exact", measure, statistic, value, estimates["n_cells"]))
+    if axis is not None:
+        rows.append(("state_axis", "toward", "auc", axis["auc"], axis["n_folds"]))
+    return pd.DataFrame(rows, columns=["control", "measure", "statistic", "value", "n"])
+
+
+def fingerprint(*arrays: np.ndarray) -> str:
+    """Tell arrays apart: sha256 of shapes and values."""
+    sha = hashlib.sha256()
+    for array in arrays:
+        sha.update(f"{array.shape}{array.dtype}".encode())
+        sha.update(
+            "\0".join(map(str, array)).encode() if array.dtype == object else np.ascontiguousarray(array).tobytes()
+        )
+    return sha.hexdigest()
