@@ -8,9 +8,12 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from gfx._core.screening import wanted_places
 from gfx._engine.attention import attention_sums
+from gfx._engine.first_order import screen_by_derivatives
 from gfx._engine.perturb import Edits, measure_edits
 from gfx._engine.pooling import embed_cells, embed_genes
+from gfx._engine.screen import screen_exactly
 
 
 def is_far(tensor):
@@ -157,3 +160,23 @@ def test_new_tensors_name_their_device(toy):
             for split in (True, False):
                 everything(toy, encoder, edits(toy, kind), how="mean", split=split)
         attention_sums(eager, *cells)
+
+
+@pytest.mark.parametrize("operator", ["hold", "delete"])
+def test_screens(toy, operator):
+    wanted = wanted_places(toy.ids, toy.lengths, np.ones(len(toy.vocabulary), dtype=bool), toy.vocabulary)
+    cells = toy.ids, wanted, toy.lengths, toy.vocabulary
+    goals = np.random.default_rng(0).standard_normal((2, toy.model.hidden_size))
+    how = {"operator": operator, "goals": goals, "tokens_at_once": 500}
+
+    def results(encoder):
+        for pooling in (*toy.poolings, "genes"):
+            yield from vars(screen_exactly(encoder, *cells, how=pooling, **how)).values()
+        seeds = [(0, row) for row in range(len(toy.ids))]
+        for pooling in toy.poolings:
+            found = screen_by_derivatives(encoder, *cells, how=pooling, n_probes=2, seeds=seeds, **how)
+            yield from vars(found).values()
+
+    near = list(results(toy.encoder()))
+    with FarDevice():
+        check(near, results(far_encoder(toy)))

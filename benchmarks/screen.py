@@ -1,0 +1,297 @@
+"""Every gene deleted in turn against a naive loop, in one run: `python benchmarks/screen.py [DATA]`.
+
+The naive loop is what the official software does for one cell: the masked-LM model with its head, float32, all hidden
+states kept, edited cells built as Python lists, batches of 32. The model has V1-10M's shape, with random weights.
+Prints JSON: deletions per second and peak memory of the naive loop, of exact screens in float32 and bfloat16, and of
+first order (a gene of a cell counts as a deletion); how far they agree; how cost grows with the length of cells and
+their number; what share of the measured peak of matrix products the exact engine reaches; first order in embeddings of
+the same cells. Each is measured in a process of its own. About eight minutes on two cores; nothing else should run.
+
+With DATA, an h5ad file with raw counts and `var["ensembl_id"]`, such as pbmc3k, also the embedded model: exact results
+and estimates in `--cells` real cells, gene means and single cells; an hour on two cores for 200.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+from bench_embed import SHAPES, random_model
+from scipy.stats import spearmanr
+
+import gfx
+
+NAIVE_BATCH = 32
+LENGTHS = (128, 256, 512, 1024, 2048)
+#: Deletions that are timed: enough for a steady rate.
+N_NAIVE, N_EXACT = 64, 512
+
+
+# --- one contender, in a process of its own ------------------------------------------------------------------------
+
+
+def make_cells(n_cells: int, length: int, vocabulary: object, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Cells of as many tokens, genes drawn at random."""
+    rng = np.random.default_rng(seed)
+    genes = np.flatnonzero(~vocabulary.is_special)
+    rows = [
+        [vocabulary.cls, *rng.choice(genes, length - vocabulary.n_specials, replace=False), vocabulary.eos]
+        for _ in range(n_cells)
+    ]
+    return np.array(rows, dtype=np.uint16), np.full(n_cells, length)
+
+
+def naive(folder: Path, cell: list[int], places: range) -> np.ndarray:
+    """Delete genes from one cell as a plain script would; shifts of `<cls>` in the block before the last."""
+    import torch
+    from transformers import BertForMaskedLM
+
+    model = BertForMaskedLM.from_pretrained(folder, output_hidden_states=True).eval()
+    shifts = []
+    with torch.no_grad():
+        before = model(input_ids=torch.tensor([cell])).hidden_states[-2][:, 0]
+        for start in range(0, len(places), NAIVE_BATCH):
+            edited = [[*cell[:place], *cell[place + 1 :]] for place in places[start : start + NAIVE_BATCH]]
+            tokens = torch.tensor(edited)
+            hidden = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).hidden_states[-2]
+            shifts.append(1 - torch.cosine_similarity(before, hidden[:, 0]).numpy())
+    return np.concatenate(shifts)
+
+
+def first_order_in_embeddings(job: object, cells: object) -> dict[str, float]:
+    """Time a first-order screen towards one goal, and an embedding of the same cells."""
+    from gfx._engine.pooling import embed_cells
+
+    encoder = job.encoder()
+    times = {}
+    for name, run in (
+        ("embedding", lambda: embed_cells(encoder, cells.ids, cells.lengths, job.vocabulary, how="cls")),
+        ("toward", lambda: job.run(cells)),
+    ):
+        run()
+        start = time.perf_counter()
+        run()
+        times[name] = time.perf_counter() - start
+    return {"embeddings_toward": times["toward"] / times["embedding"], "seconds_embedding": times["embedding"]}
+
+
+def measure(which: str, folder: Path, length: int, n_cells: int, result: Path) -> None:
+    """Run one contender in this process."""
+    import torch
+
+    from gfx._core.screening import wanted_places
+    from gfx.tl._screen_job import CellBlock, ScreenJob
+
+    model = gfx.models.load(folder)
+    vocabulary = model.vocabulary
+    ids, lengths = make_cells(n_cells, length, vocabulary)
+    told: dict[str, float] = {}
+    if which == "naive":
+        places = range(1, min(N_NAIVE, length - 2) + 1)
+        naive(folder, ids[0].tolist(), places[:NAIVE_BATCH])
+        start = time.perf_counter()
+        np.save(result, naive(folder, ids[0].tolist(), places))
+        told["deletions"] = len(places)
+    else:
+        method, dtype = ("first_order", "float32") if which == "first_order" else ("exact", which)
+        goals = np.random.default_rng(0).standard_normal((1, model.hidden_size))
+        job = ScreenJob(
+            weights=model.weights,
+            config=model.config,
+            n_blocks=model.n_blocks - 1,
+            vocabulary=vocabulary,
+            method=method,
+            operator="hold" if method == "first_order" else "delete",
+            how="cls",
+            n_probes=0,
+            goals=goals if method == "first_order" else None,
+            seed=0,
+            dtype=dtype,
+        )
+        wanted = wanted_places(ids, lengths, np.ones(len(vocabulary), dtype=bool), vocabulary)
+        if method == "exact":
+            wanted[:, 1 + max(1, N_EXACT // n_cells) :] = False
+        cells = CellBlock(np.arange(n_cells), ids, lengths, wanted)
+        warm = CellBlock(cells.number[:1], ids[:1], lengths[:1], wanted[:1] & (np.arange(length) < 64))
+        job.run(warm)
+        start = time.perf_counter()
+        found = job.run(cells)
+        told["deletions"] = int(wanted.sum())
+        np.save(result, found.shift[0] if method == "exact" else found.toward[0, :, 0])
+    told["seconds"] = time.perf_counter() - start
+    told["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if which == "first_order":
+        told |= first_order_in_embeddings(job, cells)
+    if which in {"float32", "bfloat16"}:
+        told["matmul_peak_gflops"] = matmul_peak(getattr(torch, which))
+        told["gflops"] = deletion_gflop(model.config, length - 1) * told["deletions"] / told["seconds"]
+        told["share_of_peak"] = told["gflops"] / told["matmul_peak_gflops"]
+    print(json.dumps(told))
+
+
+def matmul_peak(dtype: object) -> float:
+    """Giga operations per second in the best of some large products of matrices."""
+    import torch
+
+    best = 0.0
+    for rows, inner, columns in ((2048, 2048, 2048), (8192, 1024, 1024), (16384, 256, 768)):
+        a, b = torch.randn(rows, inner).to(dtype), torch.randn(inner, columns).to(dtype)
+        a @ b
+        for _ in range(5):
+            start = time.perf_counter()
+            a @ b
+            best = max(best, 2e-9 * rows * inner * columns / (time.perf_counter() - start))
+    return best
+
+
+def deletion_gflop(config: dict[str, int], length: int) -> float:
+    """Products of matrices that a deletion needs: all blocks but the last two, and `<cls>` of the one before the last.
+
+    The first block's projections are shared by all deletions of a cell, and so do not count.
+    """
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    attention, after = 4 * length**2 * width, 2 * length * width * (width + 2 * inner)
+    project = 6 * length * width**2
+    n_full = config["num_hidden_layers"] - 2
+    last = project + 4 * length * width + 2 * width * (width + 2 * inner)
+    return 1e-9 * (n_full * (attention + after) + (n_full - 1) * project + last)
+
+
+def run_alone(which: str, folder: Path, result: Path, *, length: int = 512, n_cells: int = 1) -> dict[str, float]:
+    call = [sys.executable, __file__, "--measure", which, "--folder", str(folder), "--length", str(length)]
+    call += ["--n-cells", str(n_cells), "--result", str(result)]
+    out = subprocess.run(call, check=True, capture_output=True, text=True, env=os.environ | {"GFX_VERBOSITY": "1"})
+    told = json.loads(out.stdout.strip().splitlines()[-1])
+    told["deletions_per_second"] = told["deletions"] / told["seconds"]
+    return told
+
+
+# --- the whole -----------------------------------------------------------------------------------------------------
+
+
+def compare(folder: Path) -> dict[str, object]:
+    random_model(folder / "model", SHAPES["V1-shape"])
+    runs, found = {}, {}
+    for which in ("naive", "float32", "bfloat16", "first_order"):
+        result = folder / f"{which}.npy"
+        runs[which] = run_alone(which, folder / "model", result, n_cells=32 if which == "first_order" else 1)
+        found[which] = np.load(result)
+    of_naive = found["naive"]
+    exact, short = (found[which][1 : len(of_naive) + 1] for which in ("float32", "bfloat16"))
+    return {
+        "model": "V1-10M's shape, random weights, 512 tokens a cell",
+        "runs": runs,
+        "times_naive": {
+            which: runs[which]["deletions_per_second"] / runs["naive"]["deletions_per_second"] for which in runs
+        },
+        "share_of_naive_memory": {which: runs[which]["peak_mb"] / runs["naive"]["peak_mb"] for which in runs},
+        "agreement": {
+            "float32, largest difference from naive": float(np.abs(exact - of_naive).max()),
+            "mean shift": float(of_naive.mean()),
+            "bfloat16, largest difference from naive": float(np.abs(short - of_naive).max()),
+            "bfloat16, Spearman with float32": float(
+                spearmanr(found["float32"], found["bfloat16"], nan_policy="omit")[0]
+            ),
+        },
+        "by_length": {
+            length: {
+                which: run_alone(which, folder / "model", folder / "x.npy", length=length)["deletions_per_second"]
+                for which in ("float32", "bfloat16")
+            }
+            for length in LENGTHS
+        },
+        "by_cells": {
+            n: run_alone("float32", folder / "model", folder / "x.npy", n_cells=n)["deletions_per_second"]
+            for n in (1, 4, 16)
+        },
+    }
+
+
+def agreement(data: Path, n_cells: int, probes: list[int], store: Path | None) -> dict[str, object]:
+    """Hold estimates of the embedded model against exact results in real cells."""
+    adata = ad.read_h5ad(data)
+    gfx.pp.tokenize(adata, model="mini", gene_ids="ensembl_id")
+    types = adata.obs["cell_type"].astype(str)
+    often = types.value_counts().index[:2]
+    rows = np.flatnonzero(types == often[0])[:n_cells]
+    keep = np.union1d(rows, np.flatnonzero(types == often[1])[:200])
+    some = adata[keep].copy()
+    some.obs["state"] = np.where(np.isin(keep, rows), "start", "goal")
+    states = {"model": "mini", "groupby": "state", "start": "start", "goal": "goal", "null": None, "layers": True}
+    told: dict[str, object] = {"cells": len(rows), "start": often[0], "goal": often[1]}
+    exact, seconds = screened(some, method="exact", store=store, **states)
+    told["exact_seconds"] = seconds
+    told["runs"] = {}
+    for operator, n_probes in [("hold", n) for n in probes]:
+        found, seconds = screened(some, method="first_order", operator=operator, n_probes=n_probes, **states)
+        told["runs"][f"{operator}, {n_probes} probes"] = {
+            "seconds": seconds,
+            "share_of_exact_cost": seconds / told["exact_seconds"],
+            **{measure: beside(exact, found, measure) for measure in ("shift", "toward")},
+        }
+    return told
+
+
+def screened(adata: ad.AnnData, **how: object) -> tuple[ad.AnnData, float]:
+    start = time.perf_counter()
+    found = gfx.tl.screen_genes(adata, copy=True, **how)
+    return found, time.perf_counter() - start
+
+
+def beside(exact: ad.AnnData, found: ad.AnnData, measure: str) -> dict[str, float]:
+    """Spearman of gene means, and in single cells Spearman and the share of the 50 largest in 100 candidates."""
+    from gfx._core.screening import agreement as in_cell
+
+    layer = "gfx_screen" if measure == "shift" else "gfx_screen_toward"
+    tables = [one.varm["gfx_screen"] for one in (exact, found)]
+    often = tables[0]["n_cells"] >= 10
+    means = [table.loc[often, f"{measure}_mean"] for table in tables]
+    cells = []
+    for one, other in zip(exact.layers[layer].tocsr(), found.layers[layer].tocsr(), strict=True):
+        if one.nnz:
+            cells.append(in_cell(other.toarray()[0, one.indices], one.data))
+    cells = np.array(cells)
+    return {
+        "gene_means_spearman": float(spearmanr(*means)[0]),
+        "genes": int(often.sum()),
+        "cell_spearman": float(cells[:, 0].mean()),
+        "cell_recall": float(np.nanmean(cells[:, 1])),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("--cells", type=int, default=200)
+    parser.add_argument("--probes", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--store", type=Path, help="where the exact screen is kept; a stopped one goes on")
+    parser.add_argument("--only-agreement", action="store_true", help="leave the timing out")
+    parser.add_argument("--measure")
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--n-cells", type=int, default=1)
+    parser.add_argument("--result", type=Path)
+    given = parser.parse_args()
+    if given.measure:
+        measure(given.measure, given.folder, given.length, given.n_cells, given.result)
+        return
+    told: dict[str, object] = {}
+    if not given.only_agreement:
+        with tempfile.TemporaryDirectory() as folder:
+            told["speed"] = compare(Path(folder))
+    if given.data is not None:
+        told["agreement"] = agreement(given.data, given.cells, given.probes, given.store)
+    print(json.dumps(told, indent=1))
+
+
+if __name__ == "__main__":
+    main()
