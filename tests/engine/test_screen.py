@@ -175,27 +175,26 @@ def test_few_directions_are_right_on_average(toy):
     assert np.abs((mean - whole[there]) / error).max() < 4.5
 
 
-def test_estimates_are_what_deletion_does(real_cells):
-    """In the embedded model and real cells: movements and shifts come in the same order."""
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_estimates_are_what_deletion_does(real_cells, operator):
+    """In the embedded model and a real cell: movements and shifts come in the same order."""
     blood, model = real_cells("eval/pbmc3k_10x"), gfx.models.load("mini")
     gfx.pp.tokenize(blood, model=model, gene_ids="ensembl_id")
     ids, lengths = blood.obsm["gfx_tokens"], blood.obs["gfx_n_tokens"].to_numpy()
-    rows = np.flatnonzero((lengths > 450) & (lengths < 600))[:2]
+    rows = np.flatnonzero((lengths > 400) & (lengths < 450))[:1]
     encoder = load_encoder(model.weights, model.config, n_blocks=3, device=torch.device("cpu"), dtype=torch.float32)
     goal = embed_cells(encoder, ids[-100:], lengths[-100:], model.vocabulary, how="cls").mean(axis=0)
     wanted = wanted_places(ids[rows], lengths[rows], np.ones(len(model.vocabulary), dtype=bool), model.vocabulary)
     given = encoder, ids[rows], wanted, lengths[rows], model.vocabulary
-    how = {"how": "cls", "operator": "hold", "goals": goal[None], "tokens_at_once": 8000}
+    how = {"how": "cls", "operator": operator, "goals": goal[None], "tokens_at_once": 8000}
     whole = screen_exactly(*given, **how)
-    found = screen_by_derivatives(*given, **how, n_probes=model.hidden_size - 1, seeds=[(0, 0), (0, 1)])
-    for row in range(len(rows)):
-        there = wanted[row]
-        assert spearmanr(whole.toward[row, there, 0], found.toward[row, there, 0]).statistic > 0.98
-        assert spearmanr(whole.shift[row, there], found.shift[row, there]).statistic > 0.98
+    found = screen_by_derivatives(*given, **how, n_probes=model.hidden_size - 1, seeds=[(0, 0)])
+    assert spearmanr(whole.toward[wanted], found.toward[wanted]).statistic > 0.98
+    assert spearmanr(whole.shift[wanted], found.shift[wanted]).statistic > 0.98
 
 
 def test_positions_of_later_genes_are_in_the_slopes_of_deletion(toy):
-    """The whole first-order change, gene left out and all behind it one place up, by finite differences."""
+    """A gene left out and all behind it one place up, by finite differences about half of that way."""
     encoder, row, place, step = toy.encoder(dtype=torch.float64), 0, 4, 1e-4
     tokens = torch.from_numpy(toy.ids[row, : toy.lengths[row]].astype(np.int64))[None]
     table = encoder.embeddings.position_embeddings.weight[: tokens.shape[1]]
@@ -204,7 +203,7 @@ def test_positions_of_later_genes_are_in_the_slopes_of_deletion(toy):
     def score(part):
         log_keep = torch.zeros(1, tokens.shape[1], dtype=torch.float64)
         log_keep[0, place] = np.log1p(-part)
-        positions = table.clone()[None]
+        positions = (table + torch.cat([table[:1], table[:-1]]))[None] / 2
         positions[0, place + 1 :] += part * (table[place:-1] - table[place + 1 :])
         hidden = embed(encoder, tokens, positions)
         for block in blocks_of(encoder):

@@ -119,7 +119,9 @@ def _attend_in_cache(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     """Attend one cell at a time, so that its scores stay in the cache, `(n, heads, l, d)`."""
     query, key, value = query * query.shape[-1] ** -0.5, key.contiguous(), value.contiguous()
     out = torch.empty_like(query)
-    largest = query.float().norm(dim=-1).amax() * key.float().norm(dim=-1).amax()
+    largest = torch.stack(
+        [torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).amax() for x in (query, key)]
+    ).prod()
     exponentiate = torch.exp_ if largest < _SAFE_SCORE else _exp_below_maximum
     for at in range(len(query)):
         weights = exponentiate(query[at] @ key[at].transpose(-1, -2))

@@ -37,17 +37,18 @@ def choose_device(device: str | None) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def has_fast_bfloat16(device: torch.device) -> bool:
+def has_fast_bfloat16(device: torch.device, *, own_attention: bool = False) -> bool:
     """Whether bfloat16 is reliably faster than float32: on CUDA, and on CPUs with matrix units (AMX).
 
-    On CPUs with AVX-512 instructions for bfloat16 alone, torch's fused attention was measured at anything between
+    With attention of our own (:func:`gfx._engine.blocks.attend`), also on CPUs with AVX-512 instructions for it. On
+    CPUs with AVX-512 instructions for bfloat16 alone, torch's fused attention was measured at anything between
     twice the speed of float32 and an eighth of it, from one run to the next.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
         find = getattr(torch.cpu, "get_capabilities", dict)  # older torch cannot tell
-        return bool(find().get("amx_bf16"))
+        return bool(find().get("amx_bf16") or (own_attention and find().get("avx512_bf16")))
     return False
 
 

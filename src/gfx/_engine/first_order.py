@@ -2,7 +2,8 @@
 
 Every gene has a weight that says how much of it is kept, 1 in the cell as it is and 0 in one without it: its logarithm
 is added to the scores of the gene as a key, and it is the gene's weight in the mean. The vector of the cell depends on
-the weights smoothly; how fast it changes with one of them, tells where it would go without that gene.
+the weights smoothly; how fast it changes with one of them, tells where it would go without that gene. Where later genes
+move up, the vector depends on where they stand just as smoothly.
 """
 
 from __future__ import annotations
@@ -117,9 +118,13 @@ def _slopes(
     n, longest = tokens.shape
     log_keep = torch.zeros(n, longest, device=tokens.device, requires_grad=True)
     table = encoder.embeddings.position_embeddings.weight[:longest]
-    positions = table.expand(n, -1, -1)
     if operator == "delete":
-        positions = positions.clone().requires_grad_()
+        # Position tables are rough: what a place is like says little of the next one. So derivatives are taken with
+        # every token half-way to the place before its own, where they are right for the whole step.
+        half_way = (table + torch.cat([table[:1], table[:-1]])) / 2
+        positions = half_way.expand(n, -1, -1).clone().requires_grad_()
+    else:
+        positions = table.expand(n, -1, -1)
     padding = None if bool(valid.all()) else valid
     hidden = embed(encoder, tokens, positions)
     for number, block in enumerate(blocks, start=1):
