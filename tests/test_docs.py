@@ -26,6 +26,10 @@ PUBLIC = [
 FUNCTIONS = [(name, thing) for name, thing in PUBLIC if inspect.isfunction(thing)]
 
 
+# Slots whose first word is not the name of the container.
+CONTAINERS = {"layer": "layers", "layer_toward": "layers"}
+
+
 def between(text: str, start: str, end: str) -> str:
     return text.partition(f"<!-- {start} -->")[2].partition(f"<!-- {end} -->")[0]
 
@@ -104,10 +108,11 @@ def test_readme_lists_every_slot() -> None:
         "gfx.tl.embed": _keys.embed_keys(),
         "gfx.tl.embed_genes": _keys.embed_genes_keys(),
         **{f"gfx.{function}": _keys.perturbation_keys(function) for function in _keys.PERTURBATIONS},
+        "gfx.tl.screen_genes": _keys.screen_keys(),
         "gfx.tl.attention": _keys.attention_keys(),
     }
     expected = {
-        call: {(slot.partition("_")[0], key) for slot, key in dataclasses.asdict(slots).items()}
+        call: {(CONTAINERS.get(slot, slot.partition("_")[0]), key) for slot, key in dataclasses.asdict(slots).items()}
         for call, slots in keys.items()
     }
     assert told == expected

@@ -16,6 +16,7 @@ MAKERS = (
     _keys.embed_keys,
     _keys.embed_genes_keys,
     *(partial(_keys.perturbation_keys, function) for function in _keys.PERTURBATIONS),
+    _keys.screen_keys,
     _keys.attention_keys,
 )
 
@@ -60,6 +61,7 @@ def test_a_result_of_another_function_is_not_overwritten(toy_cells, toy_model) -
         lambda: gfx.tl.delete_genes(adata, "TOY3", model=toy_model, key_added="mine"),
         lambda: gfx.tl.overexpress_genes(adata, "TOY3", model=toy_model, key_added="mine"),
         lambda: gfx.tl.shift_genes(adata, "TOY3", quartiles=1, model=toy_model, key_added="mine"),
+        lambda: gfx.tl.screen_genes(adata, model=toy_model, key_added="mine"),
         lambda: gfx.pp.tokenize(adata, model=toy_model, key_added="mine"),
     ):
         with pytest.raises(ValueError, match=r"holds a result of `gfx.tl.embed`"):

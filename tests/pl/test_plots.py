@@ -58,7 +58,7 @@ def attended(toy_cells, toy_model) -> ad.AnnData:
 def points(ax: plt.Axes, colour: str) -> list[np.ndarray]:
     """Clouds of points of one colour, from the first row to the last."""
     wanted = mpl.colors.to_rgb(colour)
-    clouds = [c for c in ax.collections if np.allclose(c.get_facecolor()[:, :3], wanted)]
+    clouds = [c for c in ax.collections if len(c.get_facecolor()) and np.allclose(c.get_facecolor()[:, :3], wanted)]
     return [np.asarray(cloud.get_offsets()) for cloud in clouds]
 
 
@@ -256,6 +256,18 @@ def test_names_of_points_stand_apart_and_on_no_point() -> None:
         assert ax.bbox.containsx(box.x1)
 
 
+def test_names_of_points_stand_on_no_other_point() -> None:
+    figure, ax = plt.subplots(figsize=(5, 4), layout="constrained")
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    others = np.column_stack([np.linspace(0.5, 0.6, 20), np.full(20, 0.53)])  # where the name would go
+    name_points(ax, ["GENE"], np.array([0.5]), np.array([0.5]), apart=2)
+    name_points(ax, ["GENE"], np.array([0.5]), np.array([0.5]), apart=2, others=others)
+    figure.canvas.draw()
+    first, second = (mpl.text.Text.get_window_extent(text) for text in ax.texts)
+    assert any(first.contains(*point) for point in ax.transData.transform(others))
+    assert not any(second.contains(*point) for point in ax.transData.transform(others))
+
+
 def test_labels_of_deletion_are_not_upon_the_power_of_ten(deleted: ad.AnnData) -> None:
     ax = gfx.pl.deletion(deleted, key="by_state", min_cells=1, show=False)
     ax.figure.canvas.draw()
@@ -341,13 +353,17 @@ def test_attention_wants_two_axes(attended: ad.AnnData) -> None:
         gfx.pl.attention(attended, min_cells=1000)
 
 
-@pytest.mark.parametrize(("plot", "call"), [("deletion", "gfx.tl.delete_genes"), ("attention", "gfx.tl.attention")])
+@pytest.mark.parametrize(
+    ("plot", "call"),
+    [("deletion", "gfx.tl.delete_genes"), ("screen", "gfx.tl.screen_genes"), ("attention", "gfx.tl.attention")],
+)
 def test_without_a_result_the_error_names_the_call(toy_cells, plot: str, call: str) -> None:
     with pytest.raises(KeyError, match=call):
         getattr(gfx.pl, plot)(toy_cells(6))
 
 
-def test_plotting_needs_no_torch(deleted: ad.AnnData, tmp_path) -> None:
+def test_plotting_needs_no_torch(deleted: ad.AnnData, toy_model, tmp_path) -> None:
+    gfx.tl.screen_genes(deleted, model=toy_model, key_added="screened", null=None)
     deleted.write_h5ad(tmp_path / "deleted.h5ad")
     code = f"""
 import sys, anndata, gfx, matplotlib
@@ -360,8 +376,119 @@ sys.meta_path.insert(0, Missing())
 adata = anndata.read_h5ad({str(tmp_path / "deleted.h5ad")!r})
 gfx.pl.deletion(adata, key="by_state", min_cells=1)
 gfx.pl.synergy(adata)
+gfx.pl.screen(adata, key="screened")
 gfx.pl.rank_trend(adata)
 gfx.pl.gene_effects(adata, adata.uns["alone"]["perturbations"][0], key="alone")
 assert "transformers" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- screens --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def screened(toy_cells, toy_model) -> ad.AnnData:
+    """With some genes that stand out, which random weights make of nothing."""
+    adata = toy_cells()
+    gfx.tl.screen_genes(adata, model=toy_model, groupby="cell_type")
+    gfx.tl.screen_genes(adata, model=toy_model, groupby="cell_type", start="a", goal="b", null=None, key_added="mine")
+    genes = adata.varm["gfx_screen"]
+    common = genes.index[genes["n_cells"] >= 20]
+    adata.varm["gfx_screen"].loc[common[:30], "shift_excess"] = (np.linspace(1, 2, 30) * (-1) ** np.arange(30)).astype(
+        np.float32
+    )
+    adata.var["names"] = [f"the {name}" for name in adata.var_names]
+    return adata
+
+
+def grey(ax: plt.Axes) -> np.ndarray:
+    """Genes within the band."""
+    (cloud,) = points(ax, "0.7")
+    return cloud
+
+
+def coloured(ax: plt.Axes) -> tuple[np.ndarray, np.ndarray]:
+    """Genes beyond the band: rare ones, with faces, and others, without."""
+    edged = [c for c in ax.collections if len(c.get_edgecolor()) and np.allclose(c.get_edgecolor()[:, :3], RED)]
+    clouds = {bool(len(c.get_facecolor())): np.asarray(c.get_offsets()) for c in edged}
+    return clouds.get(True, np.zeros((0, 2))), clouds.get(False, np.zeros((0, 2)))
+
+
+RED = mpl.colors.to_rgb("C3")
+
+
+def in_order(points: np.ndarray) -> np.ndarray:
+    return points[np.lexsort(np.transpose(points))]
+
+
+@pytest.mark.parametrize(("key", "effect"), [(None, "shift"), ("mine", "toward"), ("mine", "shift")])
+def test_screen_draws_every_gene_and_colours_those_beyond_the_band(
+    screened: ad.AnnData, key: str | None, effect: str
+) -> None:
+    (ax,) = gfx.pl.screen(screened, key=key, effect=None if key is None else effect, min_cells=5, show=False)
+    table = gfx.get.screen_df(screened, key=key, min_cells=5)
+    excess = f"{effect}_excess"
+    z = table[f"{effect}_z"].abs()
+    np.testing.assert_allclose(in_order(grey(ax)), in_order(table.loc[~(z > 3), ["rank_mean", excess]].to_numpy()))
+    rare = (z > 3) & (table.get(f"{effect}_fdr", z * np.nan) <= 0.1)
+    filled, open_ = coloured(ax)
+    np.testing.assert_allclose(in_order(filled), in_order(table.loc[rare, ["rank_mean", excess]].to_numpy()))
+    np.testing.assert_allclose(in_order(open_), in_order(table.loc[(z > 3) & ~rare, ["rank_mean", excess]].to_numpy()))
+    assert (len(filled) > 0) == (key is None)
+    assert len(open_) + len(filled) == (z > 3).sum() > 0
+    assert ax.get_title() == ("all cells" if key is None else "a")
+    assert ("towards b" in ax.get_ylabel()) == (effect == "toward")
+
+
+def test_screen_draws_the_band_along_the_rank(screened: ad.AnnData) -> None:
+    (ax,) = gfx.pl.screen(screened, key="mine", min_cells=5, show=False)
+    table = gfx.get.screen_df(screened, key="mine", min_cells=5)
+    x, y = drawn_band(ax).T
+    assert (x.min(), x.max()) == pytest.approx((table["rank_mean"].min(), table["rank_mean"].max()))
+    assert table["toward_low"].min() <= y.min() < y.max() <= table["toward_high"].max()
+    # Half of the limits lie beyond it, half within, as for a median along the rank.
+    high = {at: y[x == at].max() for at in x}
+    above = np.mean([row.toward_high > high[row.rank_mean] for row in table.itertuples()])
+    assert 0.3 < above < 0.7
+
+
+def test_screen_names_the_farthest(screened: ad.AnnData) -> None:
+    (ax,) = gfx.pl.screen(screened, n_names=6, names="names", show=False)
+    table = gfx.get.screen_df(screened, names="names")
+    farthest = table.loc[table["shift_z"].abs().sort_values(ascending=False).index[:6], "gene"].tolist()
+    named = [text.get_text() for text in ax.texts]
+    assert 3 <= len(named) <= 6
+    assert set(named) <= set(farthest)
+    assert named[0] == farthest[0]
+    boxes = [mpl.text.Text.get_window_extent(text) for text in ax.texts]
+    every = ax.transData.transform(np.concatenate(coloured(ax)))
+    assert len(every) > 6  # also those without a name are not covered
+    assert not any(box.contains(*point) for box in boxes for point in every)
+    (ax,) = gfx.pl.screen(screened, n_names=0, show=False)
+    assert not ax.texts
+
+
+def test_screen_of_groups(screened: ad.AnnData) -> None:
+    axes = gfx.pl.screen(screened, ["a", "c"], min_cells=5, show=False)
+    assert [ax.get_title() for ax in axes] == ["a", "c"]
+    for ax, group in zip(axes, "ac", strict=True):
+        table = gfx.get.screen_df(screened, group, min_cells=5)
+        drawn = np.concatenate([grey(ax), *coloured(ax)])
+        np.testing.assert_allclose(in_order(drawn), in_order(table[["rank_mean", "shift_excess"]].to_numpy()))
+    _, given = plt.subplots(1, 3)
+    assert gfx.pl.screen(screened, "b", ax=given[1], min_cells=5, show=False) == [given[1]]
+    assert gfx.pl.screen(screened, ["a", "c"], ax=given[:2], min_cells=5, show=False) == [given[0], given[1]]
+    assert not given[2].has_data()
+
+
+def test_screen_errors(screened: ad.AnnData) -> None:
+    with pytest.raises(KeyError, match=r"Did not find the effect 'toward'. Present: \['shift'\]"):
+        gfx.pl.screen(screened, effect="toward")
+    with pytest.raises(KeyError, match="Did not find the group 'x'"):
+        gfx.pl.screen(screened, ["a", "x"])
+    with pytest.raises(ValueError, match="no gene is in at least 1000 cells"):
+        gfx.pl.screen(screened, min_cells=1000)
+    _, axes = plt.subplots(1, 3)
+    with pytest.raises(ValueError, match="draws on 2 axes, found 3"):
+        gfx.pl.screen(screened, ["a", "b"], ax=axes)

@@ -24,7 +24,10 @@ WIDTH, HEADS, RANKS = 16, 6, 62
 
 @dataclass(frozen=True)
 class Tool:
-    """A call, the arrays it writes (slot -> dtype, shape behind cells or genes), where its `uns` is, its tables."""
+    """A call, the arrays it writes (slot -> dtype, shape behind cells or genes), where its `uns` is, its tables.
+
+    Others are slots that it writes too, and that tests of its own look into.
+    """
 
     function: str
     default_key: str
@@ -34,6 +37,7 @@ class Tool:
     tables: dict = field(default_factory=dict)
     uns: str = "uns:{key}"
     default_uns: str | None = None
+    others: tuple = ()
 
     def __call__(self, data, **kwargs):
         return getattr(gfx.tl, self.function)(data, *self.genes, **self.arguments, **kwargs)
@@ -45,7 +49,8 @@ class Tool:
         return self.default_uns if key is None and self.default_uns else self.uns.format(key=key or self.default_key)
 
     def slots(self, key=None):
-        return self.array_slots(key) | {self.uns_slot(key)}
+        others = {slot.format(key=key or self.default_key) for slot in self.others}
+        return self.array_slots(key) | others | {self.uns_slot(key)}
 
 
 ATTENTION = {
@@ -67,6 +72,7 @@ STATES = {"groupby": "cell_type", "start": "a", "goal": "b", "null": 5, "donor_k
 DELETIONS = {
     name: getattr(gfx.get, name) for name in ("deletion_df", "deletion_cells_df", "gene_effects_df", "synergy_df")
 }
+SCREENS = {name: getattr(gfx.get, name) for name in ("screen_df", "screen_controls_df")}
 ATTENTIONS = {name: getattr(gfx.get, name) for name in ("attention_df", "attention_ranks_df", "attention_heads_df")}
 
 TOOLS = {
@@ -90,6 +96,14 @@ TOOLS = {
     ),
     "overexpress_genes": Tool("overexpress_genes", "gfx_overexpress", PERTURBED, ALONE, GENES, DELETIONS),
     "shift_genes": Tool("shift_genes", "gfx_shift", PERTURBED, ALONE | {"quartiles": -1}, GENES, DELETIONS),
+    "screen_genes": Tool(
+        "screen_genes",
+        "gfx_screen",
+        {"varm:{key}": ("float32", (7,))},
+        {"groupby": "cell_type", "layers": True},
+        tables=SCREENS,
+        others=("varm:{key}_groups", "layers:{key}"),
+    ),
     "attention": Tool("attention", "gfx_attention", ATTENTION, tables=ATTENTIONS),
 }
 
@@ -101,7 +115,10 @@ def tool(request):
 
 def slot(adata, name):
     kind, _, key = name.partition(":")
-    return getattr(adata, kind)[key]
+    value = getattr(adata, kind)[key]
+    if isinstance(value, pd.DataFrame):  # expression is known where counts are at hand only
+        return value.select_dtypes(np.float32).drop(columns="expression_mean").to_numpy()
+    return value
 
 
 def written(slots, adata, before):
@@ -537,7 +554,9 @@ def test_log_normalised_cells_after_the_call_that_was_named(tool, cells, toy_mod
     assert_same(arrays(cells, tool), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["embed", "embed_genes", "delete_genes", "overexpress_genes", "shift_genes"])
+@pytest.mark.parametrize(
+    "name", ["embed", "embed_genes", "delete_genes", "overexpress_genes", "shift_genes", "screen_genes"]
+)
 @pytest.mark.parametrize("layer", [4, -5])
 def test_a_layer_that_the_model_does_not_have(name, cells, toy_model, slots, layer):
     before = slots(cells)
@@ -546,7 +565,7 @@ def test_a_layer_that_the_model_does_not_have(name, cells, toy_model, slots, lay
     assert slots(cells) == before
 
 
-@pytest.mark.parametrize("name", ["embed", "delete_genes"])
+@pytest.mark.parametrize("name", ["embed", "delete_genes", "screen_genes"])
 def test_pooling_that_the_model_does_not_have(name, cells, toy_model, toy_model_v1, slots):
     before = slots(cells)
     with pytest.raises(ValueError, match=r"'toy-v1' has no <cls> token.*Use `pooling='mean'`"):
@@ -557,7 +576,7 @@ def test_pooling_that_the_model_does_not_have(name, cells, toy_model, toy_model_
     assert slots(cells) == before
 
 
-@pytest.mark.parametrize("name", ["embed_genes", "embed_genes, groups", "delete_genes, states"])
+@pytest.mark.parametrize("name", ["embed_genes", "embed_genes, groups", "delete_genes, states", "screen_genes"])
 def test_no_such_group_column(name, cells, toy_model, slots):
     before = slots(cells)
     arguments = TOOLS[name].arguments | {"groupby": "cell_typ"}
@@ -580,7 +599,7 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("name", ["embed_genes", "embed_genes, groups", "attention"])
+@pytest.mark.parametrize("name", ["embed_genes", "embed_genes, groups", "screen_genes", "attention"])
 @pytest.mark.parametrize("mask", MASKS)
 def test_masks_that_select_nothing(name, cells, toy_model, slots, mask):
     mask, error, text = MASKS[mask]
@@ -593,7 +612,7 @@ def test_masks_that_select_nothing(name, cells, toy_model, slots, mask):
     assert slots(cells) == before
 
 
-@pytest.mark.parametrize("name", ["embed_genes", "embed_genes, groups", "attention"])
+@pytest.mark.parametrize("name", ["embed_genes", "embed_genes, groups", "screen_genes", "attention"])
 def test_masked_cells_count_as_absent(name, cells, toy_model):
     tool = TOOLS[name]
     chosen = np.arange(24) % 4 > 0
@@ -617,7 +636,10 @@ def test_failing_halfway_writes_nothing(tool, cells, toy_model, slots, monkeypat
     """The model gives up in its last batch."""
     from transformers import BertModel
 
-    forward, n_calls = BertModel.forward, []
+    from gfx._engine.blocks import Block
+
+    runner, name = (Block, "run") if tool.function == "screen_genes" else (BertModel, "forward")
+    forward, n_calls = getattr(runner, name), []
 
     def until_the_fifth(self, *args, **kwargs):
         n_calls.append(1)
@@ -627,7 +649,7 @@ def test_failing_halfway_writes_nothing(tool, cells, toy_model, slots, monkeypat
         return forward(self, *args, **kwargs)
 
     before = slots(cells)
-    monkeypatch.setattr(BertModel, "forward", until_the_fifth)
+    monkeypatch.setattr(runner, name, until_the_fifth)
     with gfx.settings.override(batch_tokens=150), pytest.raises(RuntimeError, match="the device was lost"):
         tool(cells, model=toy_model)
     assert slots(cells) == before

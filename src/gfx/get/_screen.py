@@ -60,20 +60,25 @@ def screen_df(
     -------
     Columns:
 
-    - `gene`; `n_cells`, cells that have it; `rank_mean`, where it stands there (0 the first gene of a cell, 1 its
+    - `gene`; `n_cells`, the cells that have it; `rank_mean`, where it stands in them (0 the first gene of a cell, 1 its
       last);
-    - `shift_mean` and `shift_sd` over these cells (1 - cosine); `shift_excess`, the mean over cells of its shift less
-      the median of the 40 genes of neighbouring rank in the cell; `shift_low` and `shift_high`, between which excesses
-      have a z within 3; `shift_z`, the distance of the excess from those of
-      the 100 genes most alike in mean rank and number of cells, robust; `shift_p`, two-sided, the place of z among
-      those of all genes in a network with random weights in the same cells; `shift_fdr`, Benjamini-Hochberg;
-    - with a goal the same of the change of the cosine to it, in columns that begin with `toward_`;
-    - with `null`, `random_weights_shift_mean`, and `random_weights_toward_mean`;
-    - over all cells `detection`, the share of cells with the gene; `expression_mean`, mean logarithm of normalised
-      counts; `logfc`, log2 fold change from start to goal;
-    - after estimates `exact_n_cells`, `exact_shift_mean`, `exact_toward_mean`, for the genes that stand out most.
+    - `shift_mean` and `shift_sd`: mean and standard deviation over these cells of their shift without the gene (1 -
+      cosine);
+    - `shift_excess`: the mean over these cells of that shift less the median of the 41 genes about its rank;
+    - `shift_z`: how far the excess lies from the median of the 100 genes most alike in mean rank and number of cells,
+      in robust standard deviations; `shift_low` and `shift_high`, the excesses at which z is -3 and 3;
+    - `shift_p`: two-sided, the place of z among those that all genes have in a network with random weights, in the same
+      cells; `shift_fdr`, adjusted by Benjamini and Hochberg;
+    - with a goal, `toward_mean` and so on: the same of the change of a cell's cosine to the goal, above 0 where it
+      moves there;
+    - with `null`, `random_weights_shift_mean` and `random_weights_toward_mean`: means in that network;
+    - without `group`, `detection`, the share of the screened cells that have the gene; `expression_mean`, the mean
+      logarithm of its normalised counts in them; with a goal `logfc`, its log2 fold change from start to goal;
+    - after ``method="first_order"``, `exact_n_cells`, `exact_shift_mean` and `exact_toward_mean`: exact results in some
+      of the cells, for the genes that stand out most; 0 and NaN for the others.
 
-    ``attrs["approx"]`` says whether there are estimates, ``attrs["note"]`` what the p-values are.
+    ``attrs["approx"]`` says whether there are estimates, ``attrs["note"]`` what z and p are, ``attrs["start"]`` and
+    ``attrs["goal"]`` the states.
 
     Raises
     ------
@@ -109,6 +114,7 @@ def screen_df(
     table = table.sort_values(by, ascending=False, kind="stable", na_position="last").reset_index(drop=True)
     table = table.drop(columns=[column for column in table if column.startswith(_RANDOM) and "excess" in column])
     table.attrs |= {"note": str(found["note"]), "approx": bool(found["approx"])}
+    table.attrs |= {role: str(found["params"][role]) for role in ("start", "goal") if role in found["params"]}
     return table
 
 

@@ -14,13 +14,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 #: Sizes in points: letters of names (wide, high), and how far from its point a name needs a line to it.
-_LETTER, _NEAR = (5.6, 9.5), 12
+_LETTER, _NEAR = (6.0, 9.5), 12
 
 #: Where a name goes from its point, in points: right or left, and above or below.
 _PLACES = [(x, y) for y in (4, -12, 16, -24, 28, -36, 40, -48) for x in (5, -5)]
 
 
-def name_points(ax: Axes, names: Sequence[str], x: np.ndarray, y: np.ndarray, *, apart: float = 0) -> None:
+def name_points(
+    ax: Axes,
+    names: Sequence[str],
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    apart: float = 0,
+    others: np.ndarray | None = None,
+) -> None:
     """Write names beside points, the first ones first, where no earlier one stands; the rest is left out.
 
     Scales and limits have to be final, for places are found on the page.
@@ -29,6 +37,8 @@ def name_points(ax: Axes, names: Sequence[str], x: np.ndarray, y: np.ndarray, *,
     ----------
     apart
         Radius of the points, in points, that no name may cover.
+    others
+        Points without names that no name may cover either, `(n, 2)`.
     """
     if not len(names):
         return
@@ -36,7 +46,8 @@ def name_points(ax: Axes, names: Sequence[str], x: np.ndarray, y: np.ndarray, *,
     page = figure_of(ax).dpi / 72
     points = ax.transData.transform(np.column_stack([x, y])) / page
     inside = ax.get_window_extent().extents / page
-    taken = np.column_stack([points - apart, points + apart]) if apart else np.zeros((0, 4))
+    seen = points if others is None else np.vstack([points, ax.transData.transform(others) / page])
+    taken = np.column_stack([seen - apart, seen + apart]) if apart else np.zeros((0, 4))
     for name, point, at in zip(names, points, zip(x, y, strict=True), strict=True):
         boxes = [_box(point, place, name) for place in _PLACES]
         free = [number for number, box in enumerate(boxes) if not _meets(taken, box)]

@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 
 _LABELS = {
     "shift": "shift beyond genes of like rank (1 - cosine)",
-    "toward": "movement to the goal beyond genes of like rank",
+    "toward": "towards {goal} beyond genes of like rank (cosine)",
 }
+
+#: Genes to either side that the drawn band is smoothed over.
+_ABOUT = 50
 
 
 def screen(
@@ -39,9 +42,11 @@ def screen(
 ) -> list[Axes]:
     """Draw what every gene does beside genes of neighbouring rank, against its rank.
 
-    Grey: genes within the band, which is where those alike in rank and number of cells lie, three robust standard
-    deviations to either side. Coloured: genes beyond it; filled, where a network with random weights hardly ever puts
-    a gene so far out (fdr 0.1). The farthest are named, as far as there is room.
+    Grey: genes that lie among those alike in rank and number of cells, within three robust standard deviations.
+    Coloured: genes beyond; filled, where a network with random weights hardly ever puts a gene so far out (fdr 0.1).
+    Each gene has limits of its own, `shift_low` and `shift_high` of the table; the band is their median over 101 genes
+    of neighbouring rank, so that a gene in few cells may be grey beyond it. The farthest genes are named, as far as
+    there is room.
 
     Parameters
     ----------
@@ -76,6 +81,8 @@ def screen(
     ------
     KeyError
         No such result, group or effect, or no such column in `var`.
+    ValueError
+        No gene in enough cells, or a wrong number of axes.
 
     Examples
     --------
@@ -87,32 +94,52 @@ def screen(
     """
     panels = [groups] if groups is None or isinstance(groups, str) else list(groups)
     tables = [screen_df(adata, group, key=key, min_cells=min_cells, names=names, mod=mod) for group in panels]
+    if not all(map(len, tables)):
+        msg = f"There is nothing to draw: no gene is in at least {min_cells} cells (`min_cells`)."
+        raise ValueError(msg)
     there = [name for name in ("toward", "shift") if f"{name}_mean" in tables[0]]
     effect = there[0] if effect is None else effect
     if effect not in there:
         msg = f"Did not find the effect {effect!r}. Present: {there}."
         raise KeyError(msg)
     given = [ax] if ax is not None and not isinstance(ax, list | tuple | np.ndarray) else ax
-    axes = axes_for(given, len(panels), figsize or (4.6 * len(panels), 4.0))
+    axes = axes_for(given, len(panels), figsize or (5.2 * len(panels), 4.2))
     named = []
     for panel, group, table in zip(axes, panels, tables, strict=True):
         rank, excess, z = (table[name].to_numpy() for name in ("rank_mean", f"{effect}_excess", f"{effect}_z"))
         low, high = (table[f"{effect}_{side}"].to_numpy() for side in ("low", "high"))
         out = (excess < low) | (excess > high)
-        rare = out & (table.get(f"{effect}_fdr", z * np.nan).to_numpy() <= 0.1)
+        rare = out & (np.asarray(table.get(f"{effect}_fdr", z * np.nan)) <= 0.1)
         panel.scatter(rank[~out], excess[~out], s=6, color="0.7", linewidths=0, zorder=1)
-        panel.vlines(rank, low, high, color="0.9", linewidth=1, zorder=0)
+        along = np.argsort(rank, kind="stable")
+        along = along[np.isfinite(low[along])]
+        if len(along):
+            edges = _smooth(low[along]), _smooth(high[along])
+            panel.fill_between(rank[along], *edges, color="0.9", linewidth=0, zorder=0)
         for some, face in ((out & ~rare, "none"), (rare, "C3")):
             panel.scatter(rank[some], excess[some], s=18, facecolors=face, edgecolors="C3", linewidths=0.8, zorder=2)
         panel.axhline(0, color="0.4", linewidth=0.6, zorder=1)
-        panel.set(xlim=(-0.02, 1.02), xlabel="mean rank of the gene (0 first, 1 last)", title=group or "all cells")
+        panel.set(
+            xlim=(-0.02, 1.02),
+            xlabel="mean rank of the gene (0 first, 1 last)",
+            title=group or table.attrs.get("start", "all cells"),
+        )
         panel.margins(y=0.12)
         panel.spines[["top", "right"]].set_visible(False)
         far = np.flatnonzero(out)
         far = far[np.argsort(-np.abs(z[far]), kind="stable")[:n_names]]
-        named.append((table["gene"].to_numpy()[far].tolist(), rank[far], excess[far]))
-    axes[0].set_ylabel(_LABELS[effect])
-    for panel, of_panel in zip(axes, named, strict=True):
-        name_points(panel, *of_panel, apart=2)
+        unnamed = np.setdiff1d(np.flatnonzero(out), far)
+        others = np.column_stack([rank[unnamed], excess[unnamed]])
+        named.append((table["gene"].to_numpy()[far].tolist(), rank[far], excess[far], others))
+    axes[0].set_ylabel(_LABELS[effect].format(goal=tables[0].attrs.get("goal")))
+    for panel, (genes, x, y, others) in zip(axes, named, strict=True):
+        name_points(panel, genes, x, y, apart=2.5, others=others)
     show_if_wanted(show=show)
     return axes
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Take the median of each value and those about it: a band that differs from gene to gene is a brush."""
+    half = min(_ABOUT, len(values) // 8)
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(values, half, mode="reflect"), 2 * half + 1)
+    return np.median(windows, axis=1)

@@ -14,6 +14,7 @@ from gfx._tokens import find_tokens
 from gfx.models import load
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from anndata import AnnData
@@ -133,6 +134,11 @@ def groups(adata: AnnData, groupby: str) -> tuple[list[str], np.ndarray]:
     """Read a column of `obs` as groups: their names, and the group of each cell, int64 `(n_obs,)`, -1 where missing."""
     column = obs_column(adata, groupby).astype("category")
     return [str(name) for name in column.cat.categories], column.cat.codes.to_numpy(dtype=np.int64)
+
+
+def pieces(rows: np.ndarray, size: int = 1024) -> Iterator[np.ndarray]:
+    """Walk over rows a few at a time, so that nothing about all of them is in memory at once."""
+    return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
 def prepare(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,8 +17,8 @@ from gfx._settings import settings
 from gfx.tl._baselines import find_baselines
 from gfx.tl._cell_states import find_states
 from gfx.tl._gene_sets import find_gene_sets
-from gfx.tl._prepare import groups, prepare
-from gfx.tl._screen_job import CellBlock, ScreenJob
+from gfx.tl._prepare import groups, pieces, prepare
+from gfx.tl._screen_job import ScreenJob, networks
 from gfx.tl._screen_run import (
     MODEL,
     RANDOM,
@@ -38,10 +39,12 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from gfx._core.screening import GeneSums
+    from gfx._engine.perturb import Comparison
     from gfx._keys import ScreenKeys
     from gfx.models import Model
     from gfx.tl._cell_states import States
     from gfx.tl._prepare import Prepared
+    from gfx.tl._screen_job import Method
     from gfx.tl._screen_run import Found
     from gfx.tl._screen_store import ScreenStore
 
@@ -99,15 +102,16 @@ def screen_genes(
     Cost: ``"exact"``, one forward pass for each gene of each cell; ``"first_order"``, about three for each cell, with
     shifts two more for each probe; with `null`, the same once more, and beside exact results that of a first-order
     screen. Memory: two bytes a gene and cell for tokens, some numbers a gene and group, and what is run at once;
-    with `layers`, eight bytes a gene and cell.
+    with a goal the vectors of the cells of both states, and with `layers` some thirty bytes a gene and cell, of which
+    eight remain.
 
     Parameters
     ----------
     adata
         Cells by genes, raw counts in `X` or `layer`, or tokens from :func:`gfx.pp.tokenize`.
     genes
-        Symbols or Ensembl ids to screen; `None` is every gene. With fewer than 20 neighbours a gene has no excess, and
-        so no z.
+        Symbols or Ensembl ids to screen; `None` is every gene. In a cell with no more than 20 of them there are no
+        neighbours to hold a gene against: no excess, and so no z.
     {model}
     mask_obs
         Which cells to screen: a column of `obs`, or one truth value per cell.
@@ -120,7 +124,7 @@ def screen_genes(
         ``"exact"``, or ``"first_order"``, which has estimates.
     operator
         ``"hold"``: every other gene keeps its position. ``"delete"``: those behind move up by one, as in the
-        published method; effects then follow the rank, and estimates are poor.
+        published method; effects then follow the rank.
     n_probes
         Random directions for each cell, for estimates of shifts; 0 leaves shifts out where there is a goal.
     null
@@ -150,19 +154,21 @@ def screen_genes(
     `None`, or an updated copy if `copy=True`. Sets:
 
     `.varm['gfx_screen' | key_added]` : :class:`pandas.DataFrame` (`(n_vars, n_columns)`)
-        One row a gene, over all cells that were screened: `n_cells`, `rank_mean`, `shift_mean`, `shift_sd`,
-        `shift_excess` beside the neighbours; the same of `toward`; `random_weights_` and these; `detection`,
-        `expression_mean`, `logfc`; after estimates `exact_n_cells`, `exact_shift_mean`, `exact_toward_mean`. NaN for
-        genes that no cell expresses and that the model does not know.
+        One row a gene, over the screened cells that have it: `n_cells`, `rank_mean`, `shift_mean`, `shift_sd`,
+        `shift_excess` (beside its neighbours); with a goal, `toward_mean` and so on; with `null`, means and excesses in
+        that network, `random_weights_shift_mean` and so on; `detection`, `expression_mean`, `logfc`; after estimates
+        `exact_n_cells`, `exact_shift_mean`, `exact_toward_mean`. :func:`gfx.get.screen_df` explains them and adds z and
+        p. NaN, and 0 cells, for genes that no cell has or that the model does not know.
     `.varm['gfx_screen_groups' | key_added + '_groups']` : :class:`numpy.ndarray` (float32, 3 dimensions)
-        With `groupby` by itself, `(n_vars, n_groups, n_columns)`; names in `uns`.
+        With `groupby` by itself, the same for each group, `(n_vars, n_groups, n_columns)`; names in `uns`.
     `.layers['gfx_screen' | key_added]` : :class:`scipy.sparse.csr_matrix` (float32, `(n_obs, n_vars)`)
-        With `layers`, shifts; 0 where a gene was not deleted, for the cell lacks it or the model does not read so far.
+        With `layers`, the shift of each cell without each gene; nothing is stored where a gene was not deleted, for the
+        cell lacks it or it stands behind what the model reads.
     `.layers['gfx_screen_toward' | key_added + '_toward']` : :class:`scipy.sparse.csr_matrix` (float32)
-        With `layers` and a goal, changes of the cosine to it.
+        With `layers` and a goal, the change of the cell's cosine to it.
     `.uns['gfx_screen' | key_added]` : :class:`dict`
         `params`; `approx`, whether there are estimates; `controls`, see :func:`gfx.get.screen_controls_df`; `groups`
-        and `columns`, names of the above; `note`.
+        and `columns`, names along the second and third dimension of the groups; `note`, what z and p are.
 
     Raises
     ------
@@ -204,8 +210,6 @@ def screen_genes(
         seed=_seed(rng, _PROBES),
     )  # fmt: skip
     plan = _plan(cells, lengths, job, genes=genes, group=group, n_groups=len(names), states=states, null=null, rng=rng)
-    goals, axis = _goals(plan, cells, states, rng)
-    kept = None
     noted = {
         "hidden_layer": hidden_layer,
         "pooling": how,
@@ -218,16 +222,18 @@ def screen_genes(
         "goal": goal,
         "rng": int(rng),
     }
-    if store is not None:
-        kept = _open_store(store, plan, cells, states=states, goals=goals, noted=noted)
-        goals = {name: kept.goals(name) for name in goals}
-    plan = plan.towards(goals)
-    found = run_screen(plan, kept, client, n_obs=cells.adata.n_obs, layers=layers)
+    kept = estimates = exact = None
+    with networks():
+        goals, axis = _goals(plan, cells, states, rng)
+        if store is not None:
+            kept = _open_store(store, plan, cells, states=states, goals=goals, noted=noted)
+            goals = {name: kept.goals(name) for name in goals}
+        plan = plan.towards(goals)
+        found = run_screen(plan, kept, client, n_obs=cells.adata.n_obs, layers=layers)
+        if method == "first_order":
+            estimates = check_estimates(plan, np.random.default_rng(_seed(rng, _CHECK)))
+            exact = do_candidates(plan, found, np.random.default_rng(_seed(rng, _CANDIDATES)))
 
-    estimates = exact = None
-    if method == "first_order":
-        estimates = check_estimates(plan, np.random.default_rng(_seed(rng, _CHECK)))
-        exact = do_candidates(plan, found, np.random.default_rng(_seed(rng, _CANDIDATES)))
     table = gene_columns(plan, found.whole, 0)
     _add_baselines(table, cells, lengths, states)
     controls = control_table(table, plan.measures_of(MODEL), axis=axis, estimates=estimates)
@@ -247,7 +253,7 @@ def screen_genes(
     }
     _warn(states, axis, controls)
     _write(cells, keys, plan, found, table=table, names=names, uns=uns)
-    _tell(cells, keys, plan, controls)
+    _tell(cells, keys, plan, table, controls)
     return cells.result
 
 
@@ -284,6 +290,9 @@ def _groups(cells: Prepared, groupby: str | None, states: States | None) -> tupl
 
 
 def _comparison(cells: Prepared, pooling: str, method: str) -> Literal["cls", "mean", "genes"]:
+    if pooling not in {"auto", "mean", "cls", "genes"}:
+        msg = f"`pooling` is one of ['auto', 'mean', 'cls', 'genes'], found {pooling!r}."
+        raise ValueError(msg)
     if pooling != "genes":
         return cells.pooling(pooling)
     if method == "first_order":
@@ -292,17 +301,31 @@ def _comparison(cells: Prepared, pooling: str, method: str) -> Literal["cls", "m
     return "genes"
 
 
-def _job(cells: Prepared, *, hidden_layer: int, n_probes: int, dtype: str | None, **wanted: Any) -> ScreenJob:
-    from gfx._engine.device import choose_device, choose_dtype
+def _job(
+    cells: Prepared,
+    *,
+    how: Comparison,
+    method: Method,
+    hidden_layer: int,
+    n_probes: int,
+    dtype: str | None,
+    **wanted: Any,
+) -> ScreenJob:
+    from gfx._engine.device import choose_device, choose_dtype, has_fast_bfloat16
     from gfx._engine.encoder import blocks_needed
 
-    model = cells.model
-    chosen = str(choose_dtype(dtype, choose_device(None))).removeprefix("torch.")
+    model, device = cells.model, choose_device(None)
+    if dtype is None:
+        may_round = method == "exact" and how != "cls"
+        dtype = "bfloat16" if may_round and has_fast_bfloat16(device, own_attention=True) else "float32"
+    chosen = str(choose_dtype(dtype, device)).removeprefix("torch.")
     return ScreenJob(
         weights=model.weights,
         config=model.config,
         n_blocks=blocks_needed(hidden_layer, model.n_blocks),
         vocabulary=model.vocabulary,
+        method=method,
+        how=how,
         n_probes=min(n_probes, model.hidden_size - 1),
         goals=None,
         dtype=chosen,
@@ -329,10 +352,10 @@ def _plan(
     if genes is not None:
         tokens = find_gene_sets(genes, vocabulary, np.zeros(0, np.int64)).tokens
         chosen = np.isin(np.arange(len(vocabulary)), np.concatenate(tokens))
-    rows = np.flatnonzero(lengths > 0)
-    ids = cells.tokens.ids[rows]
-    wanted = wanted_places(ids, lengths[rows], chosen, vocabulary)
-    some = wanted.any(axis=1)
+    ids = cells.tokens.ids
+    some = np.zeros(len(lengths), dtype=bool)
+    for rows in pieces(np.flatnonzero(lengths > 0)):
+        some[rows] = wanted_places(ids[rows], lengths[rows], chosen, vocabulary).any(axis=1)
     if not some.any():
         msg = "No cell that is screened has any of the genes and another one beside it."
         raise ValueError(msg)
@@ -340,10 +363,13 @@ def _plan(
     if null is not None:
         jobs[RANDOM] = job.by_random_weights(_seed(rng, _TWIN), None)
     return Plan(
-        cells=CellBlock(rows[some], ids[some], lengths[rows][some], wanted[some]),
+        number=np.flatnonzero(some),
+        lengths=lengths[some],
+        ids=ids,
+        genes=chosen,
         jobs=jobs,
         measures=["shift"] if states is None else ["shift", "toward"],
-        group=group[rows[some]],
+        group=group[some],
         n_groups=n_groups,
     )
 
@@ -380,23 +406,27 @@ def _open_store(
     goals: Mapping[str, np.ndarray],
     noted: Mapping[str, object],
 ) -> ScreenStore:
-    import torch
-
     from gfx.tl._screen_store import ScreenStore
 
-    obs_names = cells.adata.obs_names[plan.cells.number].to_numpy(dtype=object)
+    ids, obs_names = cells.tokens.ids, cells.adata.obs_names[plan.number].to_numpy(dtype=object)
     manifest = record(_FUNCTION, **cells.model.provenance(), **noted) | {
-        "torch_version": str(torch.__version__),
+        "torch_version": version("torch"),
         "dtype": plan.jobs[MODEL].dtype,
         "cells_per_block": plan.cells_per_block,
-        "cells": fingerprint(obs_names, plan.cells.ids, plan.cells.lengths, plan.cells.wanted),
-        "states": None if states is None else fingerprint(states.group, np.array(states.names, dtype=object)),
+        "cells": fingerprint(obs_names, plan.lengths, (ids[rows] for rows in pieces(plan.number))),
+        "genes": fingerprint(plan.genes),
+        "states": None,
     }
+    if states is not None:
+        goal = pieces(np.flatnonzero(states.is_goal))
+        names = np.array(states.names, dtype=object)
+        manifest["states"] = fingerprint(states.group, names, (ids[rows] for rows in goal))
     return ScreenStore.open(
         store,
         manifest,
         names=list(plan.jobs),
-        ids=plan.cells.ids,
+        ids=ids,
+        number=plan.number,
         obs_names=obs_names,
         gene_ids=plan.vocabulary.ids,
         goals=goals,
@@ -439,7 +469,7 @@ def _warn(states: States | None, axis: dict[str, object] | None, controls: pd.Da
         if value < LOWEST_AGREEMENT:
             warnings.warn(
                 f"Estimates of movements towards the goal agree with exact results only at Spearman {value:.2f} "
-                "within cells. Use `operator='hold'`, or `method='exact'`.",
+                "within cells. Use `method='exact'`.",
                 UserWarning,
                 stacklevel=3,
             )
@@ -456,6 +486,7 @@ def _write(
     uns: dict[str, Any],
 ) -> None:
     adata = cells.adata
+    is_ours = keys.uns in adata.uns  # what an earlier call left beside goes; what is the user's own stays
     of_vars = _of_genes(table, cells)
     written = {keys.varm: of_vars, keys.varm_groups: None}
     if names:
@@ -467,13 +498,13 @@ def _write(
     for key, values in written.items():
         if values is not None:
             adata.varm[key] = values
-        elif key in adata.varm:
+        elif is_ours and key in adata.varm:
             del adata.varm[key]
     slots = {keys.layer: "shift", keys.layer_toward: "toward"}
     for key, measure in slots.items():
         if measure in found.layers:
             adata.layers[key] = _by_var(found.layers[measure], cells)
-        elif key in adata.layers:
+        elif is_ours and key in adata.layers:
             del adata.layers[key]
     adata.uns[keys.uns] = uns
 
@@ -499,11 +530,13 @@ def _by_var(values: Any, cells: Prepared) -> Any:
         (np.ones(known.sum(), np.float32), (tokens[known], first[known])),
         shape=(values.shape[1], cells.adata.n_vars),
     )
-    return sparse.csr_matrix(values @ move)
+    found = sparse.csr_matrix(values @ move)
+    found.sort_indices()
+    return found
 
 
-def _tell(cells: Prepared, keys: ScreenKeys, plan: Plan, controls: pd.DataFrame) -> None:
-    n_genes = int(plan.cells.wanted.sum())
+def _tell(cells: Prepared, keys: ScreenKeys, plan: Plan, table: pd.DataFrame, controls: pd.DataFrame) -> None:
+    n_genes = int(table["n_cells"].sum())
     spearman = controls[controls["statistic"] == "spearman"].set_index(["control", "measure"])["value"]
     told = [
         f"{text} {spearman[control, measure]:+.2f} ({measure})"
@@ -512,7 +545,7 @@ def _tell(cells: Prepared, keys: ScreenKeys, plan: Plan, controls: pd.DataFrame)
         if (control, measure) in spearman
     ]
     _log.info(
-        f"{n_genes:,} deletions in {len(plan.cells.number):,} cells with {cells.model.name!r}: added {keys.varm!r} "
+        f"{n_genes:,} deletions in {len(plan.number):,} cells with {cells.model.name!r}: added {keys.varm!r} "
         f"(adata.varm, adata.uns). Spearman of genes: {', '.join(told)}. Read `gfx.get.screen_df`, "
         "`gfx.get.screen_controls_df`."
     )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import deque
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
+from zlib import crc32
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -87,9 +89,10 @@ class ScreenJob:
         return replace(self, method="exact")
 
     def encoder(self) -> BertModel:
-        """Load the network; each process keeps it."""
+        """Load the network; each process keeps it, until its file changes."""
         return _encoder(
             self.weights,
+            self.weights.stat().st_mtime_ns,
             json.dumps(dict(self.config), sort_keys=True),
             self.n_blocks,
             device=self.device,
@@ -109,13 +112,22 @@ class ScreenJob:
         wanted["tokens_at_once"] = self.batch_tokens or batch_tokens(encoder.device)
         if self.method == "exact":
             return screen_exactly(*given, how=self.how, **wanted)
-        seeds = [(self.seed, int(number)) for number in cells.number]
+        # By what a cell is, not by where it stands: a subset of the cells gives the same.
+        rows = zip(cells.ids, cells.lengths, strict=True)
+        seeds = [(self.seed, crc32(row[:length].astype("<i8").tobytes())) for row, length in rows]
         return screen_by_derivatives(*given, how=self.how, n_probes=self.n_probes, seeds=seeds, **wanted)
 
 
 @lru_cache(maxsize=3)
 def _encoder(
-    weights: Path, config: str, n_blocks: int, *, device: str | None, dtype: str, random_weights: int | None
+    weights: Path,
+    _changed: int,
+    config: str,
+    n_blocks: int,
+    *,
+    device: str | None,
+    dtype: str,
+    random_weights: int | None,
 ) -> BertModel:
     from gfx._engine.device import choose_device, choose_dtype
     from gfx._engine.encoder import load_encoder, random_encoder
@@ -125,6 +137,15 @@ def _encoder(
     if random_weights is not None:
         return random_encoder(json.loads(config), seed=random_weights, **made)
     return load_encoder(weights, json.loads(config), **made)
+
+
+@contextmanager
+def networks() -> Iterator[None]:
+    """Keep networks in memory from block to block, and no longer than a screen."""
+    try:
+        yield
+    finally:
+        _encoder.cache_clear()
 
 
 def run_jobs(jobs: Sequence[ScreenJob], cells: CellBlock) -> list[Screened]:
@@ -143,7 +164,8 @@ def run_in_order(
     if client is None:
         yield from (run_jobs(jobs, cells) for cells in blocks)
         return
-    everywhere = client.scatter(list(jobs), broadcast=True, hash=False)
+    # A task, not scattered data, which would be lost with the workers that hold it.
+    everywhere = client.submit(list, jobs, pure=False)
     waiting: deque = deque()
     try:
         for cells in blocks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,12 +13,12 @@ from scipy import sparse
 from tqdm.auto import tqdm
 
 from gfx import _log
-from gfx._core.screening import GeneSums, agreement, beside_neighbours, standing_out
+from gfx._core.screening import GeneSums, agreement, beside_neighbours, standing_out, wanted_places
 from gfx._core.statistics import beside_baselines, spearman
 from gfx.tl._screen_job import CellBlock, run_in_order
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from gfx._core.screening import Screened
     from gfx._core.vocabulary import Vocabulary
@@ -45,17 +46,24 @@ class Plan:
 
     Parameters
     ----------
-    cells
-        All of them, as one block.
+    number, lengths
+        Of the cells that are screened: which of the AnnData they are, and how many tokens they have, `(n_cells,)`.
+    ids
+        Tokens of all cells of the AnnData, `(n_obs, longest)`; they are not copied as a whole.
+    genes
+        Which tokens to delete, bool `(n_tokens,)`.
     jobs
         By network: the model, and one with random weights if that is wanted.
     measures
         What is measured: ``"shift"``, ``"toward"``.
     group, n_groups
-        Group of each cell of the block, -1 for none, and how many there are.
+        Group of each cell that is screened, -1 for none, and how many there are.
     """
 
-    cells: CellBlock
+    number: np.ndarray
+    lengths: np.ndarray
+    ids: np.ndarray
+    genes: np.ndarray
     jobs: dict[str, ScreenJob]
     measures: Sequence[str]
     group: np.ndarray
@@ -71,12 +79,12 @@ class Plan:
 
     def some(self, rows: np.ndarray | slice) -> CellBlock:
         """Take some of the cells, no wider than they need."""
-        cells = self.cells
-        width = int(cells.lengths[rows].max(initial=0))
-        return CellBlock(cells.number[rows], cells.ids[rows, :width], cells.lengths[rows], cells.wanted[rows, :width])
+        number, lengths = self.number[rows], self.lengths[rows]
+        ids = self.ids[number, : int(lengths.max(initial=0))]
+        return CellBlock(number, ids, lengths, wanted_places(ids, lengths, self.genes, self.vocabulary))
 
     def rows_of_blocks(self) -> list[slice]:
-        n = len(self.cells.number)
+        n = len(self.number)
         return [slice(start, min(start + self.cells_per_block, n)) for start in range(0, n, self.cells_per_block)]
 
     def towards(self, goals: Mapping[str, np.ndarray]) -> Plan:
@@ -111,7 +119,7 @@ def run_screen(plan: Plan, store: ScreenStore | None, client: Any | None, *, n_o
     found = Found(GeneSums(n_tokens, 1), GeneSums(n_tokens, plan.n_groups), {})
     entries: dict[str, list[tuple[np.ndarray, ...]]] = {measure: [] for measure in plan.measures}
     with tqdm(
-        total=len(plan.cells.number),
+        total=len(plan.number),
         desc="screening",
         unit="cell",
         leave=False,
@@ -147,14 +155,12 @@ def _each_block(
     def kept(number: int) -> dict[str, Screened] | None:
         if store is None:
             return None
-        found = {}
-        wanted = plan.cells.wanted[every[number]]
+        found, wanted = {}, plan.some(every[number]).wanted
         for name in names:
             result = store.read(name, number, wanted, plan.measures_of(name))
             if result is None:
                 return None
-            width = plan.some(every[number]).ids.shape[1]
-            found[name] = replace(result, shift=result.shift[:, :width], toward=result.toward[:, :width])
+            found[name] = result
         return found
 
     to_do = [number for number in range(len(every)) if kept(number) is None]
@@ -190,7 +196,7 @@ def _add(found: Found, plan: Plan, name: str, cells: CellBlock, *, group: np.nda
 
 def _entries(cells: CellBlock, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     cell, place = np.nonzero(cells.wanted)
-    return cells.number[cell], cells.ids[cell, place].astype(np.int64), values[cell, place]
+    return cells.number[cell].astype(np.int32), cells.ids[cell, place].astype(np.int32), values[cell, place]
 
 
 # --- estimates and exact results -----------------------------------------------------------------------------------
@@ -204,7 +210,7 @@ def check_estimates(plan: Plan, rng: np.random.Generator) -> dict[str, Any]:
     `n_cells`; and of each measure, mean over cells of Spearman over the genes of the cell, and of the share of its 50
     largest effects that are among the 100 largest estimates.
     """
-    rows = np.sort(rng.permutation(len(plan.cells.number))[:CHECKED_CELLS])
+    rows = np.sort(rng.permutation(len(plan.number))[:CHECKED_CELLS])
     cells, job = plan.some(rows), plan.jobs[MODEL]
     estimated, exact = job.run(cells), job.exactly().run(cells)
     told: dict[str, Any] = {"n_cells": len(rows)}
@@ -228,22 +234,45 @@ def do_candidates(plan: Plan, found: Found, rng: np.random.Generator) -> GeneSum
     out = np.abs(standing_out(excess, sums.mean("rank")[:, 0], n)[0])
     candidates = np.argsort(np.where(np.isnan(out), -1, out), kind="stable")[::-1][:CANDIDATES]
     candidates = candidates[~np.isnan(out[candidates])]
-    cells = plan.cells
-    wanted = np.zeros_like(cells.wanted)
-    for token in candidates:
-        at = np.argwhere((cells.ids == token) & cells.wanted)
-        row, place = rng.permutation(at)[:CELLS_PER_CANDIDATE].T
-        wanted[row, place] = True
-    rows = np.flatnonzero(wanted.any(axis=1))
     exact = GeneSums(len(plan.vocabulary), 1)
-    if len(rows):
-        some = replace(plan, cells=replace(cells, wanted=wanted)).some(rows)
+    if len(candidates):
+        occurrences = [
+            np.sort(rng.permutation(n_there)[:CELLS_PER_CANDIDATE]) for n_there in sums.n("rank")[candidates, 0]
+        ]
+        row, token = _find_occurrences(plan, candidates, occurrences)
+        rows, at = np.unique(row, return_inverse=True)
+        some = plan.some(rows)
+        wanted = np.zeros_like(some.wanted)
+        for of, gene in zip(at, token, strict=True):
+            wanted[of] |= some.ids[of] == gene
+        some = replace(some, wanted=wanted)
         result = plan.jobs[MODEL].exactly().run(some)
         cell, place = np.nonzero(some.wanted)
         for measure in plan.measures:
             values = values_of(result, measure)[cell, place]
             exact.add(measure, some.ids[cell, place], np.zeros(len(cell), np.int64), values)
     return exact
+
+
+def _find_occurrences(
+    plan: Plan, tokens: np.ndarray, occurrences: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the cells in which tokens occur for the first time, the second, and so on: rows of the plan, and tokens."""
+    which = np.full(len(plan.vocabulary), -1)
+    which[tokens] = np.arange(len(tokens))
+    seen = np.zeros(len(tokens), dtype=np.int64)
+    found = []
+    for rows in plan.rows_of_blocks():
+        cells = plan.some(rows)
+        of = np.where(cells.wanted, which[cells.ids], -1)
+        row, place = np.nonzero(of >= 0)
+        for at, wanted in enumerate(occurrences):
+            there = row[of[row, place] == at]
+            here = wanted[(wanted >= seen[at]) & (wanted < seen[at] + len(there))] - seen[at]
+            found.append((rows.start + there[here], np.full(len(here), tokens[at])))
+            seen[at] += len(there)
+    row, token = zip(*found, strict=True)
+    return np.concatenate(row), np.concatenate(token)
 
 
 # --- tables --------------------------------------------------------------------------------------------------------
@@ -305,10 +334,10 @@ def control_table(
     return pd.DataFrame(rows, columns=["control", "measure", "statistic", "value", "n"])
 
 
-def fingerprint(*arrays: np.ndarray) -> str:
-    """Tell arrays apart: sha256 of shapes and values."""
+def fingerprint(*arrays: np.ndarray | Iterable[np.ndarray]) -> str:
+    """Tell arrays apart, whole or in pieces: sha256 of shapes and values."""
     sha = hashlib.sha256()
-    for array in arrays:
+    for array in chain.from_iterable([given] if isinstance(given, np.ndarray) else given for given in arrays):
         sha.update(f"{array.shape}{array.dtype}".encode())
         sha.update(
             "\0".join(map(str, array)).encode() if array.dtype == object else np.ascontiguousarray(array).tobytes()

@@ -14,6 +14,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from gfx._core.screening import Screened
+from gfx._keys import screen_keys
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
 #: Version of the layout; a store of another one is not read.
 FORMAT = 1
 
-MANIFEST = "gfx_screen"
+#: Attribute of the store that says what it holds.
+MANIFEST = screen_keys().uns
+
+#: Cells whose tokens are written together: whole blocks.
+_TOKENS_AT_ONCE = 1024
 
 
 class ScreenStoreError(ValueError):
@@ -50,6 +55,7 @@ class ScreenStore:
         *,
         names: Sequence[str],
         ids: np.ndarray,
+        number: np.ndarray,
         obs_names: np.ndarray,
         gene_ids: np.ndarray,
         goals: Mapping[str, np.ndarray],
@@ -63,6 +69,8 @@ class ScreenStore:
             All that results depend on.
         names
             What the networks are called.
+        ids, number
+            Tokens of all cells, `(n_obs, longest)`, and which of these are screened.
         goals
             Vectors of states in each network; those of a store that is there hold.
 
@@ -76,26 +84,46 @@ class ScreenStore:
         if not path.exists():
             part = path.with_name(f"{path.name}.part")
             shutil.rmtree(part, ignore_errors=True)  # what a run left that was stopped while it began
-            group = zarr.create_group(part)
-            like = {"chunks": (cells_per_block, ids.shape[1]), "compressors": [ZstdCodec(level=1), Crc32cCodec()]}
-            stored = group.create_array("tokens", shape=ids.shape, dtype=ids.dtype, **like)
-            stored[:] = ids
-            for name in names:
-                for measure in ["shift", *(["toward"] if goals else [])]:
-                    group.create_array(_array(name, measure), shape=ids.shape, dtype="f4", fill_value=np.nan, **like)
-                if goals:
-                    group.create_array(f"goals/{name}", data=np.asarray(goals[name], dtype="f8"))
-            with ad.settings.override(auto_shard_zarr_v3=False):
-                ad.io.write_elem(group, "obs_names", obs_names.astype(object))
-                ad.io.write_elem(group, "gene_ids", gene_ids.astype(object))
-            group.attrs[MANIFEST] = manifest
-            part.rename(path)
+            try:
+                group = zarr.create_group(part)
+                shape = len(number), ids.shape[1]
+                like = {"chunks": (cells_per_block, ids.shape[1]), "compressors": [ZstdCodec(level=1), Crc32cCodec()]}
+                stored = group.create_array("tokens", shape=shape, dtype=ids.dtype, **like)
+                for start in range(0, len(number), _TOKENS_AT_ONCE):
+                    stored[start : start + _TOKENS_AT_ONCE] = ids[number[start : start + _TOKENS_AT_ONCE]]
+                for name in names:
+                    for measure in ["shift", *(["toward"] if goals else [])]:
+                        group.create_array(_array(name, measure), shape=shape, dtype="f4", fill_value=np.nan, **like)
+                    if goals:
+                        values = np.asarray(goals[name], dtype="f8")
+                        group.create_array(f"goals/{name}", data=values, fill_value=np.nan, compressors=Crc32cCodec())
+                with ad.settings.override(auto_shard_zarr_v3=False):
+                    ad.io.write_elem(group, "obs_names", obs_names.astype(object))
+                    ad.io.write_elem(group, "gene_ids", gene_ids.astype(object))
+                group.attrs[MANIFEST] = manifest
+                part.rename(path)
+            except OSError as error:
+                shutil.rmtree(part, ignore_errors=True)
+                msg = f"Could not begin a store at {path}: {error.strerror}. Nothing was left there."
+                raise OSError(error.errno, msg) from error
         return cls(path, _open(path, manifest), cells_per_block)
 
-    def goals(self, name: str) -> np.ndarray | None:
-        """Return the vectors of states that a network was begun with."""
-        at = f"goals/{name}"
-        return self.group[at][:] if at in self.group else None
+    def goals(self, name: str) -> np.ndarray:
+        """Return the vectors of states that a network was begun with.
+
+        Raises
+        ------
+        ScreenStoreError
+            They are torn or gone: what is still to do would not go with what is done.
+        """
+        try:
+            values = self.group[f"goals/{name}"][:]
+        except (ValueError, RuntimeError, KeyError):  # how codecs say that a chunk is torn, and zarr, that it is gone
+            values = np.array([np.nan])
+        if np.isnan(values).any():
+            msg = f"{self.path} is damaged: what cells should move towards cannot be read. Delete it, and begin anew."
+            raise ScreenStoreError(msg)
+        return values
 
     def read(self, name: str, number: int, wanted: np.ndarray, measures: Sequence[str]) -> Screened | None:
         """Read what a network made of a block of cells; `None` if that is still to do.
@@ -111,7 +139,7 @@ class ScreenStore:
         found = Screened.nothing(*wanted.shape, int(_array(name, "toward") in self.group))
         for measure in measures:
             try:
-                values = self.group[_array(name, measure)][rows]
+                values = self.group[_array(name, measure)][rows][:, : wanted.shape[1]]
             except (ValueError, RuntimeError):  # how codecs say that a chunk is torn
                 return None
             if np.isnan(values[wanted]).any():
@@ -158,7 +186,7 @@ def _open(path: Path, manifest: Mapping[str, Any]) -> zarr.Group:
         msg = f"{path} is no store of a screen. Give `store` a path where nothing is."
         raise ScreenStoreError(msg) from error
     there = group.attrs.get(MANIFEST)
-    if there is None:
+    if not isinstance(there, dict):
         msg = f"{path} is a zarr store, but not one of a screen. Give `store` a path where nothing is."
         raise ScreenStoreError(msg)
     changed = sorted(key for key in {*there, *manifest} if there.get(key) != manifest.get(key))
