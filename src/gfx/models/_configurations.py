@@ -21,7 +21,7 @@ def _size(blocks: int, width: int, inner: int, *, tokens: int, dropout: float, h
 #: The published sizes, and that of the embedded model. It has no dropout: what is masked differs in every epoch, and
 #: drawing random numbers costs a CPU a tenth of its time.
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
-    "mini": _size(4, 128, 512, tokens=1024, dropout=0.0, head=32),
+    "mini": _size(4, 128, 512, tokens=2048, dropout=0.0, head=32),
     "V1-10M": _size(6, 256, 512, tokens=2048, dropout=0.02),
     "gf-12L-30M": _size(12, 512, 1024, tokens=2048, dropout=0.02),
     "gf-12L-95M": _size(12, 512, 1024, tokens=4096, dropout=0.02),
