@@ -265,7 +265,9 @@ def compare(folder: Path) -> dict[str, object]:
     }
 
 
-def agreement(data: Path, n_cells: int, probes: list[int], store: Path | None) -> dict[str, object]:
+def agreement(
+    data: Path, n_cells: int, operators: list[str], probes: list[int], store: Path | None
+) -> dict[str, object]:
     """Hold estimates of the embedded model against exact results in real cells."""
     adata = ad.read_h5ad(data)
     gfx.pp.tokenize(adata, model="mini", gene_ids="ensembl_id")
@@ -279,7 +281,7 @@ def agreement(data: Path, n_cells: int, probes: list[int], store: Path | None) -
     states = {"model": "mini", "groupby": "state", "start": "start", "goal": "goal", "null": None, "layers": True}
     told: dict[str, object] = {"cells": len(rows), "start": often[0], "goal": often[1]}
     told["runs"] = {}
-    for operator, n_probes in itertools.product(("hold", "delete"), probes):
+    for operator, n_probes in itertools.product(operators, probes):
         if n_probes == probes[0]:
             kept = None if store is None else store / operator
             exact, exact_seconds = screened(some, method="exact", operator=operator, store=kept, **states)
@@ -323,6 +325,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--cells", type=int, default=200)
+    parser.add_argument("--operators", nargs="+", default=["hold", "delete"])
     parser.add_argument("--probes", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--store", type=Path, help="where the exact screen is kept; a stopped one goes on")
     parser.add_argument("--only-agreement", action="store_true", help="leave the timing out")
@@ -340,7 +343,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             told["speed"] = compare(Path(folder))
     if given.data is not None:
-        told["agreement"] = agreement(given.data, given.cells, given.probes, given.store)
+        told["agreement"] = agreement(given.data, given.cells, given.operators, given.probes, given.store)
     print(json.dumps(told, indent=1))
 
 

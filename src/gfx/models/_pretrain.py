@@ -95,7 +95,7 @@ def pretrain(
         Column of `var` with gene names; `None` for `var_names`.
     config
         The size of a published model by its name, such as ``"V2-104M"``, or of ``"mini"``, which `None` means: 4
-        blocks of width 128 with 4 heads, 1,024 tokens. A mapping of fields of :class:`transformers.BertConfig`
+        blocks of width 128 with 4 heads, 2,048 tokens. A mapping of fields of :class:`transformers.BertConfig`
         replaces fields of ``"mini"``.
     start_from
         ``"random"``; or ``"coexpression"``: gene embeddings start at the principal components of which genes share
