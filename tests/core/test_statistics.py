@@ -517,3 +517,12 @@ def test_the_axis_knows_nothing_of_held_out_cells(rng):
         areas.append(np.mean(pairs))
     assert found == pytest.approx(np.mean(areas))
     assert n == len(areas)
+
+
+def test_random_sets_without_z_are_no_sets() -> None:
+    random_z = np.random.default_rng(0).standard_normal(100)
+    with_missing = np.concatenate([random_z, np.full(50, np.nan)])
+    np.testing.assert_array_equal(
+        by_chance(np.array([5.0, 0.3]), with_missing), by_chance(np.array([5.0, 0.3]), random_z)
+    )
+    assert np.isnan(by_chance(np.array([5.0]), np.full(3, np.nan))).all()

@@ -234,7 +234,7 @@ def test_with_a_goal_cells_of_the_start_are_screened(toy_cells: ToyCells, toy_mo
     assert "groups" not in adata.uns["gfx_screen"]
     params = adata.uns["gfx_screen"]["params"]
     assert {name: params[name] for name in STATES} == STATES
-    assert "n_probes" not in params  # nothing was estimated
+    assert params["n_probes"] == 8  # of the network with random weights
     controls = adata.uns["gfx_screen"]["controls"]
     (axis,) = controls[controls["control"] == "state_axis"].itertuples()
     assert (axis.measure, axis.statistic) == ("toward", "auc")
@@ -422,8 +422,10 @@ def test_no_probes_leave_shifts_out(toy_cells: ToyCells, toy_model: Model) -> No
     assert not [name for name in table if "shift" in name and not name.startswith("exact_")]
     assert table["n_cells"].max() >= FEWEST_CELLS
     assert gfx.get.screen_df(adata)["toward_z"].notna().any()
-    with pytest.raises(ValueError, match="`n_probes=0` leaves nothing to estimate without a goal"):
+    with pytest.raises(ValueError, match="`n_probes=0` measures no shifts by derivatives"):
         screen(toy_cells(6), toy_model, method="first_order", n_probes=0)
+    with pytest.raises(ValueError, match="`n_probes=0` measures no shifts by derivatives"):
+        screen(toy_cells(6), toy_model, n_probes=0, null="random_weights")
 
 
 # --- what is written --------------------------------------------------------------------------------------------------
@@ -532,3 +534,8 @@ def test_errors_say_what_is_wrong_and_write_nothing(
     with pytest.raises(error, match=text):
         gfx.tl.screen_genes(cells, model=toy_model, **arguments)
     assert slots(cells) == before
+
+
+def test_genes_together_are_sent_to_where_they_belong(toy_cells: ToyCells, toy_model: Model) -> None:
+    with pytest.raises(ValueError, match=r"one at a time; for genes together, call `gfx.tl.delete_genes"):
+        screen(toy_cells(6), toy_model, genes=[("TOY1", "TOY2")])

@@ -92,7 +92,7 @@ def screen(toy_cells: ToyCells, toy_folder: Path, slots: ReadSlots, tmp_path_fac
     with pytest.warns(UserWarning, match="Held-out cells of"):
         gfx.tl.screen_genes(adata, store=store, **arguments)
     found = Screen(make, arguments, store, slots(adata))
-    assert found.n_blocks == 5
+    assert found.n_blocks == 20
     return found
 
 

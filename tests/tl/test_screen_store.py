@@ -43,7 +43,7 @@ def files(store: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def arguments(toy_folder: Path) -> dict[str, Any]:
-    """20 of 40 cells, in 3 blocks, with a goal."""
+    """20 of 40 cells, two in a block, with a goal."""
     return {"model": toy_folder, "groupby": "condition", "start": "sick", "goal": "healthy", "layers": True}
 
 
@@ -108,12 +108,13 @@ def assert_refused(adata: ad.AnnData, store: Path, slots: ReadSlots, *names: str
         ({"pooling": "mean"}, ["pooling"]),
         ({"operator": "delete"}, ["operator"]),
         ({"dtype": "bfloat16"}, ["dtype"]),
-        ({"null": None}, ["null"]),
+        ({"null": None}, ["n_probes", "null"]),
+        ({"n_probes": 2}, ["n_probes"]),
         ({"genes": [f"TOY{at}" for at in range(1, 200)]}, ["genes"]),
         ({"genes": ["TOY90", "TOY48"]}, ["cells", "genes"]),
         ({"mask_obs": np.arange(40) < 30}, ["cells"]),
         ({"start": "healthy", "goal": "sick"}, ["cells", "goal", "start", "states"]),
-        ({"start": None, "goal": None}, ["cells", "goal", "start", "states"]),
+        ({"start": None, "goal": None}, ["cells", "goal", "groupby", "start", "states"]),
         ({"method": "first_order", "n_probes": 2}, ["cells_per_block", "method", "n_probes"]),
     ],
     ids=lambda value: "+".join(value),  # noqa: PLW0108 - pytest wants a plain function
@@ -128,6 +129,18 @@ def test_a_store_of_other_parameters_is_refused(
     names: list[str],
 ) -> None:
     assert_refused(adata, store, slots, *names, **(arguments | changed))
+
+
+def test_effects_in_cells_can_be_summed_up_otherwise(
+    adata: ad.AnnData, arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    """Groups are no part of what a store holds."""
+    arguments = {"model": arguments["model"], "null": None, "store": tmp_path / "store"}
+    gfx.tl.screen_genes(adata, **arguments)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*")}
+    gfx.tl.screen_genes(adata, groupby="condition", **arguments)
+    assert "gfx_screen_groups" in adata.varm
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*")} == before
 
 
 def test_a_store_of_other_cells_is_refused(

@@ -65,8 +65,8 @@ def by_chance(z: np.ndarray, random_z: np.ndarray) -> np.ndarray:
     """
     out = np.full(len(z), np.nan)
     known = ~np.isnan(z)
-    if known.any() and len(random_z):
-        pool = np.sort(random_z)
+    if known.any() and (~np.isnan(random_z)).any():
+        pool = np.sort(random_z[~np.isnan(random_z)])
         above = len(pool) - np.searchsorted(pool, z[known], side="left")
         below = np.searchsorted(pool, z[known], side="right")
         out[known] = np.minimum(1.0, 2 * (1 + np.minimum(above, below)) / (len(pool) + 1))

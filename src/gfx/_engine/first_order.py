@@ -119,8 +119,9 @@ def _slopes(
     log_keep = torch.zeros(n, longest, device=tokens.device, requires_grad=True)
     table = encoder.embeddings.position_embeddings.weight[:longest]
     if operator == "delete":
-        # Position tables are rough: what a place is like says little of the next one. So derivatives are taken with
-        # every token half-way to the place before its own, where they are right for the whole step.
+        # Tables of positions are rough: the slope at a place says little of the place before it. With every token
+        # half-way between the two, slopes span the step. That is one point for all genes, though each moves only those
+        # behind it; in trained models that has sufficed.
         half_way = (table + torch.cat([table[:1], table[:-1]])) / 2
         positions = half_way.expand(n, -1, -1).clone().requires_grad_()
     else:

@@ -110,8 +110,9 @@ def screen_genes(
     adata
         Cells by genes, raw counts in `X` or `layer`, or tokens from :func:`gfx.pp.tokenize`.
     genes
-        Symbols or Ensembl ids to screen; `None` is every gene. In a cell with no more than 20 of them there are no
-        neighbours to hold a gene against: no excess, and so no z.
+        Symbols or Ensembl ids to screen; `None` is every gene. Neighbours are then among these: few genes are held
+        against genes that stand far from them, and where a cell has no more than 20 of them, against none, so that
+        they have no z.
     {model}
     mask_obs
         Which cells to screen: a column of `obs`, or one truth value per cell.
@@ -126,9 +127,11 @@ def screen_genes(
         ``"hold"``: every other gene keeps its position. ``"delete"``: those behind move up by one, as in the
         published method; effects then follow the rank.
     n_probes
-        Random directions for each cell, for estimates of shifts; 0 leaves shifts out where there is a goal.
+        Random directions for each cell, for estimates of shifts; also of those of the network with random weights. 0
+        leaves shifts out where there is a goal, and costs least.
     null
-        ``"random_weights"``: run a network of the same shape with random weights, by derivatives; `None`: do not.
+        ``"random_weights"``: run a network of the same shape with random weights, with the same operator, by
+        derivatives (``"genes"`` as ``"mean"``); `None`: do not.
     hidden_layer
         Which hidden states: -1 the last block's, -2 those of the block before, 0 the embedding's.
     pooling
@@ -195,7 +198,7 @@ def screen_genes(
     ['gene', 'n_cells', 'rank_mean', 'shift_mean', 'shift_sd', 'shift_excess']
     """
     keys = screen_keys(key_added)
-    _check(method, operator, n_probes, null, goal)
+    _check(method, operator, n_probes, null=null, goal=goal)
     if not isinstance(rng, int | np.integer):
         msg = f"`rng` is a whole number, for a stopped run has to draw the same again; found {rng!r}."
         raise TypeError(msg)
@@ -215,7 +218,7 @@ def screen_genes(
         "pooling": how,
         "method": method,
         "operator": operator,
-        "n_probes": n_probes if method == "first_order" else None,
+        "n_probes": n_probes if method == "first_order" or null is not None else None,
         "null": null,
         "groupby": groupby,
         "start": start,
@@ -231,8 +234,8 @@ def screen_genes(
         plan = plan.towards(goals)
         found = run_screen(plan, kept, client, n_obs=cells.adata.n_obs, layers=layers)
         if method == "first_order":
-            estimates = check_estimates(plan, np.random.default_rng(_seed(rng, _CHECK)))
-            exact = do_candidates(plan, found, np.random.default_rng(_seed(rng, _CANDIDATES)))
+            estimates = check_estimates(plan, client, np.random.default_rng(_seed(rng, _CHECK)))
+            exact = do_candidates(plan, found, client, np.random.default_rng(_seed(rng, _CANDIDATES)))
 
     table = gene_columns(plan, found.whole, 0)
     _add_baselines(table, cells, lengths, states)
@@ -260,7 +263,7 @@ def screen_genes(
 # --- what is asked for ---------------------------------------------------------------------------------------------
 
 
-def _check(method: str, operator: str, n_probes: int, null: str | None, goal: str | None) -> None:
+def _check(method: str, operator: str, n_probes: int, *, null: str | None, goal: str | None) -> None:
     choices = {
         "method": (method, ("exact", "first_order")),
         "operator": (operator, ("hold", "delete")),
@@ -273,8 +276,11 @@ def _check(method: str, operator: str, n_probes: int, null: str | None, goal: st
     if isinstance(n_probes, bool) or not isinstance(n_probes, int | np.integer) or n_probes < 0:
         msg = f"`n_probes` is a number of random directions, found {n_probes!r}."
         raise ValueError(msg)
-    if n_probes == 0 and goal is None and method == "first_order":
-        msg = "`n_probes=0` leaves nothing to estimate without a goal. Give `groupby`, `start` and `goal`, or probes."
+    if n_probes == 0 and goal is None and (method == "first_order" or null is not None):
+        msg = (
+            "`n_probes=0` measures no shifts by derivatives, and without a goal there is nothing else. Give probes; or "
+            "`groupby`, `start` and `goal`."
+        )
         raise ValueError(msg)
 
 
@@ -350,6 +356,10 @@ def _plan(
     vocabulary = cells.model.vocabulary
     chosen = ~vocabulary.is_special
     if genes is not None:
+        genes = [genes] if isinstance(genes, str) else list(genes)
+        if any(isinstance(gene, tuple) for gene in genes):
+            msg = "A screen deletes genes one at a time; for genes together, call `gfx.tl.delete_genes(adata, genes)`."
+            raise ValueError(msg)
         tokens = find_gene_sets(genes, vocabulary, np.zeros(0, np.int64)).tokens
         chosen = np.isin(np.arange(len(vocabulary)), np.concatenate(tokens))
     ids = cells.tokens.ids
@@ -406,11 +416,16 @@ def _open_store(
     goals: Mapping[str, np.ndarray],
     noted: Mapping[str, object],
 ) -> ScreenStore:
+    from gfx._engine.device import choose_device
     from gfx.tl._screen_store import ScreenStore
 
     ids, obs_names = cells.tokens.ids, cells.adata.obs_names[plan.number].to_numpy(dtype=object)
-    manifest = record(_FUNCTION, **cells.model.provenance(), **noted) | {
+    # Effects in cells are the same whatever groups they are summed up in.
+    effects = {name: value for name, value in noted.items() if name != "groupby" or states is not None}
+    manifest = record(_FUNCTION, **cells.model.provenance(), **effects) | {
         "torch_version": version("torch"),
+        "device": choose_device(None).type,
+        "batch_tokens": plan.jobs[MODEL].batch_tokens,
         "dtype": plan.jobs[MODEL].dtype,
         "cells_per_block": plan.cells_per_block,
         "cells": fingerprint(obs_names, plan.lengths, (ids[rows] for rows in pieces(plan.number))),
@@ -486,26 +501,22 @@ def _write(
     uns: dict[str, Any],
 ) -> None:
     adata = cells.adata
-    is_ours = keys.uns in adata.uns  # what an earlier call left beside goes; what is the user's own stays
-    of_vars = _of_genes(table, cells)
-    written = {keys.varm: of_vars, keys.varm_groups: None}
+    varm = {keys.varm: _of_genes(table, cells), keys.varm_groups: None}
     if names:
         tables = [gene_columns(plan, found.groups, at) for at in range(len(names))]
         uns |= {"groups": np.array(names, dtype=object), "columns": np.array(tables[0].columns, dtype=object)}
-        written[keys.varm_groups] = np.stack(
-            [_of_genes(one, cells).to_numpy(dtype=np.float32) for one in tables], axis=1
-        )
-    for key, values in written.items():
-        if values is not None:
-            adata.varm[key] = values
-        elif is_ours and key in adata.varm:
-            del adata.varm[key]
+        arrays = [_of_genes(one, cells).to_numpy(dtype=np.float32) for one in tables]
+        varm[keys.varm_groups] = np.stack(arrays, axis=1)
     slots = {keys.layer: "shift", keys.layer_toward: "toward"}
-    for key, measure in slots.items():
-        if measure in found.layers:
-            adata.layers[key] = _by_var(found.layers[measure], cells)
-        elif is_ours and key in adata.layers:
-            del adata.layers[key]
+    layers = {key: _by_var(found.layers[name], cells) if name in found.layers else None for key, name in slots.items()}
+    # All is made; only now something is written. What an earlier call left beside goes, what is the user's own stays.
+    is_ours = keys.uns in adata.uns
+    for held, written in ((adata.varm, varm), (adata.layers, layers)):
+        for key, values in written.items():
+            if values is not None:
+                held[key] = values
+            elif is_ours and key in held:
+                del held[key]
     adata.uns[keys.uns] = uns
 
 

@@ -7,11 +7,12 @@ from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 from zlib import crc32
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     import numpy as np
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from gfx._engine.screen import Operator
 
 Method = Literal["exact", "first_order"]
+
+#: Threads of a worker load a network once, and do not draw from one generator at a time.
+_ONE_AT_A_TIME = Lock()
 
 #: Blocks that wait at each worker while another one runs there.
 BLOCKS_AHEAD = 2
@@ -81,7 +85,7 @@ class ScreenJob:
     def by_random_weights(self, seed: int, goals: np.ndarray | None) -> ScreenJob:
         """Make the same job for a network that has learnt nothing: by derivatives, which cost little."""
         how = "mean" if self.how == "genes" else self.how
-        by = {"method": "first_order", "operator": "hold", "how": how, "dtype": "float32"}
+        by = {"method": "first_order", "how": how, "dtype": "float32"}
         return replace(self, random_weights=seed, goals=goals, **by)
 
     def exactly(self) -> ScreenJob:
@@ -90,15 +94,16 @@ class ScreenJob:
 
     def encoder(self) -> BertModel:
         """Load the network; each process keeps it, until its file changes."""
-        return _encoder(
-            self.weights,
-            self.weights.stat().st_mtime_ns,
-            json.dumps(dict(self.config), sort_keys=True),
-            self.n_blocks,
-            device=self.device,
-            dtype=self.dtype,
-            random_weights=self.random_weights,
-        )
+        with _ONE_AT_A_TIME:
+            return _encoder(
+                self.weights,
+                self.weights.stat().st_mtime_ns,
+                json.dumps(dict(self.config), sort_keys=True),
+                self.n_blocks,
+                device=self.device,
+                dtype=self.dtype,
+                random_weights=self.random_weights,
+            )
 
     def run(self, cells: CellBlock) -> Screened:
         """Screen some cells."""
@@ -141,35 +146,30 @@ def _encoder(
 
 @contextmanager
 def networks() -> Iterator[None]:
-    """Keep networks in memory from block to block, and no longer than a screen."""
+    """Keep networks in memory from block to block, and in this process no longer than a screen."""
     try:
         yield
     finally:
         _encoder.cache_clear()
 
 
-def run_jobs(jobs: Sequence[ScreenJob], cells: CellBlock) -> list[Screened]:
-    """Run all jobs in some cells."""
-    return [job.run(cells) for job in jobs]
-
-
-def run_in_order(
-    jobs: Sequence[ScreenJob], blocks: Iterator[CellBlock], client: Any | None
-) -> Iterator[list[Screened]]:
-    """Run all jobs in every block; here, or on the workers of a `dask.distributed.Client`. Results come in order.
+def run_in_order(tasks: Iterable[tuple[ScreenJob, CellBlock]], client: Any | None) -> Iterator[Screened]:
+    """Run jobs in blocks of cells; here, or on the workers of a `dask.distributed.Client`. Results come in order.
 
     A few blocks are under way for each worker, so that no more than these are in memory. A worker that dies is dask's
     to replace: its blocks run again elsewhere.
     """
     if client is None:
-        yield from (run_jobs(jobs, cells) for cells in blocks)
+        yield from (job.run(cells) for job, cells in tasks)
         return
-    # A task, not scattered data, which would be lost with the workers that hold it.
-    everywhere = client.submit(list, jobs, pure=False)
+    # Each job is sent once. As a task, not as scattered data, which would be lost with the workers that hold it.
+    sent: dict[int, Any] = {}
     waiting: deque = deque()
     try:
-        for cells in blocks:
-            waiting.append(client.submit(run_jobs, everywhere, cells, pure=False))
+        for job, cells in tasks:
+            if id(job) not in sent:
+                sent[id(job)] = job, client.submit(_itself, job, pure=False)
+            waiting.append(client.submit(_run, sent[id(job)][1], cells, pure=False))
             while len(waiting) >= (1 + BLOCKS_AHEAD) * max(1, len(client.ncores())):
                 yield waiting.popleft().result()
         while waiting:
@@ -177,3 +177,11 @@ def run_in_order(
     finally:
         for future in waiting:
             future.cancel()
+
+
+def _itself(job: ScreenJob) -> ScreenJob:
+    return job
+
+
+def _run(job: ScreenJob, cells: CellBlock) -> Screened:
+    return job.run(cells)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gfx.tl._screen_store import ScreenStore
 
 #: Cells in a block, which is what a stopped run loses at most: some thousand passes each.
-CELLS_PER_BLOCK = {"exact": 8, "first_order": 128}
+CELLS_PER_BLOCK = {"exact": 2, "first_order": 128}
 
 #: Cells in which estimates are held against exact results.
 CHECKED_CELLS = 4
@@ -150,32 +150,31 @@ def _each_block(
     plan: Plan, store: ScreenStore | None, client: Any | None
 ) -> Iterator[tuple[slice, dict[str, Screened]]]:
     """Yield what all networks make of each block, in order; what a store has is not run again."""
-    every, names = plan.rows_of_blocks(), list(plan.jobs)
+    every = plan.rows_of_blocks()
 
-    def kept(number: int) -> dict[str, Screened] | None:
+    def kept(number: int) -> dict[str, Screened]:
         if store is None:
-            return None
-        found, wanted = {}, plan.some(every[number]).wanted
-        for name in names:
-            result = store.read(name, number, wanted, plan.measures_of(name))
-            if result is None:
-                return None
-            found[name] = result
-        return found
+            return {}
+        wanted = plan.some(every[number]).wanted
+        found = {name: store.read(name, number, wanted, plan.measures_of(name)) for name in plan.jobs}
+        return {name: result for name, result in found.items() if result is not None}
 
-    to_do = [number for number in range(len(every)) if kept(number) is None]
-    if store is not None and len(to_do) < len(every):
-        _log.info(f"{store.path} has {len(every) - len(to_do):,} of {len(every):,} blocks of cells; going on.")
-    fresh = run_in_order(list(plan.jobs.values()), (plan.some(every[number]) for number in to_do), client)
-    still = set(to_do)
+    missing = {number: set(plan.jobs) - set(kept(number)) for number in range(len(every))}
+    if store is not None and any(len(names) < len(plan.jobs) for names in missing.values()):
+        n = sum(not names for names in missing.values())
+        _log.info(f"{store.path} has {n:,} of {len(every):,} blocks of cells; going on.")
+    tasks = [(number, name) for number in missing for name in plan.jobs if name in missing[number]]
+    fresh = run_in_order(((plan.jobs[name], plan.some(every[number])) for number, name in tasks), client)
     for number, rows in enumerate(every):
-        if number not in still:
-            yield rows, kept(number)
-            continue
-        results = dict(zip(names, next(fresh), strict=True))
-        if store is not None:
-            for name, result in results.items():
-                store.write(name, number, result, plan.measures_of(name))
+        results = kept(number) if len(missing[number]) < len(plan.jobs) else {}
+        for name in plan.jobs:
+            if name in missing[number]:
+                results[name] = next(fresh)
+                if store is not None:
+                    store.write(name, number, results[name], plan.measures_of(name))
+        if lost := set(plan.jobs) - set(results):
+            msg = f"{store.path} lost what it had of a block of cells ({', '.join(sorted(lost))}) while this ran."
+            raise RuntimeError(msg)
         yield rows, results
 
 
@@ -184,14 +183,18 @@ def _add(found: Found, plan: Plan, name: str, cells: CellBlock, *, group: np.nda
     vocabulary = plan.vocabulary
     cell, place = np.nonzero(cells.wanted)
     tokens = cells.ids[cell, place]
-    for sums, of in ((found.whole, np.zeros(len(cell), np.int64)), (found.groups, group[cell])):
-        if name == MODEL:
-            rank = (place - vocabulary.first_gene) / np.maximum(cells.lengths[cell] - vocabulary.n_specials - 1, 1)
-            sums.add("rank", tokens, of, rank)
-        for measure in plan.measures_of(name):
-            values = values_of(result, measure)
-            sums.add(f"{name}/{measure}", tokens, of, values[cell, place])
-            sums.add(f"{name}/{measure}_excess", tokens, of, beside_neighbours(values)[cell, place])
+    measured = {}
+    if name == MODEL:
+        n_others = np.maximum(cells.lengths[cell] - vocabulary.n_specials - 1, 1)
+        measured["rank"] = (place - vocabulary.first_gene) / n_others
+    for measure in plan.measures_of(name):
+        values = values_of(result, measure)
+        measured[f"{name}/{measure}"] = values[cell, place]
+        measured[f"{name}/{measure}_excess"] = beside_neighbours(values)[cell, place]
+    for what, values in measured.items():
+        found.whole.add(what, tokens, np.zeros(len(cell), np.int64), values)
+        if plan.n_groups:
+            found.groups.add(what, tokens, group[cell], values)
 
 
 def _entries(cells: CellBlock, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -202,7 +205,7 @@ def _entries(cells: CellBlock, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
 # --- estimates and exact results -----------------------------------------------------------------------------------
 
 
-def check_estimates(plan: Plan, rng: np.random.Generator) -> dict[str, Any]:
+def check_estimates(plan: Plan, client: Any | None, rng: np.random.Generator) -> dict[str, Any]:
     """Hold estimates against exact results in some of the cells.
 
     Returns
@@ -211,14 +214,20 @@ def check_estimates(plan: Plan, rng: np.random.Generator) -> dict[str, Any]:
     largest effects that are among the 100 largest estimates.
     """
     rows = np.sort(rng.permutation(len(plan.number))[:CHECKED_CELLS])
-    cells, job = plan.some(rows), plan.jobs[MODEL]
-    estimated, exact = job.run(cells), job.exactly().run(cells)
+    both = plan.jobs[MODEL], plan.jobs[MODEL].exactly()
+    tasks = [(job, plan.some(rows[at : at + 1])) for at in range(len(rows)) for job in both]
+    results = list(_with_bar(run_in_order(tasks, client), len(tasks), "exact beside estimates"))
     told: dict[str, Any] = {"n_cells": len(rows)}
     for measure in plan.measures_of(MODEL):
-        pairs = zip(values_of(estimated, measure), values_of(exact, measure), strict=True)
-        each = np.array([agreement(*pair) for pair in pairs])
+        values = [values_of(result, measure)[0] for result in results]
+        each = np.array([agreement(*pair) for pair in zip(values[::2], values[1::2], strict=True)])
         told[f"{measure}_spearman"], told[f"{measure}_recall"] = _means(each)
     return told
+
+
+def _with_bar(results: Iterable[Screened], n: int, description: str) -> Iterator[Screened]:
+    quiet = not _log.shows_progress()
+    yield from tqdm(results, total=n, desc=description, unit="block", leave=False, delay=1, disable=quiet)
 
 
 def _means(values: np.ndarray) -> list[float]:
@@ -226,7 +235,7 @@ def _means(values: np.ndarray) -> list[float]:
     return [float(column[row].mean()) if row.any() else np.nan for column, row in zip(values.T, there.T, strict=True)]
 
 
-def do_candidates(plan: Plan, found: Found, rng: np.random.Generator) -> GeneSums:
+def do_candidates(plan: Plan, found: Found, client: Any | None, rng: np.random.Generator) -> GeneSums:
     """Delete the genes that stand out most exactly, in some of their cells."""
     sums, measure = found.whole, plan.measures[-1]
     n = sums.n(f"{MODEL}/{measure}")[:, 0]
@@ -240,18 +249,26 @@ def do_candidates(plan: Plan, found: Found, rng: np.random.Generator) -> GeneSum
             np.sort(rng.permutation(n_there)[:CELLS_PER_CANDIDATE]) for n_there in sums.n("rank")[candidates, 0]
         ]
         row, token = _find_occurrences(plan, candidates, occurrences)
-        rows, at = np.unique(row, return_inverse=True)
-        some = plan.some(rows)
-        wanted = np.zeros_like(some.wanted)
-        for of, gene in zip(at, token, strict=True):
-            wanted[of] |= some.ids[of] == gene
-        some = replace(some, wanted=wanted)
-        result = plan.jobs[MODEL].exactly().run(some)
-        cell, place = np.nonzero(some.wanted)
-        for measure in plan.measures:
-            values = values_of(result, measure)[cell, place]
-            exact.add(measure, some.ids[cell, place], np.zeros(len(cell), np.int64), values)
+        blocks, job = list(_only(plan, row, token)), plan.jobs[MODEL].exactly()
+        tasks = [(job, cells) for cells in blocks]
+        results = _with_bar(run_in_order(tasks, client), len(tasks), "candidates, exactly")
+        for cells, result in zip(blocks, results, strict=True):
+            cell, place = np.nonzero(cells.wanted)
+            for measure in plan.measures:
+                values = values_of(result, measure)[cell, place]
+                exact.add(measure, cells.ids[cell, place], np.zeros(len(cell), np.int64), values)
     return exact
+
+
+def _only(plan: Plan, row: np.ndarray, token: np.ndarray) -> Iterator[CellBlock]:
+    """Take cells a few at a time, in which only the given genes are to be deleted."""
+    of_row = np.split(token[np.argsort(row, kind="stable")], np.cumsum(np.unique(row, return_counts=True)[1])[:-1])
+    rows = np.unique(row)
+    for start in range(0, len(rows), CELLS_PER_BLOCK["exact"]):
+        cells = plan.some(rows[start : start + CELLS_PER_BLOCK["exact"]])
+        genes = of_row[start : start + len(cells.number)]
+        here = np.stack([np.isin(ids, some) for ids, some in zip(cells.ids, genes, strict=True)])
+        yield replace(cells, wanted=cells.wanted & here)
 
 
 def _find_occurrences(
