@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from transformers import BertModel
     from transformers.models.bert.modeling_bert import BertLayer
 
+#: Scores that a core's cache holds, and the products around them.
+_CACHED = 1 << 20
+
 #: Scores up to this can be exponentiated as they are: neither they nor their sum overflow, nor do all vanish.
 _SAFE_SCORE = 60.0
 
@@ -116,17 +119,21 @@ def _is_better_by_hand(projected: torch.Tensor) -> bool:
 
 
 def _attend_in_cache(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Attend one cell at a time, so that its scores stay in the cache, `(n, heads, l, d)`."""
+    """Attend some queries of one cell at a time, so that scores stay in the cache, `(n, heads, l, d)`."""
     query, key, value = query * query.shape[-1] ** -0.5, key.contiguous(), value.contiguous()
     out = torch.empty_like(query)
     largest = torch.stack(
         [torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).amax() for x in (query, key)]
     ).prod()
     exponentiate = torch.exp_ if largest < _SAFE_SCORE else _exp_below_maximum
+    n_heads, length = key.shape[1:3]
+    rows = max(1, _CACHED // (n_heads * length))
     for at in range(len(query)):
-        weights = exponentiate(query[at] @ key[at].transpose(-1, -2))
-        total = weights.sum(-1, keepdim=True, dtype=torch.float32)
-        torch.div(weights @ value[at], total, out=out[at])
+        for start in range(0, query.shape[2], rows):
+            some = slice(start, start + rows)
+            weights = exponentiate(query[at, :, some] @ key[at].transpose(-1, -2))
+            total = weights.sum(-1, keepdim=True, dtype=torch.float32)
+            torch.div(weights @ value[at], total, out=out[at, :, some])
     return out
 
 

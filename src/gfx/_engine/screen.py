@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 Operator = Literal["delete", "hold"]
 
+#: Tokens at once that a CPU still runs out of its cache; more are slower, and take more memory.
+_CACHED_TOKENS = 4_096
+
 
 @torch.inference_mode()
 def screen_exactly(
@@ -53,17 +56,18 @@ def screen_exactly(
     operator
         ``"delete"``: later genes move up. ``"hold"``: every other gene keeps its position.
     tokens_at_once
-        Tokens in a forward pass.
+        Tokens in a forward pass at most.
     """
     device = encoder.device
     targets = None if goals is None else torch.from_numpy(np.asarray(goals)).to(device, sum_dtype(device))
     found = Screened.nothing(*ids.shape, 0 if goals is None else len(goals))
     blocks, special = blocks_of(encoder), special_tokens(vocabulary, device)
+    most = min(tokens_at_once, _CACHED_TOKENS) if device.type == "cpu" else tokens_at_once
     for row in np.flatnonzero(wanted.any(axis=1)):
         tokens = torch.from_numpy(ids[row, : lengths[row]].astype(np.int64)).to(device)
         cell = _Cell(encoder, blocks, tokens, ~special[tokens], how=how, operator=operator, goals=targets)
         places = np.flatnonzero(wanted[row])
-        at_once = max(1, tokens_at_once // len(tokens))
+        at_once = max(1, most // len(tokens))
         chunks = [places[start : start + at_once] for start in range(0, len(places), at_once)]
         for at, (shift, toward) in halving(chunks, cell.without):
             found.shift[row, at] = shift.float().cpu().numpy()
