@@ -9,6 +9,8 @@ import numpy as np
 from scipy import ndimage, stats
 from scipy.spatial import KDTree
 
+from gfx._core.statistics import moments
+
 if TYPE_CHECKING:
     from gfx._core.vocabulary import Vocabulary
 
@@ -39,6 +41,10 @@ class Screened:
         return cls(
             np.full((n_cells, longest), np.nan, np.float32), np.full((n_cells, longest, n_states), np.nan, np.float32)
         )
+
+    def of(self, measure: str) -> np.ndarray:
+        """Return one measure, ``"shift"`` or ``"toward"`` the first state, as a view `(n_cells, longest)`."""
+        return self.shift if measure == "shift" else self.toward[..., 0]
 
 
 def wanted_places(ids: np.ndarray, lengths: np.ndarray, genes: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
@@ -90,23 +96,20 @@ class GeneSums:
         counted = (group >= 0) & ~np.isnan(values)
         slot = tokens[counted].astype(np.int64) * self.n_groups + group[counted]
         values = values[counted].astype(np.float64)
-        added = [np.bincount(slot, weights, sums.shape[1]) for weights in (np.ones_like(values), values, values**2)]
+        added = [np.bincount(slot, weights, sums.shape[1]) for weights in (values, values**2, np.ones_like(values))]
         sums += np.stack(added)
 
     def n(self, name: str) -> np.ndarray:
         """How many values were added, int64 `(n_tokens, n_groups)`."""
-        return self._shaped(name)[0].astype(np.int64)
+        return self._shaped(name)[2].astype(np.int64)
 
     def mean(self, name: str) -> np.ndarray:
         """Their mean, `(n_tokens, n_groups)`; NaN where there is none."""
-        n, total, _ = self._shaped(name)
-        return np.divide(total, n, out=np.full(n.shape, np.nan), where=n > 0)
+        return moments(self._shaped(name))[1]
 
     def sd(self, name: str) -> np.ndarray:
         """Their standard deviation, `(n_tokens, n_groups)`; NaN where there is none."""
-        n, _, squares = self._shaped(name)
-        mean = self.mean(name)
-        return np.sqrt(np.maximum(np.divide(squares, n, out=np.full(n.shape, np.nan), where=n > 0) - mean**2, 0))
+        return moments(self._shaped(name))[2]
 
     def _shaped(self, name: str) -> np.ndarray:
         return self._sums.get(name, np.zeros((3, self.n_tokens * self.n_groups))).reshape(

@@ -24,6 +24,13 @@ FEWEST_RANKED = 10
 N_DRAWS = 1_000
 
 
+def moments(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Turn sum, sum of squares and number, `(3, ...)`, into number, mean and standard deviation; NaN where none."""
+    total, squares, n = sums
+    mean, square = (np.divide(values, n, out=np.full(n.shape, np.nan), where=n > 0) for values in (total, squares))
+    return n, mean, np.sqrt(np.maximum(square - mean**2, 0))
+
+
 # --- against random sets -------------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from gfx.tl._controls import N_RANDOM_SETS
 from gfx.tl._experiment import Experiment
 from gfx.tl._gene_sets import find_gene_sets
 from gfx.tl._perturbation_run import run
-from gfx.tl._prepare import prepare
+from gfx.tl._prepare import check_choice, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -76,8 +76,8 @@ def perturb(
         What else belongs into the record.
     """
     n_random = _number_of_random_sets(null)
-    _check_choice("operator", operator, (kind, "hold"))
-    _check_choice("centroids", centroids, ("whole", "without"))
+    check_choice("operator", operator, (kind, "hold"))
+    check_choice("centroids", centroids, ("whole", "without"))
     keys = perturbation_keys(function, key_added)
     cells = prepare(adata, model, layer=layer, mod=mod, copy=copy, slot=keys.uns, function=function)
     states = find_states(cells, groupby, start, goal)
@@ -133,12 +133,6 @@ def perturb(
 # --- what is asked for ---------------------------------------------------------------------------------------------
 
 
-def _check_choice(name: str, given: object, choices: tuple[str, ...]) -> None:
-    if given not in choices:
-        msg = f"`{name}` is one of {list(choices)}, found {given!r}."
-        raise ValueError(msg)
-
-
 def _number_of_random_sets(null: Null) -> int:
     if null is None or null == "rank":
         return 0 if null is None else N_RANDOM_SETS
@@ -150,7 +144,7 @@ def _number_of_random_sets(null: Null) -> int:
 
 def _comparison(cells: Prepared, pooling: Pooling) -> Literal["cls", "mean", "genes"]:
     """Choose how cells are compared; V1 compares gene by gene, as it was published."""
-    _check_choice("pooling", pooling, ("auto", "mean", "cls", "genes"))
+    check_choice("pooling", pooling, ("auto", "mean", "cls", "genes"))
     if pooling == "genes":
         return "genes"
     how = cells.pooling(pooling)

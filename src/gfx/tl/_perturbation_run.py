@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from gfx._core.edits import find_places
+from gfx._core.statistics import moments
 from gfx.tl._baselines import compare_with_baselines, find_baselines
 from gfx.tl._controls import (
     AXIS,
@@ -265,9 +266,7 @@ def _note(donor: np.ndarray | None, n_random: int) -> str:
 
 def _moments(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Turn sum, sum of squares and number into number, mean and standard deviation; NaN where there is none."""
-    total, squares, n = sums
-    mean, square = (np.divide(values, n, out=np.full(n.shape, np.nan), where=n > 0) for values in (total, squares))
-    sd = np.sqrt(np.maximum(square - mean**2, 0))
+    n, mean, sd = moments(sums)
     return n.astype(np.int32), mean.astype(np.float32), sd.astype(np.float32)
 
 

@@ -108,9 +108,7 @@ class Prepared:
     def pooling(self, pooling: Pooling) -> Literal["mean", "cls"]:
         """Choose how a cell becomes one vector: as the model's family does, unless said otherwise."""
         vocabulary = self.model.vocabulary
-        if pooling not in {"auto", "mean", "cls"}:
-            msg = f"`pooling` is one of ['auto', 'mean', 'cls'], found {pooling!r}."
-            raise ValueError(msg)
+        check_choice("pooling", pooling, ("auto", "mean", "cls"))
         if pooling == "cls" and not vocabulary.has_cls:
             msg = (
                 f"{self.model.name!r} has no <cls> token; its family embeds a cell as the mean over its genes. "
@@ -134,6 +132,13 @@ def groups(adata: AnnData, groupby: str) -> tuple[list[str], np.ndarray]:
     """Read a column of `obs` as groups: their names, and the group of each cell, int64 `(n_obs,)`, -1 where missing."""
     column = obs_column(adata, groupby).astype("category")
     return [str(name) for name in column.cat.categories], column.cat.codes.to_numpy(dtype=np.int64)
+
+
+def check_choice(name: str, given: object, choices: tuple[object, ...]) -> None:
+    """Refuse a value that is none of the choices."""
+    if given not in choices:
+        msg = f"`{name}` is one of {list(choices)}, found {given!r}."
+        raise ValueError(msg)
 
 
 def pieces(rows: np.ndarray, size: int = 1024) -> Iterator[np.ndarray]:

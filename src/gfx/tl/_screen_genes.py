@@ -17,7 +17,7 @@ from gfx._settings import settings
 from gfx.tl._baselines import find_baselines
 from gfx.tl._cell_states import find_states
 from gfx.tl._gene_sets import find_gene_sets
-from gfx.tl._prepare import groups, pieces, prepare
+from gfx.tl._prepare import check_choice, groups, pieces, prepare
 from gfx.tl._screen_job import ScreenJob, networks
 from gfx.tl._screen_run import (
     MODEL,
@@ -264,15 +264,9 @@ def screen_genes(
 
 
 def _check(method: str, operator: str, n_probes: int, *, null: str | None, goal: str | None) -> None:
-    choices = {
-        "method": (method, ("exact", "first_order")),
-        "operator": (operator, ("hold", "delete")),
-        "null": (null, ("random_weights", None)),
-    }
-    for name, (given, allowed) in choices.items():
-        if given not in allowed:
-            msg = f"`{name}` is one of {list(allowed)}, found {given!r}."
-            raise ValueError(msg)
+    check_choice("method", method, ("exact", "first_order"))
+    check_choice("operator", operator, ("hold", "delete"))
+    check_choice("null", null, ("random_weights", None))
     if isinstance(n_probes, bool) or not isinstance(n_probes, int | np.integer) or n_probes < 0:
         msg = f"`n_probes` is a number of random directions, found {n_probes!r}."
         raise ValueError(msg)
@@ -296,9 +290,7 @@ def _groups(cells: Prepared, groupby: str | None, states: States | None) -> tupl
 
 
 def _comparison(cells: Prepared, pooling: str, method: str) -> Literal["cls", "mean", "genes"]:
-    if pooling not in {"auto", "mean", "cls", "genes"}:
-        msg = f"`pooling` is one of ['auto', 'mean', 'cls', 'genes'], found {pooling!r}."
-        raise ValueError(msg)
+    check_choice("pooling", pooling, ("auto", "mean", "cls", "genes"))
     if pooling != "genes":
         return cells.pooling(pooling)
     if method == "first_order":

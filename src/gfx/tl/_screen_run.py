@@ -132,18 +132,13 @@ def run_screen(plan: Plan, store: ScreenStore | None, client: Any | None, *, n_o
                 _add(found, plan, name, cells, group=plan.group[rows], result=result)
             if layers:
                 for measure in plan.measures_of(MODEL):
-                    entries[measure].append(_entries(cells, values_of(results[MODEL], measure)))
+                    entries[measure].append(_entries(cells, results[MODEL].of(measure)))
             bar.update(len(cells.number))
     for measure, blocks in entries.items():
         if blocks:
             cell, token, value = (np.concatenate(part) for part in zip(*blocks, strict=True))
             found.layers[measure] = sparse.coo_array((value, (cell, token)), shape=(n_obs, n_tokens)).tocsr()
     return found
-
-
-def values_of(result: Screened, measure: str) -> np.ndarray:
-    """Return one measure, `(n_cells, longest)`."""
-    return result.shift if measure == "shift" else result.toward[..., 0]
 
 
 def _each_block(
@@ -188,7 +183,7 @@ def _add(found: Found, plan: Plan, name: str, cells: CellBlock, *, group: np.nda
         n_others = np.maximum(cells.lengths[cell] - vocabulary.n_specials - 1, 1)
         measured["rank"] = (place - vocabulary.first_gene) / n_others
     for measure in plan.measures_of(name):
-        values = values_of(result, measure)
+        values = result.of(measure)
         measured[f"{name}/{measure}"] = values[cell, place]
         measured[f"{name}/{measure}_excess"] = beside_neighbours(values)[cell, place]
     for what, values in measured.items():
@@ -219,7 +214,7 @@ def check_estimates(plan: Plan, client: Any | None, rng: np.random.Generator) ->
     results = list(_with_bar(run_in_order(tasks, client), len(tasks), "exact beside estimates"))
     told: dict[str, Any] = {"n_cells": len(rows)}
     for measure in plan.measures_of(MODEL):
-        values = [values_of(result, measure)[0] for result in results]
+        values = [result.of(measure)[0] for result in results]
         each = np.array([agreement(*pair) for pair in zip(values[::2], values[1::2], strict=True)])
         told[f"{measure}_spearman"], told[f"{measure}_recall"] = _means(each)
     return told
@@ -255,7 +250,7 @@ def do_candidates(plan: Plan, found: Found, client: Any | None, rng: np.random.G
         for cells, result in zip(blocks, results, strict=True):
             cell, place = np.nonzero(cells.wanted)
             for measure in plan.measures:
-                values = values_of(result, measure)[cell, place]
+                values = result.of(measure)[cell, place]
                 exact.add(measure, cells.ids[cell, place], np.zeros(len(cell), np.int64), values)
     return exact
 

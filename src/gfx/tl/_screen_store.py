@@ -144,10 +144,7 @@ class ScreenStore:
                 return None
             if np.isnan(values[wanted]).any():
                 return None
-            if measure == "shift":
-                found.shift[:] = values
-            else:
-                found.toward[..., 0] = values
+            found.of(measure)[:] = values
         return found
 
     def write(self, name: str, number: int, found: Screened, measures: Sequence[str]) -> None:
@@ -162,7 +159,7 @@ class ScreenStore:
         try:
             for measure in measures:
                 stored = self.group[_array(name, measure)]
-                values = found.shift if measure == "shift" else found.toward[..., 0]
+                values = found.of(measure)
                 # The whole chunk, so that zarr need not read what may be torn.
                 whole = np.full((len(values), stored.shape[1]), np.nan, dtype=np.float32)
                 whole[:, : values.shape[1]] = values
