@@ -16,7 +16,7 @@ from gfx.tl._controls import N_RANDOM_SETS
 from gfx.tl._experiment import Experiment
 from gfx.tl._gene_sets import find_gene_sets
 from gfx.tl._perturbation_run import run
-from gfx.tl._prepare import check_choice, prepare
+from gfx.tl._prepare import check_choice, prepare, put
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -220,11 +220,7 @@ def _write(cells: Prepared, keys: PerturbationKeys, found: Found) -> None:
         keys.obsm_states: effects.toward if effects.toward.shape[2] else None,
     }
     for held, slots in ((cells.adata.obsm, obsm), (cells.adata.varm, varm)):
-        for key, values in slots.items():
-            if values is not None:
-                held[key] = values
-            elif key in held:
-                del held[key]
+        put(held, slots, is_ours=keys.uns in cells.adata.uns)
     cells.adata.uns[keys.uns] = found.uns
 
 

@@ -14,7 +14,7 @@ from gfx._tokens import find_tokens
 from gfx.models import load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, MutableMapping
     from pathlib import Path
 
     from anndata import AnnData
@@ -139,6 +139,15 @@ def check_choice(name: str, given: object, choices: tuple[object, ...]) -> None:
     if given not in choices:
         msg = f"`{name}` is one of {list(choices)}, found {given!r}."
         raise ValueError(msg)
+
+
+def put(held: MutableMapping[str, Any], slots: Mapping[str, Any], *, is_ours: bool) -> None:
+    """Write what there is; what an earlier call of ours left in the other slots goes, what is the user's own stays."""
+    for key, values in slots.items():
+        if values is not None:
+            held[key] = values
+        elif is_ours and key in held:
+            del held[key]
 
 
 def pieces(rows: np.ndarray, size: int = 1024) -> Iterator[np.ndarray]:

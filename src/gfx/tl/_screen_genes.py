@@ -17,7 +17,7 @@ from gfx._settings import settings
 from gfx.tl._baselines import find_baselines
 from gfx.tl._cell_states import find_states
 from gfx.tl._gene_sets import find_gene_sets
-from gfx.tl._prepare import check_choice, groups, pieces, prepare
+from gfx.tl._prepare import check_choice, groups, pieces, prepare, put
 from gfx.tl._screen_job import ScreenJob, networks
 from gfx.tl._screen_run import (
     MODEL,
@@ -499,16 +499,13 @@ def _write(
         uns |= {"groups": np.array(names, dtype=object), "columns": np.array(tables[0].columns, dtype=object)}
         arrays = [_of_genes(one, cells).to_numpy(dtype=np.float32) for one in tables]
         varm[keys.varm_groups] = np.stack(arrays, axis=1)
-    slots = {keys.layer: "shift", keys.layer_toward: "toward"}
-    layers = {key: _by_var(found.layers[name], cells) if name in found.layers else None for key, name in slots.items()}
-    # All is made; only now something is written. What an earlier call left beside goes, what is the user's own stays.
-    is_ours = keys.uns in adata.uns
-    for held, written in ((adata.varm, varm), (adata.layers, layers)):
-        for key, values in written.items():
-            if values is not None:
-                held[key] = values
-            elif is_ours and key in held:
-                del held[key]
+    measures = {keys.layer: "shift", keys.layer_toward: "toward"}
+    layers = {
+        key: _by_var(found.layers[name], cells) if name in found.layers else None for key, name in measures.items()
+    }
+    # All is made; only now something is written.
+    for held, slots in ((adata.varm, varm), (adata.layers, layers)):
+        put(held, slots, is_ours=keys.uns in adata.uns)
     adata.uns[keys.uns] = uns
 
 
