@@ -24,6 +24,7 @@ from scipy import sparse
 import gfx
 
 BATCH = 32
+V1_TOKENS = 25_426
 SHAPES = {
     # V1-10M's shape with random weights; `mini` is read from the package.
     "V1-shape": {
@@ -50,12 +51,22 @@ def make_cells(n_cells: int, vocabulary: gfx.models.Model, seed: int = 0) -> ad.
 
 
 def random_model(folder: Path, shape: dict[str, int]) -> Path:
+    """Write a model with random weights and as many tokens as V1 has; those that `mini` lacks stand for no gene."""
     from transformers import BertConfig, BertForMaskedLM
 
+    from gfx._core.vocabulary import Vocabulary
     from gfx.models._vocabulary_file import write_vocabulary
 
-    vocabulary = gfx.models.load("mini").vocabulary
-    BertForMaskedLM(BertConfig(vocab_size=len(vocabulary), hidden_act="relu", **shape)).save_pretrained(folder)
+    known = gfx.models.load("mini").vocabulary
+    n_more = V1_TOKENS - len(known)
+    vocabulary = Vocabulary(
+        name="V1-size",
+        ids=np.concatenate([known.ids, [f"none-{number}" for number in range(n_more)]]).astype(object),
+        medians=np.concatenate([known.medians, np.ones(n_more)]),
+        symbols=np.concatenate([known.symbols, [""] * n_more]).astype(object),
+        aliases=known.aliases,
+    )
+    BertForMaskedLM(BertConfig(vocab_size=V1_TOKENS, hidden_act="relu", **shape)).save_pretrained(folder)
     write_vocabulary(vocabulary, folder)
     return folder
 

@@ -1,7 +1,8 @@
 """Every gene deleted in turn against a naive loop, in one run: `python benchmarks/screen.py [DATA]`.
 
 The naive loop is what the official software does for one cell: the masked-LM model with its head, float32, all hidden
-states kept, edited cells built as Python lists, batches of 32. The model has V1-10M's shape, with random weights.
+states kept, edited cells built as Python lists, batches of 32. The model has V1-10M's shape and number of tokens, with
+random weights.
 Prints JSON: deletions per second and peak memory of the naive loop, of exact screens in float32 and bfloat16, and of
 first order (a gene of a cell counts as a deletion); how far they agree; how cost grows with the length of cells and
 their number; what share of the measured peak of matrix products the exact engine reaches; first order in embeddings of
@@ -36,7 +37,9 @@ LENGTHS = (128, 512, 1024, 2048)
 #: Tokens of the real cells that are screened both ways.
 LENGTHS_OF_AGREEMENT = (300, 680)
 #: Exact screens: what is compared, and how precisely.
-EXACT = ("mean-float32", "mean-bfloat16", "cls-float32", "cls-bfloat16")
+EXACT = tuple(
+    "-".join(parts) for parts in itertools.product(("mean", "cls"), ("float32", "bfloat16"), ("hold", "delete"))
+)
 #: Deletions that are timed: enough for a steady rate.
 N_NAIVE, N_EXACT = 64, 512
 
@@ -55,7 +58,7 @@ def make_cells(n_cells: int, length: int, vocabulary: object, seed: int = 0) -> 
     return np.array(rows, dtype=np.uint16), np.full(n_cells, length)
 
 
-def naive(folder: Path, cell: list[int], places: range) -> np.ndarray:
+def naive(folder: Path, cell: list[int], places: range, operator: str) -> np.ndarray:
     """Delete genes from one cell as a plain script would; shifts of the mean and of `<cls>`, `(2, n_places)`."""
     import torch
     from transformers import BertForMaskedLM
@@ -66,8 +69,13 @@ def naive(folder: Path, cell: list[int], places: range) -> np.ndarray:
         before = model(input_ids=torch.tensor([cell])).hidden_states[-2]
         for start in range(0, len(places), NAIVE_BATCH):
             edited = [[*cell[:place], *cell[place + 1 :]] for place in places[start : start + NAIVE_BATCH]]
-            tokens = torch.tensor(edited)
-            after = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).hidden_states[-2]
+            given = {"input_ids": torch.tensor(edited)}
+            given["attention_mask"] = torch.ones_like(given["input_ids"])
+            if operator == "hold":
+                whole = range(len(cell))
+                left = [[*whole[:place], *whole[place + 1 :]] for place in places[start : start + NAIVE_BATCH]]
+                given["position_ids"] = torch.tensor(left)
+            after = model(**given).hidden_states[-2]
             pairs = (before[:, 1:-1].mean(1), after[:, 1:-1].mean(1)), (before[:, 0], after[:, 0])
             shifts.append(np.stack([1 - torch.cosine_similarity(*pair).numpy() for pair in pairs]))
     return np.concatenate(shifts, axis=1)
@@ -101,16 +109,16 @@ def measure(which: str, folder: Path, length: int, n_cells: int, result: Path) -
     vocabulary = model.vocabulary
     ids, lengths = make_cells(n_cells, length, vocabulary)
     told: dict[str, float] = {}
-    if which == "naive":
-        places = range(1, min(N_NAIVE, length - 2) + 1)
-        naive(folder, ids[0].tolist(), places[:NAIVE_BATCH])
+    if which.startswith("naive"):
+        places, operator = range(1, min(N_NAIVE, length - 2) + 1), which.partition("-")[2]
+        naive(folder, ids[0].tolist(), places[:NAIVE_BATCH], operator)
         start = time.perf_counter()
-        np.save(result, naive(folder, ids[0].tolist(), places))
+        np.save(result, naive(folder, ids[0].tolist(), places, operator))
         told["deletions"] = len(places)
     else:
-        method, how, dtype = (
-            ("first_order", "cls", "float32") if which == "first_order" else ("exact", *which.split("-"))
-        )
+        is_exact = which != "first_order"
+        method = "exact" if is_exact else "first_order"
+        how, dtype, operator = which.split("-") if is_exact else ("cls", "float32", "hold")
         goals = np.random.default_rng(0).standard_normal((1, model.hidden_size))
         job = ScreenJob(
             weights=model.weights,
@@ -118,7 +126,7 @@ def measure(which: str, folder: Path, length: int, n_cells: int, result: Path) -
             n_blocks=model.n_blocks - 1,
             vocabulary=vocabulary,
             method=method,
-            operator="hold" if method == "first_order" else "delete",
+            operator=operator,
             how=how,
             n_probes=0,
             goals=goals if method == "first_order" else None,
@@ -141,7 +149,7 @@ def measure(which: str, folder: Path, length: int, n_cells: int, result: Path) -
         told |= first_order_in_embeddings(job, cells)
     if which in EXACT:
         told["matmul_peak_gflops"] = matmul_peak(getattr(torch, dtype))
-        told["gflops"] = deletion_gflop(model.config, length - 1, how) * told["deletions"] / told["seconds"]
+        told["gflops"] = deletion_gflop(model.config, length - 1, how, operator) * told["deletions"] / told["seconds"]
         told["share_of_peak"] = told["gflops"] / told["matmul_peak_gflops"]
     print(json.dumps(told))
 
@@ -161,17 +169,18 @@ def matmul_peak(dtype: object) -> float:
     return best
 
 
-def deletion_gflop(config: dict[str, int], length: int, how: str) -> float:
-    """Products of matrices that a deletion needs in all blocks but the last; of the one before it `<cls>` may do.
+def deletion_gflop(config: dict[str, int], length: int, how: str, operator: str) -> float:
+    """Products of matrices that a deletion needs in all blocks but the last, as they are computed.
 
-    The first block's projections are shared by all deletions of a cell, and so do not count.
+    The first block's projections are shared by all deletions of a cell, and where positions are held its attention
+    follows from that of the whole cell; the last of these blocks needs no product of many rows where `<cls>` will do.
     """
     width, inner = config["hidden_size"], config["intermediate_size"]
     attention, after = 4 * length**2 * width, 2 * length * width * (width + 2 * inner)
     project, n_blocks = 6 * length * width**2, config["num_hidden_layers"] - 1
-    whole = n_blocks * (attention + after) + (n_blocks - 1) * project
-    of_cls = (attention + after) * (1 - 1 / length) if how == "cls" else 0
-    return 1e-9 * (whole - of_cls)
+    n_whole = n_blocks - 1 if how == "cls" else n_blocks
+    n_attended = n_whole - 1 if operator == "hold" else n_whole
+    return 1e-9 * (n_whole * after + n_attended * attention + (n_whole - 1) * project)
 
 
 def estimates_of_random_weights(folder: Path, n_cells: int = 2) -> dict[str, dict[str, float]]:
@@ -226,15 +235,15 @@ def run_alone(which: str, folder: Path, result: Path, *, length: int = 512, n_ce
 def compare(folder: Path) -> dict[str, object]:
     random_model(folder / "model", SHAPES["V1-shape"])
     runs, found = {}, {}
-    for which in ("naive", *EXACT, "first_order"):
+    for which in ("naive-hold", "naive-delete", *EXACT, "first_order"):
         result = folder / f"{which}.npy"
         runs[which] = run_alone(which, folder / "model", result, n_cells=32 if which == "first_order" else 1)
         found[which] = np.load(result)
     agree = {}
     for which in EXACT:
-        how, dtype = which.split("-")
-        of_naive = found["naive"][["mean", "cls"].index(how)]
-        ours, precise = found[which], found[f"{how}-float32"]
+        how, dtype, operator = which.split("-")
+        of_naive = found[f"naive-{operator}"][["mean", "cls"].index(how)]
+        ours, precise = found[which], found[f"{how}-float32-{operator}"]
         there = ~np.isnan(precise)
         agree[which] = {
             "largest difference from naive": float(np.abs(ours[1 : len(of_naive) + 1] - of_naive).max()),
@@ -242,24 +251,28 @@ def compare(folder: Path) -> dict[str, object]:
         }
         if dtype == "bfloat16":
             agree[which]["Spearman with float32"] = float(spearmanr(ours[there], precise[there])[0])
+    slow = {which: f"naive-{which.split('-')[2] if which in EXACT else 'hold'}" for which in (*EXACT, "first_order")}
     return {
-        "model": "V1-10M's shape, random weights, 512 tokens a cell",
+        "model": "V1-10M's shape and number of tokens, random weights, 512 tokens a cell",
         "runs": runs,
         "times_naive": {
-            which: runs[which]["deletions_per_second"] / runs["naive"]["deletions_per_second"] for which in runs
+            which: runs[which]["deletions_per_second"] / runs[naive]["deletions_per_second"]
+            for which, naive in slow.items()
         },
-        "share_of_naive_memory": {which: runs[which]["peak_mb"] / runs["naive"]["peak_mb"] for which in runs},
+        "share_of_naive_memory": {
+            which: runs[which]["peak_mb"] / runs[naive]["peak_mb"] for which, naive in slow.items()
+        },
         "agreement": agree,
         "estimates": estimates_of_random_weights(folder / "model"),
         "by_length": {
             length: {
                 which: run_alone(which, folder / "model", folder / "x.npy", length=length)["deletions_per_second"]
-                for which in ("mean-float32", "mean-bfloat16")
+                for which in ("mean-float32-hold", "mean-bfloat16-hold")
             }
             for length in LENGTHS
         },
         "by_cells": {
-            n: run_alone("mean-bfloat16", folder / "model", folder / "x.npy", n_cells=n)["deletions_per_second"]
+            n: run_alone("mean-bfloat16-hold", folder / "model", folder / "x.npy", n_cells=n)["deletions_per_second"]
             for n in (1, 8)
         },
     }

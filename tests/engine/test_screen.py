@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 
 import gfx
 from gfx._core.screening import Screened, wanted_places
-from gfx._engine.blocks import attend, blocks_of, embed
+from gfx._engine.blocks import WithoutKey, attend, blocks_of, embed
 from gfx._engine.encoder import load_encoder, random_encoder
 from gfx._engine.first_order import screen_by_derivatives
 from gfx._engine.pooling import embed_cells
@@ -247,7 +247,7 @@ def test_blocks_are_the_encoder(toy):
     expected = encoder(input_ids=tokens, attention_mask=valid.long()).last_hidden_state
     hidden = embed(encoder, tokens, encoder.embeddings.position_embeddings.weight[: tokens.shape[1]])
     for block in blocks_of(encoder):
-        first = block.run(hidden, valid=valid, only_first=True)
+        first = block.run_first(hidden, valid=valid)
         hidden = block.run(hidden, valid=valid)
     torch.testing.assert_close(hidden[valid], expected[valid])
     torch.testing.assert_close(first, expected[:, :1])
@@ -264,6 +264,41 @@ def test_attention_in_the_cache_is_attention(scale, error):
     assert found.dtype == torch.bfloat16
     assert (found - expected).abs().max() < error
     assert torch.corrcoef(torch.stack([found.float().flatten(), expected.flatten()]))[0, 1] > 0.99
+
+
+def softmax_without(projected, gone):
+    """Attend from every other position to every other one, key by key of softmax."""
+    left = [at for at in range(len(projected)) if at != gone]
+    query, key, value = projected[left].double().permute(1, 2, 0, 3)
+    return ((query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1) @ value).transpose(0, 1)
+
+
+def test_attention_without_a_key_follows_from_attention_with_it():
+    projected = torch.randn(9, 3, 2, 8, generator=torch.Generator().manual_seed(2))
+    lost = WithoutKey(projected)
+    gone = torch.tensor([0, 4, 8])
+    assert lost.can_lose(gone)
+    source = torch.stack([torch.tensor([at for at in range(9) if at != key]) for key in gone.tolist()])
+    found = lost(gone, source)
+    for at, key in enumerate(gone.tolist()):
+        torch.testing.assert_close(found[at].double(), softmax_without(projected, key), atol=1e-5, rtol=1e-5)
+
+
+def test_a_key_that_has_nearly_all_attention_is_not_taken_out_of_sums():
+    projected = torch.randn(9, 3, 2, 8, generator=torch.Generator().manual_seed(2))
+    projected[:, 0, :, 0], projected[4, 1, :, 0] = 5.0, 10.0  # everybody looks at the fifth
+    lost = WithoutKey(projected)
+    assert not lost.can_lose(torch.tensor([1, 4]))
+    assert lost.can_lose(torch.tensor([1, 5]))
+
+
+def test_a_screen_is_exact_where_a_key_has_nearly_all_attention(toy, monkeypatch):
+    """Such genes are computed anew; with the others, results do not depend on which way was taken."""
+    by_sums = exactly(toy, how=toy.poolings[-1], operator="hold")
+    monkeypatch.setattr(WithoutKey, "MOST", 0.0)
+    anew = exactly(toy, how=toy.poolings[-1], operator="hold")
+    np.testing.assert_allclose(by_sums.shift, anew.shift, atol=TOLERANCE)
+    assert not np.array_equal(by_sums.shift, anew.shift, equal_nan=True)  # two ways, or nothing was compared
 
 
 def test_kept_in_part_is_a_weight_of_keys():

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 if TYPE_CHECKING:
@@ -38,8 +39,12 @@ class Block:
 
     def finish(self, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """Do all that follows attention, `(..., d)` and `(..., heads, d / heads)` -> `(..., d)`."""
-        attended = self.layer.attention.output(attended.flatten(-2), hidden)
-        return self.layer.output(self.layer.intermediate(attended), attended)
+        first, between, last = self.layer.attention.output, self.layer.intermediate, self.layer.output
+        attended = first.LayerNorm(first.dense(attended.flatten(-2)).add_(hidden))
+        inner = between.dense(attended)
+        is_relu = isinstance(between.intermediate_act_fn, nn.ReLU)
+        inner = inner.relu_() if is_relu else between.intermediate_act_fn(inner)
+        return last.LayerNorm(last.dense(inner).add_(attended))
 
     def run(
         self,
@@ -48,9 +53,8 @@ class Block:
         projected: torch.Tensor | None = None,
         valid: torch.Tensor | None = None,
         log_keep: torch.Tensor | None = None,
-        only_first: bool = False,
     ) -> torch.Tensor:
-        """Run the block, `(n, l, d)` -> `(n, l, d)`, or `(n, 1, d)` where only the first position is wanted.
+        """Run the block, `(n, l, d)` -> `(n, l, d)`.
 
         Parameters
         ----------
@@ -60,9 +64,29 @@ class Block:
             See :func:`attend`.
         """
         projected = self.project(hidden) if projected is None else projected
-        queries = slice(0, 1) if only_first else slice(None)
-        attended = attend(projected, queries=queries, valid=valid, log_keep=log_keep)
-        return self.finish(hidden[:, queries], attended)
+        return self.finish(hidden, attend(projected, valid=valid, log_keep=log_keep))
+
+    def run_first(
+        self, hidden: torch.Tensor, *, valid: torch.Tensor | None = None, log_keep: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Run the block for the first position alone, `(n, l, d)` -> `(n, 1, d)`.
+
+        One query needs no keys and values: its head's key projection is applied to the query, and the value projection
+        to the mean of the states.
+        """
+        heads = self.layer.attention.self.num_attention_heads
+        weights = self.weight.unflatten(0, (3, heads, -1))  # (3, heads, e, d)
+        query = torch.einsum("nd,hed->nhe", hidden[:, 0], weights[0]) + self.bias.unflatten(0, (3, heads, -1))[0]
+        scale = query.shape[-1] ** -0.5
+        scores = torch.einsum("nhe,hed->nhd", query * scale, weights[1]) @ hidden.transpose(1, 2)
+        scores = scores.float()  # what the keys' bias adds is the same for all, and softmax takes it out
+        if log_keep is not None:
+            scores = scores + log_keep[:, None]
+        if valid is not None:
+            scores = scores.masked_fill(~valid[:, None], -torch.inf)
+        mean = scores.softmax(-1).to(hidden.dtype) @ hidden
+        attended = torch.einsum("nhd,hed->nhe", mean, weights[2]) + self.bias.unflatten(0, (3, heads, -1))[2]
+        return self.finish(hidden[:, :1], attended[:, None])
 
 
 def blocks_of(encoder: BertModel) -> list[Block]:
@@ -83,11 +107,10 @@ def embed(encoder: BertModel, tokens: torch.Tensor, positions: torch.Tensor) -> 
 def attend(
     projected: torch.Tensor,
     *,
-    queries: slice = slice(None),
     valid: torch.Tensor | None = None,
     log_keep: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Attend, `(n, l, 3, heads, d)` -> `(n, n_queries, heads, d)`.
+    """Attend, `(n, l, 3, heads, d)` -> `(n, l, heads, d)`.
 
     Parameters
     ----------
@@ -97,7 +120,6 @@ def attend(
         Logarithm of how much of each key is kept, `(n, l)`, added to its scores; differentiable. 0 keeps all.
     """
     query, key, value = projected.transpose(1, 3).unbind(2)  # (n, heads, l, d) each
-    query = query[:, :, queries]
     if log_keep is None and valid is None and _is_better_by_hand(projected):
         return _attend_in_cache(query, key, value).transpose(1, 2)
     scale = query.shape[-1] ** -0.5
@@ -111,6 +133,48 @@ def attend(
     mask = None if valid is None else valid[:, None, None, :]
     attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     return (attended if log_keep is None else attended[..., :-8]).transpose(1, 2)
+
+
+class WithoutKey:
+    """Attention within one sequence, ready to lose any one key.
+
+    Where nothing else changes, softmax over the other keys is that over all, less the lost one and scaled up again.
+
+    Parameters
+    ----------
+    projected
+        Queries, keys and values of the sequence, `(l, 3, heads, d)`.
+    """
+
+    #: Where a lost key had more of the attention than this, what is left of the sums is too rough.
+    MOST = 0.9
+
+    def __init__(self, projected: torch.Tensor) -> None:
+        query, key, value = projected.float().transpose(0, 2).unbind(1)  # (heads, l, d) each
+        weights = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1)
+        self.value, self.attended = value.transpose(0, 1), (weights @ value).transpose(0, 1)  # (l, heads, d)
+        self.of_key = weights.permute(2, 1, 0).contiguous()  # (l keys, l queries, heads)
+        others = ~torch.eye(len(projected), dtype=torch.bool, device=projected.device)
+        self.most = (self.of_key.amax(-1) * others).amax(-1)
+
+    @staticmethod
+    def fits(length: int, heads: int) -> bool:
+        """Whether the weights of all keys may be held in memory."""
+        return heads * length**2 <= 1 << 26
+
+    def can_lose(self, gone: torch.Tensor) -> bool:
+        """Whether enough is left for every other position, when each of these keys, `(n,)`, is lost by itself."""
+        return bool(self.most[gone].max() < self.MOST)
+
+    def __call__(self, gone: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        """Attend from some positions, int `(n, l)`, without a key, `(n,)`, of which none is among them.
+
+        Returns
+        -------
+        `(n, l, heads, d)`, in float32.
+        """
+        lost = self.of_key[gone].gather(1, source[..., None].expand(-1, -1, self.of_key.shape[-1]))[..., None]
+        return self.attended[source].addcmul_(lost, self.value[gone][:, None], value=-1).div_(1 - lost)
 
 
 def _is_better_by_hand(projected: torch.Tensor) -> bool:

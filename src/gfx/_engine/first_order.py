@@ -129,8 +129,8 @@ def _slopes(
     padding = None if bool(valid.all()) else valid
     hidden = embed(encoder, tokens, positions)
     for number, block in enumerate(blocks, start=1):
-        only_first = how == "cls" and number == len(blocks)
-        hidden = block.run(hidden, valid=padding, log_keep=log_keep, only_first=only_first)
+        run = block.run_first if how == "cls" and number == len(blocks) else block.run
+        hidden = run(hidden, valid=padding, log_keep=log_keep)
     hidden = hidden.float()
     if how == "cls":
         vector = hidden[:, 0]

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from gfx._core.screening import Screened
-from gfx._engine.blocks import blocks_of, embed
+from gfx._engine.blocks import WithoutKey, blocks_of, embed
 from gfx._engine.device import halving, sum_dtype
 from gfx._engine.pooling import pool, special_tokens
 
@@ -97,9 +97,12 @@ class _Cell:
         if operator == "delete":  # the second half: each token but the first where the one before it stands
             self.inputs = torch.cat([self.inputs, embed(encoder, tokens[1:], positions[:-1])])
         self.projected = blocks[0].project(self.inputs) if blocks else None
+        heads = encoder.config.num_attention_heads
+        is_closed = operator == "hold" and blocks and WithoutKey.fits(self.n, heads)
+        self.lost = WithoutKey(self.projected) if is_closed else None
         self.moves = self.n - 1 if operator == "delete" else 0
         whole = torch.arange(self.n, device=self.device)[None]
-        self.before = self._run(whole)
+        self.before = self._run(whole, None)
         self.vector = self._pooled(self.before, is_gene[None])
         self.cosines = None if goals is None else functional.cosine_similarity(self.vector, goals)
 
@@ -109,7 +112,7 @@ class _Cell:
         place = torch.arange(self.n - 1, device=self.device)[None]
         is_later = place >= gone
         source = place + is_later  # where each token stood
-        after = self._run(source + self.moves * is_later)
+        after = self._run(source + self.moves * is_later, gone[:, 0])
         vector = self._pooled(after, self.is_gene[source])
         if self.how == "genes":
             apart = 1 - functional.cosine_similarity(self.before[0][source].float(), after.float(), dim=-1)
@@ -122,13 +125,18 @@ class _Cell:
             return shift, None
         return shift, functional.cosine_similarity(vector[:, None], self.goals[None], dim=-1) - self.cosines
 
-    def _run(self, source: torch.Tensor) -> torch.Tensor:
+    def _run(self, source: torch.Tensor, gone: torch.Tensor | None) -> torch.Tensor:
         """Run copies made of rows of the inputs, `(n, l)` -> `(n, l, d)`, or `(n, 1, d)` of `<cls>` alone."""
         hidden = self.inputs[source]
         for number, block in enumerate(self.blocks, start=1):
-            only_first = self.how == "cls" and number == len(self.blocks)
-            projected = self.projected[source] if number == 1 else None
-            hidden = block.run(hidden, projected=projected, only_first=only_first)
+            if self.how == "cls" and number == len(self.blocks):
+                hidden = block.run_first(hidden)
+            elif number > 1:
+                hidden = block.run(hidden)
+            elif self.lost is not None and gone is not None and self.lost.can_lose(gone):
+                hidden = block.finish(hidden, self.lost(gone, source).to(hidden.dtype))
+            else:
+                hidden = block.run(hidden, projected=self.projected[source])
         return hidden
 
     def _pooled(self, hidden: torch.Tensor, is_gene: torch.Tensor) -> torch.Tensor:
