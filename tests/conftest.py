@@ -336,3 +336,188 @@ def stop_in_step(monkeypatch: pytest.MonkeyPatch) -> StopInStep:
     from gfx._engine.masked_model import MaskedGeneModel
 
     return StopInStep(monkeypatch, MaskedGeneModel, MaskedGeneModel.forward)
+
+
+# --- learnt classes -------------------------------------------------------------------------------------------------
+
+#: Mean scores of made-up methods; "auc" is their AUC, and other metrics are as high.
+SCORES = {"expression": 0.66, "majority": 0.5, "model": 0.82, "random_weights": 0.58}
+
+
+class Classified(Protocol):
+    """How `classified` is called."""
+
+    def __call__(
+        self,
+        adata: ad.AnnData,
+        function: str,
+        *,
+        key: str | None = None,
+        tasks: dict[str, list[str]] | None = None,
+        groups: list[str] | None = None,
+    ) -> ad.AnnData: ...
+
+
+def _measured(tasks: dict[str, list[str]], units: list[str], rng: np.random.Generator) -> pd.DataFrame:
+    """Values of every task, unit, method, number of cells, seed, fold and metric."""
+    rows = [
+        (task, unit, method, n_cells, seed, fold, metric, score - 20 / n_cells + rng.normal(0, 0.02), 40)
+        for task in tasks
+        for unit in units
+        for method, score in SCORES.items()
+        for n_cells in (100, 500, 2000)
+        for seed in range(3)
+        for fold in range(5)
+        for metric in ("auc", "accuracy", "macro_f1")
+    ]
+    columns = ["task", "unit", "method", "n_cells", "seed", "fold", "metric", "value", "n"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _summary(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation over seeds of means over folds; an interval at the largest number of cells."""
+    by = ["task", "unit", "method", "n_cells", "metric"]
+    seeds = metrics.groupby([*by, "seed"], sort=False)["value"].mean()
+    table = seeds.groupby(by, sort=False).agg(["mean", "std"]).reset_index().rename(columns={"std": "sd"})
+    has_interval = (table["n_cells"] == 2000) & (table["unit"] != "occurrence")
+    for name, away in (("low", -0.05), ("high", 0.05)):
+        table[name] = (table["mean"] + away).where(has_interval)
+    return table.assign(n_seeds=3, n=40)
+
+
+def _curves(tasks: dict[str, list[str]], units: list[str], rng: np.random.Generator) -> pd.DataFrame:
+    """ROC curves whose area is the AUC of the method, but for some noise; of two classes the second one alone."""
+    fpr = np.linspace(0, 1, 101)
+    parts = []
+    for task, classes in tasks.items():
+        for unit in units:
+            for method, score in SCORES.items():
+                for seed in range(3):
+                    for fold in range(5):
+                        for name in classes[1:] if len(classes) == 2 else classes:
+                            auc = score + rng.normal(0, 0.02)
+                            told = {"task": task, "unit": unit, "method": method, "seed": seed, "fold": fold}
+                            parts.append(pd.DataFrame(told | {"class": name, "fpr": fpr, "tpr": fpr ** (1 / auc - 1)}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _pairs(tasks: dict[str, list[str]], unit: str, rng: np.random.Generator) -> pd.DataFrame:
+    """Numbers of each pair of classes; more on the diagonal, and no pair of the first and the last class."""
+    rows = [
+        (task, unit, method, true, predicted, n)
+        for task, classes in tasks.items()
+        for method, score in SCORES.items()
+        for true in classes
+        for predicted in classes
+        for n in [
+            score * 30
+            if true == predicted
+            else 0.0
+            if (true, predicted) == (classes[0], classes[-1])
+            else rng.integers(1, 9) / 3
+        ]
+    ]
+    return pd.DataFrame(rows, columns=["task", "unit", "method", "true", "predicted", "n"])
+
+
+def _probabilities(n: int, n_classes: int, rng: np.random.Generator) -> np.ndarray:
+    values = rng.dirichlet(np.ones(n_classes), n)
+    return values.astype(np.float32)
+
+
+def _add_genes(adata: ad.AnnData, key: str, classes: list[str], rng: np.random.Generator, *, held_out: bool) -> None:
+    """Add what is known of each gene; the last 6 have no score, and the 4 before are in 5 cells."""
+    from gfx._keys import gene_class_keys, predicted_genes_keys
+
+    keys = gene_class_keys(key) if held_out else predicted_genes_keys(key)
+    n_vars = adata.n_vars
+    scores, sd = _probabilities(n_vars, len(classes), rng), rng.uniform(0, 0.2, (n_vars, len(classes)))
+    n_cells = rng.integers(10, 60, n_vars).astype(np.int32)
+    n_cells[-10:-6], n_cells[-6:] = 5, 0
+    scores[-6:] = sd[-6:] = np.nan
+    best = np.where(n_cells > 0, scores.argmax(axis=1), -1)
+    adata.varm[keys.varm], adata.varm[keys.varm_sd] = scores, sd.astype(np.float32)
+    adata.var[keys.var_n_cells] = n_cells
+    if held_out:
+        given = np.where(n_cells > 0, rng.integers(0, len(classes), n_vars), -1)
+        adata.var[keys.var] = pd.Categorical.from_codes(given, classes)
+        adata.var[keys.var_predicted] = pd.Categorical.from_codes(best, classes)
+        folds = np.where(given[:, None] >= 0, rng.integers(0, 5, (n_vars, 3)), -1)
+        adata.varm[keys.varm_fold] = folds.astype(np.int16)
+    else:
+        adata.var[keys.var] = pd.Categorical.from_codes(best, classes)
+        adata.var[keys.var_learnt] = rng.uniform(size=n_vars) < 0.3
+
+
+def _add_groups(adata: ad.AnnData, key: str, groups: list[str], n_classes: int, rng: np.random.Generator) -> None:
+    from gfx._keys import predicted_genes_keys
+
+    keys = predicted_genes_keys(key)
+    n_cells = rng.integers(0, 30, (adata.n_vars, len(groups))).astype(np.int32)
+    scores = np.stack([_probabilities(adata.n_vars, n_classes, rng) for _ in groups], axis=1)
+    scores[n_cells == 0] = np.nan
+    adata.varm[keys.varm_groups], adata.varm[keys.varm_groups_n_cells] = scores, n_cells
+
+
+def _add_cells(
+    adata: ad.AnnData, key: str, tasks: dict[str, list[str]], rng: np.random.Generator, *, own: bool
+) -> None:
+    from gfx._keys import cell_class_keys, predicted_cells_keys
+
+    keys = cell_class_keys(key) if own else predicted_cells_keys(key)
+    parts = {task: _probabilities(adata.n_obs, len(classes), rng) for task, classes in tasks.items()}
+    adata.obsm[keys.obsm] = np.concatenate(list(parts.values()), axis=1)
+    for task, classes in tasks.items():
+        adata.obs[keys.of(task)] = pd.Categorical.from_codes(parts[task].argmax(axis=1), classes)
+    if own:
+        adata.obsm[keys.obsm_fold] = rng.integers(0, 5, (adata.n_obs, 3)).astype(np.int16)
+
+
+@pytest.fixture(scope="session")
+def classified() -> Classified:
+    """Write what `tl.classify_genes`, `tl.classify_cells` and their `predict_` twins write; made up, no model runs.
+
+    Three seeds, five folds, 100, 500 and 2,000 cells trained on; scores of methods in `SCORES`.
+    """
+    from gfx import _keys
+
+    slots = {
+        "tl.classify_genes": _keys.gene_class_keys,
+        "tl.predict_genes": _keys.predicted_genes_keys,
+        "tl.classify_cells": _keys.cell_class_keys,
+        "tl.predict_cells": _keys.predicted_cells_keys,
+    }
+
+    def write(
+        adata: ad.AnnData,
+        function: str,
+        *,
+        key: str | None = None,
+        tasks: dict[str, list[str]] | None = None,
+        groups: list[str] | None = None,
+    ) -> ad.AnnData:
+        rng = np.random.default_rng(1)
+        own, genes = function.startswith("tl.classify"), function.endswith("genes")
+        tasks = tasks or {"labels": ["tolerant", "sensitive"]}
+        key = slots[function](key).uns
+        if genes:
+            (classes,) = tasks.values()
+            _add_genes(adata, key, classes, rng, held_out=own)
+        else:
+            _add_cells(adata, key, tasks, rng, own=own)
+        found = {
+            "params": {"gfx_version": "0", "function": function},
+            "tasks": {task: np.array(classes, dtype=object) for task, classes in tasks.items()},
+        }
+        if groups:
+            _add_groups(adata, key, groups, len(classes), rng)
+            found["groups"] = np.array(groups, dtype=object)
+        if own:
+            units = ["gene", "occurrence"] if genes else ["cell"]
+            metrics = _measured(tasks, units, rng)
+            found |= {"metrics": metrics, "summary": _summary(metrics), "roc": _curves(tasks, units, rng)}
+            found |= {"confusion": _pairs(tasks, units[0], rng), "note": f"{units[0]}s were held out in 5 folds."}
+        adata.uns[key] = found
+        return adata
+
+    return write

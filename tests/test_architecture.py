@@ -55,7 +55,7 @@ LOADS: dict[str, set[str]] = {
     "_core": {"numba", "numpy", "pandas", "scipy", "sklearn"},
     "_adata": {"numpy", "pandas", "scipy"},
     "_tokens": {"numpy", "pandas", "scipy"},
-    "_engine": {"numpy", "safetensors", "torch", "tqdm", "transformers"},
+    "_engine": {"numpy", "optuna", "peft", "safetensors", "torch", "tqdm", "transformers"},
     "models": {
         "anndata",
         "ddsketch",
@@ -251,6 +251,7 @@ adata.write_h5ad({str(tmp_path / "out.h5ad")!r})
 #: What is done to which cells, how it is read out and what it is held against is said in one place: these have more.
 MOST_PARAMETERS = 12
 MORE_PARAMETERS = {"tl.delete_genes": 18, "tl.overexpress_genes": 18, "tl.shift_genes": 18, "tl.screen_genes": 23}
+MORE_PARAMETERS |= {"tl.classify_genes": 21, "tl.classify_cells": 24}
 
 
 def public(*modules: str) -> list[tuple[str, object]]:

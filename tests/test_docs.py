@@ -110,6 +110,10 @@ def test_readme_lists_every_slot() -> None:
         **{f"gfx.{function}": _keys.perturbation_keys(function) for function in _keys.PERTURBATIONS},
         "gfx.tl.screen_genes": _keys.screen_keys(),
         "gfx.tl.attention": _keys.attention_keys(),
+        "gfx.tl.classify_genes": _keys.gene_class_keys(),
+        "gfx.tl.predict_genes": _keys.predicted_genes_keys(),
+        "gfx.tl.classify_cells": _keys.cell_class_keys(),
+        "gfx.tl.predict_cells": _keys.predicted_cells_keys(),
     }
     expected = {
         call: {(CONTAINERS.get(slot, slot.partition("_")[0]), key) for slot, key in dataclasses.asdict(slots).items()}

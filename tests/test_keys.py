@@ -18,6 +18,10 @@ MAKERS = (
     *(partial(_keys.perturbation_keys, function) for function in _keys.PERTURBATIONS),
     _keys.screen_keys,
     _keys.attention_keys,
+    _keys.gene_class_keys,
+    _keys.predicted_genes_keys,
+    _keys.cell_class_keys,
+    _keys.predicted_cells_keys,
 )
 
 
@@ -51,6 +55,12 @@ def test_default_slots_of_other_functions_are_not_taken(maker) -> None:
             maker(slot)
 
 
+@pytest.mark.parametrize("maker", [_keys.cell_class_keys, _keys.predicted_cells_keys])
+def test_each_task_has_a_column_behind_the_name(maker) -> None:
+    assert maker("mine").of("cell_type") == "mine_cell_type"
+    assert maker().of("tissue") == f"{maker().obs}_tissue"
+
+
 def test_a_result_of_another_function_is_not_overwritten(toy_cells, toy_model) -> None:
     adata = toy_cells()
     gfx.tl.embed(adata, model=toy_model, key_added="mine")
@@ -62,6 +72,8 @@ def test_a_result_of_another_function_is_not_overwritten(toy_cells, toy_model) -
         lambda: gfx.tl.overexpress_genes(adata, "TOY3", model=toy_model, key_added="mine"),
         lambda: gfx.tl.shift_genes(adata, "TOY3", quartiles=1, model=toy_model, key_added="mine"),
         lambda: gfx.tl.screen_genes(adata, model=toy_model, key_added="mine"),
+        lambda: gfx.tl.classify_genes(adata, {"a": ["TOY1"], "b": ["TOY2"]}, model=toy_model, key_added="mine"),
+        lambda: gfx.tl.classify_cells(adata, "cell_type", model=toy_model, key_added="mine"),
         lambda: gfx.pp.tokenize(adata, model=toy_model, key_added="mine"),
     ):
         with pytest.raises(ValueError, match=r"holds a result of `gfx.tl.embed`"):

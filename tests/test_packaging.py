@@ -20,6 +20,9 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DECLARED = {requirement.name: requirement for requirement in map(Requirement, PROJECT["dependencies"])}
 
+#: What is loaded where it is asked for, and not installed otherwise.
+EXTRAS = ("lora", "search")
+
 DISTRIBUTION = {"sklearn": "scikit-learn"}
 CONDA = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
 # Declared, though gfx does not import it itself.
@@ -57,7 +60,9 @@ def pins() -> dict[str, str]:
 
 def test_imported_libraries_are_declared_and_the_others_have_a_reason() -> None:
     imported = {DISTRIBUTION.get(name, name) for name in imported_libraries()}
-    assert imported <= set(DECLARED)
+    extras = {Requirement(entry).name for extra in EXTRAS for entry in PROJECT["optional-dependencies"][extra]}
+    assert extras & imported == {"optuna", "peft"}
+    assert imported <= set(DECLARED) | extras
     assert set(DECLARED) - imported <= set(NEEDED_BY_OTHERS)
 
 

@@ -68,6 +68,53 @@ class AttentionKeys:
     uns: str
 
 
+@dataclass(frozen=True)
+class GeneClassKeys:
+    """Slots of :func:`gfx.tl.classify_genes`."""
+
+    varm: str
+    varm_sd: str
+    varm_fold: str
+    var: str
+    var_predicted: str
+    var_n_cells: str
+    uns: str
+
+
+@dataclass(frozen=True)
+class PredictedGenesKeys:
+    """Slots of :func:`gfx.tl.predict_genes`."""
+
+    varm: str
+    varm_sd: str
+    varm_groups: str
+    varm_groups_n_cells: str
+    var: str
+    var_n_cells: str
+    var_learnt: str
+    uns: str
+
+
+@dataclass(frozen=True)
+class PredictedCellsKeys:
+    """Slots of :func:`gfx.tl.predict_cells`; the columns of `obs` begin with the name `obs`, see :meth:`of`."""
+
+    obsm: str
+    obs: str
+    uns: str
+
+    def of(self, task: str) -> str:
+        """Column of `obs` with the predicted class of a task, which is called like the column that was learnt."""
+        return f"{self.obs}_{task}"
+
+
+@dataclass(frozen=True)
+class CellClassKeys(PredictedCellsKeys):
+    """Slots of :func:`gfx.tl.classify_cells`."""
+
+    obsm_fold: str
+
+
 def _is_default(key: str | None, default: str) -> bool:
     """Whether a result keeps our names; a name of the user's that would do harm is refused."""
     if key is None or key == default:
@@ -148,6 +195,47 @@ def attention_keys(key: str | None = None) -> AttentionKeys:
     return AttentionKeys(varm=base, var=f"{base}_n_cells", var_uniform=f"{base}_uniform", uns=base)
 
 
+def gene_class_keys(key: str | None = None) -> GeneClassKeys:
+    """Where classes of genes live that were predicted for genes held out."""
+    base = "gfx_gene_class" if _is_default(key, "gfx_gene_class") else key
+    return GeneClassKeys(
+        varm=base,
+        varm_sd=f"{base}_sd",
+        varm_fold=f"{base}_fold",
+        var=base,
+        var_predicted=f"{base}_predicted",
+        var_n_cells=f"{base}_n_cells",
+        uns=base,
+    )
+
+
+def predicted_genes_keys(key: str | None = None) -> PredictedGenesKeys:
+    """Where classes of genes live that a trained model predicts."""
+    base = "gfx_predicted_genes" if _is_default(key, "gfx_predicted_genes") else key
+    return PredictedGenesKeys(
+        varm=base,
+        varm_sd=f"{base}_sd",
+        varm_groups=f"{base}_groups",
+        varm_groups_n_cells=f"{base}_groups_n_cells",
+        var=base,
+        var_n_cells=f"{base}_n_cells",
+        var_learnt=f"{base}_learnt",
+        uns=base,
+    )
+
+
+def cell_class_keys(key: str | None = None) -> CellClassKeys:
+    """Where classes of cells live that were predicted for cells held out."""
+    base = "gfx_cell_class" if _is_default(key, "gfx_cell_class") else key
+    return CellClassKeys(obsm=base, obsm_fold=f"{base}_fold", obs=base, uns=base)
+
+
+def predicted_cells_keys(key: str | None = None) -> PredictedCellsKeys:
+    """Where classes of cells live that a trained model predicts."""
+    base = "gfx_predicted_cells" if _is_default(key, "gfx_predicted_cells") else key
+    return PredictedCellsKeys(obsm=base, obs=base, uns=base)
+
+
 #: Slots that are written where no other name is given.
 _DEFAULTS = frozenset(
     slot
@@ -158,6 +246,10 @@ _DEFAULTS = frozenset(
         *map(perturbation_keys, PERTURBATIONS),
         screen_keys(),
         attention_keys(),
+        gene_class_keys(),
+        predicted_genes_keys(),
+        cell_class_keys(),
+        predicted_cells_keys(),
     )
     for slot in asdict(keys).values()
 )

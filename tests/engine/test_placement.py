@@ -10,7 +10,10 @@ from torch.utils._pytree import tree_leaves
 
 from gfx._core.screening import wanted_places
 from gfx._engine.attention import attention_sums
+from gfx._engine.class_scores import of_cells, of_genes, of_occurrences, probabilities
+from gfx._engine.classifier import Head, make_classifier
 from gfx._engine.first_order import screen_by_derivatives
+from gfx._engine.labelled_cells import LabelledCells, PaddedWithLabels
 from gfx._engine.perturb import Edits, measure_edits
 from gfx._engine.pooling import embed_cells, embed_genes
 from gfx._engine.screen import screen_exactly
@@ -52,11 +55,14 @@ class FarDevice(TorchFunctionMode):
         return result
 
 
-def far_encoder(toy, **kwargs):
-    encoder = toy.encoder(**kwargs)
-    for tensor in [*encoder.parameters(), *encoder.buffers()]:
+def make_far(model):
+    for tensor in [*model.parameters(), *model.buffers()]:
         tensor.is_far = True
-    return encoder
+    return model
+
+
+def far_encoder(toy, **kwargs):
+    return make_far(toy.encoder(**kwargs))
 
 
 def check(near, far):
@@ -180,3 +186,73 @@ def test_screens(toy, operator):
     near = list(results(toy.encoder()))
     with FarDevice():
         check(near, results(far_encoder(toy)))
+
+
+# --- classifiers ----------------------------------------------------------------------------------------------------
+
+
+def classifier(toy, pooling):
+    """Classifier of genes, or of cells in two tasks; in evaluation, so that no dropout is drawn."""
+    tasks = {"stage": ["early", "mid", "late"], "type": ["healthy", "sick"]}
+    head = Head("genes", "gene", {"type": tasks["type"]}) if pooling == "gene" else Head("cells", pooling, tasks)
+    return make_classifier(toy.model.weights, toy.model.config, head, seed=0, n_blocks=toy.model.n_blocks).eval()
+
+
+def scores(toy, model):
+    """All that is computed with classifiers that are trained."""
+    cells = toy.ids, toy.lengths
+    if model.head.of == "cells":
+        yield of_cells(model, *cells, toy.vocabulary)
+        return
+    group = np.arange(len(toy.ids)) % 2
+    yield of_genes(model, *cells, toy.vocabulary, group=group, n_groups=2)
+    wanted = np.arange(len(toy.vocabulary)) % 3 == 0
+    yield from of_occurrences(model, *cells, wanted, probabilities, description="")
+
+
+def labelled(toy, model):
+    """Cells with random classes, some without, as one batch."""
+    of_token = np.where(np.arange(len(toy.vocabulary)) % 3, np.arange(len(toy.vocabulary)) % 2, -100)
+    of_cell = np.stack([np.arange(len(toy.ids)) % 3, np.where(np.arange(len(toy.ids)) % 4, 1, -100)], axis=1)
+    of_genes = model.head.of == "genes"
+    labels = {"of_token": of_token} if of_genes else {"of_cell": of_cell}
+    cells = LabelledCells(toy.ids, toy.lengths, np.flatnonzero(toy.lengths), **labels)
+    return PaddedWithLabels(toy.vocabulary, of_genes=of_genes)([cells[at] for at in range(len(cells))])
+
+
+CLASSIFIERS = ["gene", "cls", "mean", "pooler"]
+
+
+@pytest.mark.parametrize("pooling", CLASSIFIERS)
+def test_scores_of_classifiers(toy, pooling):
+    near = list(scores(toy, classifier(toy, pooling)))
+    model = make_far(classifier(toy, pooling))
+    with FarDevice():
+        check(near, scores(toy, model))
+
+
+@pytest.mark.parametrize("pooling", CLASSIFIERS)
+def test_losses_of_classifiers(toy, pooling):
+    """A batch is made near, and moved by the Trainer."""
+    model = classifier(toy, pooling)
+    batch = labelled(toy, model)
+    expected = model(**batch)
+    far = make_far(classifier(toy, pooling))
+    with FarDevice():
+        found = far(**{name: values.to(CPU) for name, values in batch.items()})
+        assert is_far(found.loss)
+        assert is_far(found.logits)
+        assert found.loss.item() == expected.loss.item() > 0
+        with pytest.raises(RuntimeError, match="same device"):
+            far(**batch)
+
+
+@pytest.mark.parametrize("pooling", CLASSIFIERS)
+def test_new_tensors_of_classifiers_name_their_device(toy, pooling):
+    model = classifier(toy, pooling)
+    batch = labelled(toy, model)
+    expected, near = model(**batch).loss.item(), list(scores(toy, model))
+    with torch.device("meta"):
+        found = model(**batch).loss
+        check(near, scores(toy, model))
+    assert found.item() == expected

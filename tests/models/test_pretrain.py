@@ -28,7 +28,8 @@ from gfx._engine.training import masked_accuracy
 from gfx.models import build_vocabulary, load, pretrain
 from gfx.models._coexpression import find_coexpression
 from gfx.models._configurations import CONFIGURATIONS
-from gfx.models._pretrain import GENE_RATE_WHEN_STARTED, _each_stage, _keep_to_plan, _what_to_train
+from gfx.models._plan import keep_to_plan
+from gfx.models._pretrain import GENE_RATE_WHEN_STARTED, _each_stage, _what_to_train
 from gfx.models._shards import TokenShards
 from gfx.models._vocabulary_file import write_vocabulary
 
@@ -326,10 +327,12 @@ def test_a_folder_is_trained_on_the_same_cells(structured: ad.AnnData, quick: Pa
 
 def test_a_plan_is_the_same_when_it_is_read_back(tmp_path: Path) -> None:
     plan = {"curriculum": ((24, 1),), "training": {"logging_dir": tmp_path, "betas": (0.9, 0.99)}}
-    _keep_to_plan(tmp_path, plan)
-    _keep_to_plan(tmp_path, plan)
+    keep_to_plan(tmp_path, plan, unfinished="stages")
+    keep_to_plan(tmp_path, plan, unfinished="stages")
     with pytest.raises(ValueError, match="another training,"):
-        _keep_to_plan(tmp_path, plan | {"training": {"logging_dir": tmp_path, "betas": (0.9, 0.95)}})
+        keep_to_plan(
+            tmp_path, plan | {"training": {"logging_dir": tmp_path, "betas": (0.9, 0.95)}}, unfinished="stages"
+        )
 
 
 # --- which cells ----------------------------------------------------------------------------------------------------

@@ -212,3 +212,15 @@ def any_model(request: pytest.FixtureRequest) -> Model:
 def slow(any_model) -> SlowModel:
     """The slow reference for `any_model`."""
     return SlowModel(any_model)
+
+
+@pytest.fixture(scope="session")
+def toy_slow(toy_model) -> SlowModel:
+    """The slow reference for the model with special tokens."""
+    return SlowModel(toy_model)
+
+
+@pytest.fixture(scope="session")
+def slow_v1(toy_model_v1) -> SlowModel:
+    """The slow reference for the model without special tokens."""
+    return SlowModel(toy_model_v1)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 
 import anndata as ad
 import mudata
@@ -22,11 +26,43 @@ pytestmark = pytest.mark.filterwarnings("ignore:Held-out (cells|donors) of")
 WIDTH, HEADS, RANKS = 16, 6, 62
 
 
+@pytest.fixture(autouse=True)
+def in_float32(monkeypatch):
+    """Those that have no `dtype` compute alike on every CPU; few draws of bootstraps, and no penalty to choose."""
+    monkeypatch.setattr("gfx._engine.device.has_fast_bfloat16", lambda *_, **__: False)
+    monkeypatch.setattr("gfx._core.classification.N_DRAWS", 5)
+    monkeypatch.setattr("gfx._core.linear_head.STRENGTHS", (0.1,))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def trained():
+    with tempfile.TemporaryDirectory() as place:
+        TRAINED["place"] = Path(place)
+        yield
+
+
+TRAINED = {}
+
+
+@cache
+def with_head(model, of):
+    """Give a model a random head that classifies genes, or cells, in a folder of the same name."""
+    from gfx._engine.classifier import Head, make_classifier, save_classifier
+    from gfx.models._vocabulary_file import write_vocabulary
+
+    folder = TRAINED["place"] / of / str(len(list(TRAINED["place"].glob("*/*")))) / model.name
+    folder.mkdir(parents=True)
+    head = Head(of, "gene", {"labels": ["x", "y"]}) if of == "genes" else Head(of, "mean", {"type": ["a", "b", "c"]})
+    save_classifier(make_classifier(model.weights, model.config, head, seed=0, n_blocks=model.n_blocks), folder)
+    write_vocabulary(model.vocabulary, folder)
+    return gfx.models.load(folder)
+
+
 @dataclass(frozen=True)
 class Tool:
     """A call, the arrays it writes (slot -> dtype, shape behind cells or genes), where its `uns` is, its tables.
 
-    Others are slots that it writes too, and that tests of its own look into.
+    Others are slots that it writes too, and that tests of its own look into. `of`: it runs classifiers of these.
     """
 
     function: str
@@ -38,9 +74,17 @@ class Tool:
     uns: str = "uns:{key}"
     default_uns: str | None = None
     others: tuple = ()
+    of: str | None = None
 
     def __call__(self, data, **kwargs):
+        if isinstance(kwargs.get("model"), Path):
+            kwargs["model"] = self.model(gfx.models.load(kwargs["model"])).folder
+        elif isinstance(kwargs.get("model"), gfx.models.Model):
+            kwargs["model"] = self.model(kwargs["model"])
         return getattr(gfx.tl, self.function)(data, *self.genes, **self.arguments, **kwargs)
+
+    def model(self, model):
+        return model if self.of is None else with_head(model, self.of)
 
     def array_slots(self, key="x"):
         return {slot.format(key=key or self.default_key) for slot in self.arrays}
@@ -73,6 +117,14 @@ DELETIONS = {
     name: getattr(gfx.get, name) for name in ("deletion_df", "deletion_cells_df", "gene_effects_df", "synergy_df")
 }
 SCREENS = {name: getattr(gfx.get, name) for name in ("screen_df", "screen_controls_df")}
+PROBE = {"method": "linear_probe", "n_splits": 2, "n_seeds": 1, "baselines": False}
+LABELS = {"x": [f"TOY{n}" for n in range(1, 100, 2)], "y": [f"TOY{n}" for n in range(2, 101, 2)]}
+CLASSES = {"varm:{key}": ("float32", (2,)), "varm:{key}_sd": ("float32", (2,)), "var:{key}_n_cells": ("int32", ())}
+CELL_CLASSES = {"obsm:{key}": ("float32", (3,))}
+GENE_TABLES = {"gene_scores_df": gfx.get.gene_scores_df}
+CLASSIFIED = {
+    name: getattr(gfx.get, name) for name in ("classification_df", "learning_curve_df", "roc_df", "confusion_df")
+}
 ATTENTIONS = {name: getattr(gfx.get, name) for name in ("attention_df", "attention_ranks_df", "attention_heads_df")}
 
 TOOLS = {
@@ -105,6 +157,50 @@ TOOLS = {
         others=("varm:{key}_groups", "layers:{key}"),
     ),
     "attention": Tool("attention", "gfx_attention", ATTENTION, tables=ATTENTIONS),
+    "classify_genes": Tool(
+        "classify_genes",
+        "gfx_gene_class",
+        CLASSES,
+        PROBE,
+        (LABELS,),
+        CLASSIFIED | GENE_TABLES,
+        others=("varm:{key}_fold", "var:{key}", "var:{key}_predicted"),
+    ),
+    "classify_cells": Tool(
+        "classify_cells",
+        "gfx_cell_class",
+        CELL_CLASSES | {"obsm:{key}_fold": ("int16", (1,))},
+        PROBE,
+        ("cell_type",),
+        CLASSIFIED,
+        others=("obs:{key}_cell_type",),
+    ),
+    "predict_genes": Tool(
+        "predict_genes",
+        "gfx_predicted_genes",
+        CLASSES,
+        {"dtype": "float32"},
+        tables=GENE_TABLES,
+        others=("var:{key}", "var:{key}_learnt"),
+        of="genes",
+    ),
+    "predict_genes, groups": Tool(
+        "predict_genes",
+        "gfx_predicted_genes",
+        CLASSES | {"varm:{key}_groups": ("float32", (3, 2)), "varm:{key}_groups_n_cells": ("int32", (3,))},
+        {"dtype": "float32", "groupby": "cell_type"},
+        tables=GENE_TABLES,
+        others=("var:{key}", "var:{key}_learnt"),
+        of="genes",
+    ),
+    "predict_cells": Tool(
+        "predict_cells",
+        "gfx_predicted_cells",
+        CELL_CLASSES,
+        {"dtype": "float32"},
+        others=("obs:{key}_type",),
+        of="cells",
+    ),
 }
 
 
@@ -173,12 +269,14 @@ def test_a_second_run_gives_the_same(tool, cells, toy_model, slots):
     assert written(slots, cells, before) == set()
 
 
-def test_provenance(tool, cells, toy_model):
+def test_provenance(tool, cells, toy_model, request):
+    if tool.function.startswith("classify"):
+        request.applymarker(pytest.mark.xfail(reason="no `dtype` is recorded, in which a linear probe's states are"))
     tool(cells, model=toy_model, key_added="mine")
     params = slot(cells, tool.uns_slot("mine"))["params"]
     assert params["function"] == f"tl.{tool.function}"
     assert params["model"] == toy_model.name
-    assert params["weights_sha256"] == hashlib.sha256(toy_model.weights.read_bytes()).hexdigest()
+    assert params["weights_sha256"] == hashlib.sha256(tool.model(toy_model).weights.read_bytes()).hexdigest()
     assert params["vocabulary"] == "toy"
     assert params["vocabulary_sha256"] == toy_model.vocabulary.sha256
     assert params["dtype"] == "float32"
@@ -273,7 +371,7 @@ def test_model_by_folder_and_by_setting(tool, cells, toy_model):
     tool(cells, model=toy_model, key_added="x")
     tool(cells, model=toy_model.folder, key_added="y")
     with gfx.settings.override(model=str(toy_model.folder)):
-        tool(cells, key_added="z")
+        tool(cells, key_added="z", **({"model": toy_model} if tool.of else {}))  # these have to be named
     for name, value in arrays(cells, tool).items():
         np.testing.assert_array_equal(value, np.asarray(slot(cells, name.replace(":x", ":y"))))
         np.testing.assert_array_equal(value, np.asarray(slot(cells, name.replace(":x", ":z"))))
@@ -295,7 +393,7 @@ def test_order_of_genes_does_not_matter(tool, cells, toy_model):
     assert_same(arrays(back, tool), arrays(cells, tool), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["embed", "delete_genes", "overexpress_genes", "shift_genes"])
+@pytest.mark.parametrize("name", ["embed", "delete_genes", "overexpress_genes", "shift_genes", "predict_cells"])
 def test_result_of_a_subset_is_the_subset_of_the_result(name, cells, toy_model):
     tool, subset = TOOLS[name], [5, 2, 17]
     part = cells[subset].copy()
@@ -417,12 +515,13 @@ def assert_same_tables(found, expected):
         pd.testing.assert_frame_equal(found[name], table, check_dtype=False, check_index_type=False, obj=name)
 
 
-#: The functions that perturb genes write by the same code: one of them is enough for zarr, which is slow.
+#: Zarr is slow: functions that write by the same code as another one, or no tables, need it not.
+NOT_AS_ZARR = {"delete_genes", "overexpress_genes", "shift_genes", "predict_genes", "predict_cells"}
 FILES = [
     (name, *file)
     for name in TOOLS
     for file in [("h5ad", None), ("h5ad", "mine"), ("zarr", None)]
-    if name not in {"delete_genes", "overexpress_genes", "shift_genes"} or file != ("zarr", None)
+    if name not in NOT_AS_ZARR or file != ("zarr", None)
 ]
 
 
@@ -443,6 +542,13 @@ def test_files(name, cells, toy_model, tmp_path, how, key):  # noqa: PLR0917
             assert list(found[entry]) == list(value)
         elif isinstance(value, pd.DataFrame):
             pd.testing.assert_frame_equal(found[entry], value, check_dtype=False, check_index_type=False, obj=entry)
+        elif entry == "tasks":
+            assert isinstance(found[entry], Mapping)
+            assert [(task, list(names)) for task, names in found[entry].items()] == [
+                (task, list(names)) for task, names in value.items()
+            ]
+        elif isinstance(value, str):
+            assert found[entry] == value
     assert_same_tables(tables(tool, read, key), tables(tool, cells, key))
     write_and_read(read, tmp_path / f"again.{how}", how)
 
@@ -534,7 +640,7 @@ def test_failures_leave_everything_as_it_was(tool, cells, toy_model, slots, fail
 
 
 @pytest.mark.usefixtures("others")
-@pytest.mark.parametrize("name", [name for name in TOOLS if name != "embed"])
+@pytest.mark.parametrize("name", [name for name in TOOLS if name not in {"embed", "classify_cells", "predict_cells"}])
 def test_gene_names_that_are_gone_are_not_passed_over(name, cells, toy_model, slots):
     names_lost(cells)
     before = slots(cells)
@@ -565,24 +671,26 @@ def test_a_layer_that_the_model_does_not_have(name, cells, toy_model, slots, lay
     assert slots(cells) == before
 
 
-@pytest.mark.parametrize("name", ["embed", "delete_genes", "screen_genes"])
+@pytest.mark.parametrize("name", ["embed", "delete_genes", "screen_genes", "classify_cells"])
 def test_pooling_that_the_model_does_not_have(name, cells, toy_model, toy_model_v1, slots):
     before = slots(cells)
     with pytest.raises(ValueError, match=r"'toy-v1' has no <cls> token.*Use `pooling='mean'`"):
         TOOLS[name](cells, model=toy_model_v1, pooling="cls")
-    also = "" if name == "embed" else ", 'genes'"
+    also = "" if name in {"embed", "classify_cells"} else ", 'genes'"
     with pytest.raises(ValueError, match=rf"`pooling` is one of \['auto', 'mean', 'cls'{also}\], found 'max'"):
         TOOLS[name](cells, model=toy_model, pooling="max")
     assert slots(cells) == before
 
 
-@pytest.mark.parametrize("name", ["embed_genes", "embed_genes, groups", "delete_genes, states", "screen_genes"])
+@pytest.mark.parametrize(
+    "name", ["embed_genes", "embed_genes, groups", "delete_genes, states", "screen_genes", "predict_genes"]
+)
 def test_no_such_group_column(name, cells, toy_model, slots):
     before = slots(cells)
     arguments = TOOLS[name].arguments | {"groupby": "cell_typ"}
     call = getattr(gfx.tl, TOOLS[name].function)
     with pytest.raises(KeyError, match=r"Did not find 'cell_typ' in `adata\.obs`\. Did you mean 'cell_type'\?"):
-        call(cells, *TOOLS[name].genes, model=toy_model, **arguments)
+        call(cells, *TOOLS[name].genes, model=TOOLS[name].model(toy_model), **arguments)
     assert slots(cells) == before
 
 
@@ -599,7 +707,19 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("name", ["embed_genes", "embed_genes, groups", "screen_genes", "attention"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "embed_genes",
+        "embed_genes, groups",
+        "screen_genes",
+        "attention",
+        "classify_genes",
+        "classify_cells",
+        "predict_genes",
+        "predict_cells",
+    ],
+)
 @pytest.mark.parametrize("mask", MASKS)
 def test_masks_that_select_nothing(name, cells, toy_model, slots, mask):
     mask, error, text = MASKS[mask]
@@ -612,7 +732,18 @@ def test_masks_that_select_nothing(name, cells, toy_model, slots, mask):
     assert slots(cells) == before
 
 
-@pytest.mark.parametrize("name", ["embed_genes", "embed_genes, groups", "screen_genes", "attention"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "embed_genes",
+        "embed_genes, groups",
+        "screen_genes",
+        "attention",
+        "classify_genes",
+        "predict_genes",
+        "predict_genes, groups",
+    ],
+)
 def test_masked_cells_count_as_absent(name, cells, toy_model):
     tool = TOOLS[name]
     chosen = np.arange(24) % 4 > 0
@@ -623,7 +754,7 @@ def test_masked_cells_count_as_absent(name, cells, toy_model):
         assert_same(arrays(cells, tool), arrays(part, tool), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["embed", "embed_genes"])
+@pytest.mark.parametrize("name", ["embed", "embed_genes", "predict_genes", "predict_cells"])
 @pytest.mark.parametrize("batch_size", [0, -3])
 def test_a_batch_of_nothing(name, cells, toy_model, slots, batch_size):
     before = slots(cells)

@@ -51,7 +51,7 @@ def load_encoder(
     with torch.device("meta"):  # no time spent on random weights that are replaced at once
         encoder = BertModel(settings, add_pooling_layer=False)
     expected = encoder.state_dict()
-    state = _read_tensors(weights, set(expected))
+    state = read_tensors(weights, set(expected))
     missing = sorted(set(expected) - set(state))
     if missing:
         msg = (
@@ -86,7 +86,7 @@ def random_encoder(
     return encoder.to(device, dtype).eval().requires_grad_(requires_grad=False)
 
 
-def _read_tensors(weights: Path, wanted: set[str]) -> dict[str, torch.Tensor]:
+def read_tensors(weights: Path, wanted: set[str]) -> dict[str, torch.Tensor]:
     """Read the encoder's tensors, as far as they are there; of safetensors nothing else is read from disk."""
     if weights.suffix == ".safetensors":
         try:

@@ -22,7 +22,7 @@ def quiet_surroundings() -> Iterator[None]:
     numpy_state, python_state = np.random.get_state(), random.getstate()
     bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(max(level, _log.logger.getEffectiveLevel()))
-    if bars and not _log.shows_progress():
+    if bars:  # they are about files that are read and written in no time
         transformers_logging.disable_progress_bar()
     # One process trains on one device; to name it keeps torch from touching, and warning of, all others.
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []

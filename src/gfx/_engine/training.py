@@ -78,7 +78,9 @@ HARMLESS = frozenset(
 )
 
 
-def training_arguments(folder: Path, given: Mapping[str, Any]) -> TrainingArguments:
+def training_arguments(
+    folder: Path, given: Mapping[str, Any], defaults: Mapping[str, Any] = DEFAULTS
+) -> TrainingArguments:
     """Make settings for the Trainer: what is given, else ours, else its own."""
     fixed = {"output_dir": str(folder), "remove_unused_columns": False}
     here = {
@@ -96,7 +98,7 @@ def training_arguments(folder: Path, given: Mapping[str, Any]) -> TrainingArgume
             )
             msg = f"`training` takes no {name!r}; {'that is settled here.' if name in fixed else meant}"
             raise ValueError(msg)
-    return TrainingArguments(**(DEFAULTS | here | dict(given) | fixed))
+    return TrainingArguments(**(here | dict(defaults) | dict(given) | fixed))
 
 
 def stage_arguments(
@@ -161,7 +163,7 @@ def train(
         return json.loads(history.read_text())
     settings = stage_arguments(folder, len(cells), epochs=epochs, arguments=arguments, patience=patience, seed=seed)
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = _last_checkpoint(folder)
+    checkpoint = last_checkpoint(folder)
     best = None if checkpoint is None else _where_patience_ended(checkpoint, patience)
     if best is not None:
         model.load_state_dict(MaskedGeneModel.from_pretrained(best.best_model_checkpoint).state_dict())
@@ -171,7 +173,7 @@ def train(
     if settings.bf16 and not has_fast_bfloat16(settings.device) and settings.device.type == "cpu":
         model.set_attn_implementation(float32_attention.NAME)
     order = SimilarLengths(cells.lengths, cells_per_step(settings), seed)
-    trainer = _OurTrainer(
+    trainer = OrderedTrainer(
         order,
         gene_rate,
         model=model,
@@ -181,7 +183,7 @@ def train(
         eval_dataset=held_out,
         preprocess_logits_for_metrics=_places_of_the_truth,
         compute_metrics=_accuracy,
-        callbacks=[_JsonLog(folder / LOG_FILE)],
+        callbacks=[JsonLog(folder / LOG_FILE)],
     )
     if patience is not None:
         trainer.add_callback(EarlyStoppingCallback(patience))
@@ -197,7 +199,7 @@ def train(
     return trainer.state.log_history
 
 
-class _OurTrainer(Trainer):
+class OrderedTrainer(Trainer):
     """A Trainer with our order of cells, also behind a stop in an epoch, and a rate for gene embeddings."""
 
     def __init__(self, order: SimilarLengths, gene_rate: float, **kwargs: Any) -> None:
@@ -226,7 +228,7 @@ class _TellTheEpoch(TrainerCallback):
         self.order.epoch = int((state.epoch or 0) + 1e-6)  # a fraction while a stopped epoch goes on
 
 
-class _JsonLog(TrainerCallback):
+class JsonLog(TrainerCallback):
     """Write the log as lines of JSON; those behind the checkpoint that a run goes on from are written anew."""
 
     def __init__(self, path: Path) -> None:
@@ -296,7 +298,7 @@ def _where_patience_ended(checkpoint: str, patience: int | None) -> TrainerState
     return state if patience is not None and waited >= patience else None
 
 
-def _last_checkpoint(folder: Path) -> str | None:
+def last_checkpoint(folder: Path) -> str | None:
     """Find the last whole checkpoint: a run that was stopped while it wrote one leaves a part of it."""
     whole = [path.parent for path in folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]  # the file written last
     return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None

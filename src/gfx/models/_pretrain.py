@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from gfx.models._coexpression import find_coexpression
 from gfx.models._configurations import CONFIGURATIONS
 from gfx.models._load import Model, load
 from gfx.models._masked_baselines import rank_baseline
+from gfx.models._plan import keep_to_plan
 from gfx.models._shards import FEWEST_GENES, encode_sources
 from gfx.models._sources import find_sources
 from gfx.models._vocabulary_file import VOCABULARY_FILE, read_vocabulary, write_vocabulary
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from gfx.models._sources import Source
 
 REPORT_FILE = "pretraining.json"
-PLAN_FILE = "plan.json"
 
 #: Gene embeddings that start well learn slower than all else, so that the rest adapts to them first. At a tenth of the
 #: rate, masked genes are hardly learnt.
@@ -177,7 +176,7 @@ def pretrain(
             vocabulary = _vocabulary_of(found, folder, gene_ids, is_first=settings.process_index == 0)
         rows = encode_sources(found, vocabulary, config["max_position_embeddings"], folder / "tokens")
         learnt, held = _split(len(rows), held_out, rng)
-        _keep_to_plan(
+        keep_to_plan(
             folder,
             {
                 "vocabulary": vocabulary.sha256,
@@ -192,6 +191,8 @@ def pretrain(
                 "cells per step": [engine.cells_per_step(stage) for stage in every_stage],
                 "rng": rng,
             },
+            unfinished="stages",
+            kept=" with its tokens",
         )
     if settings.process_index == 0:
         _log.info(
@@ -397,24 +398,3 @@ def _by_source(rows: TokenShards, cells: np.ndarray) -> dict[str, list[int]]:
         f"{at}: {name}": (cells[(cells >= first[at]) & (cells < first[at + 1])] - first[at]).tolist()
         for at, name in enumerate(rows.names)
     }
-
-
-def _keep_to_plan(folder: Path, plan: Mapping[str, Any]) -> None:
-    """Note what a folder is trained on and how; refuse to go on there with something else."""
-    file = folder / PLAN_FILE
-    plan = json.loads(json.dumps(plan, default=str))  # as it is read back: lists for tuples, text for paths
-    if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps(plan, indent=1))
-        part.replace(file)  # there as a whole, or not at all
-        return
-    before = json.loads(file.read_text())
-    changed = sorted(key for key in plan if plan[key] != before.get(key))
-    if changed:
-        lines = "\n".join(f"- {key}: {before.get(key)!r}, now {plan[key]!r}" for key in changed)
-        msg = (
-            f"{folder} holds a run with another {', '.join(changed)}, which cannot go on with these:\n{lines}\n"
-            f"Give another folder; or delete `{PLAN_FILE}` and `stages` in that one, to begin anew with its tokens."
-        )
-        raise ValueError(msg)

@@ -14,7 +14,9 @@ from gfx._tokens import CountsNotAtHandError, counts_by_token
 from gfx.tl._prepare import pieces
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+    from scipy.sparse import csr_array
 
     from gfx.tl._cell_states import States
     from gfx.tl._prepare import Prepared
@@ -62,6 +64,52 @@ def find_baselines(cells: Prepared, lengths: np.ndarray, states: States | None, 
     wanted
         Tokens to find the fold change of.
     """
+    detection, mean_rank = _detection_and_rank(cells, lengths)
+    nothing = np.full(len(detection), np.nan)
+    try:
+        expression, fold = _expression(cells, lengths > 0, states, wanted)
+    except CountsNotAtHandError as problem:
+        _log.info(f"Expression is not among the baselines, for the counts are not at hand: {problem.args[0]}")
+        expression, fold = nothing, nothing
+    return Baselines(detection, expression, mean_rank, fold)
+
+
+def describe_genes(cells: Prepared, lengths: np.ndarray) -> np.ndarray:
+    """Describe every gene by its detection and mean rank and, where counts are at hand, mean and variance of its log.
+
+    Parameters
+    ----------
+    lengths
+        Tokens of each cell, 0 for those to leave out.
+
+    Returns
+    -------
+    float64 `(n_tokens, 2 or 4)`; the rank of a gene that no cell has is 1, behind all others.
+    """
+    detection, rank = _detection_and_rank(cells, lengths)
+    columns = [detection, np.nan_to_num(rank, nan=1.0)]
+    try:
+        sums, n_cells = np.zeros((2, len(detection))), 0
+        for rows, logs in log_counts(cells):
+            chosen = logs[lengths[rows] > 0]
+            n_cells += chosen.shape[0]
+            sums += [np.asarray(values.sum(axis=0)).ravel() for values in (chosen, chosen.power(2))]
+        mean, square = sums / max(n_cells, 1)
+        columns += [mean, np.maximum(square - mean**2, 0)]
+    except CountsNotAtHandError as problem:
+        _log.info(f"Expression is not in the baseline, for the counts are not at hand: {problem.args[0]}")
+    return np.column_stack(columns)
+
+
+def log_counts(cells: Prepared) -> Iterator[tuple[slice, csr_array]]:
+    """Walk over the cells' log-normalised counts by token, in blocks of rows."""
+    for rows, counts, depth in counts_by_token(cells.adata, cells.model.vocabulary, cells.tokens.source):
+        scale = np.divide(TARGET_SUM, depth, out=np.zeros_like(depth), where=depth > 0)
+        yield rows, counts.multiply(scale[:, None]).log1p().tocsr()
+
+
+def _detection_and_rank(cells: Prepared, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Share of the cells that have each token, and its mean rank there from 0 to 1; NaN where none has it."""
     vocabulary, n_tokens = cells.model.vocabulary, len(cells.model.vocabulary)
     n_cells, ranks = np.zeros(n_tokens, dtype=np.int64), np.zeros(n_tokens)
     for rows in pieces(np.flatnonzero(lengths > 0)):
@@ -72,13 +120,7 @@ def find_baselines(cells: Prepared, lengths: np.ndarray, states: States | None, 
         n_cells += np.bincount(ids[at, place], minlength=n_tokens)
         ranks += np.bincount(ids[at, place], rank, minlength=n_tokens)
     mean_rank = np.divide(ranks, n_cells, out=np.full(n_tokens, np.nan), where=n_cells > 0)
-    nothing = np.full(n_tokens, np.nan)
-    try:
-        expression, fold = _expression(cells, lengths > 0, states, wanted)
-    except CountsNotAtHandError as problem:
-        _log.info(f"Expression is not among the baselines, for the counts are not at hand: {problem.args[0]}")
-        expression, fold = nothing, nothing
-    return Baselines(n_cells / max((lengths > 0).sum(), 1), expression, mean_rank, fold)
+    return n_cells / max((lengths > 0).sum(), 1), mean_rank
 
 
 def _expression(
@@ -88,9 +130,7 @@ def _expression(
     vocabulary = cells.model.vocabulary
     total = np.zeros(len(vocabulary))
     of_states = np.zeros((2, len(vocabulary)))
-    for rows, counts, depth in counts_by_token(cells.adata, vocabulary, cells.tokens.source):
-        scale = np.divide(TARGET_SUM, depth, out=np.zeros_like(depth), where=depth > 0)
-        logs = counts.multiply(scale[:, None]).log1p().tocsr()
+    for rows, logs in log_counts(cells):
         total += np.asarray(logs[perturbed[rows]].sum(axis=0)).ravel()
         if states is not None:
             for at, state in enumerate((states.is_start, states.is_goal)):

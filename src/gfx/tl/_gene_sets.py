@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gfx._core.vocabulary import Vocabulary
 
 #: A gene, genes together, `...` for every gene in turn, or a gene with every other one, ``("GATA4", ...)``.
@@ -99,7 +101,17 @@ def _refuse_unknown(genes: list[GeneSet], vocabulary: Vocabulary) -> None:
         raise TypeError(msg)
     parts = [part for entry in genes for part in ((entry,) if isinstance(entry, str | EllipsisType) else entry)]
     named = list(dict.fromkeys(part for part in parts if part is not ...))
-    unknown = [gene for gene, token in zip(named, vocabulary.resolve(named), strict=True) if token < 0]
+    refuse_unknown(named, vocabulary)
+
+
+def unknown_genes(names: Sequence[str], vocabulary: Vocabulary) -> list[str]:
+    """List the names that the model does not know, in their order."""
+    return [name for name, token in zip(names, vocabulary.resolve(names), strict=True) if token < 0]
+
+
+def refuse_unknown(names: Sequence[str], vocabulary: Vocabulary, remedy: str = "") -> None:
+    """Name all genes that the model does not know at once."""
+    unknown = unknown_genes(names, vocabulary)
     if unknown:
         symbols = [str(s) for s in vocabulary.symbols if s]
         close = difflib.get_close_matches(unknown[0].upper(), symbols, n=3)
@@ -107,7 +119,7 @@ def _refuse_unknown(genes: list[GeneSet], vocabulary: Vocabulary) -> None:
         shown = f"{unknown[:10]}" + (f" and {len(unknown) - 10} more" if len(unknown) > 10 else "")
         msg = (
             f"The model does not know {shown}.{hint} "
-            f"Genes are given as symbols or Ensembl ids of the vocabulary {vocabulary.name!r}."
+            f"Genes are given as symbols or Ensembl ids of the vocabulary {vocabulary.name!r}.{remedy}"
         )
         raise ValueError(msg)
 

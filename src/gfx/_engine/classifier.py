@@ -1,0 +1,207 @@
+"""The model that is fine-tuned: a BERT encoder with a linear head on each gene, or on the cell."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import BertConfig
+from transformers.modeling_outputs import TokenClassifierOutput
+from transformers.models.bert.modeling_bert import BertModel, BertPooler, BertPreTrainedModel
+
+from gfx._engine.encoder import load_encoder, random_encoder, read_tensors
+from gfx._engine.masking import NOTHING
+from gfx._engine.pooling import pool
+from gfx._engine.surroundings import quiet_surroundings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import numpy as np
+
+#: Field of `config.json` with what the head tells; and what it is called where others read or wrote the file.
+FIELD = "classifier_head"
+_GENES, _CELLS = "BertForTokenClassification", "BertForSequenceClassification"
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a classifier tells, and from which states.
+
+    Parameters
+    ----------
+    of
+        Whether each gene of a cell is classified, or the cell.
+    pooling
+        ``"gene"``: every state by itself. Of a cell, ``"cls"``: the state of `<cls>`; ``"mean"``: the mean over genes;
+        ``"pooler"``: the first state through BERT's pooler, as the official software does.
+    tasks
+        Names of the classes of each task. All logits stand side by side, in this order.
+    """
+
+    of: Literal["genes", "cells"]
+    pooling: Literal["gene", "cls", "mean", "pooler"]
+    tasks: dict[str, list[str]]
+
+    @property
+    def slices(self) -> dict[str, slice]:
+        """Where the logits of each task are."""
+        found, start = {}, 0
+        for task, classes in self.tasks.items():
+            found[task] = slice(start, start + len(classes))
+            start += len(classes)
+        return found
+
+    @property
+    def n_logits(self) -> int:
+        """Number of classes of all tasks together."""
+        return sum(map(len, self.tasks.values()))
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Softmax over the classes of each task, float32 `(..., n_logits)`."""
+        return torch.cat([logits[..., part].float().softmax(dim=-1) for part in self.slices.values()], dim=-1)
+
+
+def head_of(config: Mapping[str, Any]) -> Head | None:
+    """Read what the head of a checkpoint tells, ours or one of the official software; `None` if it has none."""
+    if FIELD in config:
+        return Head(**config[FIELD])
+    architecture = next(iter(config.get("architectures") or ()), None)
+    if architecture not in (_GENES, _CELLS):
+        return None
+    names = {int(at): str(name) for at, name in (config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}).items()}
+    classes = [names[at] for at in sorted(names)]
+    return (
+        Head("genes", "gene", {"label": classes})
+        if architecture == _GENES
+        else Head("cells", "pooler", {"label": classes})
+    )
+
+
+class Classifier(BertPreTrainedModel):
+    """A BERT encoder with one linear head; several tasks have their rows in it.
+
+    A position or cell without a label, -100, counts for nothing in the loss. Class weights, float `(n_logits,)`, weigh
+    what a class counts.
+    """
+
+    config_class = BertConfig
+    #: The loss is a mean over one batch, which the Trainer averages over accumulated batches and devices.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self.head = Head(**getattr(config, FIELD))
+        self.bert = BertModel(config, add_pooling_layer=False)
+        self.pooler = BertPooler(config) if self.head.pooling == "pooler" else None
+        drop = config.classifier_dropout if config.classifier_dropout is not None else config.hidden_dropout_prob
+        self.dropout = nn.Dropout(drop)
+        self.classifier = nn.Linear(config.hidden_size, self.head.n_logits)
+        self.register_buffer("class_weight", torch.ones(self.head.n_logits), persistent=False)
+        self.post_init()
+
+    def forward(self, input_ids, attention_mask=None, is_gene=None, labels=None, **kwargs):
+        """Logits `(b, l, n_logits)` of genes or `(b, n_logits)` of cells; labels `(b, l)` or `(b, n_tasks)`."""
+        hidden = self.bert(input_ids, attention_mask=attention_mask).last_hidden_state
+        match self.head.pooling:
+            case "pooler":
+                hidden = self.pooler(hidden)
+            case "cls" | "mean":
+                hidden = pool(hidden, is_gene, self.head.pooling).to(hidden.dtype)
+        logits = self.classifier(self.dropout(hidden))
+        return TokenClassifierOutput(loss=None if labels is None else self._loss(logits, labels), logits=logits)
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy of each task over its labels, added up; one without a label in the batch adds 0."""
+        labels = labels[..., None] if self.head.of == "genes" else labels
+        total = logits.sum() * 0.0
+        for at, part in enumerate(self.head.slices.values()):
+            weight = self.class_weight[part].float()
+            truth = labels[..., at].reshape(-1)
+            scores = logits[..., part].float().reshape(len(truth), -1)
+            summed = functional.cross_entropy(scores, truth, weight, ignore_index=NOTHING, reduction="sum")
+            counted = torch.where(truth == NOTHING, 0.0, weight[truth.clamp(min=0)]).sum()
+            total = total + summed / counted.clamp(min=torch.finfo(torch.float32).tiny)
+        return total
+
+
+@quiet_surroundings()
+def make_classifier(
+    weights: Path, config: Mapping[str, Any], head: Head, *, seed: int, n_blocks: int, random: bool = False
+) -> Classifier:
+    """Put an untrained head on a pretrained encoder, or, as a control, on one with random weights; in float32."""
+    settings = _settings(config, head, n_blocks)
+    torch.manual_seed(seed)
+    cpu = {"n_blocks": n_blocks, "device": torch.device("cpu"), "dtype": torch.float32}
+    model = Classifier(settings)
+    model.bert = random_encoder(config, seed=seed, **cpu) if random else load_encoder(weights, config, **cpu)
+    model.bert.requires_grad_(requires_grad=True)
+    return model
+
+
+def weigh_classes(model: Classifier, weight: np.ndarray) -> None:
+    """Say what each class counts in the loss, float `(n_logits,)`."""
+    model.class_weight.copy_(torch.from_numpy(weight))
+
+
+@torch.no_grad()
+def set_head(model: Classifier, weight: np.ndarray, bias: np.ndarray) -> None:
+    """Put in a head that was fitted elsewhere, `(n_logits, hidden_size)` and `(n_logits,)`."""
+    model.classifier.weight.copy_(torch.from_numpy(weight))
+    model.classifier.bias.copy_(torch.from_numpy(bias))
+
+
+def freeze(model: Classifier, n_blocks: int) -> None:
+    """Leave the first blocks as they are; embeddings learn, as with the official software."""
+    for block in model.bert.encoder.layer[:n_blocks]:
+        block.requires_grad_(requires_grad=False)
+
+
+def load_classifier(
+    weights: Path, config: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype
+) -> Classifier:
+    """Read a trained classifier, ready to predict; pickled weights only as plain tensors."""
+    head = head_of(config)
+    settings = _settings(config, head, config["num_hidden_layers"])
+    with torch.device("meta"):
+        model = Classifier(settings)
+    own = {name for name in model.state_dict() if not name.startswith("bert.")}
+    state = read_tensors(weights, own)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if name in own}
+    for name, shape in shapes.items():
+        if name not in state or state[name].shape != shape:
+            found = tuple(state[name].shape) if name in state else "nothing"
+            msg = (
+                f"{weights.name} has {found} as {name!r}, `config.json` promises {tuple(shape)}: it is no "
+                f"classifier of the classes {list(head.tasks.values())}."
+            )
+            raise ValueError(msg)
+    encoder = load_encoder(weights, config, n_blocks=config["num_hidden_layers"], device=device, dtype=dtype)
+    model.bert = encoder
+    model.class_weight = torch.ones(head.n_logits, device=device)
+    rest = {name: state[name].to(device, dtype) for name in own}
+    model.load_state_dict(rest, strict=False, assign=True)
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+@quiet_surroundings()
+def save_classifier(model: Classifier, folder: Path) -> None:
+    """Write a classifier; of one task, genes' is one that transformers reads by itself."""
+    if len(model.head.tasks) == 1:
+        (classes,) = model.head.tasks.values()
+        model.config.id2label = dict(enumerate(classes))
+        model.config.label2id = {name: at for at, name in enumerate(classes)}
+    model.save_pretrained(folder)
+
+
+def _settings(config: Mapping[str, Any], head: Head, n_blocks: int) -> BertConfig:
+    fields = {**config, "num_hidden_layers": n_blocks, FIELD: asdict(head)}
+    for name in ("architectures", "id2label", "label2id", "num_labels"):
+        fields.pop(name, None)
+    settings = BertConfig(**fields)
+    settings._attn_implementation = "sdpa"
+    return settings

@@ -1,0 +1,306 @@
+"""Fine-tuning on transformers' Trainer: one classifier, from its last checkpoint, to its end."""
+
+from __future__ import annotations
+
+import shutil
+from importlib.util import find_spec
+from math import ceil
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
+
+from gfx import _log
+from gfx._engine.classifier import Classifier
+from gfx._engine.labelled_cells import LabelledCells, PaddedWithLabels
+from gfx._engine.masking import NOTHING, SimilarLengths
+from gfx._engine.surroundings import quiet_surroundings
+from gfx._engine.training import LOG_FILE, JsonLog, OrderedTrainer, cells_per_step, last_checkpoint, training_arguments
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from peft import PeftModel
+    from transformers import TrainingArguments
+
+    from gfx._core.vocabulary import Vocabulary
+
+Adapter = Literal["lora", "lora-8bit", "lora-4bit"]
+ADAPTERS: tuple[str, ...] = ("lora", "lora-8bit", "lora-4bit")
+
+#: The recipe of the 2023 paper; genes see the cells once, cells up to ten times.
+DEFAULTS = {
+    "learning_rate": 5e-5,
+    "weight_decay": 1e-3,
+    "lr_scheduler_type": "linear",
+    "per_device_train_batch_size": 12,
+    "per_device_eval_batch_size": 32,
+    "save_total_limit": 1,
+    "logging_steps": 50,
+    "report_to": "none",
+    "disable_tqdm": True,  # for a bar of our own
+}
+EPOCHS = {"genes": 1, "cells": 10}
+
+#: Steps of warm-up in the paper, where there were 833; where there are fewer, the same share of them.
+WARM_UP, WARM_UP_SHARE = 500, 0.6
+
+#: As the official software sets it; with adapters far more of the network stands still, so it learns faster.
+LORA = {"r": 64, "lora_alpha": 128, "lora_dropout": 0.1, "target_modules": ["query", "value"]}
+ADAPTER_RATE = 5e-4
+
+
+def check_adapter(adapter: str | None) -> None:
+    """Refuse what this machine cannot do before anything is computed."""
+    if adapter is None:
+        return
+    if adapter not in ADAPTERS:
+        msg = f"`adapter` is one of {[None, *ADAPTERS]}, found {adapter!r}."
+        raise ValueError(msg)
+    needed = ["peft"] if adapter == "lora" else ["peft", "bitsandbytes"]
+    missing = [name for name in needed if find_spec(name) is None]
+    if missing:
+        extra = "lora" if adapter == "lora" else "quantized"
+        msg = f"`adapter={adapter!r}` needs {' and '.join(missing)}: `pip install 'scgfx[{extra}]'`."
+        raise ImportError(msg)
+    if adapter != "lora" and not torch.cuda.is_available():
+        msg = (
+            f"`adapter={adapter!r}` keeps the network in {adapter[-4]} bits, which runs on CUDA only, and this torch "
+            "sees no CUDA device. Use `adapter='lora'`, or `method='linear_probe'`, which is fast on a CPU."
+        )
+        raise ValueError(msg)
+
+
+def check_search(n_trials: int) -> None:
+    """Refuse a search for hyperparameters where there is nothing to search with."""
+    if n_trials and find_spec("optuna") is None:
+        msg = f"`n_trials={n_trials}` searches with optuna, which is not installed: `pip install 'scgfx[search]'`."
+        raise ImportError(msg)
+
+
+def arguments_for(
+    folder: Path, cells: int, *, of: str, given: Mapping[str, Any], evaluates: bool, adapter: str | None, seed: int
+) -> TrainingArguments:
+    """Make settings for one training; with cells to stop by, the best checkpoint of all passes is kept."""
+    ours = DEFAULTS | {"num_train_epochs": EPOCHS[of], "seed": seed}
+    if adapter is not None:
+        ours["learning_rate"] = ADAPTER_RATE
+    if evaluates:
+        ours |= {
+            "eval_strategy": "epoch",
+            "save_strategy": "epoch",
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "eval_loss",
+            "greater_is_better": False,
+            "restore_callback_states_from_checkpoint": True,
+        }
+    settings = training_arguments(folder, given, ours)
+    steps = (
+        settings.max_steps
+        if settings.max_steps > 0
+        else ceil(cells / cells_per_step(settings)) * settings.num_train_epochs
+    )
+    ours["warmup_steps"] = min(WARM_UP, int(WARM_UP_SHARE * steps))
+    if not evaluates:
+        ours |= {"save_strategy": "steps", "save_steps": max(1, min(500, int(steps / 4)))}
+    return training_arguments(folder, given, ours)
+
+
+@quiet_surroundings()
+def fine_tune(
+    make: Callable[[], Classifier],
+    cells: LabelledCells,
+    vocabulary: Vocabulary,
+    folder: Path,
+    *,
+    validation: LabelledCells | None,
+    arguments: Mapping[str, Any],
+    patience: int | None,
+    adapter: Adapter | None,
+    seed: int,
+) -> Classifier:
+    """Train a classifier, or go on from the last checkpoint in `folder`.
+
+    Parameters
+    ----------
+    make
+        Makes the classifier to start from, the same each time.
+    validation
+        Cells to choose the best pass by, and to stop by after `patience` passes without a better one; `None` trains to
+        the end.
+    arguments
+        What replaces :data:`DEFAULTS`, and other arguments of :class:`transformers.TrainingArguments`.
+    adapter
+        Trains low-rank adapters and the head alone, with the network in 8 or 4 bits if wanted; then adds them to the
+        weights in full precision, so that the result is a classifier like any other.
+    """
+    folder = folder.resolve()  # checkpoints name each other by path
+    start = make()
+    settings = arguments_for(
+        folder,
+        len(cells),
+        of=start.head.of,
+        given=arguments,
+        evaluates=validation is not None,
+        adapter=adapter,
+        seed=seed,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)  # adapters start from random numbers
+    model = start if adapter is None else _with_adapter(start, adapter, folder)
+    trainer = _trainer(model, settings, cells, validation, vocabulary, seed=seed, log=folder / LOG_FILE)
+    if validation is not None and patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(patience))
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    trained = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+    return trained if adapter is None else _merged(trained, make(), folder)
+
+
+def _trainer(
+    model: Classifier | None,
+    settings: TrainingArguments,
+    cells: LabelledCells,
+    validation: LabelledCells | None,
+    vocabulary: Vocabulary,
+    *,
+    seed: int,
+    log: Path | None = None,
+    make: Callable[[], Classifier] | None = None,
+) -> OrderedTrainer:
+    order = SimilarLengths(cells.lengths, cells_per_step(settings), seed)
+    trainer = OrderedTrainer(
+        order,
+        1.0,
+        model=model,
+        model_init=make,
+        args=settings,
+        data_collator=PaddedWithLabels(vocabulary, of_genes=cells.of_token is not None),
+        train_dataset=cells,
+        eval_dataset=validation,
+        callbacks=[] if log is None else [JsonLog(log)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    if _log.shows_progress():
+        trainer.add_callback(_Bar)
+    return trainer
+
+
+class _Bar(ProgressCallback):
+    """The Trainer's bar without its log, which has a file of its own."""
+
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        """Print nothing."""
+
+
+# --- adapters -------------------------------------------------------------------------------------------------------
+
+
+def _with_adapter(start: Classifier, adapter: Adapter, folder: Path) -> PeftModel:
+    """Put low-rank adapters beside the queries and values; the head is trained as it is."""
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    if adapter != "lora":
+        start = prepare_model_for_kbit_training(_quantized(start, adapter, folder))
+    own = ["classifier"] + (["pooler"] if start.pooler is not None else [])
+    return get_peft_model(start, LoraConfig(**LORA, modules_to_save=own))
+
+
+def _quantized(start: Classifier, adapter: Adapter, folder: Path) -> Classifier:
+    """Read the classifier anew in 8 or 4 bits; on CUDA only, which has been checked."""
+    from transformers import BitsAndBytesConfig
+
+    place = folder / "in_full_precision"
+    start.save_pretrained(place)
+    if adapter == "lora-4bit":
+        bits = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+            llm_int8_skip_modules=["classifier"],
+        )
+    else:
+        bits = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["classifier"])
+    model = Classifier.from_pretrained(place, quantization_config=bits, device_map={"": torch.cuda.current_device()})
+    model.class_weight = start.class_weight.to(model.device)
+    shutil.rmtree(place)
+    return model
+
+
+def _merged(trained: PeftModel, start: Classifier, folder: Path) -> Classifier:
+    """Add trained adapters to the weights that they were trained beside, in full precision."""
+    from peft import PeftModel
+
+    place = folder / "adapter"
+    trained.save_pretrained(place)
+    return PeftModel.from_pretrained(start, place).merge_and_unload()
+
+
+# --- hyperparameters ------------------------------------------------------------------------------------------------
+
+
+@quiet_surroundings()
+def find_hyperparameters(
+    make: Callable[[], Classifier],
+    cells: LabelledCells,
+    validation: LabelledCells,
+    vocabulary: Vocabulary,
+    folder: Path,
+    *,
+    arguments: Mapping[str, Any],
+    n_trials: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Search learning rate, weight decay, schedule and warm-up for the lowest loss on validation cells.
+
+    The space is that of the official software, warm-up as a share of the steps.
+    """
+    import optuna
+
+    def space(trial: optuna.Trial) -> dict[str, Any]:
+        return {
+            "learning_rate": trial.suggest_float("learning_rate", 1e-6, 1e-3, log=True),
+            "weight_decay": trial.suggest_float("weight_decay", 0.0, 0.3),
+            "lr_scheduler_type": trial.suggest_categorical("lr_scheduler_type", ["linear", "cosine", "polynomial"]),
+            "warmup_steps": trial.suggest_float("warmup_steps", 0.01, 0.6),
+        }
+
+    of = "genes" if cells.of_token is not None else "cells"
+    given = {"num_train_epochs": 1, "save_strategy": "no"} | dict(arguments) | {"load_best_model_at_end": False}
+    # The Trainer turns what is tried into the type that it finds: a share of the steps into 0, where that is an int.
+    given |= dict.fromkeys(("learning_rate", "weight_decay", "warmup_steps"), 0.0)
+    settings = arguments_for(folder, len(cells), of=of, given=given, evaluates=False, adapter=None, seed=seed)
+    trainer = _trainer(None, settings, cells, validation, vocabulary, seed=seed, make=make)
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        best = trainer.hyperparameter_search(
+            hp_space=space,
+            compute_objective=lambda found: found["eval_loss"],
+            n_trials=n_trials,
+            direction="minimize",
+            backend="optuna",
+            sampler=optuna.samplers.TPESampler(seed=seed),
+        )
+    finally:
+        optuna.logging.set_verbosity(level)
+    return dict(best.hyperparameters)
+
+
+def class_weights(truth: np.ndarray, slices: list[slice]) -> np.ndarray:
+    """Weigh classes so that those of a task count alike, float32 `(n_logits,)`; a class that is not there weighs 0.
+
+    Parameters
+    ----------
+    truth
+        int `(n_cells, n_tasks)`, -100 for none.
+    """
+    out = np.zeros(slices[-1].stop, dtype=np.float32)
+    for at, part in enumerate(slices):
+        known = truth[:, at][truth[:, at] != NOTHING]
+        counts = np.bincount(known, minlength=part.stop - part.start)
+        present = counts > 0
+        out[part][present] = len(known) / (present.sum() * counts[present])
+    return out

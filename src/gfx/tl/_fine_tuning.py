@@ -1,0 +1,155 @@
+"""How a classifier is trained, and what is left of it: scores of what was held out, so that a run can go on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from gfx._engine.classifier import Classifier, Head
+    from gfx._engine.labelled_cells import LabelledCells
+    from gfx.models import Model
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is done in every training of a call.
+
+    Parameters
+    ----------
+    model
+        The pretrained model.
+    freeze_layers
+        Blocks that stay as they are, from the first on.
+    adapter
+        Low-rank adapters in place of all weights.
+    n_trials
+        Trials of a search for hyperparameters before each training; 0 for none.
+    patience
+        Passes without a lower loss on validation cells before it ends.
+    training
+        Arguments of the Trainer.
+    """
+
+    model: Model
+    freeze_layers: int
+    adapter: str | None = None
+    n_trials: int = 0
+    patience: int | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    def noted(self) -> dict[str, Any]:
+        """Tell what a result says of it."""
+        return {
+            "freeze_layers": self.freeze_layers,
+            "adapter": self.adapter,
+            "n_trials": self.n_trials or None,
+            "patience": self.patience,
+            "training": json.dumps(self.training, default=str, sort_keys=True) if self.training else None,
+        }
+
+    def check(self) -> None:
+        """Refuse what cannot be done before anything is computed."""
+        from gfx._engine.fine_tuning import arguments_for, check_adapter, check_search
+
+        if not 0 <= self.freeze_layers <= self.model.n_blocks:
+            msg = (
+                f"`freeze_layers={self.freeze_layers}` is outside this model of {self.model.n_blocks} blocks: it is "
+                "the number of blocks, from the first on, that stay as they are."
+            )
+            raise ValueError(msg)
+        check_adapter(self.adapter)
+        check_search(self.n_trials)
+        arguments_for(Path(), 1, of="genes", given=self.training, evaluates=False, adapter=self.adapter, seed=0)
+
+    def train(
+        self,
+        head: Head,
+        cells: LabelledCells,
+        place: Path,
+        *,
+        validation: LabelledCells | None,
+        search: tuple[LabelledCells, LabelledCells] | None,
+        class_weight: np.ndarray | None,
+        seed: int,
+        random: bool,
+    ) -> Classifier:
+        """Train one classifier, or go on where it was stopped.
+
+        Parameters
+        ----------
+        search
+            Cells to learn from and to judge by while hyperparameters are searched, none of them held out.
+        """
+        from gfx._engine import fine_tuning
+
+        make = partial(self._make, head, class_weight=class_weight, seed=seed, random=random)
+        vocabulary = self.model.vocabulary
+        arguments = dict(self.training)
+        if self.n_trials and search is not None:
+            arguments |= self._hyperparameters(make, search, place, seed)
+        return fine_tuning.fine_tune(
+            make,
+            cells,
+            vocabulary,
+            place,
+            validation=validation,
+            arguments=arguments,
+            patience=self.patience,
+            adapter=self.adapter,
+            seed=seed,
+        ).eval()
+
+    def _make(self, head: Head, *, class_weight: np.ndarray | None, seed: int, random: bool) -> Classifier:
+        from gfx._engine.classifier import freeze, make_classifier, weigh_classes
+
+        model = make_classifier(
+            self.model.weights, self.model.config, head, seed=seed, n_blocks=self.model.n_blocks, random=random
+        )
+        freeze(model, self.freeze_layers)
+        if class_weight is not None:
+            weigh_classes(model, class_weight)
+        return model
+
+    def _hyperparameters(
+        self, make: Callable[..., Classifier], search: tuple[LabelledCells, LabelledCells], place: Path, seed: int
+    ) -> dict[str, Any]:
+        from gfx._engine.fine_tuning import find_hyperparameters
+
+        found = place / "hyperparameters.json"
+        if not found.is_file():
+            best = find_hyperparameters(
+                lambda _trial=None: make(),
+                *search,
+                self.model.vocabulary,
+                place / "search",
+                arguments=self.training,
+                n_trials=self.n_trials,
+                seed=seed,
+            )
+            shutil.rmtree(place / "search", ignore_errors=True)
+            place.mkdir(parents=True, exist_ok=True)
+            found.write_text(json.dumps(best))
+        return json.loads(found.read_text())
+
+
+def kept(place: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """Read the scores that a finished training left, or compute them, and delete what the training needs no more."""
+    file = place.with_suffix(".npy")
+    if not file.is_file():
+        scores = compute()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(".part")
+        with part.open("wb") as out:
+            np.save(out, scores)
+        part.replace(file)  # there as a whole, or not at all
+        shutil.rmtree(place, ignore_errors=True)
+    return np.load(file)
