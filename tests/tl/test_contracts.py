@@ -269,9 +269,7 @@ def test_a_second_run_gives_the_same(tool, cells, toy_model, slots):
     assert written(slots, cells, before) == set()
 
 
-def test_provenance(tool, cells, toy_model, request):
-    if tool.function.startswith("classify"):
-        request.applymarker(pytest.mark.xfail(reason="no `dtype` is recorded, in which a linear probe's states are"))
+def test_provenance(tool, cells, toy_model):
     tool(cells, model=toy_model, key_added="mine")
     params = slot(cells, tool.uns_slot("mine"))["params"]
     assert params["function"] == f"tl.{tool.function}"

@@ -37,9 +37,11 @@ def folds(classes: np.ndarray, n_splits: int, seed: int, groups: np.ndarray | No
 
 def validation_part(classes: np.ndarray, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
     """Choose about a tenth of the training cells to stop by, bool `(n,)`: whole donors, if there are two or more."""
-    n_groups = 0 if groups is None else len(np.unique(groups))
-    if n_groups > 1:
-        return folds(classes, min(10, n_groups), seed, groups) == 0
+    if groups is not None and len(donors := np.unique(groups)) > 1:
+        n_parts = min(10, len(donors), int(np.unique(classes, return_counts=True)[1].max()))
+        if n_parts < 2:  # no class has two cells to share out
+            return groups == np.random.default_rng(seed).choice(donors)
+        return folds(classes, n_parts, seed, groups) == 0
     # Rare classes cannot be in every part; what is left over is cut at random.
     number = np.unique(classes, return_inverse=True)[1]
     rare = np.bincount(number)[number] < 10

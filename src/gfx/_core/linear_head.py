@@ -65,6 +65,8 @@ def fit_linear_head(
         ``"balanced"``: classes count alike, however many members they have; `None`: members count alike.
     """
     present = np.unique(classes)
+    if not len(present):  # nothing to learn from: all are as probable
+        return LinearHead(np.zeros((n_classes, features.shape[1])), np.zeros(n_classes))
     if len(present) == 1:
         return _always(int(present[0]), n_classes, features.shape[1])
     centre = features.mean(axis=0, dtype=np.float64)

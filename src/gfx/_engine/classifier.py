@@ -69,7 +69,7 @@ class Head:
 def head_of(config: Mapping[str, Any]) -> Head | None:
     """Read what the head of a checkpoint tells, ours or one of the official software; `None` if it has none."""
     if FIELD in config:
-        return Head(**config[FIELD])
+        return _read_head(config[FIELD])
     architecture = next(iter(config.get("architectures") or ()), None)
     if architecture not in (_GENES, _CELLS):
         return None
@@ -80,6 +80,10 @@ def head_of(config: Mapping[str, Any]) -> Head | None:
         if architecture == _GENES
         else Head("cells", "pooler", {"label": classes})
     )
+
+
+def _read_head(written: Mapping[str, Any]) -> Head:
+    return Head(**{**written, "tasks": dict(written["tasks"])})
 
 
 class Classifier(BertPreTrainedModel):
@@ -95,7 +99,7 @@ class Classifier(BertPreTrainedModel):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
-        self.head = Head(**getattr(config, FIELD))
+        self.head = _read_head(getattr(config, FIELD))
         self.bert = BertModel(config, add_pooling_layer=False)
         self.pooler = BertPooler(config) if self.head.pooling == "pooler" else None
         drop = config.classifier_dropout if config.classifier_dropout is not None else config.hidden_dropout_prob
@@ -199,7 +203,9 @@ def save_classifier(model: Classifier, folder: Path) -> None:
 
 
 def _settings(config: Mapping[str, Any], head: Head, n_blocks: int) -> BertConfig:
-    fields = {**config, "num_hidden_layers": n_blocks, FIELD: asdict(head)}
+    # Tasks as pairs: files keep no order of names.
+    written = asdict(head) | {"tasks": [list(task) for task in head.tasks.items()]}
+    fields = {**config, "num_hidden_layers": n_blocks, FIELD: written}
     for name in ("architectures", "id2label", "label2id", "num_labels"):
         fields.pop(name, None)
     settings = BertConfig(**fields)

@@ -5,22 +5,32 @@ from __future__ import annotations
 import shutil
 from importlib.util import find_spec
 from math import ceil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from gfx import _log
 from gfx._engine.classifier import Classifier
 from gfx._engine.labelled_cells import LabelledCells, PaddedWithLabels
 from gfx._engine.masking import NOTHING, SimilarLengths
 from gfx._engine.surroundings import quiet_surroundings
-from gfx._engine.training import LOG_FILE, JsonLog, OrderedTrainer, cells_per_step, last_checkpoint, training_arguments
+from gfx._engine.training import (
+    LOG_FILE,
+    JsonLog,
+    OrderedTrainer,
+    cells_per_step,
+    last_checkpoint,
+    training_arguments,
+    where_patience_ended,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from peft import PeftModel
     from transformers import TrainingArguments
@@ -37,7 +47,7 @@ DEFAULTS = {
     "lr_scheduler_type": "linear",
     "per_device_train_batch_size": 12,
     "per_device_eval_batch_size": 32,
-    "save_total_limit": 1,
+    "save_total_limit": 2,  # the last beside the best: a run that had ended early must not go on from the best
     "logging_steps": 50,
     "report_to": "none",
     "disable_tqdm": True,  # for a bar of our own
@@ -148,14 +158,28 @@ def fine_tune(
         seed=seed,
     )
     folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = last_checkpoint(folder)
+    ended = None if checkpoint is None else where_patience_ended(checkpoint, patience)
+    if ended is not None:
+        return _read_best(start, Path(ended.best_model_checkpoint), adapter)
     torch.manual_seed(seed)  # adapters start from random numbers
     model = start if adapter is None else _with_adapter(start, adapter, folder)
     trainer = _trainer(model, settings, cells, validation, vocabulary, seed=seed, log=folder / LOG_FILE)
     if validation is not None and patience is not None:
         trainer.add_callback(EarlyStoppingCallback(patience))
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    trainer.train(resume_from_checkpoint=checkpoint)
     trained = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     return trained if adapter is None else _merged(trained, make(), folder)
+
+
+def _read_best(start: Classifier, checkpoint: Path, adapter: Adapter | None) -> Classifier:
+    """Read the best pass of a training that had ended early when it was stopped."""
+    if adapter is not None:
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(start, checkpoint).merge_and_unload()
+    start.load_state_dict(load_file(checkpoint / SAFE_WEIGHTS_NAME))
+    return start
 
 
 def _trainer(

@@ -164,7 +164,7 @@ def train(
     settings = stage_arguments(folder, len(cells), epochs=epochs, arguments=arguments, patience=patience, seed=seed)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = last_checkpoint(folder)
-    best = None if checkpoint is None else _where_patience_ended(checkpoint, patience)
+    best = None if checkpoint is None else where_patience_ended(checkpoint, patience)
     if best is not None:
         model.load_state_dict(MaskedGeneModel.from_pretrained(best.best_model_checkpoint).state_dict())
         if settings.process_index == 0:
@@ -290,7 +290,7 @@ def _finish(model: MaskedGeneModel, folder: Path, history: list[dict[str, float]
     (folder / "history.json").write_text(json.dumps(history))
 
 
-def _where_patience_ended(checkpoint: str, patience: int | None) -> TrainerState | None:
+def where_patience_ended(checkpoint: str, patience: int | None) -> TrainerState | None:
     """Read the state of a run that was stopped between its early end and its last word; `None` if it has to go on."""
     state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
     callback = state.stateful_callbacks.get("EarlyStoppingCallback", {})

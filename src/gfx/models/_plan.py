@@ -32,9 +32,9 @@ def keep_to_plan(folder: Path, plan: Mapping[str, Any], *, unfinished: str, kept
         part.replace(file)  # there as a whole, or not at all
         return
     before = json.loads(file.read_text())
-    changed = sorted(key for key in plan if plan[key] != before.get(key))
+    changed = sorted(key for key in plan | before if plan.get(key) != before.get(key))
     if changed:
-        lines = "\n".join(f"- {key}: {before.get(key)!r}, now {plan[key]!r}" for key in changed)
+        lines = "\n".join(f"- {key}: {before.get(key)!r}, now {plan.get(key)!r}" for key in changed)
         msg = (
             f"{folder} holds a run with another {', '.join(changed)}, which cannot go on with these:\n{lines}\n"
             f"Give another folder; or delete `{PLAN_FILE}` and `{unfinished}` in that one, to begin anew{kept}."

@@ -185,5 +185,5 @@ class Majority:
         for column, classes in self.task.tasks.items():
             truth = self.task.of(column)[train]
             counts = np.bincount(truth[truth >= 0], minlength=len(classes))
-            shares.append(counts / counts.sum())
+            shares.append(counts / counts.sum() if counts.any() else np.full(len(classes), 1 / len(classes)))
         return np.tile(np.concatenate(shares).astype(np.float32), (len(held), 1))

@@ -16,7 +16,7 @@ from gfx._core.linear_head import LinearHead
 from gfx._tokens import CountsNotAtHandError
 from gfx.tl._cell_learners import Counts, FineTuned, LinearProbe, Majority, all_log_counts
 from gfx.tl._cross_validation import bar_of, plan_of
-from gfx.tl._trained_model import TEACHING, TEACHING_FILE, with_linear_head, write_trained
+from gfx.tl._trained_model import TEACHING, is_taught, with_linear_head, write_trained
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -138,7 +138,8 @@ class CellRun:
 
     def teach_all(self, learner: CellLearner, folder: Path, summary: pd.DataFrame, params: Mapping[str, Any]) -> None:
         """Teach the model with all cells and keep it, unless it is there."""
-        if (folder / TEACHING_FILE).is_file():
+        if is_taught(folder):
+            shutil.rmtree(folder / "runs" / TEACHING, ignore_errors=True)  # also what a stopped call left
             return
         task = self.task
         if isinstance(learner, FineTuned):

@@ -15,8 +15,8 @@ from gfx._keys import cell_class_keys
 from gfx._provenance import mask_name, record
 from gfx.tl._cell_labels import find_cell_task
 from gfx.tl._cell_run import HIDDEN_LAYER, CellRun
-from gfx.tl._cross_validation import METHODS, check_numbers, settle_recipe, sizes
-from gfx.tl._prepare import check_choice, prepare
+from gfx.tl._cross_validation import METHODS, check_numbers, precision, settle_recipe, sizes
+from gfx.tl._prepare import check_choice, claim_columns, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -192,6 +192,7 @@ def classify_cells(
     task = find_cell_task(
         cells, groupby, split_by, cells.lengths(mask_obs), max_cells=max_cells, n_splits=n_splits, rng=rng
     )
+    claim_columns(cells.adata, {column: keys.of(column) for column in task.tasks}, keys.uns)
     fold = np.stack([task.folds(n_splits, rng + seed) for seed in range(n_seeds)])
     left = [(of_seed >= 0).sum() - np.bincount(of_seed[of_seed >= 0]) for of_seed in fold]
     n_cells = sizes(learning_curve, round(float(np.mean(left))), int(np.min(left)))
@@ -202,6 +203,7 @@ def classify_cells(
         groupby=list(task.tasks),
         split_by=split_by,
         method=method,
+        dtype=precision(method),
         pooling=how,
         class_weight=class_weight,
         mask_obs=mask_name(mask_obs),

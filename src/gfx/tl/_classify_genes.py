@@ -14,7 +14,7 @@ from gfx import _log
 from gfx._core.folds import folds
 from gfx._keys import gene_class_keys
 from gfx._provenance import mask_name, record
-from gfx.tl._cross_validation import METHODS, check_numbers, settle_recipe, sizes
+from gfx.tl._cross_validation import METHODS, check_numbers, precision, settle_recipe, sizes
 from gfx.tl._gene_labels import find_gene_labels
 from gfx.tl._gene_run import HIDDEN_LAYER, GeneRun, draw_task
 from gfx.tl._prepare import check_choice, prepare
@@ -177,6 +177,9 @@ def classify_genes(
     """
     keys = gene_class_keys(key_added)
     check_choice("method", method, METHODS)
+    if isinstance(labels, str) and labels in (keys.var, keys.var_predicted, keys.var_n_cells):
+        msg = f"The labels in `adata.var[{labels!r}]` would be written over. Choose another name with `key_added=`."
+        raise ValueError(msg)
     check_numbers(n_splits=n_splits, n_seeds=n_seeds, max_cells=max_cells, n_trials=n_trials, rng=rng)
     cells = prepare(adata, model, layer=layer, mod=mod, copy=copy, slot=keys.uns, function="tl.classify_genes")
     given = find_gene_labels(cells, labels, unknown)
@@ -198,6 +201,7 @@ def classify_genes(
         **cells.model.provenance(),
         **cells.tokens.source,
         method=method,
+        dtype=precision(method),
         mask_obs=mask_name(mask_obs),
         n_splits=n_splits,
         n_seeds=n_seeds,

@@ -35,6 +35,14 @@ def check_numbers(**given: int | None) -> None:
             raise ValueError(msg)
 
 
+def precision(method: str) -> str:
+    """Say in which precision states are computed: those under a linear head where it is fast, else in float32."""
+    from gfx._engine.device import choose_device, choose_dtype
+
+    dtype = choose_dtype("float32" if method == "fine_tune" else None, choose_device(None))
+    return str(dtype).removeprefix("torch.")
+
+
 def settle_recipe(
     model: Model,
     method: str,

@@ -151,5 +151,5 @@ def kept(place: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
         with part.open("wb") as out:
             np.save(out, scores)
         part.replace(file)  # there as a whole, or not at all
-        shutil.rmtree(place, ignore_errors=True)
+    shutil.rmtree(place, ignore_errors=True)  # also what a stopped call left
     return np.load(file)

@@ -77,6 +77,9 @@ def find_gene_labels(cells: Prepared, labels: Labels, unknown: Literal["raise", 
         Neither a mapping nor the name of a column.
     """
     check_choice("unknown", unknown, ("raise", "drop"))
+    if isinstance(labels, str) and "/" in labels:
+        msg = f"The column {labels!r} has a '/', which files cannot hold in a name. Rename it in `var`."
+        raise ValueError(msg)
     if isinstance(labels, str):
         given, task = _of_column(cells, labels), labels
     elif isinstance(labels, Mapping):

@@ -89,7 +89,7 @@ def find_task(cells: Prepared, labels: GeneLabels, rows: np.ndarray) -> GeneTask
     """Find every occurrence of a labelled gene in the cells to use."""
     place = np.full(len(cells.model.vocabulary), -1, dtype=np.int64)
     place[labels.tokens] = np.arange(len(labels.tokens))
-    found_cells, found_genes = [], []
+    found_cells, found_genes = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
     taken = np.empty(len(cells.tokens.lengths), dtype=np.int64)
     taken[rows] = np.arange(len(rows))
     for some in pieces(np.sort(rows)):

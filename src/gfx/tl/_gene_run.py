@@ -13,7 +13,7 @@ from gfx._core.evaluation import Evaluation
 from gfx._core.folds import each_fold
 from gfx.tl._cross_validation import bar_of, plan_of
 from gfx.tl._gene_learners import Expression, FineTuned, LinearProbe, Majority, find_task
-from gfx.tl._trained_model import TEACHING, TEACHING_FILE, with_linear_head, write_trained
+from gfx.tl._trained_model import TEACHING, is_taught, with_linear_head, write_trained
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -142,7 +142,8 @@ class GeneRun:
 
     def teach_all(self, learner: GeneLearner, folder: Path, summary: pd.DataFrame, params: Mapping[str, Any]) -> None:
         """Teach the model with all labels and keep it, unless it is there."""
-        if (folder / TEACHING_FILE).is_file():
+        if is_taught(folder):
+            shutil.rmtree(folder / "runs" / TEACHING, ignore_errors=True)  # also what a stopped call left
             return
         task = self.task
         every = np.ones(len(task.labels.tokens), dtype=bool)

@@ -10,7 +10,7 @@ import pandas as pd
 from gfx import _log
 from gfx._keys import predicted_cells_keys
 from gfx._provenance import mask_name, record
-from gfx.tl._prepare import prepare
+from gfx.tl._prepare import claim_columns, prepare
 from gfx.tl._trained_model import load_trained
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ def predict_cells(
 
     chosen = choose_device(device)
     classifier = load_classifier(found.weights, found.config, device=chosen, dtype=choose_dtype(dtype, chosen))
+    claim_columns(cells.adata, {task: keys.of(task) for task in classifier.head.tasks}, keys.uns)
     scores = of_cells(classifier, cells.tokens.ids, lengths, found.vocabulary, batch_size=batch_size)
     tasks = classifier.head.tasks
     adata = cells.adata

@@ -150,6 +150,15 @@ def put(held: MutableMapping[str, Any], slots: Mapping[str, Any], *, is_ours: bo
             del held[key]
 
 
+def claim_columns(adata: AnnData, columns: Mapping[str, str], slot: str) -> None:
+    """Refuse to write over columns of `obs` that the user has: those of tasks, but for our own of an earlier call."""
+    before = adata.uns[slot]["tasks"] if slot in adata.uns else {}
+    taken = [column for task, column in columns.items() if column in adata.obs and task not in before]
+    if taken:
+        msg = f"`adata.obs` has {taken}, where classes would be written. Choose another name with `key_added=`."
+        raise ValueError(msg)
+
+
 def pieces(rows: np.ndarray, size: int = 1024) -> Iterator[np.ndarray]:
     """Walk over rows a few at a time, so that nothing about all of them is in memory at once."""
     return (rows[start : start + size] for start in range(0, len(rows), size))

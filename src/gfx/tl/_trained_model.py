@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from gfx.models import load
+from gfx.models._plan import PLAN_FILE
+from gfx.models._store import file_sha256
 from gfx.models._vocabulary_file import write_vocabulary
 
 if TYPE_CHECKING:
@@ -27,6 +29,14 @@ TEACHING = "all_labels"
 
 #: What a folder says of itself, beside `config.json`; the first is written last.
 TEACHING_FILE, CARD_FILE = "classification.json", "README.md"
+
+
+def is_taught(folder: Path) -> bool:
+    """Whether the model that the plan of a folder asks for is there."""
+    teaching = folder / TEACHING_FILE
+    if not teaching.is_file():
+        return False
+    return json.loads(teaching.read_text(encoding="utf-8")).get("plan_sha256") == file_sha256(folder / PLAN_FILE)
 
 
 def with_linear_head(cells: Prepared, head: Head, linear: LinearHead, hidden_layer: int) -> Classifier:
@@ -59,6 +69,7 @@ def write_trained(
     (folder / CARD_FILE).write_text(_card(classifier.head, model, summary, params), encoding="utf-8")
     teaching = {
         "gfx_version": version("scgfx"),
+        "plan_sha256": file_sha256(folder / PLAN_FILE),
         "start_from": model.provenance(),
         "taught": taught,
         "params": dict(params),
