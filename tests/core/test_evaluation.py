@@ -283,6 +283,34 @@ def test_a_table_of_curves_may_be_empty() -> None:
     assert of(tables["summary"], metric="accuracy")["mean"].item() == 0.5
 
 
+@pytest.mark.parametrize("with_donors", [False, True])
+def test_cells_that_are_not_used_widen_no_interval(with_donors: bool) -> None:
+    """Without a class, or in no fold: what is drawn again and again are the others."""
+    labels = np.arange(60) % 2
+    fold = (np.arange(60) // 2 % 3)[None]
+    score = (rng().random(60) + 0.3 * labels).astype(np.float32) / 2
+    probabilities = np.stack([1 - score, score], axis=1)
+    place = np.sort(rng(1).permutation(200)[:60])  # among others
+    donor = np.arange(200) % 23
+    tables = []
+    for here, n in ((np.arange(60), 60), (place, 200)):
+        truth = {"type": np.full(n, 1)}
+        truth["type"][here] = labels
+        folds = np.full((1, n), -1)
+        folds[:, here] = fold
+        rest = np.setdiff1d(np.arange(n), here)
+        truth["type"][rest[::2]], folds[:, rest[::2]] = -100, 0
+        groups = (donor[place] if n == 60 else donor) if with_donors else None
+        evaluation = Evaluation("cell", {"type": TASKS["type"]}, truth, folds, groups)
+        for at in range(3):
+            held = here[fold[0] == at]
+            said = probabilities[fold[0] == at]
+            evaluation.add(held, said, task="type", method="model", n_cells=9, seed=0, fold=at)
+        tables.append(evaluation.tables(9, rng())["summary"])
+    pd.testing.assert_frame_equal(*tables)
+    assert tables[0]["low"].notna().all()
+
+
 def test_donors_widen_the_intervals() -> None:
     """Ten donors of ten cells that are all alike are worth ten cells."""
     donor = np.repeat(np.arange(30), 10)

@@ -84,6 +84,13 @@ def test_a_single_class_is_always_told() -> None:
     np.testing.assert_array_equal(found.probabilities(features), np.tile([0, 0, 1, 0], (10, 1)))
 
 
+def test_with_nothing_to_learn_from_all_classes_are_alike() -> None:
+    """A task that no training cell has a class of."""
+    head = fit_linear_head(np.zeros((0, 4)), np.zeros(0, dtype=int), 3, one_unit=True, strength=0.1)
+    found = head.probabilities(np.random.default_rng(0).normal(size=(5, 4)))
+    np.testing.assert_allclose(found, 1 / 3, atol=1e-7)
+
+
 @pytest.mark.parametrize("constant", [0.0, 1.0, 0.1, -1e4 / 3])
 def test_a_constant_feature_counts_for_nothing(constant: float) -> None:
     """Its mean may be off by a last bit; what it is elsewhere was never learnt."""

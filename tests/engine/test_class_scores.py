@@ -207,6 +207,23 @@ def test_cells_that_are_left_out(toy: Toy) -> None:
     assert np.isnan(found[::2]).all()
 
 
+def test_what_stands_behind_the_end_of_a_cell_does_not_matter(toy: Toy) -> None:
+    noise = np.random.default_rng(0).integers(0, len(toy.vocabulary), toy.ids.shape).astype(toy.ids.dtype)
+    noisy = np.where(np.arange(toy.ids.shape[1]) < toy.lengths[:, None], toy.ids, noise)
+    wanted, group = wanted_tokens(toy), np.zeros(len(toy.ids), dtype=np.int64)
+    of_gene, of_mean = classifier(toy, GENES), classifier(toy, Head("cells", "mean", TASKS))
+    found, expected = (
+        [
+            of_cells(of_mean, ids, toy.lengths, toy.vocabulary),
+            of_genes(of_gene, ids, toy.lengths, toy.vocabulary, group=group, n_groups=1),
+            *of_occurrences(of_gene, ids, toy.lengths, wanted, probabilities, description=""),
+        ]
+        for ids in (noisy, toy.ids)
+    )
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=SAME)
+
+
 def test_a_cell_without_genes_has_a_mean_of_nothing(toy_model: Model) -> None:
     """`<cls>` and `<eos>` alone: the head's bias is what is left, and no NaN."""
     vocabulary, head = toy_model.vocabulary, Head("cells", "mean", TASKS)

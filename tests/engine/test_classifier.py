@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 CPU = torch.device("cpu")
 GENES = Head("genes", "gene", {"labels": ["tolerant", "sensitive", "unknown"]})
-TASKS = {"stage": ["early", "mid", "late"], "type": ["healthy", "sick"]}  # in the order in which files keep them
+TASKS = {"stage": ["early", "mid", "late"], "type": ["healthy", "sick"]}
 HEADS = {pooling: Head("cells", pooling, TASKS) for pooling in ("cls", "mean", "pooler")} | {"gene": GENES}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 

@@ -409,9 +409,15 @@ def test_a_finished_run_is_not_trained_further(run: Run, tmp_path: Path, stop_in
     assert steps == []
 
 
-def test_an_early_end_is_the_end(run: Run, task: Task, tmp_path: Path, stop_in_step: StopInStep) -> None:
+@OLD_NAME
+@pytest.mark.parametrize("adapter", [None, "lora"])
+def test_an_early_end_is_the_end(
+    run: Run, task: Task, tmp_path: Path, stop_in_step: StopInStep, adapter: str | None
+) -> None:
     """Stopped while its scores were computed, it is not trained further."""
-    how = {"stops": task.misleading(), "patience": 1} | FAST | {"num_train_epochs": 9}
+    if adapter:
+        pytest.importorskip("peft")
+    how = {"stops": task.misleading(), "patience": 1, "adapter": adapter} | FAST | {"num_train_epochs": 9}
     expected = run(tmp_path, **how)
     assert len(logged(tmp_path)) < 72
     steps = stop_in_step(NEVER)

@@ -300,7 +300,6 @@ def test_adapters_do_not_mix_with_whole_weights(whole: Whole, finished: Path) ->
         whole.call(finished)
 
 
-@pytest.mark.xfail(reason="`folder` may be that of `model`, whose weights are written over")
 @pytest.mark.parametrize("of", ["genes", "cells"])
 def test_the_pretrained_model_is_not_written_over(
     of: str, toy_cells: Any, toy_model: Model, toy_folder: Path, tmp_path: Path
@@ -312,7 +311,6 @@ def test_the_pretrained_model_is_not_written_over(
     assert files(folder) == before
 
 
-@pytest.mark.xfail(reason="`is_taught` reads JSON of which `write_trained` was killed half-way")
 @pytest.mark.parametrize("of", ["genes", "cells"])
 def test_killed_while_the_last_file_was_written(
     of: str, toy_cells: Any, toy_model: Model, slots: Any, tmp_path: Path

@@ -238,6 +238,16 @@ def test_cells_are_those_of_transformers_cell_by_cell(
         assert others.obs[f"gfx_predicted_cells_{task}"].tolist() == best
 
 
+def test_special_tokens_are_not_in_the_mean_over_genes(
+    cells: ad.AnnData, others: ad.AnnData, toy_model: Model, toy_slow: Any, tmp_path: Path
+) -> None:
+    gfx.tl.classify_cells(cells, "cell_type", model=toy_model, pooling="mean", folder=tmp_path, **PROBED)
+    predict_cells(others, tmp_path)
+    x, new = (np.array([toy_slow.cell(row, "mean") for row in toy_slow.tokens(adata)]) for adata in (cells, others))
+    expected = fitted(x, cells.obs["cell_type"].cat.codes.to_numpy())(new)
+    np.testing.assert_allclose(others.obsm["gfx_predicted_cells"], expected, atol=1e-4)
+
+
 def test_cells_that_were_left_out(teach: Any, others: ad.AnnData) -> None:
     predict_cells(others, teach("cells", "probed"), key_added="all")
     empty, masked = 4, np.arange(30) % 3 > 0

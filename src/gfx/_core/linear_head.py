@@ -80,7 +80,7 @@ def fit_linear_head(
             (np.flatnonzero(inner_folds != at), np.flatnonzero(inner_folds == at)) for at in np.unique(inner_folds)
         ]
         whole = [split for split in splits if all(len(np.unique(classes[part])) == len(present) for part in split)]
-        strength = _best_strength(scaled, classes, whole, fitted) if whole else STRENGTHS[1]
+        strength = _best_strength(scaled, classes, whole, fitted) if whole else STRENGTHS[(len(STRENGTHS) - 1) // 2]
     with warnings.catch_warnings():
         # Classes that a line can tell apart have no end to converge to; the last step serves.
         warnings.simplefilter("ignore", ConvergenceWarning)

@@ -15,7 +15,7 @@ from gfx._keys import cell_class_keys
 from gfx._provenance import mask_name, record
 from gfx.tl._cell_labels import find_cell_task
 from gfx.tl._cell_run import HIDDEN_LAYER, CellRun
-from gfx.tl._cross_validation import METHODS, check_numbers, precision, settle_recipe, sizes
+from gfx.tl._cross_validation import METHODS, check_folder, check_numbers, precision, settle_recipe, sizes
 from gfx.tl._prepare import check_choice, claim_columns, prepare
 
 if TYPE_CHECKING:
@@ -179,6 +179,7 @@ def classify_cells(
     numbers = {"n_splits": n_splits, "n_seeds": n_seeds, "max_cells": max_cells, "n_trials": n_trials, "rng": rng}
     check_numbers(**numbers, patience=patience)
     cells = prepare(adata, model, layer=layer, mod=mod, copy=copy, slot=keys.uns, function="tl.classify_cells")
+    check_folder(folder, cells.model)
     how = cells.pooling(pooling)
     recipe = settle_recipe(
         cells.model,

@@ -14,7 +14,7 @@ from gfx import _log
 from gfx._core.folds import folds
 from gfx._keys import gene_class_keys
 from gfx._provenance import mask_name, record
-from gfx.tl._cross_validation import METHODS, check_numbers, precision, settle_recipe, sizes
+from gfx.tl._cross_validation import METHODS, check_folder, check_numbers, precision, settle_recipe, sizes
 from gfx.tl._gene_labels import find_gene_labels
 from gfx.tl._gene_run import HIDDEN_LAYER, GeneRun, draw_task
 from gfx.tl._prepare import check_choice, prepare
@@ -182,6 +182,8 @@ def classify_genes(
         raise ValueError(msg)
     check_numbers(n_splits=n_splits, n_seeds=n_seeds, max_cells=max_cells, n_trials=n_trials, rng=rng)
     cells = prepare(adata, model, layer=layer, mod=mod, copy=copy, slot=keys.uns, function="tl.classify_genes")
+    check_folder(folder, cells.model)
+    _ = cells.gene_tokens  # or fail before hours of training
     given = find_gene_labels(cells, labels, unknown)
     if freeze_layers is None and method == "fine_tune":
         freeze_layers = max(cells.model.n_blocks - LEARNING_BLOCKS, 0)

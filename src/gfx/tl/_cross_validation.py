@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +34,13 @@ def check_numbers(**given: int | None) -> None:
         if value < _LEAST[name]:
             msg = f"`{name}` is {_LEAST[name]} or more, found {value}."
             raise ValueError(msg)
+
+
+def check_folder(folder: str | Path | None, model: Model) -> None:
+    """Refuse to write a model over the one that it starts from."""
+    if folder is not None and Path(folder).resolve() == model.folder.resolve():
+        msg = f"`folder` is that of the model to start from, {model.name!r}, which would be lost. Give another one."
+        raise ValueError(msg)
 
 
 def precision(method: str) -> str:

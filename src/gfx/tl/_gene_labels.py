@@ -133,6 +133,9 @@ def _of_mapping(
             refuse_unknown(names, vocabulary, " To go on without such genes: `unknown='drop'`.")
         elif missing := unknown_genes(names, vocabulary):
             _log.info(f"{len(missing):,} of {len(names):,} genes of {name!r} are not known to the model")
+        if str(name) in found:
+            msg = f"Two classes read {str(name)!r}; give each a name of its own."
+            raise ValueError(msg)
         tokens = vocabulary.resolve(names)
         found[str(name)] = tokens[tokens >= 0].tolist()
         if not found[str(name)]:

@@ -149,9 +149,14 @@ def _fit(features: np.ndarray, truth: np.ndarray, n_classes: int, seed: int, *, 
 
 
 def inner_folds(truth: np.ndarray, seed: int) -> np.ndarray:
-    """Fold of each gene to learn from, int16 `(n,)`: five, or as many as the smallest class has genes."""
-    fewest = int(np.bincount(truth)[np.unique(truth)].min())
-    return folds(truth, min(INNER_FOLDS, max(fewest, 2)), seed)
+    """Fold of each gene to learn from, int16 `(n,)`: five, or as many as the smallest class has genes.
+
+    Where no class has two genes there is nothing to choose by: all are in one fold.
+    """
+    counts = np.unique(truth, return_counts=True)[1]
+    if not (counts > 1).any():
+        return np.zeros(len(truth), dtype=np.int16)
+    return folds(truth, min(INNER_FOLDS, max(int(counts.min()), 2)), seed)
 
 
 # --- fine-tuning ----------------------------------------------------------------------------------------------------
@@ -175,7 +180,8 @@ class FineTuned:
             genes = np.flatnonzero(train)
             judged = np.zeros(len(train), dtype=bool)
             judged[genes[inner_folds(self.task.labels.truth[genes], seed) == 0]] = True
-            search = self._labelled(train & ~judged, n_cells), self._labelled(judged, n_cells)
+            if judged.sum() != train.sum():  # else none would be left to learn from
+                search = self._labelled(train & ~judged, n_cells), self._labelled(judged, n_cells)
         return self.recipe.train(
             self.head,
             self._labelled(train, n_cells),

@@ -36,7 +36,11 @@ def is_taught(folder: Path) -> bool:
     teaching = folder / TEACHING_FILE
     if not teaching.is_file():
         return False
-    return json.loads(teaching.read_text(encoding="utf-8")).get("plan_sha256") == file_sha256(folder / PLAN_FILE)
+    try:
+        told = json.loads(teaching.read_text(encoding="utf-8"))
+    except ValueError:  # cut off: it is written anew
+        return False
+    return told.get("plan_sha256") == file_sha256(folder / PLAN_FILE)
 
 
 def with_linear_head(cells: Prepared, head: Head, linear: LinearHead, hidden_layer: int) -> Classifier:
@@ -75,7 +79,9 @@ def write_trained(
         "params": dict(params),
         "summary": json.loads(summary.to_json(orient="records")),
     }
-    (folder / TEACHING_FILE).write_text(json.dumps(teaching, indent=1, default=_plain), encoding="utf-8")
+    part = folder / f"{TEACHING_FILE}.part"
+    part.write_text(json.dumps(teaching, indent=1, default=_plain), encoding="utf-8")
+    part.replace(folder / TEACHING_FILE)  # there as a whole, or not at all
 
 
 def _plain(value: object) -> object:
