@@ -419,7 +419,7 @@ def test_no_method_sees_a_label_held_out(cells: ad.AnnData, toy_model: Model) ->
 def test_few_cells_are_the_first_ones(cells: ad.AnnData, toy_model: Model) -> None:
     """Heads of the learning curve know nothing of other cells, and tell all of them."""
     task = task_of(cells, ODD_EVEN, toy_model)
-    states = run_of(task)._states(None)
+    states = run_of(task)._states(is_random=False)
     train = np.arange(len(task.labels.truth)) % 2 > 0
     few = find_task(task.cells, task.labels, task.rows[:5])
     known = np.isin(task.cell, range(5))

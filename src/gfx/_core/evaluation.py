@@ -62,9 +62,11 @@ class Evaluation:
             return
         place = {"task": task, "unit": self.unit, "method": method, "n_cells": n_cells, "seed": seed, "fold": fold}
         self._measure(truth, probabilities, place)
-        shape = (len(self.fold), self.fold.shape[1], len(self.tasks[task]))
-        whole = self._whole.setdefault((task, method, n_cells), np.full(shape, np.nan, dtype=np.float32))
-        whole[seed, units] = probabilities
+        of_method = task, method, n_cells
+        if of_method not in self._whole:
+            shape = (*self.fold.shape, len(self.tasks[task]))
+            self._whole[of_method] = np.full(shape, np.nan, dtype=np.float32)
+        self._whole[of_method][seed, units] = probabilities
 
     def add_occurrences(
         self,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from gfx._engine.device import sum_dtype
-from gfx._engine.forward import run_cells
+from gfx._engine.forward import mask_of, run_cells
 from gfx._engine.pooling import special_tokens
 
 if TYPE_CHECKING:
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 def probabilities(model: Classifier, tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     """Probability of each class for each position, float32 `(b, l, n_logits)`."""
-    mask = None if bool(valid.all()) else valid.long()
-    return model.head.probabilities(model(tokens, mask).logits)
+    return model.head.probabilities(model(tokens, mask_of(valid)).logits)
 
 
 def of_occurrences(
@@ -104,8 +103,8 @@ def of_cells(
     special = special_tokens(vocabulary, model.device)
 
     def forward(model: Classifier, tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        mask = None if bool(valid.all()) else valid.long()
-        return model.head.probabilities(model(tokens, mask, is_gene=valid & ~special[tokens]).logits)
+        is_gene = valid & ~special[tokens]
+        return model.head.probabilities(model(tokens, mask_of(valid), is_gene=is_gene).logits)
 
     out = np.full((len(lengths), model.head.n_logits), np.nan, dtype=np.float32)
     for batch in run_cells(

@@ -44,12 +44,16 @@ class Batch:
 def states(
     encoder: BertModel, tokens: torch.Tensor, valid: torch.Tensor, positions: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Run the encoder, `(b, l)` -> `(b, l, d)`; a batch without padding needs no mask.
+    """Run the encoder, `(b, l)` -> `(b, l, d)`.
 
     Without `positions`, `(b, l)`, every token stands where it is.
     """
-    mask = None if bool(valid.all()) else valid.long()
-    return encoder(input_ids=tokens, attention_mask=mask, position_ids=positions).last_hidden_state
+    return encoder(input_ids=tokens, attention_mask=mask_of(valid), position_ids=positions).last_hidden_state
+
+
+def mask_of(valid: torch.Tensor) -> torch.Tensor | None:
+    """Say which positions may be attended to; a batch without padding needs no mask."""
+    return None if bool(valid.all()) else valid.long()
 
 
 @torch.inference_mode()

@@ -9,15 +9,13 @@ import numpy as np
 
 from gfx import _log
 from gfx._core.folds import folds
+from gfx.tl._cross_validation import NOTHING
 from gfx.tl._prepare import groups
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from gfx.tl._prepare import Prepared
-
-#: Class of a cell that has none.
-NOTHING = -100
 
 
 @dataclass(frozen=True)
@@ -54,12 +52,6 @@ class CellTask:
     def donors(self, rows: np.ndarray) -> np.ndarray | None:
         """Donor of some cells."""
         return None if self.donor is None else self.donor[rows]
-
-    def lengths(self, rows: np.ndarray) -> np.ndarray:
-        """Tokens of some cells, 0 for all others, int32 `(n_obs,)`."""
-        lengths = np.zeros(len(self.truth), dtype=np.int32)
-        lengths[rows] = self.cells.tokens.lengths[rows]
-        return lengths
 
     def folds(self, n_splits: int, seed: int) -> np.ndarray:
         """Fold of each cell, int16 `(n_obs,)`, -1 for those that are not used."""

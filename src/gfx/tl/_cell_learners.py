@@ -125,10 +125,49 @@ class FineTuned:
         from gfx._engine.class_scores import of_cells
 
         cells = self.task.cells
-        return of_cells(model, cells.tokens.ids, self.task.lengths(held), cells.model.vocabulary)[held]
+        return of_cells(model, cells.tokens.ids, cells.lengths_of(held), cells.model.vocabulary)[held]
 
 
 # --- without a network ----------------------------------------------------------------------------------------------
+
+
+class VariableGenes:
+    """Log-normalised counts of all cells, by token, and the genes that vary most among some of them.
+
+    All counts are in memory, as sparse as they are. Genes are found once for the cells of a fold, whoever asks.
+    """
+
+    def __init__(self, task: CellTask) -> None:
+        from scipy.sparse import vstack
+
+        self.logs: csr_array = vstack([logs for _, logs in log_counts(task.cells)], format="csr")
+        self._found: dict[bytes, np.ndarray] = {}
+
+    def among(self, rows: np.ndarray) -> np.ndarray:
+        """Find 2,000 genes that vary most among some cells, int `(n,)`, as scanpy does; int `(n_genes,)`."""
+        cells = rows.tobytes()
+        if cells not in self._found:
+            self._found[cells] = _most_variable(self.logs[rows])
+        return self._found[cells]
+
+    def of(self, rows: np.ndarray, genes: np.ndarray) -> np.ndarray:
+        """Log counts of some genes in some cells, float32 `(n_rows, n_genes)`."""
+        return self.logs[rows][:, genes].toarray().astype(np.float32)
+
+
+def _most_variable(logs: csr_array) -> np.ndarray:
+    seen = np.flatnonzero(np.diff(logs.tocsc().indptr) > 0)
+    if len(seen) <= N_GENES:
+        return seen
+    import anndata as ad
+    import scanpy as sc
+    from scipy.sparse import csr_matrix
+
+    # scanpy 1.11 multiplies no sparse arrays, only matrices.
+    cells = ad.AnnData(csr_matrix(logs[:, seen]), var=pd.DataFrame(index=seen.astype(str)))
+    cells.uns["log1p"] = {"base": None}
+    sc.pp.highly_variable_genes(cells, n_top_genes=N_GENES)
+    return seen[cells.var["highly_variable"].to_numpy()]
 
 
 class Counts:
@@ -137,39 +176,16 @@ class Counts:
     Genes are chosen and components found among the cells to learn from.
     """
 
-    def __init__(self, name: str, task: CellTask, logs: csr_array, class_weight: str | None) -> None:
-        self.name, self.task, self.logs, self.class_weight = name, task, logs, class_weight
+    def __init__(self, name: str, task: CellTask, genes: VariableGenes, class_weight: str | None) -> None:
+        self.name, self.task, self.genes, self.class_weight = name, task, genes, class_weight
 
     def predict(self, train: np.ndarray, held: np.ndarray, *, seed: int, fold: int) -> np.ndarray:
-        genes = _variable_genes(self.logs[train])
-        learnt, rest = (self.logs[rows][:, genes].toarray().astype(np.float32) for rows in (train, held))
+        chosen = self.genes.among(train)
+        learnt, rest = self.genes.of(train, chosen), self.genes.of(held, chosen)
         if self.name == "pca":
             learnt, rest = principal_components(learnt, rest, N_COMPONENTS, seed)
         heads = fit_tasks(self.task, learnt, train, self.class_weight)
         return np.hstack([head.probabilities(rest) for head in heads])
-
-
-def all_log_counts(task: CellTask) -> csr_array:
-    """Log-normalised counts of all cells, by token; all in memory, as sparse as they are."""
-    from scipy.sparse import vstack
-
-    return vstack([logs for _, logs in log_counts(task.cells)], format="csr")
-
-
-def _variable_genes(logs: csr_array) -> np.ndarray:
-    """Find the most variable genes of some cells, as scanpy does, int `(n_genes,)`."""
-    import anndata as ad
-    import scanpy as sc
-    from scipy.sparse import csr_matrix
-
-    seen = np.flatnonzero(np.diff(logs.tocsc().indptr) > 0)
-    # scanpy 1.11 multiplies no sparse arrays, only matrices.
-    cells = ad.AnnData(csr_matrix(logs[:, seen]), var=pd.DataFrame(index=seen.astype(str)))
-    cells.uns["log1p"] = {"base": None}
-    if len(seen) <= N_GENES:
-        return seen
-    sc.pp.highly_variable_genes(cells, n_top_genes=N_GENES)
-    return seen[cells.var["highly_variable"].to_numpy()]
 
 
 class Majority:

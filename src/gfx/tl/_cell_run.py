@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,45 +13,33 @@ from gfx._core.evaluation import Evaluation
 from gfx._core.folds import each_fold
 from gfx._core.linear_head import LinearHead
 from gfx._tokens import CountsNotAtHandError
-from gfx.tl._cell_learners import Counts, FineTuned, LinearProbe, Majority, all_log_counts
-from gfx.tl._cross_validation import bar_of, plan_of
-from gfx.tl._trained_model import TEACHING, is_taught, with_linear_head, write_trained
+from gfx.tl._cell_learners import Counts, FineTuned, LinearProbe, Majority, VariableGenes
+from gfx.tl._cross_validation import HIDDEN_LAYER, Run, bar_of
+from gfx.tl._trained_model import with_linear_head
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
-    import pandas as pd
-
-    from gfx._engine.classifier import Head
+    from gfx._engine.classifier import Classifier, Head
     from gfx.tl._cell_labels import CellTask
     from gfx.tl._cell_learners import CellLearner
-    from gfx.tl._fine_tuning import Recipe
-
-#: Which states a linear head reads: those that embed cells.
-HIDDEN_LAYER = -2
 
 
 @dataclass(frozen=True)
-class CellRun:
-    """What is run.
+class CellRun(Run):
+    """Cells, classified.
 
     Parameters
     ----------
     pooling
         How a cell becomes one vector.
-    n_cells
-        Numbers of cells to learn from, the full one last.
+    class_weight
+        Whether classes or cells count alike.
     """
 
     task: CellTask
-    method: str
-    recipe: Recipe
     pooling: str
     class_weight: str | None
-    n_cells: list[int]
-    baselines: bool
-    rng: int
 
     @property
     def head(self) -> Head:
@@ -68,8 +55,8 @@ class CellRun:
             return learners
         learners.append(self._model("random_weights", folder))
         try:
-            logs = all_log_counts(self.task)
-            learners += [Counts(name, self.task, logs, self.class_weight) for name in ("hvg", "pca")]
+            genes = VariableGenes(self.task)
+            learners += [Counts(name, self.task, genes, self.class_weight) for name in ("hvg", "pca")]
         except CountsNotAtHandError as problem:
             _log.info(f"No baseline of log counts, for the counts are not at hand: {problem.args[0]}")
         return [*learners, Majority(self.task)]
@@ -86,19 +73,15 @@ class CellRun:
                 class_weight=self.class_weight,
                 random=is_random,
             )
-        return LinearProbe(name, self.task, self._vectors(self.rng if is_random else None), self.class_weight)
+        return LinearProbe(name, self.task, self._vectors(is_random=is_random), self.class_weight)
 
-    def _vectors(self, random_seed: int | None) -> np.ndarray:
-        """Embed the cells to use; with a network of random weights, given its seed."""
-        from gfx._engine.encoder import random_encoder
+    def _vectors(self, *, is_random: bool) -> np.ndarray:
+        """Embed the cells to use; with a network of random weights, if wanted."""
         from gfx._engine.pooling import embed_cells
 
         cells = self.task.cells
-        encoder = cells.encoder(HIDDEN_LAYER)
-        if random_seed is not None:
-            same = {"n_blocks": len(encoder.encoder.layer), "device": encoder.device, "dtype": encoder.dtype}
-            encoder = random_encoder(cells.model.config, seed=random_seed, **same)
-        lengths = self.task.lengths(self.task.rows)
+        lengths = cells.lengths_of(self.task.rows)
+        encoder = self.encoder(is_random=is_random)
         return embed_cells(encoder, cells.tokens.ids, lengths, cells.model.vocabulary, how=self.pooling)
 
     def evaluate(self, learners: list[CellLearner], fold: np.ndarray) -> Evaluation:
@@ -122,35 +105,19 @@ class CellRun:
                             bar.update()
         return evaluation
 
-    def keep_to_plan(self, folder: Path, params: Mapping[str, Any]) -> None:
-        """Refuse to go on in a folder with other cells, classes or settings."""
-        from gfx.models._plan import keep_to_plan
+    def labels(self) -> dict[str, Any]:
+        truth, donor = np.ascontiguousarray(self.task.truth), self.task.donor
+        content = truth.tobytes() + (b"" if donor is None else donor.tobytes())
+        return {"classes": self.task.tasks, "labels": hashlib.sha256(content).hexdigest()}
 
-        task = self.task
-        donor = np.zeros(0) if task.donor is None else task.donor
-        plan = plan_of(task.cells, task.rows, params, self.recipe.training) | {
-            "classes": task.tasks,
-            "labels": hashlib.sha256(np.ascontiguousarray(task.truth).tobytes() + donor.tobytes()).hexdigest(),
-            "learning_curve": self.n_cells,
-            "baselines": self.baselines,
-        }
-        keep_to_plan(folder, plan, unfinished="runs")
+    def taught(self) -> dict[str, Any]:
+        return {"n_cells": len(self.task.rows), "tasks": self.task.tasks}
 
-    def teach_all(self, learner: CellLearner, folder: Path, summary: pd.DataFrame, params: Mapping[str, Any]) -> None:
-        """Teach the model with all cells and keep it, unless it is there."""
-        if is_taught(folder):
-            shutil.rmtree(folder / "runs" / TEACHING, ignore_errors=True)  # also what a stopped call left
-            return
-        task = self.task
+    def teach(self, learner: FineTuned | LinearProbe, place: Path) -> Classifier:
         if isinstance(learner, FineTuned):
-            classifier = learner.fit(task.rows, folder / "runs" / TEACHING, seed=self.rng)
-        else:
-            heads = learner.fit(task.rows)
-            linear = LinearHead(
-                np.concatenate([head.weight for head in heads]), np.concatenate([head.bias for head in heads])
-            )
-            classifier = with_linear_head(task.cells, self.head, linear, HIDDEN_LAYER)
-        taught = {"n_cells": len(task.rows), "tasks": task.tasks}
-        write_trained(classifier, self.recipe.model, folder, taught=taught, summary=summary, params=params)
-        shutil.rmtree(folder / "runs" / TEACHING, ignore_errors=True)
-        _log.info(f"a model taught with all cells is in {folder}: `gfx.tl.predict_cells(adata, {str(folder)!r})`")
+            return learner.fit(self.task.rows, place, seed=self.rng)
+        heads = learner.fit(self.task.rows)
+        linear = LinearHead(
+            np.concatenate([head.weight for head in heads]), np.concatenate([head.bias for head in heads])
+        )
+        return with_linear_head(self.task.cells, self.head, linear, HIDDEN_LAYER)

@@ -10,12 +10,21 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from gfx import _log
+from gfx import _docs, _log
 from gfx._keys import cell_class_keys
 from gfx._provenance import mask_name, record
 from gfx.tl._cell_labels import find_cell_task
-from gfx.tl._cell_run import HIDDEN_LAYER, CellRun
-from gfx.tl._cross_validation import METHODS, check_folder, check_numbers, precision, settle_recipe, sizes
+from gfx.tl._cell_run import CellRun
+from gfx.tl._cross_validation import (
+    HIDDEN_LAYER,
+    METHODS,
+    UNFINISHED,
+    check_folder,
+    check_numbers,
+    precision,
+    settle_recipe,
+    sizes,
+)
 from gfx.tl._prepare import check_choice, claim_columns, prepare
 
 if TYPE_CHECKING:
@@ -30,6 +39,7 @@ if TYPE_CHECKING:
     from gfx.tl._cell_labels import CellTask
 
 
+@_docs.shared(model=_docs.MODEL, method=_docs.METHOD, folds=_docs.FOLDS, adapter=_docs.ADAPTER, output=_docs.OUTPUT)
 def classify_cells(
     adata: AnnData | MuData,
     groupby: str | Iterable[str],
@@ -88,14 +98,10 @@ def classify_cells(
     split_by
         Column of `obs` with the donor, or batch, of each cell: its cells are never on both sides of a fold. Without,
         results say little about other donors.
-    model
-        Published name, folder, or what :func:`gfx.models.load` returned. `None`: `gfx.settings.model`, else `mini`.
-    layer
-        Layer with the raw counts; `None`: `X`.
+    {model}
     mask_obs
         Cells to use: a boolean column of `obs`, or an array.
-    method
-        ``"fine_tune"`` or ``"linear_probe"``; see above.
+    {method}
     pooling
         What a head reads: ``"cls"``, the state of `<cls>`; ``"mean"``, the mean over genes; ``"auto"``, `<cls>` where
         the family has one.
@@ -104,10 +110,7 @@ def classify_cells(
     folder
         Where a model taught with all cells is kept, for :func:`gfx.tl.predict_cells`. A stopped call that is repeated
         with the same folder goes on where it was. `None` keeps no model.
-    n_splits
-        Folds.
-    n_seeds
-        How often the folds are drawn anew, and networks trained.
+    {folds}
     max_cells
         Cells to use at most, drawn at random; `None` uses all.
     learning_curve
@@ -116,10 +119,7 @@ def classify_cells(
         Also run what the model is held against.
     freeze_layers
         Blocks that stay as they are in fine-tuning, from the first on.
-    adapter
-        ``"lora"`` trains low-rank adapters beside the weights :cite:p:`Hu2022`, with `peft`; ``"lora-8bit"`` and
-        ``"lora-4bit"`` hold the network in 8 or 4 bits meanwhile, with `bitsandbytes`, on CUDA only. The adapters are
-        added to the weights in the end, so that the result is a model like any other.
+    {adapter}
     n_trials
         Trials of a search with optuna for rate, weight decay, schedule and warm-up before each training, judged on the
         cells that choose the best pass. 0 searches nothing.
@@ -130,12 +130,7 @@ def classify_cells(
         ``{"learning_rate": 1e-4, "num_train_epochs": 3, "bf16": True}``.
     rng
         Seed of the choice of cells, the folds, and the training.
-    key_added
-        Where to store the result; see below.
-    mod
-        Modality of a MuData.
-    copy
-        Work on a copy and return it.
+    {output}
 
     Returns
     -------
@@ -215,11 +210,11 @@ def classify_cells(
         rng=rng,
         **(recipe.noted() if method == "fine_tune" else {}),
     )
-    run = CellRun(task, method, recipe, how, class_weight, n_cells, baselines=baselines, rng=rng)
+    run = CellRun(task, method, recipe, n_cells, baselines=baselines, rng=rng, pooling=how, class_weight=class_weight)
     with nullcontext(folder) if folder is not None else tempfile.TemporaryDirectory() as place:
         if folder is not None:
             run.keep_to_plan(Path(place), params)
-        learners = run.learners(Path(place) / "runs")
+        learners = run.learners(Path(place) / UNFINISHED)
         evaluation = run.evaluate(learners, fold)
         tables = evaluation.tables(n_cells[-1], np.random.default_rng(rng))
         if folder is not None:

@@ -10,13 +10,22 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from gfx import _log
+from gfx import _docs, _log
 from gfx._core.folds import folds
 from gfx._keys import gene_class_keys
 from gfx._provenance import mask_name, record
-from gfx.tl._cross_validation import METHODS, check_folder, check_numbers, precision, settle_recipe, sizes
+from gfx.tl._cross_validation import (
+    HIDDEN_LAYER,
+    METHODS,
+    UNFINISHED,
+    check_folder,
+    check_numbers,
+    precision,
+    settle_recipe,
+    sizes,
+)
 from gfx.tl._gene_labels import find_gene_labels
-from gfx.tl._gene_run import HIDDEN_LAYER, GeneRun, draw_task
+from gfx.tl._gene_run import GeneRun, draw_task
 from gfx.tl._prepare import check_choice, prepare
 
 if TYPE_CHECKING:
@@ -34,6 +43,7 @@ if TYPE_CHECKING:
 LEARNING_BLOCKS = 2
 
 
+@_docs.shared(model=_docs.MODEL, method=_docs.METHOD, folds=_docs.FOLDS, adapter=_docs.ADAPTER, output=_docs.OUTPUT)
 def classify_genes(
     adata: AnnData | MuData,
     labels: Mapping[str, Iterable[str]] | str,
@@ -89,23 +99,16 @@ def classify_genes(
     labels
         Classes and their genes, as symbols or Ensembl ids, such as ``{"insensitive": [...], "sensitive": [...]}``; or a
         column of `var`, empty for genes without a class. With two classes, scores and curves are those of the second.
-    model
-        Published name, folder, or what :func:`gfx.models.load` returned. `None`: `gfx.settings.model`, else `mini`.
-    layer
-        Layer with the raw counts; `None`: `X`.
+    {model}
     mask_obs
         Cells to use: a boolean column of `obs`, or an array. Relevant cells need fewer examples.
     unknown
         What to do with genes in `labels` that the model does not know: ``"raise"`` an error, or ``"drop"`` them.
-    method
-        ``"fine_tune"`` or ``"linear_probe"``; see above.
+    {method}
     folder
         Where a model taught with all labels is kept, for :func:`gfx.tl.predict_genes`. A stopped call that is repeated
         with the same folder goes on where it was. `None` keeps no model.
-    n_splits
-        Folds.
-    n_seeds
-        How often the folds are drawn anew, and networks trained.
+    {folds}
     max_cells
         Cells to learn from and to predict in, drawn at random among those that have a labelled gene.
     learning_curve
@@ -114,10 +117,7 @@ def classify_genes(
         Also run what the model is held against.
     freeze_layers
         Blocks that stay as they are in fine-tuning, from the first on. `None`: all but the last two.
-    adapter
-        ``"lora"`` trains low-rank adapters beside the weights :cite:p:`Hu2022`, with `peft`; ``"lora-8bit"`` and
-        ``"lora-4bit"`` hold the network in 8 or 4 bits meanwhile, with `bitsandbytes`, on CUDA only. The adapters are
-        added to the weights in the end, so that the result is a model like any other.
+    {adapter}
     n_trials
         Trials of a search with optuna for rate, weight decay, schedule and warm-up before each training, on some of its
         own training genes. 0 searches nothing.
@@ -126,12 +126,7 @@ def classify_genes(
         ``{"learning_rate": 1e-4, "num_train_epochs": 2, "bf16": True}``.
     rng
         Seed of the choice of cells, the folds, and the training.
-    key_added
-        Where to store the result; see below.
-    mod
-        Modality of a MuData.
-    copy
-        Work on a copy and return it.
+    {output}
 
     Returns
     -------
@@ -217,7 +212,7 @@ def classify_genes(
         if folder is not None:
             run.keep_to_plan(Path(place), params)
         fold = np.stack([folds(task.labels.truth, n_splits, rng + seed) for seed in range(n_seeds)])
-        learners = run.learners(Path(place) / "runs")
+        learners = run.learners(Path(place) / UNFINISHED)
         evaluation, spread = run.evaluate(learners, fold)
         tables = evaluation.tables(n_cells[-1], np.random.default_rng(rng))
         if folder is not None:

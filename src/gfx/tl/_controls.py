@@ -209,17 +209,10 @@ def run_twin(
     whole
         Means of the states in the model; those in the other network are found here.
     """
-    from gfx._engine.encoder import random_encoder
+    from gfx._engine.encoder import random_twin
 
-    encoder = experiment.encoder
     twin_seed = int(stream(seed, TWIN).integers(2**31))
-    twin = random_encoder(
-        experiment.cells.model.config,
-        n_blocks=encoder.config.num_hidden_layers,
-        seed=twin_seed,
-        device=encoder.device,
-        dtype=encoder.dtype,
-    )
+    twin = random_twin(experiment.encoder, experiment.cells.model.config, twin_seed)
     twin_whole = None if states is None else states.centroids(experiment.embed_states(states, encoder=twin))
     cell, genes = _genes_of_all_ranks(experiment, stream(seed, TWIN))
     some = [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +13,27 @@ from tqdm.auto import tqdm
 
 from gfx import _log
 from gfx.tl._fine_tuning import Recipe
+from gfx.tl._trained_model import is_taught, write_trained
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import pandas as pd
+    from transformers import BertModel
+
+    from gfx._engine.classifier import Classifier, Head
     from gfx.models import Model
-    from gfx.tl._prepare import Prepared
 
 METHODS = ("fine_tune", "linear_probe")
+
+#: Class of a gene or cell that has none, as the loss of the network knows it.
+NOTHING = -100
+
+#: Which states a linear head reads: those that embed cells.
+HIDDEN_LAYER = -2
+
+#: Where in a folder trainings lie that are not finished, and scores of those that are.
+UNFINISHED = "runs"
 
 _LEAST = {"n_splits": 2, "n_seeds": 1, "max_cells": 2, "n_trials": 0, "patience": 1, "rng": 0}
 
@@ -91,17 +106,74 @@ def sizes(learning_curve: Sequence[int] | None, n_cells: int, most: int) -> list
     return [n for n in points if n < n_cells] + [n_cells]
 
 
-def plan_of(
-    cells: Prepared, rows: np.ndarray, params: Mapping[str, Any], training: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Say which cells a folder is about, and with which settings; the version and what changes no result left out."""
-    from gfx._engine.training import HARMLESS
+@dataclass(frozen=True)
+class Run:
+    """What is run; genes and cells each have their own way to learn and to tell.
 
-    used = np.ascontiguousarray(cells.tokens.ids[np.sort(rows)])
-    return {key: value for key, value in params.items() if key not in ("gfx_version", "training")} | {
-        "training": {key: value for key, value in training.items() if key not in HARMLESS},
-        "cells": hashlib.sha256(used.tobytes()).hexdigest(),
-    }
+    Parameters
+    ----------
+    task
+        What is classified, in which cells.
+    n_cells
+        Numbers of cells to learn from, the full one last.
+    """
+
+    task: Any
+    method: str
+    recipe: Recipe
+    n_cells: list[int]
+    baselines: bool
+    rng: int
+
+    @property
+    def head(self) -> Head:
+        """What the model tells."""
+        raise NotImplementedError
+
+    def labels(self) -> dict[str, Any]:
+        """Say what is learnt, for the plan of a folder."""
+        raise NotImplementedError
+
+    def taught(self) -> dict[str, Any]:
+        """Say what the model has learnt, for who uses it."""
+        raise NotImplementedError
+
+    def teach(self, learner: Any, place: Path) -> Classifier:
+        """Teach a learner, the model, with all labels."""
+        raise NotImplementedError
+
+    def encoder(self, *, is_random: bool) -> BertModel:
+        """Load the blocks under a linear head, or a network like them with random weights: one for all seeds."""
+        from gfx._engine.encoder import random_twin
+
+        cells = self.task.cells
+        encoder = cells.encoder(HIDDEN_LAYER)
+        return random_twin(encoder, cells.model.config, self.rng) if is_random else encoder
+
+    def keep_to_plan(self, folder: Path, params: Mapping[str, Any]) -> None:
+        """Refuse to go on in a folder with other cells, labels or settings; the version may be another."""
+        from gfx._engine.training import HARMLESS
+        from gfx.models._plan import keep_to_plan
+
+        used = np.ascontiguousarray(self.task.cells.tokens.ids[np.sort(self.task.rows)])
+        plan = {key: value for key, value in params.items() if key not in ("gfx_version", "training")} | {
+            "training": {key: value for key, value in self.recipe.training.items() if key not in HARMLESS},
+            "cells": hashlib.sha256(used.tobytes()).hexdigest(),
+            "learning_curve": self.n_cells,
+            "baselines": self.baselines,
+        }
+        keep_to_plan(folder, plan | self.labels(), unfinished=UNFINISHED)
+
+    def teach_all(self, learner: Any, folder: Path, summary: pd.DataFrame, params: Mapping[str, Any]) -> None:
+        """Teach the model with all labels and keep it, unless it is there."""
+        place = folder / UNFINISHED / "all_labels"
+        if not is_taught(folder):
+            classifier = self.teach(learner, place)
+            taught = self.taught()
+            write_trained(classifier, self.recipe.model, folder, taught=taught, summary=summary, params=params)
+            call = f"gfx.tl.predict_{self.head.of}(adata, {str(folder)!r})"
+            _log.info(f"a model taught with all labels is in {folder}: `{call}`")
+        shutil.rmtree(place, ignore_errors=True)  # also what a stopped call left
 
 
 def bar_of(total: int) -> tqdm:

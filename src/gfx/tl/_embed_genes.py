@@ -9,7 +9,7 @@ import numpy as np
 from gfx import _log
 from gfx._keys import embed_genes_keys
 from gfx._provenance import mask_name, record
-from gfx.tl._prepare import groups, prepare
+from gfx.tl._prepare import groups_and_rest, prepare
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -107,12 +107,7 @@ def embed_genes(
     keys = embed_genes_keys(key_added)
     cells = prepare(adata, model, layer=layer, mod=mod, copy=copy, slot=keys.uns, function="tl.embed_genes")
     lengths = cells.lengths(mask_obs)
-    if groupby is None:
-        names, group = [], np.zeros(cells.adata.n_obs, dtype=np.int64)
-    else:
-        names, group = groups(cells.adata, groupby)
-    # Cells without a group go into one more, so that a single pass serves the overall mean too.
-    group = np.where(group < 0, len(names), group)
+    names, group = groups_and_rest(cells.adata, groupby)
     encoder = cells.encoder(hidden_layer, device=device, dtype=dtype)
     means, counts = run(
         encoder,

@@ -45,9 +45,8 @@ class GeneLabels:
     tokens: np.ndarray
     truth: np.ndarray
 
-    def seen(self, n_cells: np.ndarray, n_splits: int) -> GeneLabels:
-        """Leave out genes that no cell has, int `(n_tokens,)`; each class needs one in every fold."""
-        is_seen = n_cells[self.tokens] > 0
+    def seen(self, is_seen: np.ndarray, n_splits: int) -> GeneLabels:
+        """Leave out genes that no cell has, bool `(n_genes,)`; each class needs one in every fold."""
         if not is_seen.all():
             _log.info(f"{(~is_seen).sum():,} of {len(is_seen):,} labelled genes are in none of the cells")
         left = GeneLabels(self.task, self.classes, self.tokens[is_seen], self.truth[is_seen])

@@ -10,6 +10,7 @@ import numpy as np
 from gfx._core.folds import folds
 from gfx._core.linear_head import LinearHead, fit_linear_head
 from gfx.tl._baselines import describe_genes
+from gfx.tl._cross_validation import NOTHING
 from gfx.tl._fine_tuning import kept
 from gfx.tl._prepare import pieces
 
@@ -54,16 +55,9 @@ class GeneTask:
         """Number of classes."""
         return len(self.labels.classes)
 
-    def lengths(self, n_cells: int) -> np.ndarray:
-        """Tokens of the first cells to use, 0 for all others, int32 `(n_obs,)`."""
-        lengths = np.zeros(len(self.cells.tokens.lengths), dtype=np.int32)
-        chosen = self.rows[:n_cells]
-        lengths[chosen] = self.cells.tokens.lengths[chosen]
-        return lengths
-
-    def of_tokens(self, genes: np.ndarray, nothing: int = -100) -> np.ndarray:
-        """Class of each token, int64 `(n_tokens,)`, for some of the genes; `nothing` for all else."""
-        classes = np.full(len(self.cells.model.vocabulary), nothing, dtype=np.int64)
+    def of_tokens(self, genes: np.ndarray) -> np.ndarray:
+        """Class of each token, int64 `(n_tokens,)`, for some of the genes; -100 for all else."""
+        classes = np.full(len(self.cells.model.vocabulary), NOTHING, dtype=np.int64)
         classes[self.labels.tokens[genes]] = self.labels.truth[genes]
         return classes
 
@@ -204,9 +198,7 @@ class FineTuned:
         from gfx._engine.class_scores import of_occurrences, probabilities
 
         task = self.task
-        has_one = task.rows[np.unique(task.cell[held[task.gene]])]
-        lengths = np.zeros_like(task.cells.tokens.lengths)
-        lengths[has_one] = task.cells.tokens.lengths[has_one]
+        lengths = task.cells.lengths_of(task.rows[np.unique(task.cell[held[task.gene]])])
         wanted = task.of_tokens(held) >= 0
         return of_occurrences(
             model, task.cells.tokens.ids, lengths, wanted, probabilities, description="scoring held-out genes"
@@ -227,7 +219,7 @@ class Expression:
 
     def predict(self, train: np.ndarray, held: np.ndarray, *, n_cells: int, seed: int, fold: int) -> np.ndarray:
         if n_cells not in self._described:
-            described = describe_genes(self.task.cells, self.task.lengths(n_cells))
+            described = describe_genes(self.task.cells, self.task.cells.lengths_of(self.task.rows[:n_cells]))
             self._described[n_cells] = described[self.task.labels.tokens]
         features = self._described[n_cells]
         head = _fit(features[train], self.task.labels.truth[train], self.task.n_classes, seed, one_unit=False)

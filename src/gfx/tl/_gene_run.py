@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gfx import _log
 from gfx._core.evaluation import Evaluation
 from gfx._core.folds import each_fold
-from gfx.tl._cross_validation import bar_of, plan_of
+from gfx.tl._cross_validation import HIDDEN_LAYER, Run, bar_of
 from gfx.tl._gene_learners import Expression, FineTuned, LinearProbe, Majority, find_task
-from gfx.tl._trained_model import TEACHING, is_taught, with_linear_head, write_trained
+from gfx.tl._trained_model import with_linear_head
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
-    import pandas as pd
-
-    from gfx._engine.classifier import Head
-    from gfx.tl._fine_tuning import Recipe
+    from gfx._engine.classifier import Classifier, Head
     from gfx.tl._gene_labels import GeneLabels
     from gfx.tl._gene_learners import GeneLearner, GeneTask
     from gfx.tl._prepare import Prepared
-
-#: Which states a linear head reads.
-HIDDEN_LAYER = -2
 
 
 def draw_task(
@@ -37,27 +28,15 @@ def draw_task(
     """Draw the cells to use among those that have a labelled gene; leave out genes that none of them has."""
     found = find_task(cells, given, np.flatnonzero(lengths > 0))
     rows = np.random.default_rng(rng).permutation(found.rows[np.unique(found.cell)])[:max_cells]
-    n_cells = np.zeros(len(cells.model.vocabulary), dtype=np.int64)
-    n_cells[given.tokens] = np.bincount(find_task(cells, given, rows).gene, minlength=len(given.tokens))
-    return find_task(cells, given.seen(n_cells, n_splits), rows)
+    task = find_task(cells, given, rows)
+    seen = given.seen(np.bincount(task.gene, minlength=len(given.tokens)) > 0, n_splits)
+    return replace(task, labels=seen, gene=np.searchsorted(seen.tokens, given.tokens[task.gene]))
 
 
-@dataclass(frozen=True)
-class GeneRun:
-    """What is run.
-
-    Parameters
-    ----------
-    n_cells
-        Numbers of cells to learn from, the full one last.
-    """
+class GeneRun(Run):
+    """Genes, classified in the cells that have them."""
 
     task: GeneTask
-    method: str
-    recipe: Recipe
-    n_cells: list[int]
-    baselines: bool
-    rng: int
 
     @property
     def head(self) -> Head:
@@ -77,22 +56,18 @@ class GeneRun:
         is_random = name == "random_weights"
         if self.method == "fine_tune":
             return FineTuned(name, self.task, self.head, self.recipe, folder, random=is_random)
-        return LinearProbe(name, self.task, self._states(self.rng if is_random else None))
+        return LinearProbe(name, self.task, self._states(is_random=is_random))
 
-    def _states(self, random_seed: int | None) -> np.ndarray:
-        """States of every occurrence of a labelled gene; of a network with random weights, given its seed."""
+    def _states(self, *, is_random: bool) -> np.ndarray:
+        """States of every occurrence of a labelled gene; of a network with random weights, if wanted."""
         from gfx._engine.class_scores import of_occurrences
-        from gfx._engine.encoder import random_encoder
         from gfx._engine.forward import states
 
         task = self.task
-        encoder = task.cells.encoder(HIDDEN_LAYER)
-        if random_seed is not None:
-            same = {"n_blocks": len(encoder.encoder.layer), "device": encoder.device, "dtype": encoder.dtype}
-            encoder = random_encoder(task.cells.model.config, seed=random_seed, **same)
+        encoder = self.encoder(is_random=is_random)
         wanted = task.of_tokens(np.arange(len(task.labels.tokens))) >= 0
-        lengths = task.lengths(len(task.rows))
-        what = "states of labelled genes" + ("" if random_seed is None else ", random weights")
+        lengths = task.cells.lengths_of(task.rows)
+        what = "states of labelled genes" + (", random weights" if is_random else "")
         return of_occurrences(encoder, task.cells.tokens.ids, lengths, wanted, states, description=what)[2]
 
     def evaluate(self, learners: list[GeneLearner], fold: np.ndarray) -> tuple[Evaluation, np.ndarray]:
@@ -127,34 +102,19 @@ class GeneRun:
                             bar.update()
         return evaluation, spread
 
-    def keep_to_plan(self, folder: Path, params: Mapping[str, Any]) -> None:
-        """Refuse to go on in a folder with other cells, labels or settings."""
-        from gfx.models._plan import keep_to_plan
+    def labels(self) -> dict[str, Any]:
+        labels = self.task.labels
+        genes = zip(labels.tokens, labels.truth.tolist(), strict=True)
+        return {"classes": labels.classes, "genes": {str(token): at for token, at in genes}}
 
-        task = self.task
-        plan = plan_of(task.cells, task.rows, params, self.recipe.training) | {
-            "classes": task.labels.classes,
-            "genes": {str(token): at for token, at in zip(task.labels.tokens, task.labels.truth.tolist(), strict=True)},
-            "learning_curve": self.n_cells,
-            "baselines": self.baselines,
-        }
-        keep_to_plan(folder, plan, unfinished="runs")
+    def taught(self) -> dict[str, Any]:
+        labels = self.task.labels
+        ids = self.task.cells.model.vocabulary.ids[labels.tokens]
+        return {name: sorted(ids[labels.truth == at]) for at, name in enumerate(labels.classes)}
 
-    def teach_all(self, learner: GeneLearner, folder: Path, summary: pd.DataFrame, params: Mapping[str, Any]) -> None:
-        """Teach the model with all labels and keep it, unless it is there."""
-        if is_taught(folder):
-            shutil.rmtree(folder / "runs" / TEACHING, ignore_errors=True)  # also what a stopped call left
-            return
-        task = self.task
-        every = np.ones(len(task.labels.tokens), dtype=bool)
+    def teach(self, learner: FineTuned | LinearProbe, place: Path) -> Classifier:
+        how = {"n_cells": self.n_cells[-1], "seed": self.rng}
+        every = np.ones(len(self.task.labels.tokens), dtype=bool)
         if isinstance(learner, FineTuned):
-            place = folder / "runs" / TEACHING
-            classifier = learner.fit(every, place, n_cells=self.n_cells[-1], seed=self.rng)
-        else:
-            linear = learner.fit(every, n_cells=self.n_cells[-1], seed=self.rng)
-            classifier = with_linear_head(task.cells, self.head, linear, HIDDEN_LAYER)
-        ids = task.cells.model.vocabulary.ids[task.labels.tokens]
-        taught = {name: sorted(ids[task.labels.truth == at]) for at, name in enumerate(task.labels.classes)}
-        write_trained(classifier, self.recipe.model, folder, taught=taught, summary=summary, params=params)
-        shutil.rmtree(folder / "runs" / TEACHING, ignore_errors=True)
-        _log.info(f"a model taught with all labels is in {folder}: `gfx.tl.predict_genes(adata, {str(folder)!r})`")
+            return learner.fit(every, place, **how)
+        return with_linear_head(self.task.cells, self.head, learner.fit(every, **how), HIDDEN_LAYER)

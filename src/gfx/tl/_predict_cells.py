@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from gfx import _log
+from gfx import _docs, _log
 from gfx._keys import predicted_cells_keys
 from gfx._provenance import mask_name, record
 from gfx.tl._prepare import claim_columns, prepare
-from gfx.tl._trained_model import load_trained
+from gfx.tl._trained_model import classifier_of, load_trained
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gfx.models import Model
 
 
+@_docs.shared(running=_docs.RUNNING, output=_docs.OUTPUT)
 def predict_cells(
     adata: AnnData | MuData,
     model: str | Path | Model,
@@ -53,18 +54,8 @@ def predict_cells(
         Layer with the raw counts; `None`: `X`.
     mask_obs
         Cells to use: a boolean column of `obs`, or an array.
-    batch_size
-        Cells in a forward pass at most; `None`: as many as fit a number of tokens, halved when memory runs out.
-    device
-        Such as ``"cpu"`` or ``"cuda:0"``. `None`: the setting, else what is there.
-    dtype
-        Precision of the forward pass. `None`: bfloat16 where it is fast, else float32.
-    key_added
-        Where to store the result; see below.
-    mod
-        Modality of a MuData.
-    copy
-        Work on a copy and return it.
+    {running}
+    {output}
 
     Returns
     -------
@@ -98,11 +89,8 @@ def predict_cells(
     lengths = cells.lengths(mask_obs)
 
     from gfx._engine.class_scores import of_cells
-    from gfx._engine.classifier import load_classifier
-    from gfx._engine.device import choose_device, choose_dtype
 
-    chosen = choose_device(device)
-    classifier = load_classifier(found.weights, found.config, device=chosen, dtype=choose_dtype(dtype, chosen))
+    classifier = classifier_of(found, device=device, dtype=dtype)
     claim_columns(cells.adata, {task: keys.of(task) for task in classifier.head.tasks}, keys.uns)
     scores = of_cells(classifier, cells.tokens.ids, lengths, found.vocabulary, batch_size=batch_size)
     tasks = classifier.head.tasks

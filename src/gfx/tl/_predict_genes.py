@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from gfx import _log
+from gfx import _docs, _log
 from gfx._core.statistics import moments
 from gfx._keys import predicted_genes_keys
 from gfx._provenance import mask_name, record
-from gfx.tl._prepare import groups, prepare, put
-from gfx.tl._trained_model import load_trained
+from gfx.tl._prepare import groups_and_rest, prepare, put
+from gfx.tl._trained_model import classifier_of, load_trained
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gfx.models import Model
 
 
+@_docs.shared(running=_docs.RUNNING, output=_docs.OUTPUT)
 def predict_genes(
     adata: AnnData | MuData,
     model: str | Path | Model,
@@ -57,18 +58,8 @@ def predict_genes(
         Column of `obs`: score the genes in each group of cells as well.
     mask_obs
         Cells to use: a boolean column of `obs`, or an array.
-    batch_size
-        Cells in a forward pass at most; `None`: as many as fit a number of tokens, halved when memory runs out.
-    device
-        Such as ``"cpu"`` or ``"cuda:0"``. `None`: the setting, else what is there.
-    dtype
-        Precision of the forward pass. `None`: bfloat16 where it is fast, else float32.
-    key_added
-        Where to store the result; see below.
-    mod
-        Modality of a MuData.
-    copy
-        Work on a copy and return it.
+    {running}
+    {output}
 
     Returns
     -------
@@ -113,18 +104,11 @@ def predict_genes(
     found, teaching = load_trained(model, "genes")
     cells = prepare(adata, found, layer=layer, mod=mod, copy=copy, slot=keys.uns, function="tl.predict_genes")
     lengths = cells.lengths(mask_obs)
-    names, group = (
-        ([], np.zeros(cells.adata.n_obs, dtype=np.int64)) if groupby is None else groups(cells.adata, groupby)
-    )
+    names, group = groups_and_rest(cells.adata, groupby)
 
     from gfx._engine.class_scores import of_genes
-    from gfx._engine.classifier import load_classifier
-    from gfx._engine.device import choose_device, choose_dtype
 
-    chosen = choose_device(device)
-    classifier = load_classifier(found.weights, found.config, device=chosen, dtype=choose_dtype(dtype, chosen))
-    # Cells without a group go into one more, so that a single pass serves all cells, too.
-    group = np.where(group < 0, len(names), group)
+    classifier = classifier_of(found, device=device, dtype=dtype)
     sums = of_genes(
         classifier,
         cells.tokens.ids,

@@ -71,6 +71,12 @@ class Prepared:
             raise ValueError(msg)
         return lengths
 
+    def lengths_of(self, rows: np.ndarray) -> np.ndarray:
+        """Tokens of some cells, int `(n,)`, and 0 for all others, int32 `(n_obs,)`."""
+        lengths = np.zeros_like(self.tokens.lengths)
+        lengths[rows] = self.tokens.lengths[rows]
+        return lengths
+
     def per_gene(self, values: np.ndarray) -> np.ndarray:
         """Turn one row per token into one row per gene of the AnnData, float32; NaN for unknown genes."""
         tokens = self.gene_tokens
@@ -132,6 +138,15 @@ def groups(adata: AnnData, groupby: str) -> tuple[list[str], np.ndarray]:
     """Read a column of `obs` as groups: their names, and the group of each cell, int64 `(n_obs,)`, -1 where missing."""
     column = obs_column(adata, groupby).astype("category")
     return [str(name) for name in column.cat.categories], column.cat.codes.to_numpy(dtype=np.int64)
+
+
+def groups_and_rest(adata: AnnData, groupby: str | None) -> tuple[list[str], np.ndarray]:
+    """Read groups as :func:`groups` does, none without `groupby`.
+
+    Cells without a group go into one more, behind the last, so that a single pass serves all cells, too.
+    """
+    names, group = ([], np.zeros(adata.n_obs, dtype=np.int64)) if groupby is None else groups(adata, groupby)
+    return names, np.where(group < 0, len(names), group)
 
 
 def check_choice(name: str, given: object, choices: tuple[object, ...]) -> None:

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from gfx.models import Model
     from gfx.tl._prepare import Prepared
 
-#: Where the training with all labels leaves its checkpoints.
-TEACHING = "all_labels"
-
 #: What a folder says of itself, beside `config.json`; the first is written last.
 TEACHING_FILE, CARD_FILE = "classification.json", "README.md"
 
@@ -134,3 +131,12 @@ def load_trained(model: str | Path | Model, of: Literal["genes", "cells"]) -> tu
         raise ValueError(msg)
     teaching = found.folder / TEACHING_FILE
     return found, json.loads(teaching.read_text(encoding="utf-8")) if teaching.is_file() else {}
+
+
+def classifier_of(model: Model, *, device: str | None, dtype: str | None) -> Classifier:
+    """Load a classifier where and in the precision asked for."""
+    from gfx._engine.classifier import load_classifier
+    from gfx._engine.device import choose_device, choose_dtype
+
+    chosen = choose_device(device)
+    return load_classifier(model.weights, model.config, device=chosen, dtype=choose_dtype(dtype, chosen))
