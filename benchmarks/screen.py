@@ -41,7 +41,7 @@ EXACT = tuple(
     "-".join(parts) for parts in itertools.product(("mean", "cls"), ("float32", "bfloat16"), ("hold", "delete"))
 )
 #: Deletions that are timed: enough for a steady rate.
-N_NAIVE, N_EXACT = 64, 512
+N_NAIVE, N_EXACT = 192, 512
 
 
 # --- one contender, in a process of its own ------------------------------------------------------------------------

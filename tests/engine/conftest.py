@@ -12,7 +12,7 @@ import torch
 from gfx._engine.encoder import blocks_needed, load_encoder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from transformers import BertModel
 
@@ -153,10 +153,9 @@ def vocabulary(request: pytest.FixtureRequest) -> Vocabulary:
     return request.getfixturevalue("toy_vocabulary_v1" if request.param == "v1" else "toy_vocabulary")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny models wait for their threads longer than they compute."""
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Set torch's number of threads, for this test."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
+    yield torch.set_num_threads
     torch.set_num_threads(before)

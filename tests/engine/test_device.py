@@ -6,7 +6,15 @@ import torch
 
 from gfx import settings
 from gfx._engine.attention import attention_sums
-from gfx._engine.device import batch_tokens, choose_device, choose_dtype, halving, has_fast_bfloat16, sum_dtype
+from gfx._engine.device import (
+    batch_tokens,
+    choose_device,
+    choose_dtype,
+    halving,
+    has_fast_bfloat16,
+    sum_dtype,
+    workers,
+)
 from gfx._engine.perturb import Edits, measure_edits
 from gfx._engine.pooling import embed_cells, embed_genes
 
@@ -155,3 +163,31 @@ def test_halving_keeps_the_order_and_tells_once(capsys):
     assert done == list(range(12))
     assert all(batch.sum() == total for batch, total in pairs)
     assert capsys.readouterr().out == "out of memory with 7 cells at a time: halving\n"
+
+
+@pytest.mark.parametrize(("n", "each"), [(1, 4), (2, 2), (3, 1), (4, 1)])
+def test_workers_share_the_threads_and_give_them_back(threads, n, each):
+    threads(4)
+
+    def square(x):
+        return x * x, torch.get_num_threads()
+
+    with workers(n) as mapped:
+        found = list(mapped(square, list(range(20))))
+    assert found == [(x * x, each) for x in range(20)]
+    assert torch.get_num_threads() == 4
+
+
+def test_a_failing_worker_stops_the_others_and_gives_the_threads_back(threads):
+    threads(2)
+    begun = []
+
+    def fail(x):
+        begun.append(x)
+        msg = f"batch {x}"
+        raise ValueError(msg)
+
+    with pytest.raises(ValueError, match="batch 0"), workers(2) as mapped:
+        list(mapped(fail, list(range(1000))))
+    assert len(begun) < 1000
+    assert torch.get_num_threads() == 2

@@ -117,6 +117,18 @@ def test_batches_and_other_cells_change_nothing(toy, operator):
         np.testing.assert_array_equal(getattr(some, name), getattr(whole, name)[rows])
 
 
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_workers_change_nothing(toy, threads, operator):
+    given = {"how": toy.poolings[-1], "operator": operator, "goals": goals_of(toy), "tokens_at_once": 20_000}
+    alone = exactly(toy, **given)
+    for n_threads in (2, 4, 5):
+        threads(n_threads)
+        found = exactly(toy, **given)
+        np.testing.assert_allclose(found.shift, alone.shift, atol=TOLERANCE)
+        np.testing.assert_allclose(found.toward, alone.toward, atol=TOLERANCE)
+        np.testing.assert_array_equal(found.shift, exactly(toy, **given).shift)
+
+
 def test_only_wanted_genes_are_deleted(toy):
     genes = np.zeros(len(toy.vocabulary), dtype=bool)
     genes[toy.ids[0, 3]] = True

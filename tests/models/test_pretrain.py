@@ -34,8 +34,6 @@ from gfx.models._shards import TokenShards
 from gfx.models._vocabulary_file import write_vocabulary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.conftest import StopInStep, ToyCells
 
 TINY = {
@@ -60,15 +58,6 @@ DISTRIBUTED = Path(__file__).with_name("distributed_pretraining.py")
 
 def gene_ids(n: int, start: int = 1) -> list[str]:
     return [f"ENSG{number:011d}" for number in range(start, start + n)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny models wait for their threads longer than they compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

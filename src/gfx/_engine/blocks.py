@@ -185,10 +185,8 @@ def _is_better_by_hand(projected: torch.Tensor) -> bool:
 def _attend_in_cache(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Attend some queries of one cell at a time, so that scores stay in the cache, `(n, heads, l, d)`."""
     query, key, value = query * query.shape[-1] ** -0.5, key.contiguous(), value.contiguous()
-    out = torch.empty_like(query)
-    largest = torch.stack(
-        [torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).amax() for x in (query, key)]
-    ).prod()
+    out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+    largest = torch.stack([torch.linalg.vector_norm(x, dim=-1).amax().float() for x in (query, key)]).prod()
     exponentiate = torch.exp_ if largest < _SAFE_SCORE else _exp_below_maximum
     n_heads, length = key.shape[1:3]
     rows = max(1, _CACHED // (n_heads * length))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -70,6 +73,23 @@ def batch_tokens(device: torch.device) -> int:
 def sum_dtype(device: torch.device) -> torch.dtype:
     """Precision of running sums: float64, which MPS does not have."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+@contextmanager
+def workers(n: int) -> Iterator[Callable[[Callable[[T], U], list[T]], Iterator[U]]]:
+    """Share the CPU's threads out to `n` workers; gives what maps batches over them, results in order.
+
+    Threads that share each operation of one small batch wait for each other at each. With a batch each they do not.
+    """
+    if n == 1:
+        yield map
+        return
+    n_threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(n_threads // n,)) as pool:
+            yield pool.map
+    finally:
+        torch.set_num_threads(n_threads)  # each of them set it for threads to come, too
 
 
 #: How allocators say it that do not raise torch.OutOfMemoryError: CPU on Linux, CPU on Windows, MPS.

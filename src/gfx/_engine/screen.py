@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from gfx._core.screening import Screened
 from gfx._engine.blocks import WithoutKey, blocks_of, embed
-from gfx._engine.device import halving, sum_dtype
+from gfx._engine.device import halving, sum_dtype, workers
 from gfx._engine.pooling import pool, special_tokens
 
 if TYPE_CHECKING:
@@ -63,16 +63,21 @@ def screen_exactly(
     found = Screened.nothing(*ids.shape, 0 if goals is None else len(goals))
     blocks, special = blocks_of(encoder), special_tokens(vocabulary, device)
     most = min(tokens_at_once, _CACHED_TOKENS) if device.type == "cpu" else tokens_at_once
-    for row in np.flatnonzero(wanted.any(axis=1)):
-        tokens = torch.from_numpy(ids[row, : lengths[row]].astype(np.int64)).to(device)
-        cell = _Cell(encoder, blocks, tokens, ~special[tokens], how=how, operator=operator, goals=targets)
-        places = np.flatnonzero(wanted[row])
-        at_once = max(1, most // len(tokens))
-        chunks = [places[start : start + at_once] for start in range(0, len(places), at_once)]
-        for at, (shift, toward) in halving(chunks, cell.without):
-            found.shift[row, at] = shift.float().cpu().numpy()
-            if toward is not None:
-                found.toward[row, at] = toward.float().cpu().numpy()
+    at_a_time = tokens_at_once // most  # chunks, and how many a cell has at least, whatever the number of threads
+    n_workers = min(torch.get_num_threads(), at_a_time) if device.type == "cpu" else 1
+    with workers(n_workers) as mapped:
+        for row in np.flatnonzero(wanted.any(axis=1)):
+            tokens = torch.from_numpy(ids[row, : lengths[row]].astype(np.int64)).to(device)
+            cell = _Cell(encoder, blocks, tokens, ~special[tokens], how=how, operator=operator, goals=targets)
+            places = np.flatnonzero(wanted[row])
+            at_once = max(1, min(most // len(tokens), -(-len(places) // at_a_time)))
+            chunks = [places[start : start + at_once] for start in range(0, len(places), at_once)]
+            shared_out = [[chunk] for chunk in chunks] if n_workers > 1 else [chunks]
+            for results in mapped(cell.without_each, shared_out):
+                for at, (shift, toward) in results:
+                    found.shift[row, at] = shift.float().cpu().numpy()
+                    if toward is not None:
+                        found.toward[row, at] = toward.float().cpu().numpy()
     return found
 
 
@@ -105,6 +110,13 @@ class _Cell:
         self.before = self._run(whole, None)
         self.vector = self._pooled(self.before, is_gene[None])
         self.cosines = None if goals is None else functional.cosine_similarity(self.vector, goals)
+
+    @torch.inference_mode()  # which holds for one thread only
+    def without_each(
+        self, chunks: list[np.ndarray]
+    ) -> list[tuple[np.ndarray, tuple[torch.Tensor, torch.Tensor | None]]]:
+        """Lose each gene in turn, fewer at a time where memory runs out."""
+        return list(halving(chunks, self.without))
 
     def without(self, places: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Lose each gene in turn: shift `(n,)` and change of cosines `(n, n_states)`."""
