@@ -37,6 +37,7 @@ SETS = {
     "lung lines, protocols held out": ("eval/tian2019_sc_mixology_lung_lines", "cell_type", "protocol", (50, 150, 400)),
     "tumour dendritic cells, patients held out": ("train/zilionis2019_lung_dc", "cell_type", "patient", (50, 150, 400)),
 }
+MODEL = "mini"
 BATCH, RATE, WARM_UP, DECAY = 12, 5e-5, 500, 1e-3
 TASK = "dosage_sensitivity_TFs"
 
@@ -54,7 +55,7 @@ def classify_set(data: Path, name: str, seeds: int) -> dict[str, object]:
         adata,
         column,
         split_by=batch,
-        model="mini",
+        model=MODEL,
         method="linear_probe",
         mask_obs=mask,
         n_splits=n_splits,
@@ -78,7 +79,7 @@ def naive(ids: np.ndarray, lengths: np.ndarray, tokens: np.ndarray, truth: np.nd
     """Fine-tune and score fold by fold; seconds, and the mean AUC per occurrence."""
     from transformers import BertForTokenClassification, get_linear_schedule_with_warmup
 
-    model = gfx.models.load("mini")
+    model = gfx.models.load(MODEL)
     longest = int(lengths.max())
     start, areas = time.perf_counter(), []
     for train, held in StratifiedKFold(5, shuffle=True, random_state=0).split(tokens, truth):
@@ -121,7 +122,7 @@ def naive(ids: np.ndarray, lengths: np.ndarray, tokens: np.ndarray, truth: np.nd
 
 def compare_speed(data: Path, n_cells: int, n_naive: int, length: int) -> dict[str, object]:
     """Time both from tokens to AUC on cells of one length: thinned to it, and those shorter left out."""
-    model = gfx.models.load("mini")
+    model = gfx.models.load(MODEL)
     adata = read_cells(sorted((data / "cells" / "train").glob("*.h5ad")), 10**9)
     gfx.pp.tokenize(adata, model=model)
     lengths = adata.obs["gfx_n_tokens"].to_numpy()
@@ -174,6 +175,7 @@ def main() -> None:
     parser.add_argument("--naive-cells", type=int, default=360)
     parser.add_argument("--length", type=int, default=1000)
     args = parser.parse_args()
+    gfx.settings.verbosity = 1  # what is printed is JSON
     warnings.filterwarnings("ignore", message="Variable names are not unique")
     report: dict[str, object] = {}
     if args.only != "speed":

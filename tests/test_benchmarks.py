@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anndata as ad
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from sklearn.metrics import roc_auc_score
 from sklearn.metrics.pairwise import cosine_distances
@@ -19,6 +24,7 @@ import gfx
 from gfx.tl import _controls
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import ModuleType
 
     from tests.conftest import ToyCells
@@ -434,3 +440,156 @@ def test_blood_is_asked_by_lineage(validation: ModuleType, tmp_path: Path, monke
             "random weights: shift, Spearman over perturbations",
             "detection: shift, partial Spearman over genes of all ranks",
         } <= set(report[f"controls in {name}"])
+
+
+# --- classifiers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tasks(script: object) -> ModuleType:
+    return script("paper_gene_tasks")
+
+
+@pytest.fixture
+def classifiers(script: object) -> ModuleType:
+    return script("classification")
+
+
+@pytest.fixture
+def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Serve the files of `tmp_path / "served"` on this machine."""
+    (tmp_path / "served").mkdir()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
+    ) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_genes_in_two_classes_are_in_neither(tasks: ModuleType) -> None:
+    table = pd.DataFrame(
+        [
+            ("t", "b", "G1"),
+            ("t", "a", "G2"),
+            ("t", "b", "G3"),
+            ("t", "a", "G3"),
+            ("other", "a", "G1"),
+            ("t", "b", "G1"),
+        ],
+        columns=["task", "class", "ensembl_id"],
+    )
+    assert tasks.read_labels(table, "t") == {"b": ["G1"], "a": ["G2"]}
+
+
+def test_what_is_fetched_has_its_hash(tasks: ModuleType, address: str, tmp_path: Path) -> None:
+    (tmp_path / "served" / "labels.csv").write_text("task,class,ensembl_id\n")
+    digest = hashlib.sha256((tmp_path / "served" / "labels.csv").read_bytes()).hexdigest()
+    fetched = tasks.local(f"{address}/labels.csv#sha256={digest}")
+    assert fetched.read_bytes() == (tmp_path / "served" / "labels.csv").read_bytes()
+    (tmp_path / "served" / "labels.csv").unlink()
+    assert tasks.local(f"{address}/labels.csv#sha256={digest}") == fetched  # is there already
+    (tmp_path / "served" / "labels.csv").write_text("something else")
+    with pytest.raises(ValueError, match="does not match"):
+        tasks.local(f"{address}/labels.csv#sha256={'0' * 64}")
+    with pytest.raises(SystemExit, match="without its hash"):
+        tasks.local(f"{address}/labels.csv")
+    assert tasks.local("here.csv") == Path("here.csv")
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_paper_gene_tasks_run_on_official_tokens(  # noqa: PLR0917
+    is_folder: bool,
+    tasks: ModuleType,
+    toy_cells: ToyCells,
+    toy_folder_v1: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """Tokens that the official software wrote give what the same cells give when gfx tokenizes them."""
+    cells = toy_cells(30)
+    gfx.pp.tokenize(cells, model=toy_folder_v1)
+    lengths = cells.obs["gfx_n_tokens"]
+    rows = [row[:n].tolist() for row, n in zip(cells.obsm["gfx_tokens"], lengths, strict=True)]
+    folder = tmp_path / "some.dataset"
+    folder.mkdir()
+    table = pa.table({"input_ids": rows, "length": lengths.to_numpy()})
+    file = folder / "data-00000-of-00001.arrow"
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    read = tasks.read_dataset(folder if is_folder else file, gfx.models.load(toy_folder_v1), 12)
+    at = read.obs_names.astype(int)
+    assert read.n_obs == len(set(at)) == 12
+    np.testing.assert_array_equal(read.obs["gfx_n_tokens"], lengths.iloc[at])
+    longest = int(lengths.iloc[at].max())
+    np.testing.assert_array_equal(read.obsm["gfx_tokens"], cells.obsm["gfx_tokens"][at, :longest])
+
+    ids = cells.var["ensembl_id"].astype(str)
+    labels = pd.DataFrame(
+        {
+            "task": "n1_network",
+            "class": np.where(np.arange(80) % 2, "n1_peripheral", "n1_central"),
+            "ensembl_id": ids.iloc[:80].to_numpy(),
+        }
+    )
+    loci = pd.DataFrame({"task": "bivalent_vs_lys4_only", "class": np.tile(["bivalent", "lys4_only"], 20)})
+    wide = pd.DataFrame({"task": f"{loci['task'][0]}_genomewide", "class": np.tile(["bivalent", "lys4_only"], 60)})
+    for table in (loci, wide):
+        table["ensembl_id"] = ids.iloc[: len(table)].to_numpy()
+    pd.concat([labels, loci, wide]).to_csv(tmp_path / "labels.csv", index=False)
+    given = tmp_path / "labels.csv", folder if is_folder else file, "--model", toy_folder_v1, "--seeds", 2
+    names = "n1_network", "bivalent_vs_lys4_only_genomewide"
+    how = "--method", "linear_probe", "--learning-curve", 8
+    out = run(tasks, monkeypatch, capsys, *given, *how, "--tasks", *names)
+    report = json.loads(out[out.index("{\n") :])
+    network, genome = (report[name] for name in names)
+    assert network["cells"] == 30
+    assert set(network["learning curve, per gene"]) == {"8", "30"}
+    assert 0 <= network["model, per gene"]["auc"] <= 1
+    assert network["published, V1-10M fine-tuned"]["auc"] == 0.81
+    assert {"random_weights, per gene", "expression, per gene"} <= set(network)
+    n_seen = np.isin(ids.iloc[40:120], read.var_names).sum()  # 40 are learnt, and not told
+    assert 70 < genome["genes"] <= n_seen == 80
+    assert 0 <= genome["model, per gene"]["auc"] <= 1
+
+
+def test_folds_are_weighted_by_the_points_of_their_curves(tasks: ModuleType) -> None:
+    metrics = pd.DataFrame({"metric": "auc", "unit": "occurrence", "method": "model", "seed": 0, "fold": [0, 1]})
+    metrics["value"] = [0.6, 0.9]
+    roc = pd.DataFrame({"unit": "occurrence", "method": "model", "seed": 0, "fold": [0, 0, 1, 1, 1, 1]})
+    roc["tpr"] = [0.0, 0.0, 0.0, 0.5, 0.7, 0.7]
+    assert tasks.over_folds(metrics, roc) == {"mean": 0.825, "sd": 0.13}
+
+
+def test_classification_runs(  # noqa: PLR0917
+    classifiers: ModuleType,
+    toy_cells: ToyCells,
+    toy_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    (tmp_path / "cells" / "eval").mkdir(parents=True)
+    (tmp_path / "cells" / "train").mkdir()
+    (tmp_path / "genes").mkdir()
+    cells = toy_cells(120)
+    cells.write_h5ad(tmp_path / "cells" / "eval" / "some.h5ad")
+    cells.write_h5ad(tmp_path / "cells" / "train" / "some.h5ad")
+    labels = pd.DataFrame({"task": classifiers.TASK, "class": np.tile(["a", "b"], 40)})
+    labels["ensembl_id"] = cells.var["ensembl_id"].astype(str).to_numpy()[:80]
+    labels.to_csv(tmp_path / "genes" / "paper_gene_labels.csv.gz", index=False)
+    monkeypatch.setattr(classifiers, "SETS", {"toy": ("eval/some", "cell_type", "donor", (20,))})
+    monkeypatch.setattr(classifiers, "MODEL", toy_folder)
+    given = tmp_path, "--seeds", 2, "--cells", 24, "--naive-cells", 12, "--length", 30
+    out = run(classifiers, monkeypatch, capsys, *given)
+    report = json.loads(out[out.index("{\n") :])
+    assert report["toy"]["folds"] == 4
+    assert {"model, 90 cells", "model, 20 cells", "random_weights, 90 cells"} <= set(report["toy"])
+    speed = report["speed"]
+    assert speed["linear head, 24 cells"]["cells_per_s"] > 0
+    assert 0 <= speed["naive loop, 12 cells"]["occurrence"] <= 1
