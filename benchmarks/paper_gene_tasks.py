@@ -222,6 +222,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=[*PUBLISHED, *GENOME_WIDE])
     parser.add_argument("--max-cells", type=int, default=10_000)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--figures", type=Path, help="folder for pictures of ROC curves")
     parser.add_argument(
         "--learning-curve", type=int, nargs="+", help="numbers of cells, as in the paper's NOTCH1 series"
     )
@@ -246,6 +247,10 @@ def main() -> None:
         area, sd, second = PUBLISHED[task]
         found = run_task(adata, read_labels(table, task), second, args, args.max_cells)
         report[task] = {"published, V1-10M fine-tuned": {"auc": area, "sd": sd}, **found}
+        if args.figures is not None:
+            args.figures.mkdir(parents=True, exist_ok=True)
+            drawn = gfx.pl.roc(adata, figsize=(4.5, 4), show=False)
+            drawn.figure.savefig(args.figures / f"{task}.png", dpi=150, bbox_inches="tight")
         print(json.dumps({task: report[task]}), flush=True)
     print(json.dumps(report, indent=1))
 

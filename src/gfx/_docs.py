@@ -94,9 +94,9 @@ n_seeds
 
 ADAPTER = """
 adapter
-    ``"lora"`` trains low-rank adapters beside the weights :cite:p:`Hu2022`, with `peft`; ``"lora-8bit"`` and
-    ``"lora-4bit"`` hold the network in 8 or 4 bits meanwhile, with `bitsandbytes`, on CUDA only. The adapters are
-    added to the weights in the end, so that the result is a model like any other.
+    ``"lora"`` trains low-rank adapters beside the weights :cite:p:`Hu2022`, in blocks that are not frozen, with `peft`;
+    ``"lora-8bit"`` and ``"lora-4bit"`` hold the network in 8 or 4 bits meanwhile, with `bitsandbytes`, on CUDA only.
+    The adapters are added to the weights in the end, so that the result is a model like any other.
 """
 
 RUNNING = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import product
 
 import numpy as np
@@ -21,6 +22,7 @@ from gfx._core.classification import (
     intervals,
     mean_of_known,
     measure,
+    measure_counts,
     scored_classes,
     summarize,
 )
@@ -180,13 +182,18 @@ def two_seeds(n: int, n_classes: int, seed: int = 0) -> tuple[np.ndarray, np.nda
 
 
 def estimate(truth: np.ndarray, probabilities: np.ndarray, fold: np.ndarray) -> dict[str, float]:
-    """Measure in every fold of every seed, leave out what was not scored, average."""
+    """Leave out what was not scored; the area in every fold, all else in all folds together; average over seeds."""
     found = []
-    for seed, at in product(range(len(fold)), range(fold.max() + 1)):
-        there = (fold[seed] == at) & ~np.isnan(probabilities[seed, :, 0])
-        if there.any():
-            found.append(by_scikit_learn(truth[there], probabilities[seed, there]))
+    for of_seed, at_seed in zip(probabilities, fold, strict=True):
+        scored = (at_seed >= 0) & ~np.isnan(of_seed[:, 0])
+        areas = [by_scikit_learn(truth[there], of_seed[there])["auc"] for there in parts(scored, at_seed)]
+        found.append(by_scikit_learn(truth[scored], of_seed[scored]) | {"auc": np.nanmean(areas)})
     return {name: np.nanmean([one[name] for one in found]) for name in METRICS}
+
+
+def parts(scored: np.ndarray, fold: np.ndarray) -> list[np.ndarray]:
+    """Which of the scored are in each fold that has any."""
+    return [there for at in range(fold.max() + 1) if (there := scored & (fold == at)).any()]
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
@@ -211,8 +218,10 @@ def test_each_draw_is_measured_as_the_whole(monkeypatch: pytest.MonkeyPatch, wit
     truth, probabilities, fold = two_seeds(40, 3)
     probabilities[1, :5] = np.nan  # a seed did not score some
     fold[0, 7] = -1
-    groups = np.arange(40) // 4 * 3 if with_groups else None
-    members = [[at] for at in range(40)] if groups is None else [range(at, at + 4) for at in range(0, 40, 4)]
+    groups = np.random.default_rng(3).integers(0, 9, 40) * 3 if with_groups else None  # of any size, in any order
+    members = [[at] for at in range(40)]
+    if with_groups:
+        members = [[at for at in range(40) if groups[at] == group] for group in sorted(set(groups))]
     rng = np.random.default_rng(5)
     drawn = []
     for _ in range(7):
@@ -222,6 +231,29 @@ def test_each_draw_is_measured_as_the_whole(monkeypatch: pytest.MonkeyPatch, wit
     for name in METRICS:
         expected = np.quantile([one[name] for one in drawn], [0.025, 0.975])
         assert found[name] == pytest.approx(tuple(expected), abs=1e-9)
+
+
+def test_many_cells_are_drawn_in_a_time_that_grows_with_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass over all cells for each cell would take a minute."""
+    monkeypatch.setattr(classification, "N_DRAWS", 1)
+    n = 200_000
+    truth, fold = np.arange(n) % 2, np.zeros((1, n), dtype=int)
+    right = np.eye(2, dtype=np.float32)[truth][None]
+    for groups in (None, np.arange(n)[::-1]):
+        start = time.process_time()
+        assert in_folds(truth, right, fold, groups)["auc"] == (1.0, 1.0)
+        assert time.process_time() - start < 10
+
+
+def test_folds_without_a_class_do_not_lift_macro_f1() -> None:
+    """Donors of one class each: where one class is told alone, a fold is all right or all wrong; together, neither."""
+    truth = np.repeat([0, 0, 0, 1, 1], 4)
+    told = np.tile(np.array([0.7, 0.3], dtype=np.float32), (20, 1))[None]
+    found = in_folds(truth, told, np.repeat(np.arange(5), 4)[None], np.repeat(np.arange(5), 4))
+    assert by_scikit_learn(truth, told[0])["macro_f1"] == pytest.approx(0.375)
+    low, high = found["macro_f1"]
+    assert low < 0.375 < high == 1.0  # all donors drawn are of the one class
+    assert measure_counts(np.array([[12, 0], [8, 0]])) == pytest.approx({"accuracy": 0.6, "macro_f1": 0.375})
 
 
 def test_intervals_follow_the_seed() -> None:
@@ -287,11 +319,17 @@ def measured() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def test_folds_are_averaged_then_seeds() -> None:
-    metrics = measured()
-    found = summarize(metrics)
+def pooled() -> pd.DataFrame:
+    """Accuracy and macro F1 of all folds together: no mean of theirs."""
+    table = measured().query("fold == 0 and metric != 'auc'").drop(columns=["fold", "n"])
+    return table.assign(value=np.random.default_rng(1).random(len(table))).sample(frac=1, random_state=0)
+
+
+def test_areas_are_averaged_over_folds_then_seeds_and_all_else_over_seeds() -> None:
+    metrics, whole = measured(), pooled()
+    found = summarize(metrics, whole)
     by = ["task", "unit", "method", "n_cells", "metric"]
-    assert list(found) == [*by, "mean", "sd", "n_seeds", "n"]
+    assert list(found) == [*by, "mean", "sd", "n_seeds", "n_folds", "n"]
     in_order = metrics[by].drop_duplicates().reset_index(drop=True)
     pd.testing.assert_frame_equal(found[by], in_order)
     for row in found.itertuples():
@@ -300,6 +338,10 @@ def test_folds_are_averaged_then_seeds() -> None:
             np.nanmean([value for seed, value in zip(here["seed"], here["value"], strict=True) if seed == at])
             for at in range(row.n_seeds)
         ]
+        if row.metric != "auc":
+            same = whole[np.logical_and.reduce([whole[name] == getattr(row, name) for name in by])]
+            of_seeds = [same.loc[same["seed"] == at, "value"].item() for at in range(row.n_seeds)]
+        assert row.n_folds == row.n_seeds * (1 if row.metric == "auc" and row.task == "a" else 2)
         assert row.n_seeds == here["seed"].nunique() == (1 if row.method == "majority" else 3)
         assert row.mean == pytest.approx(np.mean(of_seeds))
         assert row.sd == pytest.approx(np.std(of_seeds, ddof=1) if len(of_seeds) > 1 else np.nan, nan_ok=True)
@@ -309,7 +351,8 @@ def test_folds_are_averaged_then_seeds() -> None:
 def test_what_was_never_measured_stays_missing() -> None:
     metrics = measured()
     metrics.loc[metrics["metric"] == "auc", "value"] = np.nan
-    found = summarize(metrics)
+    found = summarize(metrics, pooled())
     is_area = found["metric"] == "auc"
     assert found.loc[is_area, ["mean", "sd"]].isna().all(axis=None)
+    assert (found.loc[is_area, "n_folds"] == 0).all()
     assert found.loc[~is_area, "mean"].notna().all()

@@ -17,7 +17,7 @@ SIZES = (8, 20)
 N, N_SEEDS, N_FOLDS = 36, 2, 3
 
 METRICS = ["task", "unit", "method", "n_cells", "seed", "fold", "metric", "value", "n"]
-SUMMARY = ["task", "unit", "method", "n_cells", "metric", "mean", "sd", "low", "high", "n_seeds", "n"]
+SUMMARY = ["task", "unit", "method", "n_cells", "metric", "mean", "sd", "low", "high", "n_seeds", "n_folds", "n"]
 ROC = ["task", "unit", "method", "seed", "fold", "class", "fpr", "tpr"]
 CONFUSION = ["task", "unit", "method", "true", "predicted", "n"]
 
@@ -122,12 +122,25 @@ def test_measures_of_every_fold(
             assert set(found["n"]) == {len(rows)}
 
 
-def test_the_summary(tables: dict[str, pd.DataFrame]) -> None:
-    """Mean over folds, then over seeds; an interval about it, but for points of the learning curve."""
+def test_the_summary(
+    tables: dict[str, pd.DataFrame], truth: dict[str, np.ndarray], fold: np.ndarray, told: Told
+) -> None:
+    """Areas are a mean over folds, then over seeds; all else is measured in all folds together.
+
+    There is an interval about each, but for points of the learning curve.
+    """
     for row in tables["summary"].itertuples():
         place = {name: getattr(row, name) for name in ("task", "method", "n_cells", "metric")}
         values = of(tables["metrics"], **place)
         seeds = [of(values, seed=seed)["value"].mean() for seed in range(N_SEEDS)]
+        if row.metric != "auc":
+            seeds = []
+            for seed in range(N_SEEDS):
+                said = told[row.task, row.method, row.n_cells, seed]
+                rows = np.concatenate([scored(truth[row.task], fold[seed], said, at) for at in range(N_FOLDS)])
+                both = truth[row.task][rows], said[rows].argmax(axis=1)
+                seeds.append(accuracy_score(*both) if row.metric == "accuracy" else f1_score(*both, average="macro"))
+        assert row.n_folds == N_SEEDS * N_FOLDS
         assert row.mean == pytest.approx(np.mean(seeds))
         assert row.sd == pytest.approx(abs(seeds[0] - seeds[1]) / np.sqrt(2))
         assert row.n_seeds == N_SEEDS
@@ -213,6 +226,28 @@ def test_the_order_in_which_predictions_come_does_not_matter(
     columns = ["task", "method", "n_cells", "seed", "fold", "metric"]
     tables = [one.tables(20, rng())["metrics"].sort_values(columns, ignore_index=True) for one in (other, evaluation)]
     pd.testing.assert_frame_equal(*tables)
+
+
+def test_macro_f1_where_each_donor_has_one_class() -> None:
+    """By hand, over all cells held out: the majority has half of 2 * 12 / (12 + 20), and nothing of the other class.
+
+    In folds it would be 1 for those of the one class and 0 for the others, 0.6 in all.
+    """
+    donor = np.repeat(np.arange(5), 4)
+    truth = {"type": (donor >= 3).astype(int)}
+    evaluation = Evaluation("cell", {"type": TASKS["type"]}, truth, donor[None], donor)
+    for at in range(5):
+        said = np.tile(np.array([0.7, 0.3], dtype=np.float32), (4, 1))
+        place = {"task": "type", "method": "majority", "n_cells": 16, "seed": 0, "fold": at}
+        evaluation.add(np.flatnonzero(donor == at), said, **place)
+    tables = evaluation.tables(16, rng())
+    assert of(tables["metrics"], metric="macro_f1")["value"].tolist() == [1, 1, 1, 0, 0]
+    row = of(tables["summary"], metric="macro_f1").iloc[0]
+    assert row["mean"] == pytest.approx(0.375)
+    assert row["low"] < row["mean"] < row["high"]
+    assert of(tables["summary"], metric="accuracy")["mean"].item() == pytest.approx(0.6)
+    assert of(tables["summary"], metric="auc")["n_folds"].item() == 0
+    assert of(tables["summary"], metric="accuracy")["n_folds"].item() == 5
 
 
 # --- genes ----------------------------------------------------------------------------------------------------------

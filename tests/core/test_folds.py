@@ -86,6 +86,29 @@ def test_other_seeds_are_other_folds(with_donors: bool) -> None:
     assert len(found) == 5
 
 
+def test_other_seeds_are_other_folds_of_donors_that_differ() -> None:
+    """Donors of other sizes and classes each: which of them are held out together is drawn, and sizes stay alike."""
+    sizes = np.arange(20, 44, 2)
+    donor = np.repeat(np.arange(12), sizes)
+    classes = (np.random.default_rng(0).random(len(donor)) < np.linspace(0.2, 0.8, 12)[donor]).astype(int)
+    cuts = set()
+    for seed in range(6):
+        found = folds(classes, 4, seed, donor)
+        cuts.add(frozenset(frozenset(np.unique(donor[found == fold]).tolist()) for fold in range(4)))
+        for at in (0, 1):
+            shares = np.bincount(found[classes == at], minlength=4) / (classes == at).sum()
+            assert np.abs(shares - 0.25).max() < 0.06
+    assert len(cuts) == 6
+
+
+def test_a_large_donor_is_not_always_the_one_to_stop_by() -> None:
+    donor = np.repeat(np.arange(10), [500, *[50] * 9])
+    classes = np.random.default_rng(0).integers(0, 2, len(donor))
+    stopped = [np.unique(donor[validation_part(classes, seed, donor)]).tolist() for seed in range(30)]
+    assert {len(donors) for donors in stopped} == {1}
+    assert sum(donors == [0] for donors in stopped) < 12
+
+
 def test_going_through_the_folds_that_have_members() -> None:
     fold = np.array([3, -1, 0, 3, 0, 7, -1], dtype=np.int16)
     found = list(each_fold(fold))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import random
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from gfx import settings
 from gfx._engine import fine_tuning
@@ -31,6 +32,7 @@ from gfx._engine.fine_tuning import (
 )
 from gfx._engine.labelled_cells import LabelledCells, PaddedWithLabels
 from gfx._engine.masking import NOTHING
+from gfx._engine.surroundings import quiet_surroundings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -446,6 +448,20 @@ def test_adapters_become_part_of_the_weights(run: Run, task: Task, tmp_path: Pat
 
 
 @OLD_NAME
+@pytest.mark.parametrize("frozen", [1, 2])
+def test_adapters_leave_frozen_blocks_as_they_are(run: Run, task: Task, tmp_path: Path, frozen: int) -> None:
+    pytest.importorskip("peft")
+    how = {"make": partial(task.make, frozen=frozen), "adapter": "lora"}
+    found = run(tmp_path / "plain", **how)
+    judged = run(tmp_path / "judged", stops=task.misleading(), patience=1, **how, **FAST)
+    again = run(tmp_path / "judged", stops=task.misleading(), patience=1, **how, **FAST)  # read back
+    assert same_weights(again, judged)
+    for model in (found, judged):
+        blocks = {int(name.split(".")[3]) for name in changed(model, task.make()) if name.startswith("bert.encoder")}
+        assert blocks == set(range(frozen, 3))
+
+
+@OLD_NAME
 def test_adapters_follow_the_seed_alone(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     torch.manual_seed(1)
@@ -489,16 +505,17 @@ def test_adapters_need_packages(monkeypatch: pytest.MonkeyPatch, missing: list[s
 # --- hyperparameters ------------------------------------------------------------------------------------------------
 
 
-def search(task: Task, folder: Path, seed: int = 0, **arguments: Any) -> dict[str, Any]:
+def search(task: Task, folder: Path, seed: int = 0, *, adapter: str | None = None, **arguments: Any) -> dict[str, Any]:
     with settings.override(verbosity=0):
         return find_hyperparameters(
-            lambda _trial=None: task.make(),
+            task.make,
             task.learnt(),
             task.judged(),
             task.vocabulary,
             folder,
             arguments={"use_cpu": True, "per_device_train_batch_size": 6} | arguments,
             n_trials=2,
+            adapter=adapter,
             seed=seed,
         )
 
@@ -578,6 +595,28 @@ def test_the_better_trial_wins(task: Task, tmp_path: Path, trials: list[Trial]) 
     assert trials[int(np.argmin(losses))].found == best
 
 
+@OLD_NAME
+def test_with_an_adapter_trials_train_the_adapter(
+    task: Task, tmp_path: Path, trials: list[Trial], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the network, for which other rates are good."""
+    pytest.importorskip("optuna")
+    pytest.importorskip("peft")
+    learning, create = [], Trainer.create_optimizer
+
+    def watched(self, *args, **kwargs):
+        learning.append({name for name, one in self.model.named_parameters() if one.requires_grad})
+        return create(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "create_optimizer", watched)
+    best = search(task, tmp_path, adapter="lora")
+    assert best in [trial.found for trial in trials]
+    assert len(learning) == 2
+    for names in learning:
+        assert names
+        assert all("lora_" in name or "classifier" in name for name in names)
+
+
 def test_a_search_needs_optuna(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fine_tuning, "find_spec", lambda name: None)
     check_search(0)
@@ -638,6 +677,82 @@ def test_what_is_given_replaces_the_recipe(tmp_path: Path) -> None:
     assert {name: getattr(found, name) for name in given} == given
     with pytest.raises(ValueError, match=r"takes no 'learnig_rate'; did you mean 'learning_rate'"):
         arguments_for(tmp_path, 10, of="genes", given={"learnig_rate": 1}, evaluates=False, adapter=None, seed=0)
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Let torch say that it sees two, and note which one is made the current one."""
+    current = [0]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append(int(str(device)[-1])))
+    yield current
+    monkeypatch.undo()
+    TrainingArguments(use_cpu=True).device  # noqa: B018 forget the devices
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cuda:1", "cuda:1"), ("cuda", "cuda:0"), (None, "cuda:0")])
+def test_one_device_trains_the_chosen_one(
+    tmp_path: Path, two_gpus: list[int], device: str | None, expected: str
+) -> None:
+    """The Trainer by itself takes the first one, and twice the cells a step where it sees two."""
+    with settings.override(device=device):
+        found = arguments_for(tmp_path, 120, of="cells", given={}, evaluates=True, adapter=None, seed=0)
+    assert str(found.device) == expected
+    assert found.n_gpu == 1
+    assert found.train_batch_size == found.per_device_train_batch_size == 12
+    assert found.warmup_steps == 60  # of 100 steps
+
+
+def test_the_cpu_trains_where_it_is_chosen(tmp_path: Path, two_gpus: list[int]) -> None:
+    with settings.override(device="cpu"):
+        found = arguments_for(tmp_path, 120, of="cells", given={}, evaluates=True, adapter=None, seed=0)
+    assert found.device == torch.device("cpu")
+
+
+def test_the_current_device_stays_what_it_was(two_gpus: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And random numbers of the device that trains are given back as well."""
+    forked = []
+
+    @contextmanager
+    def fork(devices):
+        forked.append(devices)
+        yield
+
+    monkeypatch.setattr(torch.random, "fork_rng", fork)
+    for device, expected in (("cuda:1", [0, 1]), (None, [0]), ("cpu", [0])):
+        with settings.override(device=device), quiet_surroundings():
+            torch.cuda.set_device("cuda:1")
+        assert torch.cuda.current_device() == 0
+        assert forked.pop() == expected
+
+
+@OLD_NAME
+@pytest.mark.parametrize("way", [("lora", False), ("lora", True), (None, True)])
+def test_what_was_trained_stays_where_it_was(
+    run: Run, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: tuple[str | None, bool]
+) -> None:
+    """What is read back from files is put on the device of the training, that held-out scores are computed there."""
+    adapter, ends = way
+    if adapter:
+        pytest.importorskip("peft")
+    how = {"adapter": adapter} | FAST | {"num_train_epochs": 9}
+    if ends:
+        how |= {"stops": task.misleading(), "patience": 1}
+        run(tmp_path, **how)  # read back below
+    else:
+        how["num_train_epochs"] = 1
+    moved, move = [], Classifier.to
+
+    def watched(self, *args, **kwargs):
+        moved.append((self, args))
+        return move(self, *args, **kwargs)
+
+    monkeypatch.setattr(Classifier, "to", watched)
+    found = run(tmp_path, **how)
+    assert moved[-1][0] is found
+    assert moved[-1][1] == (torch.device("cpu"),)
 
 
 def test_classes_are_weighted_to_count_alike() -> None:

@@ -84,6 +84,21 @@ def test_a_donor_is_never_on_both_sides(cells: ad.AnnData, toy_model: Model) -> 
     assert "over donors" in found["note"]
 
 
+def test_seeds_draw_what_they_can_where_folds_are_donors(cells: ad.AnnData, toy_model: Model) -> None:
+    """Donor by donor every seed holds out the same: random weights and cells of a learning curve are still drawn."""
+    cells.obs["sample"] = np.repeat(["d1", "d2", "d3", "d4"], 6)
+    how = {"split_by": "sample", "n_splits": 4, "n_seeds": 3, "baselines": True, "learning_curve": [8]}
+    probe(cells, "condition", model=toy_model, **how)
+    found = cells.uns["gfx_cell_class"]
+    assert "same donors" in found["note"]
+    losses = found["metrics"][found["metrics"]["metric"] == "auc"].pivot_table(
+        index="seed", columns=["method", "n_cells"], values="value"
+    )
+    assert losses[("model", 18)].nunique() == 1
+    assert losses[("random_weights", 18)].nunique() == 3
+    assert losses[("model", 8)].nunique() == 3
+
+
 def test_without_donors_the_call_says_what_it_is_not_worth(
     cells: ad.AnnData, toy_model: Model, capsys: pytest.CaptureFixture
 ) -> None:
@@ -114,6 +129,17 @@ def test_intervals_are_over_donors(cells: ad.AnnData, toy_model: Model, monkeypa
     assert two[["low", "high"]].isna().all(axis=None)
 
 
+def test_blank_text_is_no_class(cells: ad.AnnData, toy_model: Model) -> None:
+    at = np.arange(24)
+    for name, nothing in (("missing", None), ("blank", " ")):
+        cells.obs[name] = cells.obs["cell_type"].astype(object).where(at % 4 > 0, nothing)
+        probe(cells, name, model=toy_model, key_added=name)
+    assert cells.uns["blank"]["tasks"]["blank"].tolist() == ["a", "b", "c"]
+    np.testing.assert_array_equal(cells.obsm["blank_fold"], cells.obsm["missing_fold"])
+    np.testing.assert_array_equal(cells.obsm["blank"], cells.obsm["missing"])
+    assert (cells.obs["blank_blank"].isna() == (at % 4 == 0)).all()
+
+
 WRONG = {
     "no such column": (("cell_typ",), {}, KeyError, r"Did not find 'cell_typ' in `adata\.obs`\. Did you mean"),
     "no such donors": (("cell_type",), {"split_by": "donr"}, KeyError, r"Did not find 'donr'.*Did you mean 'donor'"),
@@ -130,6 +156,14 @@ WRONG = {
         ValueError,
         r"6 of 24 cells have no 'some', so they may be of a donor held out.*`mask_obs`",
     ),
+    "blank donors": (("cell_type",), {"split_by": "blank"}, ValueError, "6 of 24 cells have no 'blank'"),
+    "classes that read alike": (
+        ("alike",),
+        {},
+        ValueError,
+        r"`adata\.obs\['alike'\]` has values .*\(int, str\) that read .*: \['1'\].*astype\(str\)",
+    ),
+    "donors that read alike": (("cell_type",), {"split_by": "alike"}, ValueError, r"'alike'.*read alike as text"),
     "few cells": (
         ("rare",),
         {"n_splits": 4},
@@ -168,6 +202,12 @@ WRONG = {
         ValueError,
         "`training` takes no 'output_dir'; that is settled here",
     ),
+    "training that judges otherwise than it saves": (
+        ("cell_type",),
+        {"method": "fine_tune", "training": {"save_strategy": "steps"}},
+        ValueError,
+        r"`training` sets \['save_strategy'\].*judged and saved alike\. Leave them out\. \(.*requires",
+    ),
 }
 
 
@@ -178,6 +218,8 @@ def test_what_makes_no_sense(wrong: str, cells: ad.AnnData, toy_model: Model, sl
     cells.obs["only"] = pd.Categorical(["d"] * 24)
     cells.obs["none"] = pd.Categorical([None] * 24, categories=["a", "b"])
     cells.obs["some"] = cells.obs["donor"].where(cells.obs["donor"] != "d3")
+    cells.obs["blank"] = np.where(cells.obs["donor"] == "d3", "", cells.obs["donor"].astype(str))
+    cells.obs["alike"] = pd.Series([1, "1", 2] * 8, cells.obs_names, dtype=object)
     cells.obs["rare"] = pd.Categorical(np.select([at < 3, at == 3, at < 8], ["x", "y", None], "z"))
     cells.obs["a/b"] = cells.obs["cell_type"]
     before = slots(cells)
@@ -251,12 +293,14 @@ def test_tables_are_those_of_the_scores_written(cells: ad.AnnData, toy_model: Mo
         "accuracy": [np.mean(known == found.argmax(axis=1)) for known, found in parts],
         "macro_f1": [f1_score(known, found.argmax(axis=1), average="macro") for known, found in parts],
     }
+    told = scores.argmax(axis=1)
+    whole = {"accuracy": np.mean(truth == told), "macro_f1": f1_score(truth, told, average="macro")}
     metrics, summary = cells.uns["gfx_cell_class"]["metrics"], gfx.get.classification_df(cells).set_index("metric")
     for metric, values in expected.items():
         rows = metrics[metrics["metric"] == metric].sort_values("fold")
         np.testing.assert_allclose(rows["value"], values, atol=1e-6)
         assert rows["n"].tolist() == [len(known) for known, _ in parts]
-        assert summary.loc[metric, "mean"] == pytest.approx(np.mean(values))
+        assert summary.loc[metric, "mean"] == pytest.approx(whole.get(metric, np.mean(values)))
         assert summary.loc[metric, "n"] == 24
     assert set(metrics["unit"]) == {"cell"}
     counts = pd.crosstab(cells.obs["cell_type"], cells.obs["gfx_cell_class_cell_type"], dropna=False)
@@ -304,15 +348,15 @@ def test_learning_curve(typed: ad.AnnData, toy_model: Model, monkeypatch: pytest
     sizes: list[int] = []
     fit = _cell_learners.LinearProbe.fit
 
-    def counted(self: Any, train: np.ndarray) -> Any:
+    def counted(self: Any, train: np.ndarray, **given: int) -> Any:
         sizes.append(len(train))
-        return fit(self, train)
+        return fit(self, train, **given)
 
     monkeypatch.setattr(_cell_learners.LinearProbe, "fit", counted)
-    probe(typed, "cell_type", model=toy_model, key_added="plain")
+    probe(typed, "cell_type", model=toy_model, key_added="plain", n_seeds=8)
     sizes.clear()
-    probe(typed, "cell_type", model=toy_model, learning_curve=[6, 3, 12])
-    assert sizes == [3, 6, 12] * 2
+    probe(typed, "cell_type", model=toy_model, learning_curve=[6, 3, 12], n_seeds=8)
+    assert sizes == [3, 6, 12] * 16
     np.testing.assert_array_equal(typed.obsm["gfx_cell_class"], typed.obsm["plain"])  # of all cells
     curve = gfx.get.learning_curve_df(typed, key="gfx_cell_class")
     for metric, rows in curve.groupby("metric"):
@@ -431,6 +475,40 @@ def test_a_column_of_the_users_is_not_written_over(cells: ad.AnnData, toy_model:
     with pytest.raises(ValueError, match="cell_type"):
         probe(cells, "type", model=toy_model, key_added="cell")
     assert slots(cells)["obs:cell_type"] == before
+
+
+@pytest.mark.parametrize("is_view", [False, True])
+def test_columns_of_tasks_that_are_gone_go_too(is_view: bool, cells: ad.AnnData, toy_model: Model, slots: Any) -> None:
+    """One call after the other, under one name: the last one finds no column of the first in its way."""
+    cells.obs["gfx_cell_class_mine"] = "mine"
+    fresh = cells.copy()
+    probe(fresh, "cell_type", model=toy_model)
+    probe(cells, "cell_type", model=toy_model)
+    whole, cells = cells, cells[:] if is_view else cells
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=ad.ImplicitModificationWarning)  # a view becomes a copy
+        probe(cells, "condition", model=toy_model)
+    assert ("gfx_cell_class_cell_type" in whole.obs) == is_view
+    ours = [name for name in cells.obs if name.startswith("gfx_cell_class")]
+    assert ours == ["gfx_cell_class_mine", "gfx_cell_class_condition"]
+    probe(cells, ["cell_type", "condition"], model=toy_model)
+    probe(cells, "cell_type", model=toy_model)
+    assert slots(cells) == slots(fresh)
+    cells.obs["mine"] = cells.obs["condition"]
+    before = slots(cells)
+    with pytest.raises(ValueError, match=r"has \['gfx_cell_class_mine'\], which would be written over"):
+        probe(cells, "mine", model=toy_model)
+    assert slots(cells) == before
+
+
+def test_columns_of_ours_that_the_call_reads_stay(cells: ad.AnnData, toy_model: Model, slots: Any) -> None:
+    probe(cells, "cell_type", model=toy_model)
+    before = slots(cells)
+    for groupby, split_by in (("gfx_cell_class_cell_type", None), ("condition", "gfx_cell_class_cell_type")):
+        with pytest.raises(ValueError, match=r"has \['gfx_cell_class_cell_type'\].*`key_added=`"):
+            probe(cells, groupby, split_by=split_by, model=toy_model)
+    assert slots(cells) == before
+    probe(cells, "gfx_cell_class_cell_type", model=toy_model, key_added="again")
 
 
 # --- what it is held against ----------------------------------------------------------------------------------------

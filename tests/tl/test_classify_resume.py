@@ -292,6 +292,72 @@ def test_begun_anew_as_the_message_says_the_model_is_the_new_one(
     assert (tmp_path / "model.safetensors").read_bytes() != before
 
 
+def test_columns_in_another_order_do_not_mix(toy_cells: Any, toy_model: Model, tmp_path: Path) -> None:
+    """The first one decides the folds: models of the other order have seen the cells that this one holds out."""
+    call, how = calls(toy_cells, toy_model)["cells"], {"method": "linear_probe", "training": None}
+    call(tmp_path, what=["cell_type", "condition"], **how)
+    with pytest.raises(ValueError, match="holds a run with another first, which"):
+        call(tmp_path, what=["condition", "cell_type"], **how)
+
+
+#: What makes a call of no avail, and what is said of it.
+REFUSED = {
+    "genes": [
+        ({"load_best_model_at_end": True}, r"sets \['load_best_model_at_end'\].*without any to judge by"),
+        ({"eval_strategy": "epoch"}, "sets 'eval_strategy'; genes are taught to the end"),
+    ],
+    "cells": [
+        ({"save_strategy": "steps"}, r"sets \['save_strategy'\].*judged and saved alike"),
+        ({"save_strategy": "steps", "learning_rte": 1}, r"^`training` takes no 'learning_rte'; did you mean"),
+        ({"eval_strategy": "no"}, r"sets \['eval_strategy'\].*judged and saved alike"),
+    ],
+}
+
+
+@pytest.mark.parametrize("of", ["genes", "cells"])
+def test_a_training_that_is_refused_leaves_no_plan(
+    of: str, toy_cells: Any, toy_model: Model, slots: Any, tmp_path: Path
+) -> None:
+    """Or the call would be refused that mends it."""
+    call, cells = calls(toy_cells, toy_model)[of], toy_cells(24)
+    before = slots(cells)
+    for training, text in REFUSED[of]:
+        with pytest.raises(ValueError, match=text):
+            call(tmp_path / "folder", cells=cells, training=training)
+    assert slots(cells) == before
+    assert not (tmp_path / "folder").exists()
+
+
+@pytest.mark.parametrize("of", ["genes", "cells"])
+def test_what_others_keep_is_not_written_over(
+    of: str, toy_cells: Any, toy_model: Model, slots: Any, tmp_path: Path
+) -> None:
+    """Notes, another checkpoint, a file; a folder that is empty, or begun anew, is another thing."""
+    call, how = calls(toy_cells, toy_model)[of], {"method": "linear_probe", "training": None}
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "README.md").write_text("mine")
+    shutil.copytree(toy_model.folder, tmp_path / "checkpoint")
+    before, cells = files(tmp_path), toy_cells(24)
+    untouched = slots(cells)
+    for name, text in (("project", "README.md"), ("checkpoint", "config.json")):
+        with pytest.raises(ValueError, match=rf"holds what no such call left, .*{text}.*Give a new or an empty folder"):
+            call(tmp_path / name, cells=cells, **how)
+    with pytest.raises(ValueError, match="is a file"):
+        call(tmp_path / "project" / "README.md", cells=cells, **how)
+    assert files(tmp_path) == before
+    assert slots(cells) == untouched
+    (tmp_path / "empty").mkdir()
+    call(tmp_path / "empty", **how)
+
+
+def test_scores_without_their_plan_are_not_used(whole: Whole, finished: Path) -> None:
+    (finished / "plan.json").unlink()
+    before = files(finished)
+    with pytest.raises(ValueError, match=r"has `runs` of a run whose `plan\.json` is gone.*delete `runs` as well"):
+        whole.call(finished)
+    assert files(finished) == before
+
+
 def test_adapters_do_not_mix_with_whole_weights(whole: Whole, finished: Path) -> None:
     """Whichever came first."""
     plan = json.loads((finished / "plan.json").read_text())

@@ -176,6 +176,20 @@ def test_genes_that_were_taught_are_marked(teach: Any, others: ad.AnnData) -> No
     assert (table["gene"].isin(taught) == table["learnt"]).all()
 
 
+@pytest.mark.parametrize("column", ["dosage", "dosage_n_cells", "dosage_learnt"])
+def test_a_column_of_the_users_about_genes_is_not_written_over(
+    column: str, teach: Any, others: ad.AnnData, slots: Any
+) -> None:
+    others.var[column] = "mine"
+    before = slots(others)
+    with pytest.raises(ValueError, match=rf"`adata\.var` has \['{column}'\].*`key_added=`"):
+        predict_genes(others, teach("genes", "probed"), key_added="dosage")
+    assert slots(others) == before
+    del others.var[column]
+    for _ in range(2):  # our own of the first call are written over by the second
+        predict_genes(others, teach("genes", "probed"), key_added="dosage")
+
+
 def test_a_head_on_tokens_of_someone_else(
     others: ad.AnnData, toy_vocabulary: Vocabulary, toy_slow: Any, tmp_path: Path
 ) -> None:
@@ -258,6 +272,24 @@ def test_cells_that_were_left_out(teach: Any, others: ad.AnnData) -> None:
     assert np.isnan(others.obsm["gfx_predicted_cells"][~used]).all()
     assert (others.obs["gfx_predicted_cells_cell_type"].isna() == ~used).all()
     assert others.uns["gfx_predicted_cells"]["params"]["mask_obs"] == "array"
+
+
+def test_columns_of_tasks_that_are_gone_go_too(teach: Any, others: ad.AnnData, slots: Any) -> None:
+    others.obs["gfx_predicted_cells_mine"] = "mine"
+    fresh = others.copy()
+    predict_cells(fresh, teach("cells", "probed"))
+    for of, tasks in (("two tasks", ["a_stage", "cell_type"]), ("cells", ["cell_type"]), ("two tasks", None)):
+        predict_cells(others, teach(of, {"cells": "probed", "two tasks": "tuned"}[of]))
+        if tasks is not None:
+            ours = {name for name in others.obs if name.startswith("gfx_predicted_cells")}
+            assert ours == {"gfx_predicted_cells_mine", *(f"gfx_predicted_cells_{task}" for task in tasks)}
+    predict_cells(others, teach("cells", "probed"))
+    assert slots(others) == slots(fresh)
+    others.obs["gfx_predicted_cells_a_stage"] = "mine"
+    before = slots(others)
+    with pytest.raises(ValueError, match=r"has \['gfx_predicted_cells_a_stage'\], which would be written over"):
+        predict_cells(others, teach("two tasks", "tuned"))
+    assert slots(others) == before
 
 
 # --- what a linear probe leaves -------------------------------------------------------------------------------------

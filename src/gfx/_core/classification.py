@@ -47,11 +47,14 @@ def measure(truth: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     The area is that of the second class where there are two, else the mean over the classes that are there, each
     against all others; macro F1 is the mean over the classes that are there. NaN where there is nothing to tell apart.
     """
-    counts = confusion(truth, probabilities)
+    return {"auc": _area(truth, probabilities), **measure_counts(confusion(truth, probabilities))}
+
+
+def measure_counts(counts: np.ndarray) -> dict[str, float]:
+    """Accuracy, and macro F1 over the classes that are there, of counts of true against predicted classes."""
     right, there, told = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
     known = there > 0
     return {
-        "auc": _area(truth, probabilities),
         "accuracy": float(right.sum() / counts.sum()),
         "macro_f1": float((2 * right[known] / (there + told)[known]).mean()),
     }
@@ -88,7 +91,7 @@ def intervals(
     rng: np.random.Generator,
     groups: np.ndarray | None = None,
 ) -> dict[str, tuple[float, float]]:
-    """95 % bootstrap interval of each measure, as it is taken: in every fold of every seed, and averaged.
+    """95 % bootstrap interval of each measure, as :func:`summarize` takes it.
 
     Genes, cells or whole donors are drawn with replacement, the same ones in all folds and seeds: seeds are no
     replicates.
@@ -104,14 +107,16 @@ def intervals(
     groups
         Donor of each, int `(n,)`.
     """
-    unit = np.arange(len(truth)) if groups is None else groups
-    members = [np.flatnonzero(unit == at) for at in np.unique(unit)]
-    if len(members) < 3:  # of one or two, nothing follows
+    members = None if groups is None else _members(groups)
+    n_units = len(truth) if members is None else len(members)
+    if n_units < 3:  # of one or two, nothing follows
         return dict.fromkeys(METRICS, (np.nan, np.nan))
     drawn: list[dict[str, float]] = []
     for _ in range(N_DRAWS):
-        chosen = np.concatenate([members[at] for at in rng.integers(len(members), size=len(members))])
-        drawn.append(_over_folds(truth[chosen], probabilities[:, chosen], fold[:, chosen]))
+        chosen = rng.integers(n_units, size=n_units)
+        if members is not None:
+            chosen = np.concatenate([members[at] for at in chosen])
+        drawn.append(_over_seeds(truth[chosen], probabilities[:, chosen], fold[:, chosen]))
     tail = (1 - COVERAGE) / 2
     out = {}
     for name in METRICS:
@@ -121,14 +126,24 @@ def intervals(
     return out
 
 
-def _over_folds(truth: np.ndarray, probabilities: np.ndarray, fold: np.ndarray) -> dict[str, float]:
-    found = []
+def _members(groups: np.ndarray) -> list[np.ndarray]:
+    """Places of the members of each group."""
+    order = np.argsort(groups, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+
+
+def _over_seeds(truth: np.ndarray, probabilities: np.ndarray, fold: np.ndarray) -> dict[str, float]:
+    """Measure every seed as a summary does, and average."""
+    found: dict[str, list[float]] = {name: [] for name in METRICS}
     for of_seed, at_seed in zip(probabilities, fold, strict=True):
-        for at in np.unique(at_seed[at_seed >= 0]):
-            there = (at_seed == at) & ~np.isnan(of_seed[:, 0])
-            if there.any():
-                found.append(measure(truth[there], of_seed[there]))
-    return {name: mean_of_known([one[name] for one in found]) for name in METRICS}
+        scored = (at_seed >= 0) & ~np.isnan(of_seed[:, 0])
+        if not scored.any():
+            continue
+        folds = [scored & (at_seed == at) for at in np.unique(at_seed[scored])]
+        found["auc"].append(mean_of_known([_area(truth[there], of_seed[there]) for there in folds]))
+        for name, value in measure_counts(confusion(truth[scored], of_seed[scored])).items():
+            found[name].append(value)
+    return {name: mean_of_known(values) for name, values in found.items()}
 
 
 def mean_of_known(values: list[float]) -> float:
@@ -137,22 +152,33 @@ def mean_of_known(values: list[float]) -> float:
     return float(np.mean(known)) if known else np.nan
 
 
-def summarize(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Average a table of measures over folds, then over seeds.
+def summarize(metrics: pd.DataFrame, pooled: pd.DataFrame) -> pd.DataFrame:
+    """Average over seeds: the area as it is in the folds, for scores of two models do not compare; all else pooled.
+
+    A fold may lack a class, as where each donor has one. Macro F1 of such folds says little, and so does its mean.
 
     Parameters
     ----------
     metrics
         Columns `task`, `unit`, `method`, `n_cells`, `seed`, `fold`, `metric`, `value` and `n`.
+    pooled
+        What takes the place of the mean over folds: the same columns, but for `fold` and `n`.
 
     Returns
     -------
     One row per task, unit, method, number of cells and metric, in the order of `metrics`: `mean` and `sd` over seeds
-    (NaN with one), `n_seeds`, and `n`, what one seed scores.
+    (NaN with one), `n_seeds`; `n_folds`, the folds of all seeds that have a value; and `n`, what one seed scores.
     """
     by = ["task", "unit", "method", "n_cells", "metric"]
-    each = metrics.groupby([*by, "seed"], sort=False, observed=True).agg(value=("value", "mean"), n=("n", "sum"))
+    each = metrics.groupby([*by, "seed"], sort=False, observed=True).agg(
+        value=("value", "mean"), n_folds=("value", "count"), n=("n", "sum")
+    )
+    each.update(pooled.set_index([*by, "seed"])[["value"]])
     table = each.groupby(level=by, sort=False).agg(
-        mean=("value", "mean"), sd=("value", "std"), n_seeds=("value", "size"), n=("n", "max")
+        mean=("value", "mean"),
+        sd=("value", "std"),
+        n_seeds=("value", "size"),
+        n_folds=("n_folds", "sum"),
+        n=("n", "max"),
     )
     return table.reset_index()

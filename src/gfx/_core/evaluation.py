@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from gfx._core.classification import GRID, confusion, curve, intervals, measure, scored_classes, summarize
+from gfx._core.classification import (
+    GRID,
+    confusion,
+    curve,
+    intervals,
+    measure,
+    measure_counts,
+    scored_classes,
+    summarize,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,6 +50,7 @@ class Evaluation:
         self.unit, self.tasks, self.truth, self.fold, self.groups = unit, tasks, truth, fold, groups
         self._metrics: list[dict[str, object]] = []
         self._curves: list[pd.DataFrame] = []
+        self._counts: dict[tuple[object, ...], np.ndarray] = {}
         self._whole: dict[tuple[str, str, int], np.ndarray] = {}
 
     def add(
@@ -86,6 +96,8 @@ class Evaluation:
     def _measure(self, truth: np.ndarray, probabilities: np.ndarray, place: dict[str, object]) -> None:
         for metric, value in measure(truth, probabilities).items():
             self._metrics.append({**place, "metric": metric, "value": value, "n": len(truth)})
+        of_seed = tuple(place[name] for name in _SEED)
+        self._counts[of_seed] = self._counts.get(of_seed, 0) + confusion(truth, probabilities)
         classes = self.tasks[str(place["task"])]
         for at in scored_classes(len(classes)):
             rates = curve(truth == at, probabilities[:, at])
@@ -102,7 +114,12 @@ class Evaluation:
     def tables(self, n_cells: int, rng: np.random.Generator) -> dict[str, pd.DataFrame]:
         """Put together `metrics`, `summary`, `roc` and `confusion`; curves and counts at `n_cells`, the full number."""
         metrics = pd.DataFrame(self._metrics)
-        summary = summarize(metrics)
+        pooled = [
+            {**dict(zip(_SEED, of_seed, strict=True)), "metric": metric, "value": value}
+            for of_seed, counts in self._counts.items()
+            for metric, value in measure_counts(counts).items()
+        ]
+        summary = summarize(metrics, pd.DataFrame(pooled))
         summary.insert(summary.columns.get_loc("n_seeds"), "low", np.nan)
         summary.insert(summary.columns.get_loc("n_seeds"), "high", np.nan)
         confused = []
@@ -147,5 +164,8 @@ class Evaluation:
             }
         )
 
+
+#: What one seed of a method is known by, all its folds together.
+_SEED = ("task", "unit", "method", "n_cells", "seed")
 
 _CURVE = ["task", "unit", "method", "seed", "fold", "class", "fpr", "tpr"]

@@ -6,10 +6,13 @@ import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from sklearn.model_selection import StratifiedKFold
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+#: Orders of donors that are tried, of which the one with the most similar folds is taken.
+_N_ORDERS = 10
 
 
 def folds(classes: np.ndarray, n_splits: int, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
@@ -22,26 +25,47 @@ def folds(classes: np.ndarray, n_splits: int, seed: int, groups: np.ndarray | No
     groups
         Donor of each, int `(n,)`: all cells of a donor are in one fold. `None`: each stands for itself.
     """
-    if groups is None:
-        splitter = StratifiedKFold(n_splits, shuffle=True, random_state=seed)
-    else:
-        splitter = StratifiedGroupKFold(n_splits, shuffle=True, random_state=seed)
+    if groups is not None:
+        return _folds_of_donors(classes, n_splits, seed, groups)
+    splitter = StratifiedKFold(n_splits, shuffle=True, random_state=seed)
     out = np.full(len(classes), -1, dtype=np.int16)
     with warnings.catch_warnings():
         # A class smaller than the number of folds cannot be in each of them; who may not have one checks that before.
         warnings.filterwarnings("ignore", "The least populated class")
-        for fold, (_, held_out) in enumerate(splitter.split(classes, classes, groups)):
+        for fold, (_, held_out) in enumerate(splitter.split(classes, classes)):
             out[held_out] = fold
     return out
 
 
+def _folds_of_donors(classes: np.ndarray, n_splits: int, seed: int, groups: np.ndarray) -> np.ndarray:
+    """Put donors, in random order, each where its classes are rarest; of some orders take that of most similar folds.
+
+    scikit-learn's StratifiedGroupKFold goes through donors by how uneven their classes are, which is the same order for
+    every seed, so that its folds are no draws.
+    """
+    donors, donor = np.unique(groups, return_inverse=True)
+    names, number = np.unique(classes, return_inverse=True)
+    counts = np.zeros((len(donors), len(names)))
+    np.add.at(counts, (donor, number), 1)
+    share = counts / counts.sum(axis=0)
+    rng, best, least = np.random.default_rng(seed), None, np.inf
+    for _ in range(_N_ORDERS):
+        fold, n_donors = np.empty(len(donors), dtype=np.int16), np.zeros(n_splits)
+        in_fold = np.zeros((n_splits, len(names)))  # share of each class; squares have the least sum where all agree
+        for at in rng.permutation(len(donors)):
+            chosen = np.lexsort((rng.random(n_splits), n_donors, in_fold @ share[at]))[0]
+            fold[at] = chosen
+            in_fold[chosen] += share[at]
+            n_donors[chosen] += 1
+        if np.square(in_fold).sum() < least:
+            best, least = fold, np.square(in_fold).sum()
+    return best[donor]
+
+
 def validation_part(classes: np.ndarray, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
     """Choose about a tenth of the training cells to stop by, bool `(n,)`: whole donors, if there are two or more."""
-    if groups is not None and len(donors := np.unique(groups)) > 1:
-        n_parts = min(10, len(donors), int(np.unique(classes, return_counts=True)[1].max()))
-        if n_parts < 2:  # no class has two cells to share out
-            return groups == np.random.default_rng(seed).choice(donors)
-        return folds(classes, n_parts, seed, groups) == 0
+    if groups is not None and (n_donors := len(np.unique(groups))) > 1:
+        return folds(classes, min(10, n_donors), seed, groups) == 0
     # Rare classes cannot be in every part; what is left over is cut at random.
     number = np.unique(classes, return_inverse=True)[1]
     rare = np.bincount(number)[number] < 10

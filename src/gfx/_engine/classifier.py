@@ -86,6 +86,13 @@ def _read_head(written: Mapping[str, Any]) -> Head:
     return Head(**{**written, "tasks": dict(written["tasks"])})
 
 
+class _ExactLinear(nn.Linear):
+    """A linear layer in float32, whatever the states are in: to round a bias that holds a centre moves logits."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return functional.linear(states.float(), self.weight.float(), self.bias.float())
+
+
 class Classifier(BertPreTrainedModel):
     """A BERT encoder with one linear head; several tasks have their rows in it.
 
@@ -104,7 +111,7 @@ class Classifier(BertPreTrainedModel):
         self.pooler = BertPooler(config) if self.head.pooling == "pooler" else None
         drop = config.classifier_dropout if config.classifier_dropout is not None else config.hidden_dropout_prob
         self.dropout = nn.Dropout(drop)
-        self.classifier = nn.Linear(config.hidden_size, self.head.n_logits)
+        self.classifier = _ExactLinear(config.hidden_size, self.head.n_logits)
         self.register_buffer("class_weight", torch.ones(self.head.n_logits), persistent=False)
         self.post_init()
 
@@ -115,7 +122,7 @@ class Classifier(BertPreTrainedModel):
             case "pooler":
                 hidden = self.pooler(hidden)
             case "cls" | "mean":
-                hidden = pool(hidden, is_gene, self.head.pooling).to(hidden.dtype)
+                hidden = pool(hidden, is_gene, self.head.pooling)
         logits = self.classifier(self.dropout(hidden))
         return TokenClassifierOutput(loss=None if labels is None else self._loss(logits, labels), logits=logits)
 
@@ -168,7 +175,7 @@ def freeze(model: Classifier, n_blocks: int) -> None:
 def load_classifier(
     weights: Path, config: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype
 ) -> Classifier:
-    """Read a trained classifier, ready to predict; pickled weights only as plain tensors."""
+    """Read a trained classifier, ready to predict, its last layer in float32; pickled weights only as plain tensors."""
     head = head_of(config)
     settings = _settings(config, head, config["num_hidden_layers"])
     with torch.device("meta"):
@@ -187,7 +194,7 @@ def load_classifier(
     encoder = load_encoder(weights, config, n_blocks=config["num_hidden_layers"], device=device, dtype=dtype)
     model.bert = encoder
     model.class_weight = torch.ones(head.n_logits, device=device)
-    rest = {name: state[name].to(device, dtype) for name in own}
+    rest = {name: state[name].to(device, torch.float32 if name.startswith("classifier.") else dtype) for name in own}
     model.load_state_dict(rest, strict=False, assign=True)
     return model.eval().requires_grad_(requires_grad=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
@@ -12,10 +13,12 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
+from transformers.training_args import ParallelMode
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from gfx import _log
 from gfx._engine.classifier import Classifier
+from gfx._engine.device import choose_device
 from gfx._engine.labelled_cells import LabelledCells, PaddedWithLabels
 from gfx._engine.masking import NOTHING, SimilarLengths
 from gfx._engine.surroundings import quiet_surroundings
@@ -31,6 +34,7 @@ from gfx._engine.training import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
 
     from peft import PeftModel
     from transformers import TrainingArguments
@@ -106,7 +110,7 @@ def arguments_for(
             "greater_is_better": False,
             "restore_callback_states_from_checkpoint": True,
         }
-    settings = training_arguments(folder, given, ours)
+    settings = _on_one_device(training_arguments(folder, given, ours))
     steps = (
         settings.max_steps
         if settings.max_steps > 0
@@ -115,7 +119,22 @@ def arguments_for(
     ours["warmup_steps"] = min(WARM_UP, int(WARM_UP_SHARE * steps))
     if not evaluates:
         ours |= {"save_strategy": "steps", "save_steps": max(1, min(500, int(steps / 4)))}
-    return training_arguments(folder, given, ours)
+    return _on_one_device(training_arguments(folder, given, ours))
+
+
+def _on_one_device(settings: TrainingArguments) -> TrainingArguments:
+    """Train on the chosen device alone: the Trainer takes the first, and a batch more for each other that it sees."""
+    chosen = choose_device(None)
+    if settings.device.type == chosen.type == "cuda" and settings.parallel_mode is not ParallelMode.DISTRIBUTED:
+        if chosen.index is not None:
+            settings.__dict__["_setup_devices"] = chosen  # where `settings.device` keeps what it found
+        settings._n_gpu = 1
+    return settings
+
+
+def _current(device: torch.device) -> AbstractContextManager:
+    """Make a device the current one, which is the one that accelerate moves models and batches to."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 @quiet_surroundings()
@@ -143,8 +162,12 @@ def fine_tune(
     arguments
         What replaces :data:`DEFAULTS`, and other arguments of :class:`transformers.TrainingArguments`.
     adapter
-        Trains low-rank adapters and the head alone, with the network in 8 or 4 bits if wanted; then adds them to the
-        weights in full precision, so that the result is a classifier like any other.
+        Trains low-rank adapters in blocks that are not frozen, and the head, with the network in 8 or 4 bits if wanted;
+        then adds them to the weights in full precision, so that the result is a classifier like any other.
+
+    Returns
+    -------
+    The classifier, on the device that it was trained on.
     """
     folder = folder.resolve()  # checkpoints name each other by path
     start = make()
@@ -161,15 +184,16 @@ def fine_tune(
     checkpoint = last_checkpoint(folder)
     ended = None if checkpoint is None else where_patience_ended(checkpoint, patience)
     if ended is not None:
-        return _read_best(start, Path(ended.best_model_checkpoint), adapter)
-    torch.manual_seed(seed)  # adapters start from random numbers
-    model = start if adapter is None else _with_adapter(start, adapter, folder)
-    trainer = _trainer(model, settings, cells, validation, vocabulary, seed=seed, log=folder / LOG_FILE)
-    if validation is not None and patience is not None:
-        trainer.add_callback(EarlyStoppingCallback(patience))
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trained = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
-    return trained if adapter is None else _merged(trained, make(), folder)
+        return _read_best(start, Path(ended.best_model_checkpoint), adapter).to(settings.device)
+    with _current(settings.device):
+        torch.manual_seed(seed)  # adapters start from random numbers
+        model = start if adapter is None else _with_adapter(start, adapter, folder)
+        trainer = _trainer(model, settings, cells, validation, vocabulary, seed=seed, log=folder / LOG_FILE)
+        if validation is not None and patience is not None:
+            trainer.add_callback(EarlyStoppingCallback(patience))
+        trainer.train(resume_from_checkpoint=checkpoint)
+        trained = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+    return trained if adapter is None else _merged(trained, make(), folder).to(settings.device)
 
 
 def _read_best(start: Classifier, checkpoint: Path, adapter: Adapter | None) -> Classifier:
@@ -222,13 +246,19 @@ class _Bar(ProgressCallback):
 
 
 def _with_adapter(start: Classifier, adapter: Adapter, folder: Path) -> PeftModel:
-    """Put low-rank adapters beside the queries and values; the head is trained as it is."""
+    """Put low-rank adapters beside queries and values of blocks that are not frozen; the head is trained as it is."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
+    # Not empty, which peft would take for all blocks: whoever freezes them all is refused an adapter.
+    learning = [
+        at
+        for at, block in enumerate(start.bert.encoder.layer)
+        if any(parameter.requires_grad for parameter in block.parameters())
+    ]
     if adapter != "lora":
         start = prepare_model_for_kbit_training(_quantized(start, adapter, folder))
     own = ["classifier"] + (["pooler"] if start.pooler is not None else [])
-    return get_peft_model(start, LoraConfig(**LORA, modules_to_save=own))
+    return get_peft_model(start, LoraConfig(**LORA, layers_to_transform=learning, modules_to_save=own))
 
 
 def _quantized(start: Classifier, adapter: Adapter, folder: Path) -> Classifier:
@@ -275,13 +305,20 @@ def find_hyperparameters(
     *,
     arguments: Mapping[str, Any],
     n_trials: int,
+    adapter: Adapter | None,
     seed: int,
 ) -> dict[str, Any]:
     """Search learning rate, weight decay, schedule and warm-up for the lowest loss on validation cells.
 
-    The space is that of the official software, warm-up as a share of the steps.
+    The space is that of the official software, warm-up as a share of the steps. With an adapter, it is the adapter that
+    is trained in each trial, for that is what the rate found is for.
     """
     import optuna
+
+    def start(_trial: object = None) -> Classifier | PeftModel:
+        model = make()
+        torch.manual_seed(seed)  # adapters start from random numbers
+        return model if adapter is None else _with_adapter(model, adapter, folder)
 
     def space(trial: optuna.Trial) -> dict[str, Any]:
         return {
@@ -295,19 +332,20 @@ def find_hyperparameters(
     given = {"num_train_epochs": 1, "save_strategy": "no"} | dict(arguments) | {"load_best_model_at_end": False}
     # The Trainer turns what is tried into the type that it finds: a share of the steps into 0, where that is an int.
     given |= dict.fromkeys(("learning_rate", "weight_decay", "warmup_steps"), 0.0)
-    settings = arguments_for(folder, len(cells), of=of, given=given, evaluates=False, adapter=None, seed=seed)
-    trainer = _trainer(None, settings, cells, validation, vocabulary, seed=seed, make=make)
+    settings = arguments_for(folder, len(cells), of=of, given=given, evaluates=False, adapter=adapter, seed=seed)
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        best = trainer.hyperparameter_search(
-            hp_space=space,
-            compute_objective=lambda found: found["eval_loss"],
-            n_trials=n_trials,
-            direction="minimize",
-            backend="optuna",
-            sampler=optuna.samplers.TPESampler(seed=seed),
-        )
+        with _current(settings.device):
+            trainer = _trainer(None, settings, cells, validation, vocabulary, seed=seed, make=start)
+            best = trainer.hyperparameter_search(
+                hp_space=space,
+                compute_objective=lambda found: found["eval_loss"],
+                n_trials=n_trials,
+                direction="minimize",
+                backend="optuna",
+                sampler=optuna.samplers.TPESampler(seed=seed),
+            )
     finally:
         optuna.logging.set_verbosity(level)
     return dict(best.hyperparameters)

@@ -81,9 +81,10 @@ def classification_df(adata: AnnData | MuData, *, key: str | None = None, mod: s
       baselines without a network; ``"majority"``, always the commonest class;
     - `n_cells`: cells trained on at most;
     - `metric`: ``"auc"``, ``"accuracy"`` or ``"macro_f1"``;
-    - `mean`: over seeds, of the mean over folds; `sd`: over seeds, NaN with one;
+    - `mean`: over seeds; accuracy and macro F1 of all that a seed held out, AUC as the mean over its folds that have
+      more than one class, for scores of two folds' models do not compare; `sd`: over seeds, NaN with one;
     - `low` and `high`: 95 % bootstrap interval over genes, donors or cells; NaN for occurrences;
-    - `n_seeds`; `n`, the genes, occurrences or cells scored.
+    - `n_seeds`; `n_folds`, the folds of all seeds that a value comes from; `n`, the genes, occurrences or cells scored.
 
     ``attrs["note"]`` says what was held out.
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gfx import _log
+from gfx._adata import obs_column
 from gfx._core.folds import folds
 from gfx.tl._cross_validation import NOTHING
-from gfx.tl._prepare import groups
+from gfx.tl._prepare import classes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -78,7 +79,8 @@ def find_cell_task(
     KeyError
         No such column of `obs`.
     ValueError
-        Fewer than two classes, a class with fewer cells than folds, fewer donors than folds, cells without a donor.
+        Fewer than two classes, a class with fewer cells than folds, fewer donors than folds, cells without a donor,
+        classes or donors that read alike.
     """
     columns = [groupby] if isinstance(groupby, str) else [str(column) for column in groupby]
     if not columns or len(set(columns)) < len(columns):
@@ -92,7 +94,7 @@ def find_cell_task(
         if "/" in column:
             msg = f"The column {column!r} has a '/', which files cannot hold in a name. Rename it in `obs`."
             raise ValueError(msg)
-        names[column], codes[column] = groups(cells.adata, column)
+        names[column], codes[column] = classes(obs_column(cells.adata, column), f"adata.obs[{column!r}]")
     has_class = np.any([code >= 0 for code in codes.values()], axis=0) & (lengths > 0)
     rows = np.random.default_rng(rng).permutation(np.flatnonzero(has_class))[:max_cells]
     tasks, truth = {}, []
@@ -117,11 +119,11 @@ def find_cell_task(
     return task
 
 
-def _check_classes(column: str, classes: list[str], counts: np.ndarray, n_splits: int) -> None:
-    if len(classes) < 2:
-        msg = f"`adata.obs[{column!r}]` has {len(classes)} class among the cells to use, {classes}; two are needed."
+def _check_classes(column: str, names: list[str], counts: np.ndarray, n_splits: int) -> None:
+    if len(names) < 2:
+        msg = f"`adata.obs[{column!r}]` has {len(names)} class among the cells to use, {names}; two are needed."
         raise ValueError(msg)
-    few = [f"{name!r} ({n})" for name, n in zip(classes, counts.tolist(), strict=True) if n < n_splits]
+    few = [f"{name!r} ({n})" for name, n in zip(names, counts.tolist(), strict=True) if n < n_splits]
     if few:
         msg = (
             f"Classes of {column!r} with fewer cells than the {n_splits} folds of `n_splits`: {', '.join(few)}. Leave "
@@ -131,7 +133,7 @@ def _check_classes(column: str, classes: list[str], counts: np.ndarray, n_splits
 
 
 def _donors(cells: Prepared, split_by: str, rows: np.ndarray, n_splits: int) -> np.ndarray:
-    names, donor = groups(cells.adata, split_by)
+    names, donor = classes(obs_column(cells.adata, split_by), f"adata.obs[{split_by!r}]")
     n_missing = int((donor[rows] < 0).sum())
     if n_missing:
         msg = (
@@ -153,9 +155,9 @@ def _donors(cells: Prepared, split_by: str, rows: np.ndarray, n_splits: int) -> 
 
 def _tell_of_single_donors(task: CellTask) -> None:
     """Say which classes a single donor has: they are never learnt and predicted in one fold."""
-    for column, classes in task.tasks.items():
+    for column, of_task in task.tasks.items():
         truth = task.of(column)[task.rows]
         donor = task.donors(task.rows)
-        single = [name for at, name in enumerate(classes) if len(np.unique(donor[truth == at])) == 1]
+        single = [name for at, name in enumerate(of_task) if len(np.unique(donor[truth == at])) == 1]
         if single:
             _log.info(f"Of one donor only, so held out together with all that could teach it: {single} of {column!r}")

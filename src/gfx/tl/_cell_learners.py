@@ -14,6 +14,7 @@ from gfx.tl._baselines import log_counts
 from gfx.tl._fine_tuning import kept
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from scipy.sparse import csr_array
@@ -59,17 +60,19 @@ def fit_tasks(task: CellTask, features: np.ndarray, rows: np.ndarray, class_weig
 
 
 class LinearProbe:
-    """Logistic regression on cell embeddings, which are computed once, for all folds and seeds."""
+    """Logistic regression on cell embeddings, `vectors(seed)`, which serve all folds of a seed."""
 
-    def __init__(self, name: str, task: CellTask, vectors: np.ndarray, class_weight: str | None) -> None:
+    def __init__(
+        self, name: str, task: CellTask, vectors: Callable[[int], np.ndarray], class_weight: str | None
+    ) -> None:
         self.name, self.task, self.vectors, self.class_weight = name, task, vectors, class_weight
 
-    def fit(self, train: np.ndarray) -> list[LinearHead]:
+    def fit(self, train: np.ndarray, *, seed: int) -> list[LinearHead]:
         """Fit a head per task on some cells, int `(n,)`."""
-        return fit_tasks(self.task, self.vectors[train], train, self.class_weight)
+        return fit_tasks(self.task, self.vectors(seed)[train], train, self.class_weight)
 
     def predict(self, train: np.ndarray, held: np.ndarray, *, seed: int, fold: int) -> np.ndarray:
-        return np.hstack([head.probabilities(self.vectors[held]) for head in self.fit(train)])
+        return np.hstack([head.probabilities(self.vectors(seed)[held]) for head in self.fit(train, seed=seed)])
 
 
 class FineTuned:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,15 +74,18 @@ class CellRun(Run):
                 class_weight=self.class_weight,
                 random=is_random,
             )
-        return LinearProbe(name, self.task, self._vectors(is_random=is_random), self.class_weight)
+        if is_random:  # drawn anew by each seed, of which one after the other is asked
+            return LinearProbe(name, self.task, lru_cache(maxsize=1)(self._vectors), self.class_weight)
+        vectors = self._vectors(None)
+        return LinearProbe(name, self.task, lambda _seed: vectors, self.class_weight)
 
-    def _vectors(self, *, is_random: bool) -> np.ndarray:
-        """Embed the cells to use; with a network of random weights, if wanted."""
+    def _vectors(self, random_seed: int | None) -> np.ndarray:
+        """Embed the cells to use; with a network of random weights, of a seed, if wanted."""
         from gfx._engine.pooling import embed_cells
 
         cells = self.task.cells
         lengths = cells.lengths_of(self.task.rows)
-        encoder = self.encoder(is_random=is_random)
+        encoder = self.encoder(random_seed)
         return embed_cells(encoder, cells.tokens.ids, lengths, cells.model.vocabulary, how=self.pooling)
 
     def evaluate(self, learners: list[CellLearner], fold: np.ndarray) -> Evaluation:
@@ -95,20 +99,22 @@ class CellRun(Run):
                 for at, is_train, is_held in each_fold(of_seed):
                     train = task.rows[is_train[task.rows]]  # in the order in which cells are taken
                     held = np.flatnonzero(is_held)
+                    part = np.random.default_rng([self.rng + seed, at]).permutation(train)
                     for learner in learners:
                         for n in self.n_cells:
-                            some = train if n == self.n_cells[-1] else train[:n]
+                            some = train if n == self.n_cells[-1] else part[:n]
                             found = learner.predict(some, held, seed=self.rng + seed, fold=at)
-                            for column, part in slices.items():
+                            for column, columns in slices.items():
                                 place = {"task": column, "method": learner.name, "n_cells": n}
-                                evaluation.add(held, found[:, part], **place, seed=seed, fold=at)
+                                evaluation.add(held, found[:, columns], **place, seed=seed, fold=at)
                             bar.update()
         return evaluation
 
     def labels(self) -> dict[str, Any]:
         truth, donor = np.ascontiguousarray(self.task.truth), self.task.donor
         content = truth.tobytes() + (b"" if donor is None else donor.tobytes())
-        return {"classes": self.task.tasks, "labels": hashlib.sha256(content).hexdigest()}
+        # The first task decides the folds, and tasks are sorted by name.
+        return {"classes": self.task.tasks, "first": self.task.first, "labels": hashlib.sha256(content).hexdigest()}
 
     def taught(self) -> dict[str, Any]:
         return {"n_cells": len(self.task.rows), "tasks": self.task.tasks}
@@ -116,7 +122,7 @@ class CellRun(Run):
     def teach(self, learner: FineTuned | LinearProbe, place: Path) -> Classifier:
         if isinstance(learner, FineTuned):
             return learner.fit(self.task.rows, place, seed=self.rng)
-        heads = learner.fit(self.task.rows)
+        heads = learner.fit(self.task.rows, seed=self.rng)
         linear = LinearHead(
             np.concatenate([head.weight for head in heads]), np.concatenate([head.bias for head in heads])
         )

@@ -26,7 +26,7 @@ from gfx.tl._cross_validation import (
 )
 from gfx.tl._gene_labels import find_gene_labels
 from gfx.tl._gene_run import GeneRun, draw_task
-from gfx.tl._prepare import check_choice, prepare
+from gfx.tl._prepare import check_choice, claim_gene_columns, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -75,10 +75,10 @@ def classify_genes(
     saw their labels. A gene's score is its mean probability over cells. This is done `n_seeds` times, with other folds
     each time.
 
-    Beside the model stand, unless `baselines` is off, in the same folds: the same with a network of random weights;
-    logistic regression on how often, at which rank, how much and how variably a gene is expressed in these cells, for
-    classes of genes may differ in that alone; and the majority class. Prefer a model only where it is better than all
-    of them.
+    Beside the model stand, unless `baselines` is off, in the same folds: the same with a network of random weights,
+    none of which is frozen; logistic regression on how often, at which rank, how much and how variably a gene is
+    expressed in these cells, for classes of genes may differ in that alone; and the majority class. Prefer a model only
+    where it is better than all of them.
 
     ``method="fine_tune"`` trains the network with a head on each gene: by default as in the paper, one pass over the
     cells at a rate of 5e-5 that rises over 500 steps (three fifths of the steps if there are fewer than 833) and falls
@@ -107,7 +107,8 @@ def classify_genes(
     {method}
     folder
         Where a model taught with all labels is kept, for :func:`gfx.tl.predict_genes`. A stopped call that is repeated
-        with the same folder goes on where it was. `None` keeps no model.
+        with the same folder goes on where it was, if it fine-tunes; a linear head, which takes one pass over the cells,
+        begins again. The folder is new, empty, or that of such a call. `None` keeps no model.
     {folds}
     max_cells
         Cells to learn from and to predict in, drawn at random among those that have a labelled gene.
@@ -146,8 +147,8 @@ def classify_genes(
     `.var['gfx_gene_class_n_cells' | key_added + '_n_cells']` : :class:`pandas.Series` (int32)
         Cells behind a score.
     `.uns['gfx_gene_class' | key_added]` : :class:`dict`
-        `params`; `tasks`, the names of the classes; `metrics`, every measure of every fold, and `summary`, see
-        :func:`gfx.get.classification_df`; `roc`, see :func:`gfx.get.roc_df`; `confusion`, see
+        `params`; `tasks`, the names of the classes; `metrics`, every measure of every fold, macro F1 over the classes
+        in it, and `summary`, see :func:`gfx.get.classification_df`; `roc`, see :func:`gfx.get.roc_df`; `confusion`, see
         :func:`gfx.get.confusion_df`; `note`. Each measure is there per gene, and per occurrence of a gene in a cell as
         it was published, where genes count by how many cells have them.
 
@@ -155,7 +156,8 @@ def classify_genes(
     ------
     ValueError
         Genes that the model does not know, a gene in two classes, a class with fewer genes than folds in these cells,
-        no raw counts, a value outside the choices, or a folder that holds another run.
+        classes that read alike, no raw counts, a value outside the choices, a column of `var` that would be written
+        over, or a folder that holds another run or something else.
     KeyError
         No such column in `var` or `obs`.
     ImportError
@@ -177,6 +179,7 @@ def classify_genes(
         raise ValueError(msg)
     check_numbers(n_splits=n_splits, n_seeds=n_seeds, max_cells=max_cells, n_trials=n_trials, rng=rng)
     cells = prepare(adata, model, layer=layer, mod=mod, copy=copy, slot=keys.uns, function="tl.classify_genes")
+    claim_gene_columns(cells.adata, (keys.var, keys.var_predicted, keys.var_n_cells), keys.uns)
     check_folder(folder, cells.model)
     _ = cells.gene_tokens  # or fail before hours of training
     given = find_gene_labels(cells, labels, unknown)
@@ -185,6 +188,7 @@ def classify_genes(
     recipe = settle_recipe(
         cells.model,
         method,
+        of="genes",
         freeze_layers=freeze_layers,
         adapter=adapter,
         n_trials=n_trials,

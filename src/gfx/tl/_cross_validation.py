@@ -6,14 +6,15 @@ import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from gfx import _log
+from gfx.models._plan import PLAN_FILE, keep_to_plan
 from gfx.tl._fine_tuning import Recipe
-from gfx.tl._trained_model import is_taught, write_trained
+from gfx.tl._trained_model import TEACHING_FILE, is_taught, write_trained
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -52,9 +53,30 @@ def check_numbers(**given: int | None) -> None:
 
 
 def check_folder(folder: str | Path | None, model: Model) -> None:
-    """Refuse to write a model over the one that it starts from."""
-    if folder is not None and Path(folder).resolve() == model.folder.resolve():
+    """Refuse to write a model over the one that it starts from, and over anything that no such call left."""
+    if folder is None:
+        return
+    place = Path(folder)
+    if place.resolve() == model.folder.resolve():
         msg = f"`folder` is that of the model to start from, {model.name!r}, which would be lost. Give another one."
+        raise ValueError(msg)
+    if place.exists() and not place.is_dir():
+        msg = f"`folder={str(folder)!r}` is a file. Give a folder."
+        raise ValueError(msg)
+    found = sorted(path.name for path in place.iterdir()) if place.exists() else []
+    if PLAN_FILE in found or not found:
+        return
+    if UNFINISHED in found:  # scores in there are of who knows which run
+        msg = (
+            f"{place} has `{UNFINISHED}` of a run whose `{PLAN_FILE}` is gone. Give another folder; or delete "
+            f"`{UNFINISHED}` as well, to begin anew."
+        )
+        raise ValueError(msg)
+    if TEACHING_FILE not in found:
+        shown = f"{', '.join(found[:5])}{', ...' if len(found) > 5 else ''}"
+        msg = (
+            f"{place} holds what no such call left, {shown}, and would be written over. Give a new or an empty folder."
+        )
         raise ValueError(msg)
 
 
@@ -70,6 +92,7 @@ def settle_recipe(
     model: Model,
     method: str,
     *,
+    of: Literal["genes", "cells"],
     freeze_layers: int | None,
     adapter: str | None,
     n_trials: int,
@@ -79,7 +102,7 @@ def settle_recipe(
     """Put together how networks are trained; refuse what cannot be done, or would do nothing."""
     recipe = Recipe(model, freeze_layers or 0, adapter, n_trials, patience, dict(training or {}))
     if method == "fine_tune":
-        recipe.check()
+        recipe.check(of)
     elif adapter is not None or n_trials or training or freeze_layers:
         msg = "`adapter`, `n_trials`, `training` and `freeze_layers` are for `method='fine_tune'`."
         raise ValueError(msg)
@@ -142,18 +165,17 @@ class Run:
         """Teach a learner, the model, with all labels."""
         raise NotImplementedError
 
-    def encoder(self, *, is_random: bool) -> BertModel:
-        """Load the blocks under a linear head, or a network like them with random weights: one for all seeds."""
+    def encoder(self, random_seed: int | None = None) -> BertModel:
+        """Load the blocks under a linear head; or a network like them with random weights, of a seed."""
         from gfx._engine.encoder import random_twin
 
         cells = self.task.cells
         encoder = cells.encoder(HIDDEN_LAYER)
-        return random_twin(encoder, cells.model.config, self.rng) if is_random else encoder
+        return encoder if random_seed is None else random_twin(encoder, cells.model.config, random_seed)
 
     def keep_to_plan(self, folder: Path, params: Mapping[str, Any]) -> None:
         """Refuse to go on in a folder with other cells, labels or settings; the version may be another."""
         from gfx._engine.training import HARMLESS
-        from gfx.models._plan import keep_to_plan
 
         used = np.ascontiguousarray(self.task.cells.tokens.ids[np.sort(self.task.rows)])
         plan = {key: value for key, value in params.items() if key not in ("gfx_version", "training")} | {

@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from gfx._engine.classifier import Classifier, Head
     from gfx._engine.labelled_cells import LabelledCells
     from gfx.models import Model
+
+
+#: What settles together when a network is judged and saved.
+STRATEGIES = frozenset({"eval_steps", "eval_strategy", "load_best_model_at_end", "save_steps", "save_strategy"})
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,8 @@ class Recipe:
             "training": json.dumps(self.training, default=str, sort_keys=True) if self.training else None,
         }
 
-    def check(self) -> None:
-        """Refuse what cannot be done before anything is computed."""
+    def check(self, of: Literal["genes", "cells"]) -> None:
+        """Refuse what cannot be done before anything is computed, and before a folder is planned for it."""
         from gfx._engine.fine_tuning import arguments_for, check_adapter, check_search
 
         if not 0 <= self.freeze_layers <= self.model.n_blocks:
@@ -66,9 +70,33 @@ class Recipe:
                 "the number of blocks, from the first on, that stay as they are."
             )
             raise ValueError(msg)
+        if self.adapter is not None and self.freeze_layers == self.model.n_blocks:
+            msg = (
+                f"`adapter={self.adapter!r}` goes beside the weights of blocks that learn, and `freeze_layers` freezes "
+                f"all {self.model.n_blocks}. Freeze fewer, or leave `adapter` out."
+            )
+            raise ValueError(msg)
         check_adapter(self.adapter)
         check_search(self.n_trials)
-        arguments_for(Path(), 1, of="genes", given=self.training, evaluates=False, adapter=self.adapter, seed=0)
+        evaluates = of == "cells"  # of which some choose the best pass
+        try:
+            settings = arguments_for(
+                Path(), 1, of=of, given=self.training, evaluates=evaluates, adapter=self.adapter, seed=0
+            )
+        except ValueError as error:
+            strategies = sorted(STRATEGIES & set(self.training))
+            if not strategies or str(error).startswith("`training`"):  # ours already, of a name that nothing has
+                raise
+            why = (
+                "the pass that is best for some of the cells is kept, so each must be judged and saved alike"
+                if evaluates
+                else "genes are taught to the end, without any to judge by"
+            )
+            msg = f"`training` sets {strategies}, which does not go with the rest: {why}. Leave them out. ({error})"
+            raise ValueError(msg) from error
+        if not evaluates and settings.eval_strategy != "no":
+            msg = "`training` sets 'eval_strategy'; genes are taught to the end, without any to judge by. Leave it out."
+            raise ValueError(msg)
 
     def train(
         self,
@@ -88,14 +116,18 @@ class Recipe:
         ----------
         search
             Cells to learn from and to judge by while hyperparameters are searched, none of them held out.
+        random
+            Start from random weights, and train them all: a random network that is frozen in part, or beside adapters,
+            would be a weaker one to be held against.
         """
         from gfx._engine import fine_tuning
 
+        adapter = None if random else self.adapter
         make = partial(self._make, head, class_weight=class_weight, seed=seed, random=random)
         vocabulary = self.model.vocabulary
         arguments = dict(self.training)
         if self.n_trials and search is not None:
-            arguments |= self._hyperparameters(make, search, place, seed)
+            arguments |= self._hyperparameters(make, search, place, adapter, seed)
         return fine_tuning.fine_tune(
             make,
             cells,
@@ -104,7 +136,7 @@ class Recipe:
             validation=validation,
             arguments=arguments,
             patience=self.patience,
-            adapter=self.adapter,
+            adapter=adapter,
             seed=seed,
         ).eval()
 
@@ -114,25 +146,32 @@ class Recipe:
         model = make_classifier(
             self.model.weights, self.model.config, head, seed=seed, n_blocks=self.model.n_blocks, random=random
         )
-        freeze(model, self.freeze_layers)
+        if not random:
+            freeze(model, self.freeze_layers)
         if class_weight is not None:
             weigh_classes(model, class_weight)
         return model
 
     def _hyperparameters(
-        self, make: Callable[..., Classifier], search: tuple[LabelledCells, LabelledCells], place: Path, seed: int
+        self,
+        make: Callable[[], Classifier],
+        search: tuple[LabelledCells, LabelledCells],
+        place: Path,
+        adapter: str | None,
+        seed: int,
     ) -> dict[str, Any]:
         from gfx._engine.fine_tuning import find_hyperparameters
 
         found = place / "hyperparameters.json"
         if not found.is_file():
             best = find_hyperparameters(
-                lambda _trial=None: make(),
+                make,
                 *search,
                 self.model.vocabulary,
                 place / "search",
                 arguments=self.training,
                 n_trials=self.n_trials,
+                adapter=adapter,
                 seed=seed,
             )
             shutil.rmtree(place / "search", ignore_errors=True)

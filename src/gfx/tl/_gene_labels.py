@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pandas as pd
 
 from gfx import _log
 from gfx._adata import gene_column
 from gfx.tl._gene_sets import refuse_unknown, unknown_genes
-from gfx.tl._prepare import check_choice
+from gfx.tl._prepare import check_choice, classes
 
 if TYPE_CHECKING:
     from gfx._core.vocabulary import Vocabulary
@@ -69,7 +68,8 @@ def find_gene_labels(cells: Prepared, labels: Labels, unknown: Literal["raise", 
     Raises
     ------
     ValueError
-        Genes that the model does not know, a gene in two classes, fewer than two classes, a class without genes.
+        Genes that the model does not know, a gene in two classes, fewer than two classes, a class without genes,
+        classes that read alike.
     KeyError
         No such column of `var`.
     TypeError
@@ -92,7 +92,7 @@ def find_gene_labels(cells: Prepared, labels: Labels, unknown: Literal["raise", 
     if len(given) < 2:
         msg = f"`labels` needs two classes at least, found {list(given)}."
         raise ValueError(msg)
-    classes = list(given)
+    names = list(given)
     class_of: dict[int, int] = {}
     vocabulary = cells.model.vocabulary
     for at, tokens in enumerate(given.values()):
@@ -100,22 +100,21 @@ def find_gene_labels(cells: Prepared, labels: Labels, unknown: Literal["raise", 
             if class_of.setdefault(token, at) != at:
                 name = str(vocabulary.symbols[token] or vocabulary.ids[token])
                 msg = (
-                    f"The gene {name!r} ({vocabulary.ids[token]}) is in two classes, {classes[class_of[token]]!r} and "
-                    f"{classes[at]!r}. Keep it in one, or leave it out."
+                    f"The gene {name!r} ({vocabulary.ids[token]}) is in two classes, {names[class_of[token]]!r} and "
+                    f"{names[at]!r}. Keep it in one, or leave it out."
                 )
                 raise ValueError(msg)
     tokens = np.array(sorted(class_of), dtype=np.int64)
-    return GeneLabels(task, classes, tokens, np.array([class_of[token] for token in tokens.tolist()], dtype=np.int64))
+    return GeneLabels(task, names, tokens, np.array([class_of[token] for token in tokens.tolist()], dtype=np.int64))
 
 
 def _of_column(cells: Prepared, column: str) -> dict[str, list[int]]:
-    values = gene_column(cells.adata.var, column)
-    values = values.astype("category") if not isinstance(values.dtype, pd.CategoricalDtype) else values
-    codes, tokens = values.cat.codes.to_numpy(), cells.gene_tokens
+    names, codes = classes(gene_column(cells.adata.var, column), f"adata.var[{column!r}]")
+    tokens = cells.gene_tokens
     n_unknown = int(((codes >= 0) & (tokens < 0)).sum())
     if n_unknown:
         _log.info(f"{n_unknown:,} of {(codes >= 0).sum():,} labelled genes are not known to the model")
-    found = {str(name): tokens[(codes == at) & (tokens >= 0)].tolist() for at, name in enumerate(values.cat.categories)}
+    found = {name: tokens[(codes == at) & (tokens >= 0)].tolist() for at, name in enumerate(names)}
     return {name: genes for name, genes in found.items() if genes}
 
 

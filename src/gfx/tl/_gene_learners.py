@@ -129,17 +129,19 @@ class LinearProbe:
         counts = np.bincount(task.gene[here], minlength=len(train))
         genes = np.flatnonzero(counts)
         means = _add_up(self.states[here], task.gene[here], len(train))[genes] / counts[genes, None]
-        return _fit(means, task.labels.truth[genes], task.n_classes, seed, one_unit=True)
+        return _fit(means, task.labels.truth[genes], task.n_classes, seed, one_unit=True, class_weight="balanced")
 
     def predict(self, train: np.ndarray, held: np.ndarray, *, n_cells: int, seed: int, fold: int) -> np.ndarray:
         head = self.fit(train, n_cells=n_cells, seed=seed)
         return head.probabilities(self.states[held[self.task.gene]])
 
 
-def _fit(features: np.ndarray, truth: np.ndarray, n_classes: int, seed: int, *, one_unit: bool) -> LinearHead:
+def _fit(
+    features: np.ndarray, truth: np.ndarray, n_classes: int, seed: int, *, one_unit: bool, class_weight: str | None
+) -> LinearHead:
     """Fit a head, its penalty chosen in folds of the genes to learn from."""
-    inner = inner_folds(truth, seed)
-    return fit_linear_head(features, truth, n_classes, one_unit=one_unit, inner_folds=inner)
+    how = {"one_unit": one_unit, "class_weight": class_weight}
+    return fit_linear_head(features, truth, n_classes, inner_folds=inner_folds(truth, seed), **how)
 
 
 def inner_folds(truth: np.ndarray, seed: int) -> np.ndarray:
@@ -209,21 +211,30 @@ class FineTuned:
 
 
 class Expression:
-    """Logistic regression on detection, mean rank, mean and variance of expression of a gene; alike in all cells."""
+    """Logistic regression on detection, mean rank, mean and variance of expression of a gene; alike in all cells.
+
+    Genes to learn from are described in the first cells, genes to tell in all of them, as the model sees either; and
+    classes are weighed as the model weighs them.
+    """
 
     name = "expression"
 
-    def __init__(self, task: GeneTask) -> None:
-        self.task = task
+    def __init__(self, task: GeneTask, class_weight: str | None) -> None:
+        self.task, self.class_weight = task, class_weight
         self._described: dict[int, np.ndarray] = {}
 
     def predict(self, train: np.ndarray, held: np.ndarray, *, n_cells: int, seed: int, fold: int) -> np.ndarray:
+        task = self.task
+        features, truth = self._features(n_cells)[train], task.labels.truth[train]
+        head = _fit(features, truth, task.n_classes, seed, one_unit=False, class_weight=self.class_weight)
+        return head.probabilities(self._features(len(task.rows)))[task.gene[held[task.gene]]]
+
+    def _features(self, n_cells: int) -> np.ndarray:
+        """Describe all labelled genes in the first cells, `(n_genes, 4)`."""
         if n_cells not in self._described:
             described = describe_genes(self.task.cells, self.task.cells.lengths_of(self.task.rows[:n_cells]))
             self._described[n_cells] = described[self.task.labels.tokens]
-        features = self._described[n_cells]
-        head = _fit(features[train], self.task.labels.truth[train], self.task.n_classes, seed, one_unit=False)
-        return head.probabilities(features)[self.task.gene[held[self.task.gene]]]
+        return self._described[n_cells]
 
 
 class Majority:

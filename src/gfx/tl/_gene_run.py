@@ -49,7 +49,9 @@ class GeneRun(Run):
         """Make the model, first, and what it is held against."""
         learners: list[GeneLearner] = [self._model("model", folder)]
         if self.baselines:
-            learners += [self._model("random_weights", folder), Expression(self.task), Majority(self.task)]
+            weight = "balanced" if self.method == "linear_probe" else None  # as the model weighs classes
+            expression = Expression(self.task, weight)
+            learners += [self._model("random_weights", folder), expression, Majority(self.task)]
         return learners
 
     def _model(self, name: str, folder: Path) -> FineTuned | LinearProbe:
@@ -64,7 +66,7 @@ class GeneRun(Run):
         from gfx._engine.forward import states
 
         task = self.task
-        encoder = self.encoder(is_random=is_random)
+        encoder = self.encoder(self.rng if is_random else None)
         wanted = task.of_tokens(np.arange(len(task.labels.tokens))) >= 0
         lengths = task.cells.lengths_of(task.rows)
         what = "states of labelled genes" + (", random weights" if is_random else "")

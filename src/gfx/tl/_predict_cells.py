@@ -10,7 +10,7 @@ import pandas as pd
 from gfx import _docs, _log
 from gfx._keys import predicted_cells_keys
 from gfx._provenance import mask_name, record
-from gfx.tl._prepare import claim_columns, prepare
+from gfx.tl._prepare import claim_task_columns, drop_task_columns, prepare
 from gfx.tl._trained_model import classifier_of, load_trained
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ def predict_cells(
     Raises
     ------
     ValueError
-        A model that does not classify cells, no raw counts, or tokens of another vocabulary.
+        A model that does not classify cells, no raw counts, tokens of another vocabulary, or a column of `obs` that
+        would be written over.
 
     Examples
     --------
@@ -91,10 +92,11 @@ def predict_cells(
     from gfx._engine.class_scores import of_cells
 
     classifier = classifier_of(found, device=device, dtype=dtype)
-    claim_columns(cells.adata, {task: keys.of(task) for task in classifier.head.tasks}, keys.uns)
+    claim_task_columns(cells.adata, classifier.head.tasks, keys)
     scores = of_cells(classifier, cells.tokens.ids, lengths, found.vocabulary, batch_size=batch_size)
     tasks = classifier.head.tasks
     adata = cells.adata
+    drop_task_columns(adata, tasks, keys)
     adata.obsm[keys.obsm] = scores
     for task, part in classifier.head.slices.items():
         best = np.where(np.isnan(scores[:, 0]), -1, np.nan_to_num(scores[:, part]).argmax(axis=1))

@@ -11,7 +11,7 @@ from gfx import _docs, _log
 from gfx._core.statistics import moments
 from gfx._keys import predicted_genes_keys
 from gfx._provenance import mask_name, record
-from gfx.tl._prepare import groups_and_rest, prepare, put
+from gfx.tl._prepare import claim_gene_columns, groups_and_rest, prepare, put
 from gfx.tl._trained_model import classifier_of, load_trained
 
 if TYPE_CHECKING:
@@ -85,7 +85,8 @@ def predict_genes(
     Raises
     ------
     ValueError
-        A model that does not classify genes, no raw counts, or tokens of another vocabulary.
+        A model that does not classify genes, no raw counts, tokens of another vocabulary, or a column of `var` that
+        would be written over.
     KeyError
         No such column in `obs`.
 
@@ -103,6 +104,7 @@ def predict_genes(
     keys = predicted_genes_keys(key_added)
     found, teaching = load_trained(model, "genes")
     cells = prepare(adata, found, layer=layer, mod=mod, copy=copy, slot=keys.uns, function="tl.predict_genes")
+    claim_gene_columns(cells.adata, (keys.var, keys.var_n_cells, keys.var_learnt), keys.uns)
     lengths = cells.lengths(mask_obs)
     names, group = groups_and_rest(cells.adata, groupby)
 

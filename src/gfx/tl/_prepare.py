@@ -14,13 +14,15 @@ from gfx._tokens import find_tokens
 from gfx.models import load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, MutableMapping
+    from collections.abc import Iterable, Iterator, Mapping, MutableMapping
     from pathlib import Path
 
+    import pandas as pd
     from anndata import AnnData
     from mudata import MuData
     from transformers import BertModel
 
+    from gfx._keys import PredictedCellsKeys
     from gfx._tokens import Tokens
     from gfx.models import Model
 
@@ -140,6 +142,32 @@ def groups(adata: AnnData, groupby: str) -> tuple[list[str], np.ndarray]:
     return [str(name) for name in column.cat.categories], column.cat.codes.to_numpy(dtype=np.int64)
 
 
+def classes(values: pd.Series, where: str) -> tuple[list[str], np.ndarray]:
+    """Read a column as classes that can be learnt: those there are, and the class of each row, int64, -1 for none.
+
+    Blank text is no class: that is how tables that were written by hand, or read from CSV, leave a row out.
+
+    Raises
+    ------
+    ValueError
+        Two values that are one as text, for the names of classes are text.
+    """
+    values = values.astype("category")
+    given = values.cat.categories
+    column = values.cat.set_categories([name for name in given if not (isinstance(name, str) and not name.strip())])
+    column = column.cat.remove_unused_categories()
+    names = [str(name) for name in column.cat.categories]
+    alike = sorted({name for name in names if names.count(name) > 1})
+    if alike:
+        kinds = sorted({type(name).__name__ for name in column.cat.categories if str(name) in alike})
+        msg = (
+            f"`{where}` has values of several types ({', '.join(kinds)}) that read alike as text: {alike}. Write each "
+            f"class in one way, as `{where}.astype(str)` does where no value is missing."
+        )
+        raise ValueError(msg)
+    return names, column.cat.codes.to_numpy(dtype=np.int64)
+
+
 def groups_and_rest(adata: AnnData, groupby: str | None) -> tuple[list[str], np.ndarray]:
     """Read groups as :func:`groups` does, none without `groupby`.
 
@@ -165,13 +193,45 @@ def put(held: MutableMapping[str, Any], slots: Mapping[str, Any], *, is_ours: bo
             del held[key]
 
 
-def claim_columns(adata: AnnData, columns: Mapping[str, str], slot: str) -> None:
-    """Refuse to write over columns of `obs` that the user has: those of tasks, but for our own of an earlier call."""
-    before = adata.uns[slot]["tasks"] if slot in adata.uns else {}
-    taken = [column for task, column in columns.items() if column in adata.obs and task not in before]
+def claim_task_columns(
+    adata: AnnData, tasks: Iterable[str], keys: PredictedCellsKeys, *, reads: Iterable[str | None] = ()
+) -> None:
+    """Refuse to write over columns of `obs` that the user has: those of tasks, but for our own of an earlier call.
+
+    Parameters
+    ----------
+    reads
+        Columns that the call itself reads: if they are our own of an earlier call, they would be lost, too.
+    """
+    before = _tasks_before(adata, keys.uns)
+    _refuse_taken("adata.obs", [keys.of(task) for task in tasks if task not in before and keys.of(task) in adata.obs])
+    _refuse_taken("adata.obs", [column for column in reads if column in map(keys.of, before)])
+
+
+def claim_gene_columns(adata: AnnData, columns: Iterable[str], slot: str) -> None:
+    """Refuse to write over columns of `var` that the user has: those there, unless a result of ours is in `slot`."""
+    if slot not in adata.uns:
+        _refuse_taken("adata.var", [column for column in columns if column in adata.var])
+
+
+def _refuse_taken(where: str, taken: list[str]) -> None:
     if taken:
-        msg = f"`adata.obs` has {taken}, where classes would be written. Choose another name with `key_added=`."
+        msg = (
+            f"`{where}` has {taken}, which would be written over. Choose another name with `key_added=`, or rename or "
+            "delete what is there."
+        )
         raise ValueError(msg)
+
+
+def drop_task_columns(adata: AnnData, tasks: Iterable[str], keys: PredictedCellsKeys) -> None:
+    """Drop columns of tasks that our earlier result has and the next one lacks: nothing would say whose they are."""
+    for column in map(keys.of, _tasks_before(adata, keys.uns).keys() - set(tasks)):
+        if column in adata.obs:
+            del adata.obs[column]
+
+
+def _tasks_before(adata: AnnData, slot: str) -> Mapping[str, Any]:
+    return adata.uns[slot]["tasks"] if slot in adata.uns else {}
 
 
 def pieces(rows: np.ndarray, size: int = 1024) -> Iterator[np.ndarray]:
