@@ -166,6 +166,19 @@ def compare_speed(data: Path, n_cells: int, n_naive: int, length: int) -> dict[s
     return rates
 
 
+def report(args: argparse.Namespace) -> None:
+    """Ask all questions, and print what comes out."""
+    warnings.filterwarnings("ignore", message="Variable names are not unique")
+    found: dict[str, object] = {}
+    if args.only != "speed":
+        for name in SETS:
+            found[name] = classify_set(args.data, name, args.seeds)
+            print(json.dumps({name: found[name]}), flush=True)
+    if args.only != "cells":
+        found["speed"] = compare_speed(args.data, args.cells, args.naive_cells, args.length)
+    print(json.dumps(found, indent=1))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -175,16 +188,8 @@ def main() -> None:
     parser.add_argument("--naive-cells", type=int, default=360)
     parser.add_argument("--length", type=int, default=1000)
     args = parser.parse_args()
-    gfx.settings.verbosity = 1  # what is printed is JSON
-    warnings.filterwarnings("ignore", message="Variable names are not unique")
-    report: dict[str, object] = {}
-    if args.only != "speed":
-        for name in SETS:
-            report[name] = classify_set(args.data, name, args.seeds)
-            print(json.dumps({name: report[name]}), flush=True)
-    if args.only != "cells":
-        report["speed"] = compare_speed(args.data, args.cells, args.naive_cells, args.length)
-    print(json.dumps(report, indent=1))
+    with gfx.settings.override(verbosity=1):  # what is printed is JSON
+        report(args)
 
 
 if __name__ == "__main__":

@@ -213,6 +213,35 @@ def run_genome_wide(
     }
 
 
+def report(args: argparse.Namespace) -> None:
+    """Ask all questions, and print what comes out."""
+    warnings.filterwarnings("ignore", message="Variable names are not unique")
+    table = pd.read_csv(args.labels)
+    model = gfx.models.load(args.model)
+    if args.cells[0].suffix in {".dataset", ".arrow"}:
+        adata = read_dataset(args.cells[0], model, args.max_cells)
+    else:
+        adata = read_cells(args.cells, args.max_cells)
+        gfx.pp.tokenize(adata, model=model)
+    told: dict[str, object] = {"model": model.name, "method": args.method, "seeds": args.seeds}
+    for task in args.tasks:
+        if task in GENOME_WIDE:
+            taught, area = GENOME_WIDE[task]
+            found = run_genome_wide(adata, read_labels(table, taught), read_labels(table, task), args)
+            told[task] = {"published, V1-10M fine-tuned": {"auc": area}, **found}
+            print(json.dumps({task: told[task]}), flush=True)
+            continue
+        area, sd, second = PUBLISHED[task]
+        found = run_task(adata, read_labels(table, task), second, args, args.max_cells)
+        told[task] = {"published, V1-10M fine-tuned": {"auc": area, "sd": sd}, **found}
+        if args.figures is not None:
+            args.figures.mkdir(parents=True, exist_ok=True)
+            drawn = gfx.pl.roc(adata, figsize=(4.5, 4), show=False)
+            drawn.figure.savefig(args.figures / f"{task}.png", dpi=150, bbox_inches="tight")
+        print(json.dumps({task: told[task]}), flush=True)
+    print(json.dumps(told, indent=1))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("labels", type=local)
@@ -227,32 +256,8 @@ def main() -> None:
         "--learning-curve", type=int, nargs="+", help="numbers of cells, as in the paper's NOTCH1 series"
     )
     args = parser.parse_args()
-    gfx.settings.verbosity = 1  # what is printed is JSON
-    warnings.filterwarnings("ignore", message="Variable names are not unique")
-    table = pd.read_csv(args.labels)
-    model = gfx.models.load(args.model)
-    if args.cells[0].suffix in {".dataset", ".arrow"}:
-        adata = read_dataset(args.cells[0], model, args.max_cells)
-    else:
-        adata = read_cells(args.cells, args.max_cells)
-        gfx.pp.tokenize(adata, model=model)
-    report: dict[str, object] = {"model": model.name, "method": args.method, "seeds": args.seeds}
-    for task in args.tasks:
-        if task in GENOME_WIDE:
-            taught, area = GENOME_WIDE[task]
-            found = run_genome_wide(adata, read_labels(table, taught), read_labels(table, task), args)
-            report[task] = {"published, V1-10M fine-tuned": {"auc": area}, **found}
-            print(json.dumps({task: report[task]}), flush=True)
-            continue
-        area, sd, second = PUBLISHED[task]
-        found = run_task(adata, read_labels(table, task), second, args, args.max_cells)
-        report[task] = {"published, V1-10M fine-tuned": {"auc": area, "sd": sd}, **found}
-        if args.figures is not None:
-            args.figures.mkdir(parents=True, exist_ok=True)
-            drawn = gfx.pl.roc(adata, figsize=(4.5, 4), show=False)
-            drawn.figure.savefig(args.figures / f"{task}.png", dpi=150, bbox_inches="tight")
-        print(json.dumps({task: report[task]}), flush=True)
-    print(json.dumps(report, indent=1))
+    with gfx.settings.override(verbosity=1):  # what is printed is JSON
+        report(args)
 
 
 if __name__ == "__main__":
