@@ -96,8 +96,10 @@ def test_other_seeds_are_other_folds_of_donors_that_differ() -> None:
         found = folds(classes, 4, seed, donor)
         cuts.add(frozenset(frozenset(np.unique(donor[found == fold]).tolist()) for fold in range(4)))
         for at in (0, 1):
-            shares = np.bincount(found[classes == at], minlength=4) / (classes == at).sum()
-            assert np.abs(shares - 0.25).max() < 0.06
+            of_class = classes == at
+            shares = np.bincount(found[of_class], minlength=4) / of_class.sum()
+            largest = np.bincount(donor[of_class]).max() / of_class.sum()
+            assert np.abs(shares - 0.25).max() < largest  # no fold has a donor too many
     assert len(cuts) == 6
 
 
