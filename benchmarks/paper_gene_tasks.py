@@ -134,23 +134,20 @@ def over_folds(metrics: pd.DataFrame, roc: pd.DataFrame) -> dict[str, float]:
     return {"mean": round(mean, 3), "sd": round(float(np.sqrt(weights @ (areas.to_numpy() - mean) ** 2)), 3)}
 
 
+def classify(adata: ad.AnnData, labels: dict[str, list[str]], args: argparse.Namespace, **how: object) -> None:
+    """Classify genes by the model and the method that were asked for."""
+    given = {"model": args.model, "method": args.method, "max_cells": args.max_cells}
+    gfx.tl.classify_genes(adata, labels, unknown="drop", **given, **how)
+
+
 def run_task(
-    adata: ad.AnnData, labels: dict[str, list[str]], second: str | None, args: argparse.Namespace, n_cells: int
+    adata: ad.AnnData, labels: dict[str, list[str]], second: str | None, args: argparse.Namespace
 ) -> dict[str, object]:
     """Classify the genes of one task; the class that is scored comes second."""
     if second is not None:
         labels = {name: labels[name] for name in sorted(labels, key=lambda name: name == second)}
     start = time.perf_counter()
-    gfx.tl.classify_genes(
-        adata,
-        labels,
-        model=args.model,
-        unknown="drop",
-        method=args.method,
-        n_seeds=args.seeds,
-        max_cells=n_cells,
-        learning_curve=args.learning_curve or None,
-    )
+    classify(adata, labels, args, n_seeds=args.seeds, learning_curve=args.learning_curve)
     seconds = time.perf_counter() - start
     result = adata.uns["gfx_gene_class"]
     summary = result["summary"]
@@ -188,18 +185,7 @@ def run_genome_wide(
 ) -> dict[str, object]:
     """Teach with all genes of one task, and tell the others of the genome; beside how many cells have a gene."""
     with tempfile.TemporaryDirectory() as folder:
-        gfx.tl.classify_genes(
-            adata,
-            labels,
-            model=args.model,
-            unknown="drop",
-            method=args.method,
-            n_splits=2,
-            n_seeds=1,
-            baselines=False,
-            max_cells=args.max_cells,
-            folder=folder,
-        )
+        classify(adata, labels, args, n_splits=2, n_seeds=1, baselines=False, folder=folder)
         gfx.tl.predict_genes(adata, folder)
     class_of = {gene: at for at, name in enumerate(labels) for gene in wide[name]}
     genes = adata.var_names.to_series().map(class_of)
@@ -228,16 +214,16 @@ def report(args: argparse.Namespace) -> None:
         if task in GENOME_WIDE:
             taught, area = GENOME_WIDE[task]
             found = run_genome_wide(adata, read_labels(table, taught), read_labels(table, task), args)
-            told[task] = {"published, V1-10M fine-tuned": {"auc": area}, **found}
-            print(json.dumps({task: told[task]}), flush=True)
-            continue
-        area, sd, second = PUBLISHED[task]
-        found = run_task(adata, read_labels(table, task), second, args, args.max_cells)
-        told[task] = {"published, V1-10M fine-tuned": {"auc": area, "sd": sd}, **found}
-        if args.figures is not None:
-            args.figures.mkdir(parents=True, exist_ok=True)
-            drawn = gfx.pl.roc(adata, figsize=(4.5, 4), show=False)
-            drawn.figure.savefig(args.figures / f"{task}.png", dpi=150, bbox_inches="tight")
+            published = {"auc": area}
+        else:
+            area, sd, second = PUBLISHED[task]
+            found = run_task(adata, read_labels(table, task), second, args)
+            published = {"auc": area, "sd": sd}
+            if args.figures is not None:
+                args.figures.mkdir(parents=True, exist_ok=True)
+                drawn = gfx.pl.roc(adata, figsize=(4.5, 4), show=False)
+                drawn.figure.savefig(args.figures / f"{task}.png", dpi=150, bbox_inches="tight")
+        told[task] = {"published, V1-10M fine-tuned": published, **found}
         print(json.dumps({task: told[task]}), flush=True)
     print(json.dumps(told, indent=1))
 

@@ -186,8 +186,7 @@ def fine_tune(
     if ended is not None:
         return _read_best(start, Path(ended.best_model_checkpoint), adapter).to(settings.device)
     with _current(settings.device):
-        torch.manual_seed(seed)  # adapters start from random numbers
-        model = start if adapter is None else _with_adapter(start, adapter, folder)
+        model = _with_adapter(start, adapter, folder, seed)
         trainer = _trainer(model, settings, cells, validation, vocabulary, seed=seed, log=folder / LOG_FILE)
         if validation is not None and patience is not None:
             trainer.add_callback(EarlyStoppingCallback(patience))
@@ -245,8 +244,11 @@ class _Bar(ProgressCallback):
 # --- adapters -------------------------------------------------------------------------------------------------------
 
 
-def _with_adapter(start: Classifier, adapter: Adapter, folder: Path) -> PeftModel:
-    """Put low-rank adapters beside queries and values of blocks that are not frozen; the head is trained as it is."""
+def _with_adapter(start: Classifier, adapter: Adapter | None, folder: Path, seed: int) -> Classifier | PeftModel:
+    """Put low-rank adapters, if wanted, beside queries and values of blocks that learn; the head learns as it is."""
+    torch.manual_seed(seed)  # adapters start from random numbers
+    if adapter is None:
+        return start
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     # Not empty, which peft would take for all blocks: whoever freezes them all is refused an adapter.
@@ -316,9 +318,7 @@ def find_hyperparameters(
     import optuna
 
     def start(_trial: object = None) -> Classifier | PeftModel:
-        model = make()
-        torch.manual_seed(seed)  # adapters start from random numbers
-        return model if adapter is None else _with_adapter(model, adapter, folder)
+        return _with_adapter(make(), adapter, folder, seed)
 
     def space(trial: optuna.Trial) -> dict[str, Any]:
         return {

@@ -72,6 +72,7 @@ def screen_exactly(
             places = np.flatnonzero(wanted[row])
             at_once = max(1, min(most // len(tokens), -(-len(places) // at_a_time)))
             chunks = [places[start : start + at_once] for start in range(0, len(places), at_once)]
+            # One after the other, a lack of memory is told once for them all.
             shared_out = [[chunk] for chunk in chunks] if n_workers > 1 else [chunks]
             for results in mapped(cell.without_each, shared_out):
                 for at, (shift, toward) in results:
