@@ -34,6 +34,8 @@ def test_the_environment_is_read() -> None:
         ("GFX_OFFLINE", "maybe", "Expected a truth value such as 1 or 0, found 'maybe'"),
         ("GFX_VERBOSITY", "loud", "is one of [0, 1, 2, 3, 4], found 'loud'"),
         ("GFX_BATCH_TOKENS", "many", "Expected a whole number above 0, found 'many'"),
+        ("GFX_DTYPE", "float8", "is one of ['float32', 'bfloat16', 'float16'] or None, found 'float8'"),
+        ("GFX_DEVICE", "cuda:0,cuda:0", "several different ones, found 'cuda:0,cuda:0'"),
     ],
 )
 def test_a_variable_that_cannot_be_used_is_named(variable: str, value: str, text: str) -> None:
@@ -43,6 +45,29 @@ def test_a_variable_that_cannot_be_used_is_named(variable: str, value: str, text
 
 
 @pytest.mark.parametrize("value", [0, -3, 1.5, "many"])
-def test_a_number_that_is_none_is_refused(value: object) -> None:
+def test_batch_tokens_other_than_whole_numbers_are_refused(value: object) -> None:
     with pytest.raises(ValueError, match="Expected a whole number above 0"), gfx.settings.override(batch_tokens=value):
         pass
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, None),
+        ("cpu", "cpu"),
+        ("cuda:0, cuda:1", ("cuda:0", "cuda:1")),
+        (["cuda:0", "cuda:1"], ("cuda:0", "cuda:1")),
+        (["cuda:1"], "cuda:1"),
+    ],
+)
+def test_device_is_one_name_or_several(value: object, expected: object) -> None:
+    with gfx.settings.override(device=value):
+        assert gfx.settings.device == expected
+        with gfx.settings.override(device="cpu"):
+            assert gfx.settings.device == "cpu"
+        assert gfx.settings.device == expected
+
+
+def test_client_is_a_dask_client() -> None:
+    with pytest.raises(TypeError, match=r"dask\.distributed\.Client or None, found 'tcp://here'"):
+        gfx.settings.client = "tcp://here"

@@ -34,6 +34,31 @@ def _whole(value: object) -> int:
     return int(text)
 
 
+def _devices(value: object) -> str | tuple[str, ...] | None:
+    if value is None:
+        return None
+    names = value.split(",") if isinstance(value, str) else [str(name) for name in value]
+    names = [name.strip() for name in names]
+    if not names or not all(names) or len(set(names)) < len(names):
+        msg = f"`device` is a device such as 'cuda:0', or several different ones, found {value!r}."
+        raise ValueError(msg)
+    return names[0] if len(names) == 1 else tuple(names)
+
+
+def _dtype(value: object) -> str | None:
+    if value is None or value in DTYPES:
+        return value
+    msg = f"`dtype` is one of {list(DTYPES)} or None, found {value!r}."
+    raise ValueError(msg)
+
+
+def _client(value: object) -> object:
+    if value is None or (hasattr(value, "submit") and hasattr(value, "ncores")):
+        return value
+    msg = f"`client` is a dask.distributed.Client or None, found {value!r} of type {type(value).__name__}."
+    raise TypeError(msg)
+
+
 def _verbosity(value: object) -> int:
     text = str(value).strip()
     if text not in map(str, LEVELS):
@@ -42,19 +67,31 @@ def _verbosity(value: object) -> int:
     return int(text)
 
 
+#: Precisions of a forward pass.
+DTYPES = ("float32", "bfloat16", "float16")
+
+
 @dataclass
 class Settings:
-    """What holds for a whole session; every field can be given as an argument where it matters.
+    """Settings of a session: which model runs, where, and how precisely.
 
-    Each field is read once from the environment variable of the same name with ``GFX_`` in front.
+    Each field except `client` is read once from the environment variable of the same name with ``GFX_`` in front.
+    Change a field for the whole session by assigning to it, and for some lines with :meth:`override`.
     """
 
     model: str | None = None
     """Model used where none is named: a published name or a folder. `None`: the embedded `mini`."""
-    device: str | None = None
-    """Where the model runs, such as ``"cpu"`` or ``"cuda:0"``. `None`: CUDA, then MPS, then the CPU."""
+    device: str | tuple[str, ...] | None = None
+    """Where the model runs, such as ``"cpu"`` or ``"cuda:0"``; several devices, such as ``["cuda:0", "cuda:1"]`` or
+    ``"cuda:0,cuda:1"``, share the cells. `None`: CUDA, then MPS, then the CPU."""
+    dtype: str | None = None
+    """Precision of forward passes, ``"float32"``, ``"bfloat16"`` or ``"float16"``. `None`: bfloat16 for embeddings
+    where it is fast, else float32; float32 for perturbations, because rounding hides the shifts of single genes."""
     batch_tokens: int | None = None
-    """Padded tokens in one forward pass. `None`: chosen by device. Halved by itself when memory runs out."""
+    """Padded tokens in one forward pass. `None`: chosen by device. Halved automatically when memory runs out."""
+    client: Any = None
+    """A `dask.distributed.Client`: blocks of cells run on its workers, which must find the model under the same path.
+    `None`: this process runs them."""
     cache_dir: Path | None = None
     """Where fetched checkpoints are kept. `None`: the system's cache folder."""
     offline: bool = False
@@ -65,7 +102,9 @@ class Settings:
     def __setattr__(self, name: str, value: Any) -> None:
         convert = {
             "model": lambda v: None if v is None else str(v),
-            "device": lambda v: None if v is None else str(v),
+            "device": _devices,
+            "dtype": _dtype,
+            "client": _client,
             "batch_tokens": lambda v: None if v is None else _whole(v),
             "cache_dir": lambda v: None if v is None else Path(v).expanduser(),
             "offline": _truth,
@@ -94,6 +133,8 @@ class Settings:
 def _from_environment() -> Settings:
     found = Settings()
     for field in fields(Settings):
+        if field.name == "client":  # an object, which no variable can name
+            continue
         variable = f"GFX_{field.name.upper()}"
         value = os.environ.get(variable, "")
         if value == "":

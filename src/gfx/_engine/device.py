@@ -25,19 +25,28 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _BATCH_TOKENS = {"cpu": 16_384, "mps": 32_768, "cuda": 131_072}
 
 
-def choose_device(device: str | None) -> torch.device:
-    """Take the named device, else the setting, else CUDA, MPS or the CPU, whichever is there first."""
-    named = device or settings.device
+def choose_devices() -> list[torch.device]:
+    """Take the devices of the settings, else CUDA, MPS or the CPU, whichever is there first."""
+    named = settings.device
     if named is not None:
-        chosen = torch.device(named)
-        there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(chosen.type, True)
-        if not there:
-            msg = f"This torch sees no {chosen.type} device. Leave `device` out to run on what is there."
-            raise ValueError(msg)
-        return chosen
+        return [_available(name) for name in ([named] if isinstance(named, str) else named)]
     if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return [torch.device("cuda")]
+    return [torch.device("mps" if torch.backends.mps.is_available() else "cpu")]
+
+
+def choose_device(device: str | None = None) -> torch.device:
+    """Take the named device, else the first of :func:`choose_devices`."""
+    return choose_devices()[0] if device is None else _available(device)
+
+
+def _available(name: str) -> torch.device:
+    device = torch.device(name)
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(device.type, True)
+    if not there:
+        msg = f"This torch sees no {device.type} device. Set `gfx.settings.device = None` to run on what is there."
+        raise ValueError(msg)
+    return device
 
 
 def has_fast_bfloat16(device: torch.device, *, own_attention: bool = False) -> bool:

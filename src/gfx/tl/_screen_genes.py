@@ -327,7 +327,7 @@ def _job(
         n_probes=min(n_probes, model.hidden_size - 1),
         goals=None,
         dtype=chosen,
-        device=settings.device,
+        device=None if settings.device is None else str(choose_device(None)),
         batch_tokens=settings.batch_tokens,
         **wanted,
     )
