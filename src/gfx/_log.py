@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
+from pathlib import Path
 
 LEVELS = {0: logging.ERROR, 1: logging.WARNING, 2: logging.INFO, 3: logging.INFO - 5, 4: logging.DEBUG}
+
+_PACKAGE = Path(__file__).parent
 
 logger = logging.getLogger("gfx")
 
@@ -34,6 +38,14 @@ def set_verbosity(level: int) -> None:
 def info(message: str) -> None:
     """Say what was done."""
     logger.info(message)
+
+
+def warn(message: str) -> None:
+    """Warn at the line outside gfx that led here, so that each such line is told once, however deep we are."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and Path(frame.f_code.co_filename).is_relative_to(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 def shows_progress() -> bool:

@@ -324,6 +324,17 @@ def test_a_plan_is_the_same_when_it_is_read_back(tmp_path: Path) -> None:
         )
 
 
+def test_a_plan_made_with_other_versions_goes_on_with_a_warning(tmp_path: Path) -> None:
+    keep_to_plan(tmp_path, {"rng": 0}, unfinished="stages")
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"torch_version": "2.0", "gfx_version": "0.0.1"}))
+    with pytest.warns(UserWarning, match=r"began with gfx 0\.0\.1 \(now .*\) and torch 2\.0 \(now .*\)") as caught:
+        keep_to_plan(tmp_path, {"rng": 0}, unfinished="stages")
+    assert caught[0].filename == __file__, "shown at the caller's line"
+    with pytest.raises(ValueError, match="another rng,"):
+        keep_to_plan(tmp_path, {"rng": 1}, unfinished="stages")
+
+
 # --- which cells ----------------------------------------------------------------------------------------------------
 
 

@@ -1,10 +1,14 @@
-"""What a folder is trained on and how: a stopped run goes on with the same, and with nothing else."""
+"""The plan of a training: a stopped run goes on in its folder with the same plan, and with no other."""
 
 from __future__ import annotations
 
 import json
 import os
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
+
+from gfx import _log
+from gfx._core.manifest import compare_manifests, plain_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,29 +18,26 @@ PLAN_FILE = "plan.json"
 
 
 def keep_to_plan(folder: Path, plan: Mapping[str, Any], *, unfinished: str, kept: str = "") -> None:
-    """Note what a folder is trained on and how; refuse to go on there with something else.
+    """Write the plan of a training into its folder; if one is there, refuse to go on with another.
+
+    Other versions of gfx or torch are a warning that names them.
 
     Parameters
     ----------
     unfinished
-        Folder in there that holds what is not finished.
+        Subfolder that holds what is not finished.
     kept
         What stays useful when that is deleted, for the message.
     """
     file = folder / PLAN_FILE
-    plan = json.loads(json.dumps(plan, default=str))  # as it is read back: lists for tuples, text for paths
+    plan = plain_manifest(plan | {"gfx_version": version("scgfx"), "torch_version": version("torch")})
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(f".{os.getpid()}")
         part.write_text(json.dumps(plan, indent=1))
         part.replace(file)  # there as a whole, or not at all
         return
-    before = json.loads(file.read_text())
-    changed = sorted(key for key in plan | before if plan.get(key) != before.get(key))
-    if changed:
-        lines = "\n".join(f"- {key}: {before.get(key)!r}, now {plan.get(key)!r}" for key in changed)
-        msg = (
-            f"{folder} holds a run with another {', '.join(changed)}, which cannot go on with these:\n{lines}\n"
-            f"Give another folder; or delete `{PLAN_FILE}` and `{unfinished}` in that one, to begin anew{kept}."
-        )
-        raise ValueError(msg)
+    advice = f"Give another folder; or delete `{PLAN_FILE}` and `{unfinished}` in that one, to begin anew{kept}."
+    warning = compare_manifests(json.loads(file.read_text()), plan, holder=f"{folder} holds a run", advice=advice)
+    if warning:
+        _log.warn(warning)

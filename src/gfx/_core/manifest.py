@@ -1,0 +1,54 @@
+"""Manifests: what stored results depend on, written beside them and compared before a stopped run goes on."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: Results hardly depend on these: a run goes on where only they differ.
+VERSIONS = {"gfx_version": "gfx", "torch_version": "torch"}
+
+
+def plain_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a manifest as JSON reads it back: lists for tuples, text for paths and for whatever else JSON lacks."""
+    return json.loads(json.dumps(manifest, default=str))
+
+
+def compare_manifests(stored: Mapping[str, Any], requested: Mapping[str, Any], *, holder: str, advice: str) -> str:
+    """Check that a run may go on with what was stored.
+
+    Parameters
+    ----------
+    stored, requested
+        The manifest that was written when the run began, and that of the present call.
+    holder
+        Subject of the message, such as ``"/data/run holds a screen"``.
+    advice
+        What to do when the two differ; ends the message.
+
+    Returns
+    -------
+    Text of a warning that names the versions of gfx and torch, if only these differ; else an empty text.
+
+    Raises
+    ------
+    ValueError
+        Anything but the versions differs; the message lists each difference.
+    """
+    requested = plain_manifest(requested)
+    changed = sorted(key for key in {*stored, *requested} - {*VERSIONS} if stored.get(key) != requested.get(key))
+    if changed:
+        lines = "\n".join(f"- {key}: {stored.get(key)!r}, now {requested.get(key)!r}" for key in changed)
+        msg = f"{holder} with another {', '.join(changed)}, which cannot go on with these:\n{lines}\n{advice}"
+        raise ValueError(msg)
+    versions = [
+        f"{library} {stored[key]} (now {requested[key]})"
+        for key, library in VERSIONS.items()
+        if key in stored and key in requested and stored[key] != requested[key]
+    ]
+    if not versions:
+        return ""
+    return f"{holder} that began with {' and '.join(versions)}; it goes on, but results may differ in the last digits."
