@@ -40,7 +40,7 @@ import gfx
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from gfx.models._coexpression import Coexpression
+    from gfx.models.pretraining._coexpression import Coexpression
 
 BATCHES = ("donor", "patient", "Patient", "protocol", "batch", "sample")
 MIN_CELLS = 10
@@ -195,7 +195,7 @@ def log_counts(adata: ad.AnnData, vocabulary: object) -> sparse.csr_matrix:
 
 def components(corpus: Corpus, model: gfx.models.Model, seed: int) -> Coexpression:
     """Principal components of co-expression, at which gene embeddings start before training."""
-    from gfx.models._coexpression import find_coexpression
+    from gfx.models.pretraining._coexpression import find_coexpression
 
     rows = token_rows(corpus.ids, corpus.lengths)
     return find_coexpression(rows, np.arange(len(rows)), model.vocabulary, model.hidden_size, seed)

@@ -195,8 +195,8 @@ def masked_genes(folder: Path, cells: MaskedCells) -> dict[str, float]:
 def masked_cells(path: Path, vocabulary: Vocabulary, folder: Path) -> MaskedCells:
     """Some cells with the same genes masked for every model."""
     from gfx._engine.masking import MaskedCells
-    from gfx.models._shards import encode_sources
-    from gfx.models._sources import find_sources
+    from gfx.models.pretraining._shards import encode_sources
+    from gfx.models.pretraining._sources import find_sources
 
     rows = encode_sources(find_sources(path, "ensembl_id"), vocabulary, CONFIG["max_position_embeddings"], folder)
     some = np.sort(np.random.default_rng(0).permutation(len(rows))[:MASKED_CELLS])

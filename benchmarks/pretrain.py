@@ -43,15 +43,15 @@ from gfx._engine.masked_model import MaskedGeneModel, read_model
 from gfx._engine.masking import NOTHING, MaskedCells
 from gfx._engine.training import DEFAULTS, masked_accuracy
 from gfx.models._configurations import CONFIGURATIONS
-from gfx.models._pretrain import _make_model, _split
-from gfx.models._shards import encode_sources
-from gfx.models._sources import find_sources
+from gfx.models.pretraining._pretrain import _make_model, _split
+from gfx.models.pretraining._shards import encode_sources
+from gfx.models.pretraining._sources import find_sources
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from gfx._core.vocabulary import Vocabulary
-    from gfx.models._shards import TokenShards
+    from gfx.models.pretraining._shards import TokenShards
 
     Job = Mapping[str, Any]
 

@@ -130,7 +130,7 @@ def test_held_out_cells_are_those_that_pretraining_names(
             held_out=0.3,
             config={"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2},
         )
-    from gfx.models._shards import TokenShards
+    from gfx.models.pretraining._shards import TokenShards
 
     named = cells.read_held_out(folder / "pretraining.json")
     model = gfx.models.load(folder)

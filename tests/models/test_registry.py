@@ -139,5 +139,5 @@ def test_unknown_attributes_are_answered_with_what_there_is() -> None:
 
 
 def test_training_is_reached_from_the_package() -> None:
-    assert gfx.models.pretrain.__module__ == "gfx.models._pretrain"
-    assert gfx.models.build_vocabulary.__module__ == "gfx.models._build_vocabulary"
+    assert gfx.models.pretrain.__module__ == "gfx.models.pretraining._pretrain"
+    assert gfx.models.build_vocabulary.__module__ == "gfx.models.pretraining._vocabulary"

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from gfx.models._build_vocabulary import build_vocabulary, summarize_genes
-    from gfx.models._gene_summary import GeneSummary
-    from gfx.models._pretrain import pretrain
     from gfx.models._registry import ModelCard, VocabularyCard
+    from gfx.models.pretraining._gene_summary import GeneSummary
+    from gfx.models.pretraining._pretrain import pretrain
+    from gfx.models.pretraining._vocabulary import build_vocabulary, summarize_genes
 
 __all__ = [
     "GeneSummary",
@@ -31,19 +31,19 @@ __all__ = [
     "summarize_genes",
 ]
 
-#: Where that is which learns from cells.
+#: Modules of what learns from cells; they are loaded on demand.
 _TRAINING = {
     "GeneSummary": "_gene_summary",
-    "build_vocabulary": "_build_vocabulary",
+    "build_vocabulary": "_vocabulary",
     "pretrain": "_pretrain",
-    "summarize_genes": "_build_vocabulary",
+    "summarize_genes": "_vocabulary",
 }
 
 
 def __getattr__(name: str) -> object:
     # Training is loaded when it is asked for.
     if name in _TRAINING:
-        return getattr(import_module(f"gfx.models.{_TRAINING[name]}"), name)
+        return getattr(import_module(f"gfx.models.pretraining.{_TRAINING[name]}"), name)
     msg = f"module 'gfx.models' has no attribute {name!r}; it offers {', '.join(__all__)}"
     raise AttributeError(msg)
 

@@ -26,12 +26,12 @@ from gfx._engine.masked_model import read_model
 from gfx._engine.masking import MaskedCells
 from gfx._engine.training import masked_accuracy
 from gfx.models import build_vocabulary, load, pretrain
-from gfx.models._coexpression import find_coexpression
 from gfx.models._configurations import CONFIGURATIONS
 from gfx.models._plan import keep_to_plan
-from gfx.models._pretrain import GENE_RATE_WHEN_STARTED, _each_stage, _what_to_train
-from gfx.models._shards import TokenShards
 from gfx.models._vocabulary_file import write_vocabulary
+from gfx.models.pretraining._coexpression import find_coexpression
+from gfx.models.pretraining._pretrain import GENE_RATE_WHEN_STARTED, _each_stage, _what_to_train
+from gfx.models.pretraining._shards import TokenShards
 
 if TYPE_CHECKING:
     from tests.conftest import StopInStep, ToyCells

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gfx._engine.masking import MaskedCells
-from gfx.models._masked_baselines import _frequency_by_rank, rank_baseline
+from gfx.models.pretraining._rank_baseline import _frequency_by_rank, rank_baseline
 
 if TYPE_CHECKING:
     from gfx._core.vocabulary import Vocabulary

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gfx import _log
-from gfx.models._build_vocabulary import build_vocabulary
-from gfx.models._coexpression import find_coexpression
 from gfx.models._configurations import CONFIGURATIONS
 from gfx.models._load import Model, load
-from gfx.models._masked_baselines import rank_baseline
 from gfx.models._plan import keep_to_plan
-from gfx.models._shards import FEWEST_GENES, encode_sources
-from gfx.models._sources import find_sources
 from gfx.models._vocabulary_file import VOCABULARY_FILE, read_vocabulary, write_vocabulary
+from gfx.models.pretraining._coexpression import find_coexpression
+from gfx.models.pretraining._rank_baseline import rank_baseline
+from gfx.models.pretraining._shards import FEWEST_GENES, encode_sources
+from gfx.models.pretraining._sources import find_sources
+from gfx.models.pretraining._vocabulary import build_vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from gfx._core.vocabulary import Vocabulary
     from gfx._engine.masked_model import MaskedGeneModel
-    from gfx.models._coexpression import Coexpression
-    from gfx.models._shards import TokenShards
-    from gfx.models._sources import Source
+    from gfx.models.pretraining._coexpression import Coexpression
+    from gfx.models.pretraining._shards import TokenShards
+    from gfx.models.pretraining._sources import Source
 
 REPORT_FILE = "pretraining.json"
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from gfx._core.vocabulary import SPECIALS, Vocabulary
-from gfx.models import _coexpression
-from gfx.models._coexpression import find_coexpression
+from gfx.models.pretraining import _coexpression
+from gfx.models.pretraining._coexpression import find_coexpression
 
 N_TYPES, GENES_OF_A_TYPE, N_CELLS = 6, 10, 300
 

@@ -25,8 +25,8 @@ import gfx
 from gfx._adata import match_genes
 from gfx._core.ranking import rank_encode
 from gfx._core.vocabulary import SPECIALS, Vocabulary
-from gfx.models._shards import TokenShards, encode_sources
-from gfx.models._sources import Source, find_sources
+from gfx.models.pretraining._shards import TokenShards, encode_sources
+from gfx.models.pretraining._sources import Source, find_sources
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -375,8 +375,8 @@ CHILD = """
 import os, resource, signal, sys
 import anndata as ad, dask, dask.array as da, numpy as np
 from pathlib import Path
-from gfx.models._shards import encode_sources
-from gfx.models._sources import Source
+from gfx.models.pretraining._shards import encode_sources
+from gfx.models.pretraining._sources import Source
 from gfx.models._vocabulary_file import read_vocabulary
 
 folder, path, what = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from gfx.models._sources import SourceError, each_source, find_sources
+from gfx.models.pretraining._sources import SourceError, each_source, find_sources
 
 
 @pytest.fixture

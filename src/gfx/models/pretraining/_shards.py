@@ -19,13 +19,13 @@ import pyarrow as pa
 from gfx import _log
 from gfx._adata import match_genes
 from gfx._core.ranking import rank_encode
-from gfx.models._sources import each_source
+from gfx.models.pretraining._sources import each_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from gfx._core.vocabulary import Vocabulary
-    from gfx.models._sources import Source
+    from gfx.models.pretraining._sources import Source
 
 #: Counted up whenever the same cells would be written as other tokens; shards made before are then made anew.
 ENCODING = 1

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gfx.models import GeneSummary
-from gfx.models._gene_summary import ACCURACY, GrowingSummary, Piece, bucket_keys
+from gfx.models.pretraining._gene_summary import ACCURACY, GrowingSummary, Piece, bucket_keys
 
 #: A hair wider than promised, for what rounding adds at the bounds of a bucket.
 WITHIN = ACCURACY * (1 + 1e-9)

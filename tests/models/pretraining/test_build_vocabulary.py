@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from gfx.models import build_vocabulary, summarize_genes
-from gfx.models._gene_summary import ACCURACY, GrowingSummary
 from gfx.models._vocabulary_file import read_vocabulary, write_vocabulary
+from gfx.models.pretraining._gene_summary import ACCURACY, GrowingSummary
 
 WITHIN = ACCURACY * (1 + 1e-9)
 

@@ -12,15 +12,15 @@ from scipy import sparse
 
 from gfx._adata import gene_column, gene_names
 from gfx._core.vocabulary import SPECIALS, Vocabulary, plain_id
-from gfx.models._gene_summary import GeneSummary, GrowingSummary, Piece
-from gfx.models._sources import SourceError, each_source, find_sources
+from gfx.models.pretraining._gene_summary import GeneSummary, GrowingSummary, Piece
+from gfx.models.pretraining._sources import SourceError, each_source, find_sources
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from anndata import AnnData
 
-    from gfx.models._sources import OpenSource, Source
+    from gfx.models.pretraining._sources import OpenSource, Source
 
 #: Depth to which counts are normalised before medians are taken, as for the published dictionaries.
 TARGET_SUM = 10_000
