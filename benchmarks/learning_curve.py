@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from gfx._core.vocabulary import Vocabulary
-    from gfx._engine.masking import MaskedCells
+    from gfx._engine.examples import MaskedCells
 
 RELEVANT = ("zheng2017*", "frozen_pbmc*", "mimitou*", "pbmc_5k_10k*")
 #: Without the lung tumours: as many of their cells show CD45 as of sorted blood cells.
@@ -194,7 +194,7 @@ def masked_genes(folder: Path, cells: MaskedCells) -> dict[str, float]:
 
 def masked_cells(path: Path, vocabulary: Vocabulary, folder: Path) -> MaskedCells:
     """Some cells with the same genes masked for every model."""
-    from gfx._engine.masking import MaskedCells
+    from gfx._engine.examples import MaskedCells
     from gfx.models.pretraining._shards import encode_sources
     from gfx.models.pretraining._sources import find_sources
 

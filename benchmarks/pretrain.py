@@ -39,8 +39,8 @@ from transformers import BertForMaskedLM, TrainerCallback, get_linear_schedule_w
 from transformers.trainer import DEFAULT_CALLBACKS
 
 import gfx
+from gfx._engine.examples import NOTHING, MaskedCells
 from gfx._engine.masked_model import MaskedGeneModel, read_model
-from gfx._engine.masking import NOTHING, MaskedCells
 from gfx._engine.training import DEFAULTS, masked_accuracy
 from gfx.models._configurations import CONFIGURATIONS
 from gfx.models.pretraining._pretrain import _make_model, _split

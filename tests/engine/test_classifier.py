@@ -25,8 +25,7 @@ from gfx._engine.classifier import (
     weigh_classes,
 )
 from gfx._engine.encoder import random_encoder
-from gfx._engine.labelled_cells import LabelledCells, PaddedWithLabels
-from gfx._engine.masking import NOTHING
+from gfx._engine.examples import NOTHING, LabelledCells, Padded
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,7 +59,7 @@ def batch_of(toy: Toy, head: Head, seed: int = 0) -> Batch:
         of_cell = rng.integers(0, sizes, (len(toy.ids), len(sizes)))
         of_cell[rng.random(of_cell.shape) < 0.2] = NOTHING
         cells = LabelledCells(toy.ids, toy.lengths, rows, of_cell=of_cell)
-    return PaddedWithLabels(toy.vocabulary, of_genes=head.of == "genes")([cells[at] for at in range(len(cells))])
+    return Padded(toy.vocabulary, of_cells=head.of == "cells")([cells[at] for at in range(len(cells))])
 
 
 def same_state(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import random
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,6 +19,7 @@ from gfx import settings
 from gfx._engine import fine_tuning
 from gfx._engine.class_scores import of_cells, of_occurrences, probabilities
 from gfx._engine.classifier import Classifier, Head, freeze, make_classifier, weigh_classes
+from gfx._engine.examples import NOTHING, LabelledCells, Padded
 from gfx._engine.fine_tuning import (
     ADAPTERS,
     DEFAULTS,
@@ -30,8 +30,6 @@ from gfx._engine.fine_tuning import (
     find_hyperparameters,
     fine_tune,
 )
-from gfx._engine.labelled_cells import LabelledCells, PaddedWithLabels
-from gfx._engine.masking import NOTHING
 from gfx._engine.surroundings import quiet_surroundings
 
 if TYPE_CHECKING:
@@ -198,7 +196,7 @@ def changed(found: Classifier, start: Classifier) -> set[str]:
 
 def loss_of(model: Classifier, cells: LabelledCells, vocabulary: Vocabulary) -> float:
     """Loss on all cells as one batch."""
-    collate = PaddedWithLabels(vocabulary, of_genes=model.head.of == "genes")
+    collate = Padded(vocabulary, of_cells=model.head.of == "cells")
     with torch.no_grad():
         return model.eval()(**collate([cells[at] for at in range(len(cells))])).loss.item()
 
@@ -252,13 +250,13 @@ def test_the_order_of_cells_follows_the_seed(run: Run, task: Task, tmp_path: Pat
 def test_every_cell_is_learnt_from_once_an_epoch(
     run: Run, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen, collate = [], PaddedWithLabels.__call__
+    seen, collate = [], Padded.__call__
 
     def watched(self, cells):
         seen.extend(tuple(cell["input_ids"]) for cell in cells)
         return collate(self, cells)
 
-    monkeypatch.setattr(PaddedWithLabels, "__call__", watched)
+    monkeypatch.setattr(Padded, "__call__", watched)
     run(tmp_path)
     cells = sorted(tuple(task.learnt()[at]["input_ids"]) for at in range(N_LEARNT))
     assert sorted(seen[:N_LEARNT]) == sorted(seen[N_LEARNT:]) == cells
@@ -711,21 +709,20 @@ def test_the_cpu_trains_where_it_is_chosen(tmp_path: Path, two_gpus: list[int]) 
     assert found.device == torch.device("cpu")
 
 
-def test_the_current_device_stays_what_it_was(two_gpus: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """And random numbers of the device that trains are given back as well."""
-    forked = []
-
-    @contextmanager
-    def fork(devices):
-        forked.append(devices)
-        yield
-
-    monkeypatch.setattr(torch.random, "fork_rng", fork)
-    for device, expected in (("cuda:1", [0, 1]), (None, [0]), ("cpu", [0])):
-        with settings.override(device=device), quiet_surroundings():
-            torch.cuda.set_device("cuda:1")
-        assert torch.cuda.current_device() == 0
-        assert forked.pop() == expected
+@pytest.mark.parametrize("device", ["cuda:1", None, "cpu"])
+def test_the_current_device_and_random_numbers_of_all_devices_stay_what_they_were(
+    two_gpus: list[int], monkeypatch: pytest.MonkeyPatch, device: str | None
+) -> None:
+    """The Trainer seeds every device, whichever of them trains."""
+    states = {0: torch.tensor([10]), 1: torch.tensor([11])}
+    before = dict(states)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: states[int(device)])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: states.update({int(device): state}))
+    with settings.override(device=device), quiet_surroundings():
+        torch.cuda.set_device("cuda:1")
+        states.update({0: torch.tensor([0]), 1: torch.tensor([0])})
+    assert torch.cuda.current_device() == 0
+    assert states == before
 
 
 @OLD_NAME

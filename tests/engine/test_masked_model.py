@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM, BertForMaskedLM, BertForSequenceClassification
 
+from gfx._engine.examples import NOTHING, MaskedCells, Padded
 from gfx._engine.masked_model import MaskedGeneModel, make_model, read_model, save_model
-from gfx._engine.masking import NOTHING, MaskedCells, Padded
 from gfx._engine.training import masked_accuracy
 
 if TYPE_CHECKING:

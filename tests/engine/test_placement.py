@@ -12,8 +12,8 @@ from gfx._core.screening import wanted_places
 from gfx._engine.attention import attention_sums
 from gfx._engine.class_scores import of_cells, of_genes, of_occurrences, probabilities
 from gfx._engine.classifier import Head, make_classifier
+from gfx._engine.examples import LabelledCells, Padded
 from gfx._engine.first_order import screen_by_derivatives
-from gfx._engine.labelled_cells import LabelledCells, PaddedWithLabels
 from gfx._engine.perturb import Edits, measure_edits
 from gfx._engine.pooling import embed_cells, embed_genes
 from gfx._engine.screen import screen_exactly
@@ -217,7 +217,7 @@ def labelled(toy, model):
     of_genes = model.head.of == "genes"
     labels = {"of_token": of_token} if of_genes else {"of_cell": of_cell}
     cells = LabelledCells(toy.ids, toy.lengths, np.flatnonzero(toy.lengths), **labels)
-    return PaddedWithLabels(toy.vocabulary, of_genes=of_genes)([cells[at] for at in range(len(cells))])
+    return Padded(toy.vocabulary, of_cells=not of_genes)([cells[at] for at in range(len(cells))])
 
 
 CLASSIFIERS = ["gene", "cls", "mean", "pooler"]

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from gfx import settings
-from gfx._engine import float32_attention, training
+from gfx._engine import float32_attention, trainer, training
+from gfx._engine.examples import MaskedCells, Padded, SimilarLengths
 from gfx._engine.masked_model import MaskedGeneModel, make_model
-from gfx._engine.masking import MaskedCells, Padded, SimilarLengths
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -313,13 +313,13 @@ def test_bars_and_losses_are_shown_on_request(
 )
 def test_arguments_that_there_are_not(tmp_path: Path, name: str, text: str) -> None:
     with pytest.raises(ValueError, match=text):
-        training.training_arguments(tmp_path / "run", {"weight_decay": 0.1, name: 1})
+        trainer.training_arguments(tmp_path / "run", {"weight_decay": 0.1, name: 1})
     assert not (tmp_path / "run").exists()
 
 
 def test_what_is_given_replaces_what_is_ours(tmp_path: Path) -> None:
     with settings.override(verbosity=0):
-        found = training.training_arguments(tmp_path, {"learning_rate": 3e-4, "disable_tqdm": False, "use_cpu": True})
+        found = trainer.training_arguments(tmp_path, {"learning_rate": 3e-4, "disable_tqdm": False, "use_cpu": True})
     assert found.learning_rate == 3e-4
     assert found.disable_tqdm is False
     assert found.weight_decay == training.DEFAULTS["weight_decay"]

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import TokenClassifierOutput
 from transformers.models.bert.modeling_bert import BertModel, BertPooler, BertPreTrainedModel
 
 from gfx._engine.encoder import load_encoder, random_encoder, read_tensors
-from gfx._engine.masking import NOTHING
+from gfx._engine.examples import NOTHING
 from gfx._engine.pooling import pool
 from gfx._engine.surroundings import quiet_surroundings
 

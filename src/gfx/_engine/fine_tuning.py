@@ -1,59 +1,48 @@
-"""Fine-tuning on transformers' Trainer: one classifier, from its last checkpoint, to its end."""
+"""Fine-tuning: one classifier, from its last checkpoint, to its end."""
 
 from __future__ import annotations
 
 import shutil
-from contextlib import nullcontext
 from importlib.util import find_spec
-from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
-from transformers.training_args import ParallelMode
+from transformers import PrinterCallback, ProgressCallback
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from gfx import _log
 from gfx._engine.classifier import Classifier
-from gfx._engine.device import choose_device
-from gfx._engine.labelled_cells import LabelledCells, PaddedWithLabels
-from gfx._engine.masking import NOTHING, SimilarLengths
+from gfx._engine.examples import NOTHING
 from gfx._engine.surroundings import quiet_surroundings
-from gfx._engine.training import (
+from gfx._engine.trainer import (
+    COMMON,
+    KEEP_BEST,
     LOG_FILE,
-    JsonLog,
     OrderedTrainer,
-    cells_per_step,
+    current_device,
     last_checkpoint,
-    training_arguments,
-    where_patience_ended,
+    planned_arguments,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from contextlib import AbstractContextManager
 
     from peft import PeftModel
     from transformers import TrainingArguments
 
     from gfx._core.vocabulary import Vocabulary
+    from gfx._engine.examples import LabelledCells
 
 Adapter = Literal["lora", "lora-8bit", "lora-4bit"]
 ADAPTERS: tuple[str, ...] = ("lora", "lora-8bit", "lora-4bit")
 
 #: The recipe of the 2023 paper; genes see the cells once, cells up to ten times.
-DEFAULTS = {
+DEFAULTS = COMMON | {
     "learning_rate": 5e-5,
-    "weight_decay": 1e-3,
-    "lr_scheduler_type": "linear",
     "per_device_train_batch_size": 12,
-    "per_device_eval_batch_size": 32,
-    "save_total_limit": 2,  # the last beside the best: a run that had ended early must not go on from the best
-    "logging_steps": 50,
-    "report_to": "none",
     "disable_tqdm": True,  # for a bar of our own
 }
 EPOCHS = {"genes": 1, "cells": 10}
@@ -97,44 +86,20 @@ def check_search(n_trials: int) -> None:
 def arguments_for(
     folder: Path, cells: int, *, of: str, given: Mapping[str, Any], evaluates: bool, adapter: str | None, seed: int
 ) -> TrainingArguments:
-    """Make settings for one training; with cells to stop by, the best checkpoint of all passes is kept."""
+    """Make arguments for one training; with cells to stop by, the best checkpoint of all passes is kept."""
     ours = DEFAULTS | {"num_train_epochs": EPOCHS[of], "seed": seed}
     if adapter is not None:
         ours["learning_rate"] = ADAPTER_RATE
     if evaluates:
-        ours |= {
-            "eval_strategy": "epoch",
-            "save_strategy": "epoch",
-            "load_best_model_at_end": True,
-            "metric_for_best_model": "eval_loss",
-            "greater_is_better": False,
-            "restore_callback_states_from_checkpoint": True,
-        }
-    settings = _on_one_device(training_arguments(folder, given, ours))
-    steps = (
-        settings.max_steps
-        if settings.max_steps > 0
-        else ceil(cells / cells_per_step(settings)) * settings.num_train_epochs
-    )
-    ours["warmup_steps"] = min(WARM_UP, int(WARM_UP_SHARE * steps))
-    if not evaluates:
-        ours |= {"save_strategy": "steps", "save_steps": max(1, min(500, int(steps / 4)))}
-    return _on_one_device(training_arguments(folder, given, ours))
+        ours |= KEEP_BEST | {"eval_strategy": "epoch", "save_strategy": "epoch"}
 
+    def plan(steps: float) -> dict[str, Any]:
+        planned: dict[str, Any] = {"warmup_steps": min(WARM_UP, int(WARM_UP_SHARE * steps))}
+        if not evaluates:
+            planned |= {"save_strategy": "steps", "save_steps": max(1, min(500, int(steps / 4)))}
+        return planned
 
-def _on_one_device(settings: TrainingArguments) -> TrainingArguments:
-    """Train on the chosen device alone: the Trainer takes the first, and a batch more for each other that it sees."""
-    chosen = choose_device(None)
-    if settings.device.type == chosen.type == "cuda" and settings.parallel_mode is not ParallelMode.DISTRIBUTED:
-        if chosen.index is not None:
-            settings.__dict__["_setup_devices"] = chosen  # where `settings.device` keeps what it found
-        settings._n_gpu = 1
-    return settings
-
-
-def _current(device: torch.device) -> AbstractContextManager:
-    """Make a device the current one, which is the one that accelerate moves models and batches to."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    return planned_arguments(folder, cells, ours | dict(given), plan)
 
 
 @quiet_surroundings()
@@ -181,17 +146,16 @@ def fine_tune(
         seed=seed,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = last_checkpoint(folder)
-    ended = None if checkpoint is None else where_patience_ended(checkpoint, patience)
+    patience = None if validation is None else patience
+    checkpoint, ended = last_checkpoint(folder, patience)
     if ended is not None:
         return _read_best(start, Path(ended.best_model_checkpoint), adapter).to(settings.device)
-    with _current(settings.device):
+    with current_device(settings.device):
         model = _with_adapter(start, adapter, folder, seed)
-        trainer = _trainer(model, settings, cells, validation, vocabulary, seed=seed, log=folder / LOG_FILE)
-        if validation is not None and patience is not None:
-            trainer.add_callback(EarlyStoppingCallback(patience))
+        how = {"seed": seed, "log": folder / LOG_FILE, "patience": patience}
+        trainer = _QuietTrainer(settings, cells, validation, vocabulary, model=model, **how)
         trainer.train(resume_from_checkpoint=checkpoint)
-        trained = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+        trained = trainer.trained_model()
     return trained if adapter is None else _merged(trained, make(), folder).to(settings.device)
 
 
@@ -205,33 +169,14 @@ def _read_best(start: Classifier, checkpoint: Path, adapter: Adapter | None) -> 
     return start
 
 
-def _trainer(
-    model: Classifier | None,
-    settings: TrainingArguments,
-    cells: LabelledCells,
-    validation: LabelledCells | None,
-    vocabulary: Vocabulary,
-    *,
-    seed: int,
-    log: Path | None = None,
-    make: Callable[[], Classifier] | None = None,
-) -> OrderedTrainer:
-    order = SimilarLengths(cells.lengths, cells_per_step(settings), seed)
-    trainer = OrderedTrainer(
-        order,
-        1.0,
-        model=model,
-        model_init=make,
-        args=settings,
-        data_collator=PaddedWithLabels(vocabulary, of_genes=cells.of_token is not None),
-        train_dataset=cells,
-        eval_dataset=validation,
-        callbacks=[] if log is None else [JsonLog(log)],
-    )
-    trainer.remove_callback(PrinterCallback)
-    if _log.shows_progress():
-        trainer.add_callback(_Bar)
-    return trainer
+class _QuietTrainer(OrderedTrainer):
+    """One of many trainings: a bar without its log, which has a file of its own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.remove_callback(PrinterCallback)
+        if _log.shows_progress():
+            self.add_callback(_Bar)
 
 
 class _Bar(ProgressCallback):
@@ -336,8 +281,8 @@ def find_hyperparameters(
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        with _current(settings.device):
-            trainer = _trainer(None, settings, cells, validation, vocabulary, seed=seed, make=start)
+        with current_device(settings.device):
+            trainer = _QuietTrainer(settings, cells, validation, vocabulary, seed=seed, model_init=start)
             best = trainer.hyperparameter_search(
                 hp_space=space,
                 compute_objective=lambda found: found["eval_loss"],

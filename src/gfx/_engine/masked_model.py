@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import BertConfig, BertForMaskedLM
 from transformers.modeling_outputs import MaskedLMOutput
 
-from gfx._engine.masking import NOTHING
+from gfx._engine.examples import NOTHING
 from gfx._engine.surroundings import quiet_surroundings
 
 if TYPE_CHECKING:

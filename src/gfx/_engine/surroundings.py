@@ -1,4 +1,4 @@
-"""What training leaves alone: the user's random numbers, and a screen where nothing is to be shown."""
+"""What training leaves alone: the user's random numbers on every device, the current device, and an empty screen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from gfx import _log
-from gfx._engine.device import choose_device
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,17 +24,18 @@ def quiet_surroundings() -> Iterator[None]:
     transformers_logging.set_verbosity(max(level, _log.logger.getEffectiveLevel()))
     if bars:  # they are about files that are read and written in no time
         transformers_logging.disable_progress_bar()
-    # One process trains on one device; to name it keeps torch from touching, and warning of, all others.
-    current = torch.cuda.current_device() if torch.cuda.is_available() else None
-    devices = [] if current is None else [current]
-    if current is not None and (chosen := choose_device(None)).type == "cuda":
-        devices = sorted({current, chosen.index or 0})  # the first one is the Trainer's where none is named
+    # The Trainer seeds every GPU that it sees, whichever of them trains; to name them keeps torch from a warning.
+    gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    current = torch.cuda.current_device() if gpus else None
+    mps_state = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     try:
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(gpus):
             yield
     finally:
         np.random.set_state(numpy_state)
         random.setstate(python_state)
+        if mps_state is not None:
+            torch.mps.set_rng_state(mps_state)
         if current is not None:  # the Trainer makes the first one current
             torch.cuda.set_device(current)
         transformers_logging.set_verbosity(level)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from gfx._core.linear_head import LinearHead
     from gfx._engine.classifier import Classifier, Head
-    from gfx._engine.labelled_cells import LabelledCells
+    from gfx._engine.examples import LabelledCells
     from gfx.tl._cell_labels import CellTask
     from gfx.tl._fine_tuning import Recipe
 
@@ -119,7 +119,7 @@ class FineTuned:
         )
 
     def _labelled(self, rows: np.ndarray) -> LabelledCells:
-        from gfx._engine.labelled_cells import LabelledCells
+        from gfx._engine.examples import LabelledCells
 
         tokens = self.task.cells.tokens
         return LabelledCells(tokens.ids, tokens.lengths, rows, of_cell=self.task.truth)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from gfx._engine.classifier import Classifier, Head
-    from gfx._engine.labelled_cells import LabelledCells
+    from gfx._engine.examples import LabelledCells
     from gfx.models import Model
 
 

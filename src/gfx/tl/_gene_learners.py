@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gfx._engine.classifier import Classifier, Head
-    from gfx._engine.labelled_cells import LabelledCells
+    from gfx._engine.examples import LabelledCells
     from gfx.tl._fine_tuning import Recipe
     from gfx.tl._gene_labels import GeneLabels
     from gfx.tl._prepare import Prepared
@@ -190,7 +190,7 @@ class FineTuned:
         )
 
     def _labelled(self, genes: np.ndarray, n_cells: int) -> LabelledCells:
-        from gfx._engine.labelled_cells import LabelledCells
+        from gfx._engine.examples import LabelledCells
 
         task, tokens = self.task, self.task.cells.tokens
         has_one = np.unique(task.cell[genes[task.gene] & (task.cell < n_cells)])

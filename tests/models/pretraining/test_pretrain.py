@@ -21,9 +21,9 @@ from scipy import sparse
 from transformers import BertConfig, BertForSequenceClassification
 
 import gfx
-from gfx._engine import masking
+from gfx._engine import examples
+from gfx._engine.examples import MaskedCells
 from gfx._engine.masked_model import read_model
-from gfx._engine.masking import MaskedCells
 from gfx._engine.training import masked_accuracy
 from gfx.models import build_vocabulary, load, pretrain
 from gfx.models._configurations import CONFIGURATIONS
@@ -354,7 +354,7 @@ def test_held_out_cells_are_those_that_were_not_trained_on(
         asked[self.hide_all].add(int(self.cells[index % len(self)]))
         return look(self, index)
 
-    monkeypatch.setattr(masking.MaskedCells, "__getitem__", watched)
+    monkeypatch.setattr(examples.MaskedCells, "__getitem__", watched)
     with gfx.settings.override(verbosity=0):
         folder = pretrain([first, second], tmp_path, config=TINY, curriculum=[(24, 1)], training=QUICK, held_out=0.3)
     found = report(folder)["held_out"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from gfx._engine.masking import MaskedCells
+from gfx._engine.examples import MaskedCells
 from gfx.models.pretraining._rank_baseline import _frequency_by_rank, rank_baseline
 
 if TYPE_CHECKING:

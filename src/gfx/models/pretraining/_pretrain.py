@@ -150,7 +150,7 @@ def pretrain(
     >>> model.n_blocks
     1
     """
-    from gfx._engine import masked_model, masking
+    from gfx._engine import examples, masked_model
     from gfx._engine import training as engine
 
     folder = Path(folder)
@@ -208,12 +208,12 @@ def pretrain(
     model.cell_weight = cell_weight
     scored = np.sort(np.random.default_rng(rng).permutation(held)[:MOST_SCORED])
     scored = scored[np.argsort(rows.lengths[scored], kind="stable")]  # batches of one length need little padding
-    held_cells = masking.MaskedCells(rows, scored, vocabulary, seed=rng, hide_all=True)
+    held_cells = examples.MaskedCells(rows, scored, vocabulary, seed=rng, hide_all=True)
     history = []
     for stage, (longest, epochs) in enumerate(curriculum):
         history += engine.train(
             model,
-            masking.MaskedCells(
+            examples.MaskedCells(
                 rows,
                 learnt,
                 vocabulary,

@@ -8,7 +8,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from gfx._core.vocabulary import Vocabulary
-    from gfx._engine.masking import MaskedCells, TokenRows
+    from gfx._engine.examples import MaskedCells, TokenRows
 
 #: Bands of ranks, each a constant factor wide: among the first ranks each counts, among the last hundreds are alike.
 N_BANDS = 64

@@ -1,4 +1,4 @@
-"""Hide genes of cells: what is hidden follows from seed, epoch and cell, and from nothing else."""
+"""Training examples: cells with hidden genes or known classes, one by one, in batches, and in which order."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, Sampler
 
 if TYPE_CHECKING:
@@ -114,24 +115,73 @@ class MaskedCells(Dataset):
         return kept, kept if rng.random() < 0.5 else np.arange(len(kept))
 
 
+class LabelledCells(Dataset):
+    """Cells whose genes, or which themselves, have known classes.
+
+    Parameters
+    ----------
+    ids, lengths
+        Tokens `(n_obs, longest)` and lengths `(n_obs,)` of all cells.
+    cells
+        Which of them to take, int `(n_cells,)`.
+    of_token
+        Where genes are classified: class of each token, int `(n_tokens,)`, -100 for those without.
+    of_cell
+        Where cells are classified: class of each cell in each task, int `(n_obs, n_tasks)`, -100 for none.
+    """
+
+    def __init__(
+        self,
+        ids: np.ndarray,
+        lengths: np.ndarray,
+        cells: np.ndarray,
+        *,
+        of_token: np.ndarray | None = None,
+        of_cell: np.ndarray | None = None,
+    ) -> None:
+        self.ids, self.cells = ids, cells
+        self.lengths = lengths[cells]
+        self.of_token, self.of_cell = of_token, of_cell
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        number = index % len(self.cells)  # the index names the epoch, too, see SimilarLengths
+        cell = self.cells[number]
+        row = self.ids[cell, : self.lengths[number]].astype(np.int64)
+        labels = self.of_cell[cell] if self.of_token is None else self.of_token[row]
+        return {"input_ids": row, "labels": labels}
+
+
 class Padded:
-    """Put cells of different lengths into one batch of tensors."""
+    """Put examples of different lengths into one batch of tensors.
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self.fill = {"input_ids": vocabulary.pad, "labels": NOTHING, "position_ids": 0}
+    Parameters
+    ----------
+    of_cells
+        Labels are those of the cell, one for each task; otherwise each token has one.
+    """
 
-    def __call__(self, cells: Sequence[Mapping[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-        longest = max(len(cell["input_ids"]) for cell in cells)
+    def __init__(self, vocabulary: Vocabulary, *, of_cells: bool = False) -> None:
+        self.is_special = torch.from_numpy(vocabulary.is_special)
+        self.fill = {"input_ids": vocabulary.pad, "position_ids": 0}
+        if not of_cells:
+            self.fill["labels"] = NOTHING
+
+    def __call__(self, examples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, torch.Tensor]:
         batch = {}
-        for name, fill in self.fill.items():
-            padded = np.full((len(cells), longest), fill)
-            for at, cell in enumerate(cells):
-                padded[at, : len(cell[name])] = cell[name]
-            batch[name] = torch.from_numpy(padded)
-        batch["attention_mask"] = (batch["input_ids"] != self.fill["input_ids"]).long()
-        if "place" in cells[0]:
-            batch["place"] = torch.from_numpy(np.stack([cell["place"] for cell in cells]))
-        return batch
+        for name in examples[0]:
+            values = [torch.as_tensor(example[name]) for example in examples]
+            batch[name] = (
+                pad_sequence(values, batch_first=True, padding_value=self.fill[name])
+                if name in self.fill
+                else torch.stack(values)
+            )
+        ids = batch["input_ids"]
+        lengths = torch.tensor([len(example["input_ids"]) for example in examples])
+        is_token = torch.arange(ids.shape[1]) < lengths[:, None]
+        return batch | {"attention_mask": is_token.long(), "is_gene": is_token & ~self.is_special[ids]}
 
 
 class SimilarLengths(Sampler):
