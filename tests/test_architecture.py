@@ -58,7 +58,6 @@ LOADS: dict[str, set[str]] = {
     "_engine": {"numpy", "optuna", "peft", "safetensors", "torch", "tqdm", "transformers"},
     "models": {
         "anndata",
-        "ddsketch",
         "h5py",
         "numpy",
         "pandas",

@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from gfx.models._registry import ModelCard, VocabularyCard
-    from gfx.models.pretraining._gene_summary import GeneSummary
     from gfx.models.pretraining._pretrain import pretrain
-    from gfx.models.pretraining._vocabulary import build_vocabulary, summarize_genes
+    from gfx.models.pretraining._vocabulary import GeneSummary, build_vocabulary, summarize_genes
 
 __all__ = [
     "GeneSummary",
@@ -33,7 +32,7 @@ __all__ = [
 
 #: Modules of what learns from cells; they are loaded on demand.
 _TRAINING = {
-    "GeneSummary": "_gene_summary",
+    "GeneSummary": "_vocabulary",
     "build_vocabulary": "_vocabulary",
     "pretrain": "_pretrain",
     "summarize_genes": "_vocabulary",

@@ -1,9 +1,15 @@
-"""Make a vocabulary from cells, read block by block, or from summaries of cells that were made elsewhere."""
+"""A vocabulary from cells: which genes are detected in how many cells, and the median of each."""
 
 from __future__ import annotations
 
+import json
 import re
+import zipfile
+import zlib
+from collections import Counter, defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +18,6 @@ from scipy import sparse
 
 from gfx._adata import gene_column, gene_names
 from gfx._core.vocabulary import SPECIALS, Vocabulary, plain_id
-from gfx.models.pretraining._gene_summary import GeneSummary, GrowingSummary, Piece
 from gfx.models.pretraining._sources import SourceError, each_source, find_sources
 
 if TYPE_CHECKING:
@@ -28,21 +33,234 @@ TARGET_SUM = 10_000
 #: ENSA is a symbol; an Ensembl id goes on with a number.
 _ENSEMBL_ID = re.compile(r"ENS[A-Z]*\d{11}")
 
+# --- histograms -----------------------------------------------------------------------------------------------------
+
+#: Largest relative error of a median.
+ACCURACY = 0.0005
+
+# Bucket `key` holds values above growth ** (key - 1) and up to growth ** key. The value in between that is returned for
+# all of them differs from none by more than ACCURACY. Bounds are fixed, so that histograms of parts can be added.
+_GROWTH = (1 + ACCURACY) / (1 - ACCURACY)
+_LOG_GROWTH = np.log(_GROWTH)
+
+#: Keys of all positive float64; they are columns of a sparse matrix, so that unused ones cost nothing.
+_FIRST_KEY, _LAST_KEY = (int(np.ceil(np.log(limit) / _LOG_GROWTH)) for limit in (5e-324, np.finfo(np.float64).max))
+_N_BUCKETS = _LAST_KEY - _FIRST_KEY + 1
+
+
+def _histogram(genes: np.ndarray, values: np.ndarray, n_genes: int) -> sparse.csr_array:
+    """Count positive values by gene and bucket, int64 genes × buckets."""
+    columns = np.ceil(np.log(values) / _LOG_GROWTH).astype(np.int32) - _FIRST_KEY
+    ones = np.ones(len(values), np.int64)
+    return sparse.coo_array((ones, (genes, columns)), shape=(n_genes, _N_BUCKETS)).tocsr()
+
+
+def _add(first: sparse.csr_array, second: sparse.csr_array) -> sparse.csr_array:
+    """Add two histograms, one of which may know more genes."""
+    shape = max(first.shape[0], second.shape[0]), _N_BUCKETS
+    first.resize(shape)
+    second.resize(shape)
+    return first + second
+
+
+@dataclass(frozen=True, eq=False)
+class GeneSummary:
+    """In how many cells each gene was detected, and at which values; from :func:`gfx.models.summarize_genes`.
+
+    The distribution of a gene's non-zero values, counts normalised to 10,000 per cell, is kept as a histogram with
+    buckets 0.1 % wide, so that medians are within 0.05 % of the exact ones. It depends on the cells alone and not on
+    the order or the parts in which they came.
+
+    Parameters
+    ----------
+    ids
+        Ensembl ids without version, ascending, `(n_genes,)`.
+    histogram
+        Number of cells by gene and bucket, int64 genes × buckets.
+    symbols
+        Symbols of each gene, in capitals, and how many columns have them; genes without any are left out.
+    gene_types
+        Types of each gene and how many columns have them; genes without any are left out.
+
+    Examples
+    --------
+    >>> import gfx
+    >>> adata = gfx.datasets.toy()
+    >>> sources = [adata[:30], adata[30:]]
+    >>> first, second = (gfx.models.summarize_genes(source, gene_ids="ensembl_id") for source in sources)
+    >>> first.merge(second) == gfx.models.summarize_genes(sources, gene_ids="ensembl_id")
+    True
+    """
+
+    ids: np.ndarray
+    histogram: sparse.csr_array
+    symbols: Mapping[str, Mapping[str, int]]
+    gene_types: Mapping[str, Mapping[str, int]]
+
+    __hash__ = None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, GeneSummary):
+            return NotImplemented
+        arrays, others = self._arrays(), other._arrays()
+        return all(np.array_equal(arrays[key], others[key]) for key in arrays)
+
+    def __repr__(self) -> str:
+        return f"GeneSummary({len(self.ids):,} genes, {self.n_cells.sum():,} detections)"
+
+    @property
+    def n_cells(self) -> np.ndarray:
+        """Number of cells that detect each gene, int64 `(n_genes,)`."""
+        return self.histogram.sum(axis=1)
+
+    def medians(self) -> np.ndarray:
+        """Take the median of each gene over the cells that detect it.
+
+        Where their number is even, it is the mean of the two values in the middle.
+
+        Returns
+        -------
+        float64 `(n_genes,)`, in counts per 10,000, within 0.05 %; NaN for genes that no cell detects.
+        """
+        n_cells = self.n_cells
+        detected = n_cells > 0
+        stops = np.cumsum(self.histogram.data)  # values are numbered gene after gene, ascending within each
+        first = (np.cumsum(n_cells) - n_cells)[detected]
+        middle = np.stack([first + (n_cells[detected] - 1) // 2, first + n_cells[detected] // 2])
+        keys = self.histogram.indices[np.searchsorted(stops, middle, side="right")] + float(_FIRST_KEY)
+        medians = np.full(len(self.ids), np.nan)
+        medians[detected] = (np.exp(keys * _LOG_GROWTH) * 2 / (1 + _GROWTH)).mean(axis=0)
+        return medians
+
+    def merge(self, other: GeneSummary) -> GeneSummary:
+        """Return the summary of the cells of both, which have to be different cells; changes neither."""
+        growing = _GrowingSummary()
+        growing.add_summary(self)
+        growing.add_summary(other)
+        return growing.finish()
+
+    def save(self, path: str | Path) -> Path:
+        """Write to an `.npz` file, the same bytes for the same summary; returns its path.
+
+        Raises
+        ------
+        ValueError
+            The path does not end with `.npz`, by which summaries are recognised among files of cells.
+        """
+        path = Path(path)
+        if path.suffix != ".npz":
+            msg = f"Summaries of genes are kept in `.npz` files, found {path.name!r}. Save to {path.stem + '.npz'!r}."
+            raise ValueError(msg)
+        with path.open("wb") as file:  # numpy adds a suffix to some paths
+            np.savez_compressed(file, **self._arrays())
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> GeneSummary:
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        ValueError
+            The file holds no summary, or not all of it; nothing in it is run.
+        """
+        path = Path(path)
+        try:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+                arrays = {key: file[key] for key in file.files}
+            if arrays.keys() != _ARRAYS:
+                msg = (
+                    f"{path.name} is no summary of genes, it holds {sorted(arrays)[:5]}. "
+                    "Make one with `gfx.models.summarize_genes(...).save(path)`."
+                )
+                raise SourceError(msg)
+            if arrays["accuracy"] != ACCURACY:
+                msg = (
+                    f"{path.name} has medians within {arrays['accuracy']:.2%}, this version of gfx within "
+                    f"{ACCURACY:.2%}. Summarize the cells again."
+                )
+                raise SourceError(msg)
+            ids = arrays["ids"].astype(object)
+            parts = tuple(arrays[key] for key in ("n_cells", "bucket", "first_bucket"))
+            histogram = sparse.csr_array(parts, shape=(len(ids), _N_BUCKETS))
+            histogram.check_format(full_check=True)
+            symbols, gene_types = json.loads(str(arrays["names"]))
+        except SourceError:
+            raise
+        except (AttributeError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            msg = f"{path.name} is no readable summary of genes ({error}). Was it copied or fetched completely?"
+            raise SourceError(msg) from error
+        return cls(ids, histogram, symbols, gene_types)
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """Describe everything by plain arrays, in one order."""
+        return {
+            "accuracy": np.float64(ACCURACY),
+            "ids": self.ids.astype(str),
+            "n_cells": self.histogram.data,
+            "bucket": self.histogram.indices.astype(np.int32),
+            "first_bucket": self.histogram.indptr.astype(np.int64),
+            "names": np.array(json.dumps([self.symbols, self.gene_types], sort_keys=True)),
+        }
+
+
+_ARRAYS = {"accuracy", "ids", "n_cells", "bucket", "first_bucket", "names"}
+
+
+class _GrowingSummary:
+    """A summary while cells are added."""
+
+    def __init__(self) -> None:
+        self.position: dict[str, int] = {}
+        self.symbols: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self.gene_types: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._parts: list[sparse.csr_array] = []
+
+    def positions(self, genes: Sequence[str]) -> np.ndarray:
+        """Return the positions of genes; new ones come last."""
+        return np.array([self.position.setdefault(gene, len(self.position)) for gene in genes], dtype=np.int32)
+
+    def add(self, histogram: sparse.csr_array) -> None:
+        """Add the histogram of some cells, one row for each position; it may be changed."""
+        # Each part has at least twice the entries of the next: few are kept, and an entry is added up few times.
+        while self._parts and self._parts[-1].nnz < 2 * histogram.nnz:
+            histogram = _add(self._parts.pop(), histogram)
+        self._parts.append(histogram)
+
+    def add_summary(self, summary: GeneSummary) -> None:
+        """Add all that another summary holds."""
+        positions = self.positions(summary.ids)
+        entries = summary.histogram.tocoo()
+        rows = (positions[entries.row], entries.col)
+        self.add(sparse.coo_array((entries.data, rows), shape=(len(self.position), _N_BUCKETS)).tocsr())
+        for names, others in ((self.symbols, summary.symbols), (self.gene_types, summary.gene_types)):
+            for gene, counts in others.items():
+                names[gene].update(counts)
+
+    def finish(self) -> GeneSummary:
+        """Return the summary of all that was added."""
+        ids = sorted(self.position)
+        nothing = sparse.csr_array((len(ids), _N_BUCKETS), dtype=np.int64)
+        histogram = reduce(_add, reversed(self._parts), nothing)[[self.position[gene] for gene in ids]]
+        return GeneSummary(np.array(ids, dtype=object), histogram, dict(self.symbols), dict(self.gene_types))
+
+
+# --- from sources ---------------------------------------------------------------------------------------------------
+
 
 def summarize_genes(
     sources: str | Path | AnnData | GeneSummary | Sequence[str | Path | AnnData | GeneSummary],
     *,
     gene_ids: str | None = None,
     gene_types: str | Mapping[str, str] | None = None,
-    max_values: int = 100_000_000,
 ) -> GeneSummary:
-    """Summarize what is seen of each gene in some cells: one part of a vocabulary.
+    """Count in how many cells each gene is detected and at which values: one part of a vocabulary.
 
-    For cells that lie on several machines: summarize them where they are, :meth:`~gfx.models.GeneSummary.save` each
-    summary, and give the files to :func:`gfx.models.build_vocabulary`. The result is that of all sources at once.
+    Use it for cells that lie on several machines: summarize them where they are, :meth:`~gfx.models.GeneSummary.save`
+    each summary, and give the files to :func:`gfx.models.build_vocabulary`. The result is that of all sources at once.
 
-    Cost: one pass over the sources. In memory are 4 bytes for each of `max_values` values, twice that while they are
-    put in order, and one block of cells; sketches take some kilobytes a gene.
+    Cost: one pass over the sources. In memory are a block of cells and a histogram, 12 bytes for each bucket in use:
+    some kilobytes a gene for thousands of cells, some tens of kilobytes for millions.
 
     Parameters
     ----------
@@ -53,8 +271,6 @@ def summarize_genes(
         Column of `var` with Ensembl ids; `None` for `var_names`. Genes without an id are left out.
     gene_types
         Column of `var` with the type of each gene, such as ``"protein_coding"``, or a mapping of Ensembl ids to types.
-    max_values
-        Up to so many non-zero values, of all genes together, medians are exact; beyond, they are within 0.5 %.
 
     Returns
     -------
@@ -72,11 +288,9 @@ def summarize_genes(
     >>> import gfx
     >>> adata = gfx.datasets.toy()
     >>> gfx.models.summarize_genes([adata], gene_ids="ensembl_id")
-    GeneSummary(300 genes, 10,850 detections, exact)
-    >>> gfx.models.summarize_genes([adata], gene_ids="ensembl_id", max_values=1_000)
-    GeneSummary(300 genes, 10,850 detections, medians within 0.5%)
+    GeneSummary(300 genes, 10,850 detections)
     """
-    return _summarize(sources, gene_ids, gene_types, max_values, wanted=None)
+    return _summarize(sources, gene_ids, gene_types, wanted=None)
 
 
 def build_vocabulary(
@@ -87,16 +301,15 @@ def build_vocabulary(
     genes: Sequence[str] | None = None,
     gene_types: str | Mapping[str, str] | None = None,
     min_cells: int = 10,
-    max_values: int = 100_000_000,
 ) -> Vocabulary:
-    """Build a vocabulary from raw counts: the genes detected often enough and their non-zero medians.
+    """Build a vocabulary from raw counts: the genes detected in enough cells, and their non-zero medians.
 
     The median of a gene is taken over the cells that detect it, of counts normalised to 10,000 per cell over all
-    genes. Special tokens are those of the V2 family. Tokens follow ascending Ensembl ids. The order of the sources,
-    and whether they were summarized before, makes no difference.
+    genes, and is within 0.05 % of the exact one. Special tokens are those of the V2 family. Tokens follow ascending
+    Ensembl ids. The order of the sources, and whether they were summarized before, makes no difference.
 
-    Cost: one pass over the sources. In memory are 4 bytes for each of `max_values` values, twice that while they are
-    put in order, and one block of cells; sketches take some kilobytes a gene.
+    Cost: one pass over the sources. In memory are a block of cells and a histogram, 12 bytes for each bucket in use:
+    some kilobytes a gene for thousands of cells, some tens of kilobytes for millions.
 
     Parameters
     ----------
@@ -104,7 +317,7 @@ def build_vocabulary(
         Paths of `.h5ad` or `.zarr` files, or AnnData objects, with raw counts in `X`, read block by block; summaries
         from :func:`gfx.models.summarize_genes`, or paths of `.npz` files that hold them.
     name
-        What to call the vocabulary.
+        Name of the vocabulary.
     gene_ids
         Column of `var` with Ensembl ids; `None` for `var_names`. Genes without an id are left out.
     genes
@@ -113,9 +326,6 @@ def build_vocabulary(
         Column of `var` with the type of each gene, such as ``"protein_coding"``, or a mapping of Ensembl ids to types.
     min_cells
         Genes detected in fewer cells are left out.
-    max_values
-        Up to so many non-zero values, of all genes together, medians are exact; beyond, they are within 0.5 %. Where a
-        summary was made with fewer, its number holds.
 
     Returns
     -------
@@ -140,7 +350,7 @@ def build_vocabulary(
         msg = f"`min_cells={min_cells}`: a gene that no cell detects has no median; give 1 or more."
         raise ValueError(msg)
     wanted = None if genes is None else {plain_id(gene) for gene in genes}
-    summary = _summarize(sources, gene_ids, gene_types, max_values, wanted)
+    summary = _summarize(sources, gene_ids, gene_types, wanted)
     kept = summary.n_cells >= min_cells
     if wanted is not None:  # a summary made before knows others, too
         kept &= np.array([gene in wanted for gene in summary.ids], dtype=bool)
@@ -155,10 +365,10 @@ def build_vocabulary(
 
 def _to_vocabulary(summary: GeneSummary, kept: np.ndarray, name: str, given_types: Mapping[str, str]) -> Vocabulary:
     ids = summary.ids[kept].tolist()
-    symbols = [_most_often(summary.symbols.get(gene)) for gene in ids]
+    symbols = [_most_frequent(summary.symbols.get(gene)) for gene in ids]
     taken = set(symbols)
     given = {plain_id(gene): kind for gene, kind in given_types.items()}
-    types = [given.get(gene) or _most_often(summary.gene_types.get(gene)) for gene in ids]
+    types = [given.get(gene) or _most_frequent(summary.gene_types.get(gene)) for gene in ids]
     none = [""] * len(SPECIALS)
     return Vocabulary(
         name=name,
@@ -173,8 +383,8 @@ def _to_vocabulary(summary: GeneSummary, kept: np.ndarray, name: str, given_type
     )
 
 
-def _most_often(names: Mapping[str, int] | None) -> str:
-    """Choose the name seen most often; of several, the last by alphabet, so that the order does not matter."""
+def _most_frequent(names: Mapping[str, int] | None) -> str:
+    """Choose the most frequent name; of several, the last by alphabet, so that the order does not matter."""
     return max(names, key=lambda name: (names[name], name)) if names else ""
 
 
@@ -182,12 +392,8 @@ def _summarize(
     sources: str | Path | AnnData | GeneSummary | Sequence[str | Path | AnnData | GeneSummary],
     gene_ids: str | None,
     gene_types: str | Mapping[str, str] | None,
-    max_values: int,
     wanted: Collection[str] | None,
 ) -> GeneSummary:
-    if max_values < 0:
-        msg = f"`max_values={max_values}` is a number of values to keep; give 0 or more."
-        raise ValueError(msg)
     if isinstance(gene_types, Mapping):
         gene_types = {plain_id(gene): kind for gene, kind in gene_types.items()}
         wrong = [gene for gene, kind in gene_types.items() if not isinstance(kind, str)]
@@ -199,27 +405,23 @@ def _summarize(
     elif not isinstance(gene_types, str | None):
         msg = f"`gene_types` is a column of `var` or a mapping of Ensembl ids, found {type(gene_types).__name__}."
         raise TypeError(msg)
-    growing = GrowingSummary(max_values)
+    growing = _GrowingSummary()
 
     def add(source: Source) -> None:
         if isinstance(source.place, GeneSummary):
             growing.add_summary(source.place)
         elif isinstance(source.place, Path) and source.place.suffix == ".npz":
-            try:
-                growing.add_summary(GeneSummary.load(source.place))
-            except ValueError as error:  # begins with the file's name
-                raise SourceError(*error.args) from error
+            growing.add_summary(GeneSummary.load(source.place))
         else:
             with source.open() as opened:
                 _add_cells(growing, opened, gene_types, wanted)
 
-    found = find_sources([sources] if isinstance(sources, GeneSummary) else sources, gene_ids)
-    each_source(found, add, kept="")
+    each_source(find_sources([sources] if isinstance(sources, GeneSummary) else sources, gene_ids), add, kept="")
     return growing.finish()
 
 
 def _add_cells(
-    growing: GrowingSummary,
+    growing: _GrowingSummary,
     opened: OpenSource,
     gene_types: str | Mapping[str, str] | None,
     wanted: Collection[str] | None,
@@ -240,23 +442,17 @@ def _add_cells(
     symbols = gene_names(opened.var.index)
     for i in columns:
         symbol = symbols[i].upper()
-        is_symbol = symbol and plain_id(symbol) != ids[i]
-        growing.add_names(ids[i], {symbol: 1} if is_symbol else {}, {types[i]: 1} if types[i] else {})
-    positions = [growing.add_gene(ids[i]) for i in columns]
+        if symbol and plain_id(symbol) != ids[i]:
+            growing.symbols[ids[i]][symbol] += 1
+        if types[i]:
+            growing.gene_types[ids[i]][types[i]] += 1
+    positions = growing.positions([ids[i] for i in columns])
+    n_genes = len(growing.position)
     # Columns of the same gene are summed.
-    selector = sparse.csr_array((np.ones(len(columns)), (columns, positions)), shape=(len(ids), len(growing.position)))
+    selector = sparse.csr_array((np.ones(len(columns)), (columns, positions)), shape=(len(ids), n_genes))
     for block in opened.blocks():
-        growing.add(_normalised(block, selector))
-
-
-def _normalised(block: sparse.csr_array, selector: sparse.csr_array) -> Piece:
-    """Choose genes from a block of counts and normalise them to the depth of the whole cell."""
-    depth = block @ np.ones(block.shape[1])
-    scale = np.divide(TARGET_SUM, depth, out=np.zeros_like(depth), where=depth > 0)
-    chosen = block @ selector
-    chosen.data *= np.repeat(scale, np.diff(chosen.indptr))
-    chosen.eliminate_zeros()
-    by_gene = chosen.tocsc()
-    counts = np.diff(by_gene.indptr)
-    genes = np.flatnonzero(counts)
-    return Piece(genes, counts[genes].astype(np.int64), by_gene.data.astype(np.float32))
+        depth = block @ np.ones(block.shape[1])
+        chosen = block @ selector
+        chosen.eliminate_zeros()
+        values = chosen.data * np.repeat(TARGET_SUM / np.maximum(depth, 1), np.diff(chosen.indptr))
+        growing.add(_histogram(chosen.indices, values, n_genes))
