@@ -62,7 +62,6 @@ LOADS: dict[str, set[str]] = {
         "numpy",
         "pandas",
         "pooch",
-        "pyarrow",
         "requests",
         "safetensors",
         "scipy",

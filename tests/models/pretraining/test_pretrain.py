@@ -125,7 +125,7 @@ def assert_same_weights(folder: Path, other: Path) -> None:
 
 def held_cells(folder: Path, seed: int = 0) -> MaskedCells:
     """Read the cells that the report says were held out, as they are evaluated."""
-    rows = TokenShards(sorted((folder / "tokens").glob("*.arrow")))
+    rows = TokenShards(sorted((folder / "tokens").glob("*.npy")))
     ((_, cells),) = report(folder)["held_out"].items()
     return MaskedCells(rows, np.array(cells), load(folder).vocabulary, seed=seed, hide_all=True)
 

@@ -1,4 +1,4 @@
-"""Cells as tokens on disk: one Arrow file for each source, written once, and read in place ever after."""
+"""Cells as tokens on disk: one file for each source, written once and memory-mapped ever after."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import re
 from bisect import bisect_right
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import numpy as np
-import pyarrow as pa
 
 from gfx import _log
 from gfx._adata import match_genes
@@ -32,6 +31,9 @@ ENCODING = 1
 
 #: A cell of one gene has no context to learn from.
 FEWEST_GENES = 2
+
+#: Shards that a process maps at a time.
+MOST_OPEN = 128
 
 
 def encode_sources(sources: Sequence[Source], vocabulary: Vocabulary, max_length: int, folder: Path) -> TokenShards:
@@ -85,7 +87,7 @@ def encode_sources(sources: Sequence[Source], vocabulary: Vocabulary, max_length
 class TokenShards:
     """Cells as tokens, read from the disk when they are asked for.
 
-    Reaches worker processes as paths, which they open for themselves. In memory are 4 bytes a cell.
+    Worker processes receive the paths and open them for themselves. In memory are 12 bytes a cell.
 
     Parameters
     ----------
@@ -100,19 +102,19 @@ class TokenShards:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = [Path(path).absolute() for path in paths]
-        shards = [_open_shard(path) for path in self.paths]
-        #: What the sources are called.
+        shards = [_read_account(path) for path in self.paths]
+        #: Names of the sources.
         self.names = [shard.name for shard in shards]
-        #: Cells of each source that are here, and that were left out, int64 `(n_sources,)`.
-        self.n_cells = np.array([shard.n_cells for shard in shards], dtype=np.int64)
-        self.n_left_out = np.array([shard.n_left_out for shard in shards], dtype=np.int64)
+        #: Number of cells of each source, int64 `(n_sources,)`.
+        self.n_cells = np.array([len(shard.lengths) for shard in shards], dtype=np.int64)
         #: Fingerprint of all tokens in their order, wherever the files are and whenever they were written.
         self.content_sha256 = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()
-        self._blocks = [block for shard in shards for block in shard.blocks]
-        block_lengths = [np.diff(begins) for begins, _ in self._blocks]
         #: Tokens of each cell, special ones included, int32 `(n_cells,)`.
-        self.lengths = np.concatenate([np.zeros(0, np.int32), *block_lengths])
-        self._first_cells = np.cumsum([0, *map(len, block_lengths)]).tolist()
+        self.lengths = np.concatenate([np.zeros(0, np.int32), *(shard.lengths for shard in shards)])
+        self._begins = [np.concatenate([[0], np.cumsum(shard.lengths, dtype=np.int64)]) for shard in shards]
+        self._first_cells = np.cumsum([0, *self.n_cells]).tolist()
+        # A mapped file takes a file descriptor, of which a process has few.
+        self._tokens = lru_cache(MOST_OPEN)(lambda shard: np.asarray(np.load(self.paths[shard], mmap_mode="r")))
 
     def __len__(self) -> int:
         return self._first_cells[-1]
@@ -120,21 +122,18 @@ class TokenShards:
     def __getitem__(self, cell: int) -> np.ndarray:
         """Return the tokens of a cell: a view of the file, unsigned, not to be written to."""
         cell = range(len(self))[cell]
-        block = bisect_right(self._first_cells, cell) - 1
-        begins, tokens = self._blocks[block]
-        at = cell - self._first_cells[block]
-        return tokens[begins[at] : begins[at + 1]]
+        shard = bisect_right(self._first_cells, cell) - 1
+        begins, within = self._begins[shard], cell - self._first_cells[shard]
+        return self._tokens(shard)[begins[within] : begins[within + 1]]
 
     def __reduce__(self) -> tuple[type[TokenShards], tuple[list[Path]]]:
         return TokenShards, (self.paths,)
 
-    @cached_property
-    def source_of(self) -> np.ndarray:
-        """Position of each cell's source in `names`, int32 `(n_cells,)`."""
-        return np.repeat(np.arange(len(self.names), dtype=np.int32), self.n_cells)
-
 
 # --- one shard ------------------------------------------------------------------------------------------------------
+
+# A shard is three arrays in numpy's format, one behind the other in one file: all tokens, which is what `numpy.load`
+# returns; the length of each cell; and a text in JSON with the source's name and a fingerprint of all tokens.
 
 
 class ShardError(ValueError):
@@ -142,17 +141,12 @@ class ShardError(ValueError):
 
 
 @dataclass(frozen=True)
-class _Shard:
-    """What is in a file: for each block where its cells begin, `(n_cells + 1,)`, and their tokens, one row."""
+class _Account:
+    """What is known of a shard beside its tokens; `lengths` int32 `(n_cells,)`."""
 
     name: str
-    n_left_out: int
     sha256: str
-    blocks: list[tuple[np.ndarray, np.ndarray]]
-
-    @property
-    def n_cells(self) -> int:
-        return sum(len(begins) - 1 for begins, _ in self.blocks)
+    lengths: np.ndarray
 
 
 def _encoding_sha256(vocabulary: Vocabulary, max_length: int) -> str:
@@ -164,14 +158,14 @@ def _encoding_sha256(vocabulary: Vocabulary, max_length: int) -> str:
 
 def _shard_name(source: Source, how: str) -> str:
     stem = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(source.name).stem)[:100]
-    return f"{stem}-{hashlib.sha256(f'{source.fingerprint} {how}'.encode()).hexdigest()[:12]}.arrow"
+    return f"{stem}-{hashlib.sha256(f'{source.fingerprint} {how}'.encode()).hexdigest()[:12]}.npy"
 
 
 def _is_whole(path: Path) -> bool:
     if not path.exists():
         return False
     try:
-        _open_shard(path)
+        _read_account(path)
     except ShardError as error:
         _log.info(f"{error} This is done now.")
         return False
@@ -179,38 +173,35 @@ def _is_whole(path: Path) -> bool:
 
 
 def _write_shard(path: Path, source: Source, vocabulary: Vocabulary, max_length: int) -> None:
-    column = pa.list_(pa.from_numpy_dtype(vocabulary.token_dtype))
-    schema = pa.schema([pa.field("tokens", column)], metadata={"source": source.name})
     fewest = vocabulary.n_specials + FEWEST_GENES
-    n_read = n_kept = 0
+    header = {"descr": np.lib.format.dtype_to_descr(vocabulary.token_dtype), "fortran_order": False, "shape": (0,)}
+    n_read, kept_lengths = 0, [np.zeros(0, np.int32)]
     all_lengths, all_tokens = hashlib.sha256(), hashlib.sha256()  # apart, so that it does not matter where blocks end
     part = path.with_suffix(f".{uuid4().hex}.part")
     try:
-        with (
-            closing(_encoded_blocks(source, vocabulary, max_length)) as blocks,
-            pa.OSFile(str(part), "wb") as file,
-            pa.ipc.new_file(file, schema) as shard,
-        ):
+        with closing(_encoded_blocks(source, vocabulary, max_length)) as blocks, part.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
             for encoded, lengths in blocks:
                 kept = lengths >= fewest
                 n_read += len(kept)
-                n_kept += int(kept.sum())
                 lengths, encoded = lengths[kept], encoded[kept]  # noqa: PLW2901 - what was left out is not needed
                 tokens = encoded[np.arange(encoded.shape[1]) < lengths[:, None]]
-                begins = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
                 all_lengths.update(lengths.tobytes())
                 all_tokens.update(tokens.tobytes())
-                rows = pa.ListArray.from_arrays(begins, tokens, type=column)
-                shard.write_batch(pa.record_batch([rows], schema=schema))
-            # What is known only now stands at the end, with a block of no cells.
+                kept_lengths.append(lengths.astype(np.int32))
+                file.write(tokens.tobytes())
+            lengths = np.concatenate(kept_lengths)
             sha256 = hashlib.sha256(all_lengths.digest() + all_tokens.digest()).hexdigest()
-            account = {"n_read": str(n_read), "n_left_out": str(n_read - n_kept), "sha256": sha256}
-            shard.write_batch(pa.record_batch([pa.array([], column)], schema=schema), custom_metadata=account)
+            np.save(file, lengths)
+            np.save(file, np.array(json.dumps({"name": source.name, "sha256": sha256})))
+            file.seek(0)  # numpy leaves room for a larger number
+            np.lib.format.write_array_header_1_0(file, header | {"shape": (int(lengths.sum(dtype=np.int64)),)})
         _put_in_place(part, path)
     finally:
         part.unlink(missing_ok=True)
-    left_out = f"; {n_read - n_kept:,} with fewer than {FEWEST_GENES} genes left out" if n_kept < n_read else ""
-    _log.info(f"{source.name}: {n_kept:,} cells written as tokens{left_out}")
+    n_left_out = n_read - len(lengths)
+    left_out = f"; {n_left_out:,} with fewer than {FEWEST_GENES} genes left out" if n_left_out else ""
+    _log.info(f"{source.name}: {len(lengths):,} cells written as tokens{left_out}")
 
 
 def _encoded_blocks(source: Source, vocabulary: Vocabulary, max_length: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -232,28 +223,17 @@ def _put_in_place(part: Path, path: Path) -> None:
         superfluous.unlink(missing_ok=True)
 
 
-def _open_shard(path: Path) -> _Shard:
-    # What was read stays mapped when the file is closed, so that any number of shards may be open.
-    with pa.memory_map(str(path)) as file:
-        try:
-            return _read_shard(pa.ipc.open_file(file))
-        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-            msg = f"{path} is not a whole shard of tokens ({error}): it has to be deleted and made anew."
-            raise ShardError(msg) from error
-
-
-def _read_shard(reader: pa.RecordBatchFileReader) -> _Shard:
-    last = reader.num_record_batches - 1
-    account = reader.get_batch_with_custom_metadata(last).custom_metadata
-    blocks = []
-    for at in range(last):
-        batch = reader.get_batch(at)
-        batch.validate(full=True)  # cells that begin where they may; looks at no token
-        rows = batch.column("tokens")
-        blocks.append((rows.offsets.to_numpy(), rows.values.to_numpy()))
-    return _Shard(
-        name=reader.schema.metadata[b"source"].decode(),
-        n_left_out=int(account[b"n_left_out"]),
-        sha256=account[b"sha256"].decode(),
-        blocks=blocks,
-    )
+def _read_account(path: Path) -> _Account:
+    """Read all of a shard but its tokens, and check that these are there."""
+    try:
+        tokens = np.load(path, mmap_mode="r")
+        with path.open("rb") as file:
+            file.seek(tokens.offset + tokens.nbytes)
+            lengths, account = np.load(file), json.loads(str(np.load(file)))
+        if lengths.min(initial=1) < 1 or lengths.sum(dtype=np.int64) != len(tokens):
+            msg = f"cells of {lengths.sum(dtype=np.int64)} tokens in all, but {len(tokens)} tokens"
+            raise ValueError(msg)
+        return _Account(account["name"], account["sha256"], lengths)
+    except (AttributeError, EOFError, KeyError, OSError, TypeError, ValueError) as error:
+        msg = f"{path} is not a whole shard of tokens ({error}): it has to be deleted and made anew."
+        raise ShardError(msg) from error
