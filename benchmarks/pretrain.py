@@ -42,7 +42,7 @@ import gfx
 from gfx._engine.examples import NOTHING, MaskedCells
 from gfx._engine.masked_model import MaskedGeneModel, read_model
 from gfx._engine.training import DEFAULTS, masked_accuracy
-from gfx.models._configurations import CONFIGURATIONS
+from gfx.models._registry import CONFIGURATIONS
 from gfx.models.pretraining._pretrain import _make_model, _split
 from gfx.models.pretraining._shards import encode_sources
 from gfx.models.pretraining._sources import find_sources

@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from gfx.models._registry import FileEntry, ModelCard, Registry, published
-from gfx.models._store import Store
+from gfx.models._registry import FileEntry, ModelCard, Registry, Store, published
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

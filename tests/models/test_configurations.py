@@ -7,8 +7,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from gfx.models import load
-from gfx.models._configurations import CONFIGURATIONS
-from gfx.models._registry import published
+from gfx.models._registry import CONFIGURATIONS, published
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)

@@ -16,8 +16,7 @@ from safetensors.numpy import load_file, save_file
 import gfx
 from gfx._core.vocabulary import Vocabulary
 from gfx.models._load import _tell_of_embedded, load_from
-from gfx.models._registry import published
-from gfx.models._store import Store, file_sha256
+from gfx.models._registry import Store, file_sha256, published
 from gfx.models._vocabulary_file import write_vocabulary
 
 if TYPE_CHECKING:
@@ -268,7 +267,7 @@ def test_without_a_name_the_settings_decide(own_folder: Path, toy_folder: Path) 
 def test_without_any_name_the_embedded_model_is_used_and_said_so_once(
     toy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("gfx.models._store.EMBEDDED_FOLDER", toy_folder)
+    monkeypatch.setattr("gfx.models._registry.EMBEDDED_FOLDER", toy_folder)
     card = replace(published().models["V1-10M"], name="mini", files=(), embedded=True)
     store = Store(registry=replace(published(), models={"mini": card}), folder=tmp_path / "cache")
     _tell_of_embedded.cache_clear()

@@ -2,17 +2,18 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import socket
 import subprocess
 import sys
 import threading
+import traceback
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 import gfx
-from gfx.models._registry import published
-from gfx.models._store import Store, default_store, file_sha256
+from gfx.models._registry import Store, default_store, file_sha256, published
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,8 +81,9 @@ def test_a_broken_transfer_is_started_again(store: Store, hub: Hub) -> None:
 def test_a_transfer_that_stays_broken_leaves_nothing_and_the_next_call_goes_on(store: Store, hub: Hub) -> None:
     path = path_of(store, "model.safetensors")
     hub.broken[path] = 1
-    with pytest.raises(RuntimeError, match=r"(?s)Could not fetch model\.safetensors.*by hand"):
+    with pytest.raises(RuntimeError, match=r"(?s)Could not fetch model\.safetensors.*by hand") as caught:
         store.fetch("small")
+    assert_shown_alone(caught.value)
     assert list(contents(store.folder)) == ["small/config.json"]
     store.fetch("small")
     assert hub.asked == {path_of(store, "config.json"): 1, path: 2}
@@ -90,8 +92,11 @@ def test_a_transfer_that_stays_broken_leaves_nothing_and_the_next_call_goes_on(s
 def test_other_bytes_than_published_are_refused_and_not_kept(store: Store, hub: Hub) -> None:
     path = path_of(store, "model.safetensors")
     hub.files[path] = hub.files[path][:-1] + b"?"
-    with pytest.raises(RuntimeError, match=r"(?s)model\.safetensors is not the published file: its sha256 differs"):
+    with pytest.raises(
+        RuntimeError, match=r"(?s)model\.safetensors is not the published file: its sha256 differs"
+    ) as caught:
         store.fetch("small")
+    assert_shown_alone(caught.value)
     assert list(contents(store.folder)) == ["small/config.json"]
     assert not store.holds(store.registry.models["small"])
 
@@ -103,12 +108,25 @@ def test_a_file_that_is_not_there_says_which_and_where(store: Store, hub: Hub) -
     for part in ("404", "config.json", f"{len(content)} bytes", sha256(content), str(store.folder), hub.url):
         assert part in str(caught.value)
     assert contents(store.folder) == {}
+    assert_shown_alone(caught.value)
 
 
-def test_no_server_at_all(store: Store) -> None:
-    nowhere = replace(store, registry=replace(store.registry, base_url="http://127.0.0.1:9"))
-    with pytest.raises(RuntimeError, match=r"Could not fetch config\.json"):
-        nowhere.fetch("small")
+def test_no_server_at_all_is_said_without_the_chain_of_socket_errors(store: Store) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # nobody listens there
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        nowhere = replace(store, registry=replace(store.registry, base_url=address))
+        with pytest.raises(RuntimeError, match=r"^Could not fetch config\.json: .*Connection refused") as caught:
+            nowhere.fetch("small")
+    for entry in store.registry.models["small"].files:
+        assert entry.url(address) in str(caught.value), "all that is missing, for whoever cannot connect"
+    assert_shown_alone(caught.value)
+
+
+def assert_shown_alone(error: RuntimeError) -> None:
+    shown = "".join(traceback.format_exception(error))
+    assert shown.count("Traceback") == 1
+    assert shown.endswith(f"RuntimeError: {error}\n")
 
 
 def test_a_cache_that_cannot_be_written_names_the_setting(store: Store, tmp_path: Path) -> None:

@@ -21,8 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification, BertModel
 
 import gfx
-from gfx.models._registry import FileEntry, published
-from gfx.models._store import Store
+from gfx.models._registry import FileEntry, Store, published
 from gfx.models._vocabulary_file import write_vocabulary
 
 if TYPE_CHECKING:

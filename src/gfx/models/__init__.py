@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from gfx.models._load import Model, load
-from gfx.models._store import default_store
+from gfx.models._registry import default_store
 
 if TYPE_CHECKING:
     from pathlib import Path

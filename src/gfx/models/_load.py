@@ -13,15 +13,13 @@ from gfx._core.vocabulary import Vocabulary
 from gfx._log import info, shows_progress
 from gfx._settings import settings
 from gfx.models._dictionaries import is_lfs_pointer, read_published_vocabulary
-from gfx.models._registry import EMBEDDED_FOLDER, ModelCard, VocabularyCard
-from gfx.models._store import default_store, file_sha256
+from gfx.models._registry import EMBEDDED_FOLDER, ModelCard, VocabularyCard, default_store, file_sha256
 from gfx.models._vocabulary_file import VOCABULARY_FILE, read_vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gfx.models._registry import Registry
-    from gfx.models._store import Store
+    from gfx.models._registry import Registry, Store
 
 _SAFE_WEIGHTS, _OLD_WEIGHTS = "model.safetensors", "pytorch_model.bin"
 _BLOCK = re.compile(r"encoder\.layer\.(\d+)\.")

@@ -1,4 +1,4 @@
-"""The published models and vocabularies, as `registry.toml` lists them."""
+"""The published models and vocabularies, as `registry.toml` lists them, and the cache that holds fetched ones."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import pandas as pd
+
+from gfx._log import info, shows_progress
+from gfx._settings import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 REGISTRY_FILE = Path(__file__).with_name("registry.toml")
 #: The model inside the package.
@@ -157,12 +162,7 @@ def read_registry(path: Path) -> Registry:
     content = tomllib.loads(path.read_text(encoding="utf-8"))
     vocabularies = {
         name: VocabularyCard(
-            name=name,
-            description=entry["description"],
-            licence=entry["licence"],
-            n_tokens=entry["n_tokens"],
-            specials=tuple(entry["specials"]),
-            files=_files(entry),
+            name=name, files=_files(entry), specials=tuple(entry["specials"]), **_fields(entry, "n_tokens")
         )
         for name, entry in content["vocabularies"].items()
     }
@@ -174,19 +174,17 @@ def read_registry(path: Path) -> Registry:
         files = _files(entry) + vocabulary.files
         models[name] = ModelCard(
             name=name,
-            description=entry["description"],
-            licence=entry["licence"],
-            parameters=entry["parameters"],
-            n_blocks=entry["n_blocks"],
-            hidden_size=entry["hidden_size"],
-            input_size=entry["input_size"],
-            vocabulary=vocabulary.name,
             specials=vocabulary.specials,
             files=files,
             size=sum(file.size for file in files),
             also_known_as=tuple(entry["also_known_as"]),
+            **_fields(entry, "parameters", "n_blocks", "hidden_size", "input_size", "vocabulary"),
         )
     return Registry(base_url=content["base_url"], models=models, vocabularies=vocabularies)
+
+
+def _fields(entry: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: entry[name] for name in ("description", "licence", *names)}
 
 
 def _files(entry: Mapping[str, Any]) -> tuple[FileEntry, ...]:
@@ -202,8 +200,6 @@ def _embedded_card(entry: Mapping[str, Any]) -> ModelCard:
         parameters = sum(prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
     return ModelCard(
         name=EMBEDDED_FOLDER.name,
-        description=entry["description"],
-        licence=entry["licence"],
         parameters=parameters,
         n_blocks=config["num_hidden_layers"],
         hidden_size=config["hidden_size"],
@@ -213,4 +209,185 @@ def _embedded_card(entry: Mapping[str, Any]) -> ModelCard:
         files=(),
         size=sum(file.stat().st_size for file in EMBEDDED_FOLDER.iterdir() if file.is_file()),
         embedded=True,
+        **_fields(entry),
     )
+
+
+# --- sizes ----------------------------------------------------------------------------------------------------------
+
+
+def _size(blocks: int, width: int, inner: int, *, tokens: int, dropout: float, head: int = 64) -> dict[str, Any]:
+    return {
+        "num_hidden_layers": blocks,
+        "hidden_size": width,
+        "num_attention_heads": width // head,
+        "intermediate_size": inner,
+        "max_position_embeddings": tokens,
+        "hidden_act": "relu",
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout,
+    }
+
+
+#: The published sizes, and that of the embedded model, as fields of `transformers.BertConfig`. The embedded one has no
+#: dropout: what is masked differs in every epoch, and drawing random numbers costs a CPU a tenth of its time.
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "mini": _size(4, 128, 512, tokens=2048, dropout=0.0, head=32),
+    "V1-10M": _size(6, 256, 512, tokens=2048, dropout=0.02),
+    "gf-12L-30M": _size(12, 512, 1024, tokens=2048, dropout=0.02),
+    "gf-12L-95M": _size(12, 512, 1024, tokens=4096, dropout=0.02),
+    "gf-20L-95M": _size(20, 896, 1792, tokens=4096, dropout=0.02),
+    "V2-104M": _size(12, 768, 3072, tokens=4096, dropout=0.1),
+    "V2-316M": _size(18, 1152, 4608, tokens=4096, dropout=0.1),
+}
+
+# --- the cache ------------------------------------------------------------------------------------------------------
+
+
+def file_sha256(path: Path) -> str:
+    """Hash a file; asked again in the same process, only if the file has changed since."""
+    path = path.resolve()
+    state = path.stat()
+    return _hash(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _hash(path: Path, _size: int, _changed: int) -> str:
+    import pooch
+
+    return pooch.file_hash(path, alg="sha256")
+
+
+def default_store() -> Store:
+    """Use the cache and the connection that the settings allow."""
+    folder = settings.cache_dir
+    if folder is None:
+        import pooch
+
+        folder = pooch.os_cache("gfx")
+    return Store(registry=published(), folder=folder, offline=settings.offline)
+
+
+@dataclass(frozen=True)
+class Store:
+    """One folder per model or vocabulary, each complete in itself.
+
+    Parameters
+    ----------
+    registry
+        What can be fetched, and from where.
+    folder
+        Where fetched files are kept.
+    offline
+        Open no connection.
+    attempts
+        How often a file is asked for before giving up, with growing pauses.
+    """
+
+    registry: Registry
+    folder: Path
+    offline: bool = False
+    attempts: int = 3
+
+    def folder_of(self, card: ModelCard | VocabularyCard) -> Path:
+        """Where the files of a card belong."""
+        return EMBEDDED_FOLDER if isinstance(card, ModelCard) and card.embedded else self.folder / card.name
+
+    def holds(self, card: ModelCard | VocabularyCard) -> bool:
+        """Whether all files are there in their full size; hashes are checked when they are used."""
+        return not any(_bytes(self.folder_of(card) / file.name) != file.size for file in card.files)
+
+    def fetch(self, name: str) -> Path:
+        """Make sure that the files of a model or vocabulary are there and whole; return their folder."""
+        card = self.registry.get(name)
+        folder = self.folder_of(card)
+        missing = [file for file in card.files if not _is_whole(folder / file.name, file)]
+        if missing and self.offline:
+            self._fail(f"{card.name} is not complete in the cache, and gfx is offline.", missing, folder)
+        if missing:
+            info(f"Fetching {card.name} ({megabytes(sum(file.size for file in missing))}) into {folder}.")
+            self._download(missing, folder)
+        return folder
+
+    def _download(self, missing: Sequence[FileEntry], folder: Path) -> None:
+        import pooch
+        from requests import RequestException
+
+        cache = pooch.create(
+            path=folder,
+            base_url=self.registry.base_url,
+            registry={file.name: f"sha256:{file.sha256}" for file in missing},
+            urls={file.name: file.url(self.registry.base_url) for file in missing},
+            retry_if_failed=self.attempts - 1,
+        )
+        over_http = pooch.HTTPDownloader(progressbar=shows_progress(), chunk_size=1 << 20)
+        # pooch writes beside the target and moves only what has the right hash: several processes may fetch at once.
+        for number, file in enumerate(missing):
+            try:
+                fetched = Path(cache.fetch(file.name, downloader=over_http))
+                fetched.chmod(0o644)  # pooch's temporary files are the user's alone; a cache may be shared
+                continue
+            except RequestException as error:
+                problem = f"Could not fetch {file.name}: {_first_cause(error)}."
+            except ValueError:
+                problem = (
+                    f"What was sent as {file.name} is not the published file: its sha256 differs. It was not kept."
+                )
+            except OSError as error:
+                problem = (
+                    f"Could not write to the cache: {error}. `gfx.settings.cache_dir` or GFX_CACHE_DIR names another."
+                )
+            self._fail(problem, missing[number:], folder)
+
+    def _fail(self, problem: str, missing: Sequence[FileEntry], folder: Path) -> NoReturn:
+        lines = [problem, "To put the missing files there by hand:"]
+        for file in missing:
+            path = folder / file.name
+            there = "" if _bytes(path) is None else f" (the file there now, {_bytes(path):,} bytes, is another one)"
+            lines += [
+                f"- {file.url(self.registry.base_url)}",
+                f"  to {path}{there}",
+                f"  {file.size:,} bytes, sha256 {file.sha256}",
+            ]
+        raise RuntimeError("\n".join(lines)) from None
+
+    def available(self) -> pd.DataFrame:
+        """List all models."""
+        return pd.DataFrame(
+            {
+                "parameters": card.parameters,
+                "input_size": card.input_size,
+                "vocabulary": card.vocabulary,
+                "specials": " ".join(card.specials),
+                "licence": card.licence,
+                "megabytes": round(card.size / 1e6, 1),
+                "cached": self.holds(card),
+                "description": card.description,
+            }
+            for card in self.registry.models.values()
+        ).set_index(pd.Index(list(self.registry.models), name="name"))
+
+    def cached(self) -> pd.DataFrame:
+        """List what is in the cache."""
+        rows = {}
+        for card in (*self.registry.models.values(), *self.registry.vocabularies.values()):
+            sizes = [size for file in card.files if (size := _bytes(self.folder / card.name / file.name)) is not None]
+            if sizes:
+                rows[card.name] = (self.holds(card), round(sum(sizes) / 1e6, 1), str(self.folder_of(card)))
+        index = pd.Index(list(rows), name="name", dtype=object)
+        return pd.DataFrame(list(rows.values()), columns=["complete", "megabytes", "folder"], index=index)
+
+
+def _bytes(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
+def _is_whole(path: Path, file: FileEntry) -> bool:
+    return _bytes(path) == file.size and file_sha256(path) == file.sha256
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """Return the error below all that were raised because of it, such as that of a socket."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error

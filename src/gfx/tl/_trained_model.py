@@ -10,7 +10,7 @@ import numpy as np
 
 from gfx.models import load
 from gfx.models._plan import PLAN_FILE
-from gfx.models._store import file_sha256
+from gfx.models._registry import file_sha256
 from gfx.models._vocabulary_file import write_vocabulary
 
 if TYPE_CHECKING:

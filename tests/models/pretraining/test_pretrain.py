@@ -26,8 +26,8 @@ from gfx._engine.examples import MaskedCells
 from gfx._engine.masked_model import read_model
 from gfx._engine.training import masked_accuracy
 from gfx.models import build_vocabulary, load, pretrain
-from gfx.models._configurations import CONFIGURATIONS
 from gfx.models._plan import keep_to_plan
+from gfx.models._registry import CONFIGURATIONS
 from gfx.models._vocabulary_file import write_vocabulary
 from gfx.models.pretraining._coexpression import find_coexpression
 from gfx.models.pretraining._pretrain import GENE_RATE_WHEN_STARTED, _each_stage, _what_to_train

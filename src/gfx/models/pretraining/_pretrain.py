@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gfx import _log
-from gfx.models._configurations import CONFIGURATIONS
 from gfx.models._load import Model, load
 from gfx.models._plan import keep_to_plan
+from gfx.models._registry import CONFIGURATIONS
 from gfx.models._vocabulary_file import VOCABULARY_FILE, read_vocabulary, write_vocabulary
 from gfx.models.pretraining._coexpression import find_coexpression
 from gfx.models.pretraining._rank_baseline import rank_baseline
