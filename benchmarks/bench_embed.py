@@ -97,7 +97,7 @@ def measure(which: str, name: str, n_cells: int, result: Path) -> None:
     model = gfx.models.load(Path(name))
     adata = make_cells(n_cells, model.vocabulary)
     gfx.pp.tokenize(adata, model=model)
-    ids, lengths = adata.obsm["gfx_tokens"], adata.obs["gfx_n_tokens"].to_numpy()
+    ids, lengths = adata.obsm["gfx_tokens"], adata.obs["gfx_tokens_n"].to_numpy()
     gfx.tl.embed(adata[:BATCH].copy(), model=model, dtype=which.removeprefix("gfx-"))  # warm up
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()

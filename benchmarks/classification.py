@@ -125,7 +125,7 @@ def compare_speed(data: Path, n_cells: int, n_naive: int, length: int) -> dict[s
     model = gfx.models.load(MODEL)
     adata = read_cells(sorted((data / "cells" / "train").glob("*.h5ad")), 10**9)
     gfx.pp.tokenize(adata, model=model)
-    lengths = adata.obs["gfx_n_tokens"].to_numpy()
+    lengths = adata.obs["gfx_tokens_n"].to_numpy()
     # Where too few cells are that long, they stand in more than once, thinned to other genes each time.
     long = np.flatnonzero(lengths >= length)
     rng = np.random.default_rng(0)
@@ -135,7 +135,7 @@ def compare_speed(data: Path, n_cells: int, n_naive: int, length: int) -> dict[s
         inner = np.sort(rng.choice(np.arange(1, lengths[cell] - 1), length - 2, replace=False))
         ids[at] = adata.obsm["gfx_tokens"][cell][[0, *inner, lengths[cell] - 1]]
     some = ad.AnnData(
-        obs=pd.DataFrame({"gfx_n_tokens": length}, index=np.arange(n_cells).astype(str)),
+        obs=pd.DataFrame({"gfx_tokens_n": length}, index=np.arange(n_cells).astype(str)),
         var=pd.DataFrame(index=model.vocabulary.ids[~model.vocabulary.is_special]),
     )
     some.obsm["gfx_tokens"] = ids

@@ -177,7 +177,7 @@ def pooled(parts: Mapping[str, ad.AnnData]) -> ad.AnnData | None:
 def tokens(adata: ad.AnnData, model: gfx.models.Model) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and lengths of the cells."""
     gfx.pp.tokenize(adata, model=model, gene_ids="ensembl_id")
-    return adata.obsm["gfx_tokens"], adata.obs["gfx_n_tokens"].to_numpy()
+    return adata.obsm["gfx_tokens"], adata.obs["gfx_tokens_n"].to_numpy()
 
 
 def log_counts(adata: ad.AnnData, vocabulary: object) -> sparse.csr_matrix:

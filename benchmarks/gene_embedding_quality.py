@@ -135,10 +135,10 @@ def contextual_embeddings(files: list[Path], model: gfx.models.Model) -> np.ndar
         gfx.pp.tokenize(adata, model=model, gene_ids="ensembl_id")
         gfx.tl.embed_genes(adata, model=model)
         token = model.vocabulary.resolve(adata.var["ensembl_id"].astype(str))
-        found = adata.var["gfx_n_cells"].to_numpy() > 0
+        found = adata.var["gfx_genes_n_cells"].to_numpy() > 0
         token, first = np.unique(token[found], return_index=True)  # an id that stands twice has one embedding
-        counts = adata.var["gfx_n_cells"].to_numpy()[found][first]
-        total[token] += adata.varm["gfx"][found][first] * counts[:, None]
+        counts = adata.var["gfx_genes_n_cells"].to_numpy()[found][first]
+        total[token] += adata.varm["gfx_genes"][found][first] * counts[:, None]
         n_cells[token] += counts
     total[n_cells < MIN_CELLS] = np.nan
     return (total / np.maximum(n_cells, 1)[:, None]).astype(np.float32)

@@ -294,7 +294,7 @@ def measured(folder: Path, model: str | None, figures: Path | None) -> dict[str,
     single = [name for name in names if "+" not in name and vocabulary.resolve([name])[0] >= 0]
     gfx.pp.tokenize(adata, model=model or "mini", gene_ids="ensembl_id")
     report: dict[str, object] = {
-        "genes a cell, median": int(np.median(adata.obs["gfx_n_tokens"])) - 2 * vocabulary.has_cls,
+        "genes a cell, median": int(np.median(adata.obs["gfx_tokens_n"])) - 2 * vocabulary.has_cls,
         "perturbations": len(single),
     }
     rows, areas = [], []

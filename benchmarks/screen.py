@@ -284,7 +284,7 @@ def agreement(
     """Hold estimates of the embedded model against exact results in real cells."""
     adata = ad.read_h5ad(data)
     gfx.pp.tokenize(adata, model="mini", gene_ids="ensembl_id")
-    adata = adata[adata.obs["gfx_n_tokens"].between(*LENGTHS_OF_AGREEMENT)].copy()  # exact results take their time
+    adata = adata[adata.obs["gfx_tokens_n"].between(*LENGTHS_OF_AGREEMENT)].copy()  # exact results take their time
     types = adata.obs["cell_type"].astype(str)
     often = types.value_counts().index[:2]
     rows = np.flatnonzero(types == often[0])[:n_cells]

@@ -30,17 +30,30 @@ MODULES = ("pp", "tl", "get", "pl", "models", "datasets")
 IMPORTS: dict[str, set[str]] = {
     "_log": set(),
     "_settings": {"_log"},
-    "_keys": set(),
-    "_provenance": set(),
     "_docs": set(),
     "_core": set(),
     "_adata": {"_core"},
-    "_tokens": {"_adata", "_core", "_keys", "_log"},
+    "_results": {"_adata", "_log"},
+    "_keys": {"_results"},
+    "_provenance": {"_results"},
+    "_tokens": {"_adata", "_core", "_log", "_results"},
     "_engine": {"_core", "_log", "_settings"},
     "models": {"_adata", "_core", "_engine", "_log", "_settings"},
-    "pp": {"_adata", "_core", "_keys", "_log", "_provenance", "_tokens", "models"},
-    "tl": {"_adata", "_core", "_docs", "_engine", "_keys", "_log", "_provenance", "_settings", "_tokens", "models"},
-    "get": {"_adata", "_core", "_keys", "_provenance"},
+    "pp": {"_adata", "_core", "_log", "_results", "_tokens", "models"},
+    "tl": {
+        "_adata",
+        "_core",
+        "_docs",
+        "_engine",
+        "_keys",
+        "_log",
+        "_provenance",
+        "_results",
+        "_settings",
+        "_tokens",
+        "models",
+    },
+    "get": {"_adata", "_core", "_keys", "_provenance", "_results"},
     "pl": {"get"},
     "datasets": {"models"},
 }
@@ -49,11 +62,12 @@ IMPORTS: dict[str, set[str]] = {
 LOADS: dict[str, set[str]] = {
     "_log": set(),
     "_settings": set(),
-    "_keys": set(),
-    "_provenance": {"numpy"},
     "_docs": set(),
     "_core": {"numba", "numpy", "pandas", "scipy", "sklearn"},
     "_adata": {"numpy", "pandas", "scipy"},
+    "_results": {"numpy"},
+    "_keys": set(),
+    "_provenance": set(),
     "_tokens": {"numpy", "pandas", "scipy"},
     "_engine": {"numpy", "optuna", "peft", "safetensors", "torch", "tqdm", "transformers"},
     "models": {
@@ -241,7 +255,7 @@ gfx.pl.deletion(adata, min_cells=1, show=False)
 adata.write_h5ad({str(tmp_path / "out.h5ad")!r})
 """
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert gfx._keys.token_keys().obsm in ad.read_h5ad(tmp_path / "out.h5ad").obsm
+    assert gfx._results.key_of("pp.tokenize", None) in ad.read_h5ad(tmp_path / "out.h5ad").obsm
 
 
 # --- public functions -----------------------------------------------------------------------------------------------
@@ -313,4 +327,4 @@ def test_slots_are_named_in_one_file(file: Path) -> None:
         for line, text in strings_that_run(file)
         if text.startswith(("gfx_", "X_gfx")) and text not in NO_SLOTS
     ]
-    assert bool(spelled) == (file.name == "_keys.py"), spelled
+    assert bool(spelled) == (file.name == "_results.py"), spelled

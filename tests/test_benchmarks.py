@@ -89,8 +89,8 @@ def test_variants_are_what_embed_makes(cells: ModuleType, toy_cells: ToyCells, t
         np.testing.assert_allclose(vectors, adata.obsm["X_gfx"], atol=1e-5)
     gfx.tl.embed(adata, model=model)
     how, layer = cells.default_variant(model)
-    assert adata.uns["gfx"]["params"]["pooling"] == how
-    assert adata.uns["gfx"]["params"]["hidden_layer"] == layer
+    assert adata.uns["X_gfx"]["params"]["pooling"] == how
+    assert adata.uns["X_gfx"]["params"]["hidden_layer"] == layer
 
 
 def test_twins_differ_and_are_drawn_by_their_seed(cells: ModuleType, toy_folder: Path, tmp_path: Path) -> None:
@@ -514,7 +514,7 @@ def test_paper_gene_tasks_run_on_official_tokens(  # noqa: PLR0917
     """Tokens that the official software wrote give what the same cells give when gfx tokenizes them."""
     cells = toy_cells(30)
     gfx.pp.tokenize(cells, model=toy_folder_v1)
-    lengths = cells.obs["gfx_n_tokens"]
+    lengths = cells.obs["gfx_tokens_n"]
     rows = [row[:n].tolist() for row, n in zip(cells.obsm["gfx_tokens"], lengths, strict=True)]
     folder = tmp_path / "some.dataset"
     folder.mkdir()
@@ -525,7 +525,7 @@ def test_paper_gene_tasks_run_on_official_tokens(  # noqa: PLR0917
     read = tasks.read_dataset(folder if is_folder else file, gfx.models.load(toy_folder_v1), 12)
     at = read.obs_names.astype(int)
     assert read.n_obs == len(set(at)) == 12
-    np.testing.assert_array_equal(read.obs["gfx_n_tokens"], lengths.iloc[at])
+    np.testing.assert_array_equal(read.obs["gfx_tokens_n"], lengths.iloc[at])
     longest = int(lengths.iloc[at].max())
     np.testing.assert_array_equal(read.obsm["gfx_tokens"], cells.obsm["gfx_tokens"][at, :longest])
 

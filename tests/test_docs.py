@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import gfx
-from gfx import _keys
+from gfx import _results
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -24,10 +24,6 @@ PUBLIC = [
     for name in found.__all__
 ]
 FUNCTIONS = [(name, thing) for name, thing in PUBLIC if inspect.isfunction(thing)]
-
-
-# Slots whose first word is not the name of the container.
-CONTAINERS = {"layer": "layers", "layer_toward": "layers"}
 
 
 def between(text: str, start: str, end: str) -> str:
@@ -102,22 +98,10 @@ def test_readme_lists_every_slot() -> None:
     call = ""
     for first, slots in re.findall(r"^\| *(`[\w.]+`|) *\| (`[^|]+`) \|", table, flags=re.M):
         call = first.strip("`") or call
-        told.setdefault(call, set()).update(re.findall(r'(\w+)\["(\w+)"\]', slots))
-    keys = {
-        "gfx.pp.tokenize": _keys.token_keys(),
-        "gfx.tl.embed": _keys.embed_keys(),
-        "gfx.tl.embed_genes": _keys.embed_genes_keys(),
-        **{f"gfx.{function}": _keys.perturbation_keys(function) for function in _keys.PERTURBATIONS},
-        "gfx.tl.screen_genes": _keys.screen_keys(),
-        "gfx.tl.attention": _keys.attention_keys(),
-        "gfx.tl.classify_genes": _keys.gene_class_keys(),
-        "gfx.tl.predict_genes": _keys.predicted_genes_keys(),
-        "gfx.tl.classify_cells": _keys.cell_class_keys(),
-        "gfx.tl.predict_cells": _keys.predicted_cells_keys(),
-    }
+        told.setdefault(call, set()).update(re.findall(r'(\w+)\["([\w{}]+)"\]', slots))
     expected = {
-        call: {(CONTAINERS.get(slot, slot.partition("_")[0]), key) for slot, key in dataclasses.asdict(slots).items()}
-        for call, slots in keys.items()
+        f"gfx.{function}": set(_results.slots_of(function, row.default, [_results.TASK]))
+        for function, row in _results.TABLE.items()
     }
     assert told == expected
     assert set(told) == {name for name, function in FUNCTIONS if "copy" in inspect.signature(function).parameters}

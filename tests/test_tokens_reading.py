@@ -51,7 +51,7 @@ def test_an_outer_join_keeps_tokens(tables, toy_model, order):
         rows, ids = joined.obs_names.isin(part.obs_names), part.obsm["gfx_tokens"]
         np.testing.assert_array_equal(found.ids[rows][:, : ids.shape[1]], ids)
         assert not found.ids[rows][:, ids.shape[1] :].any()
-        np.testing.assert_array_equal(found.lengths[rows], part.obs["gfx_n_tokens"])
+        np.testing.assert_array_equal(found.lengths[rows], part.obs["gfx_tokens_n"])
 
 
 def test_embeddings_of_an_outer_join_are_those_of_its_parts(tables, toy_model):
@@ -68,7 +68,7 @@ def test_an_inner_join_cuts_tokens_and_is_refused(tables, toy_model):
     *parts, _ = tables
     joined = ad.concat(parts, **MERGE)
     width = joined.obsm["gfx_tokens"].shape[1]
-    n_cut = int((joined.obs["gfx_n_tokens"] > width).sum())
+    n_cut = int((joined.obs["gfx_tokens_n"] > width).sum())
     assert n_cut
     with pytest.raises(ValueError, match=rf"{n_cut} cells.*have been cut, as `anndata\.concat`.*`join='outer'`"):
         gfx.tl.embed(joined, model=toy_model)
@@ -138,7 +138,7 @@ def test_the_same_numbers_of_another_kind_are_the_same_tokens(tokens, toy_model,
 
 def test_tokens_without_the_column_of_lengths(tokens, toy_model):
     expected = read(tokens, toy_model)
-    del tokens.obs["gfx_n_tokens"]
+    del tokens.obs["gfx_tokens_n"]
     np.testing.assert_array_equal(read(tokens, toy_model).lengths, expected.lengths)
 
 

@@ -1,8 +1,11 @@
-"""Every slot name that gfx writes or reads. No other file spells them."""
+"""Left until every room reads and writes through `gfx._results`."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+
+from gfx._results import PERTURBATIONS as _PERTURBATIONS
+from gfx._results import TABLE, key_of
 
 
 @dataclass(frozen=True)
@@ -11,25 +14,6 @@ class TokenKeys:
 
     obsm: str
     obs: str
-    uns: str
-
-
-@dataclass(frozen=True)
-class EmbedKeys:
-    """Slots of :func:`gfx.tl.embed`."""
-
-    obsm: str
-    uns: str
-
-
-@dataclass(frozen=True)
-class EmbedGenesKeys:
-    """Slots of :func:`gfx.tl.embed_genes`."""
-
-    varm: str
-    varm_groups: str
-    varm_groups_n_cells: str
-    var: str
     uns: str
 
 
@@ -115,62 +99,19 @@ class CellClassKeys(PredictedCellsKeys):
     obsm_fold: str
 
 
-def _is_default(key: str | None, default: str) -> bool:
-    """Whether a result keeps our names; a name of the user's that would do harm is refused."""
-    if key is None or key == default:
-        return True
-    if not isinstance(key, str):
-        msg = f"`key_added` is a name, found {key!r} of type {type(key).__name__}."
-        raise TypeError(msg)
-    if "/" in key:
-        msg = f"`key_added={key!r}` has a '/', which files cannot hold in a name. Leave it out."
-        raise ValueError(msg)
-    if key in {"", ".", ".."} or not key.isprintable():
-        msg = f"`key_added={key!r}` is no name that files can hold. Leave it out for the default, {default!r}."
-        raise ValueError(msg)
-    if key in _DEFAULTS:
-        msg = f"`key_added={key!r}` is where another function writes. Choose a name of your own."
-        raise ValueError(msg)
-    return False
-
-
 def token_keys(key: str | None = None) -> TokenKeys:
     """Where tokens live."""
-    if _is_default(key, "gfx_tokens"):
-        return TokenKeys(obsm="gfx_tokens", obs="gfx_n_tokens", uns="gfx_tokens")
-    return TokenKeys(obsm=key, obs=f"{key}_n_tokens", uns=key)
-
-
-def embed_keys(key: str | None = None) -> EmbedKeys:
-    """Where cell embeddings live."""
-    return EmbedKeys(obsm="X_gfx", uns="gfx") if _is_default(key, "X_gfx") else EmbedKeys(obsm=key, uns=key)
-
-
-def embed_genes_keys(key: str | None = None) -> EmbedGenesKeys:
-    """Where gene embeddings live."""
-    is_default = _is_default(key, "gfx")
-    base = "gfx" if is_default else key
-    return EmbedGenesKeys(
-        varm=base,
-        varm_groups=f"{base}_groups",
-        varm_groups_n_cells=f"{base}_groups_n_cells",
-        var=f"{base}_n_cells",
-        uns="gfx_genes" if is_default else base,
-    )
+    base = key_of("pp.tokenize", key)
+    return TokenKeys(obsm=base, obs=f"{base}_n", uns=base)
 
 
 #: Where each way to perturb genes writes, unless another name is given.
-PERTURBATIONS = {
-    "tl.delete_genes": "gfx_delete",
-    "tl.overexpress_genes": "gfx_overexpress",
-    "tl.shift_genes": "gfx_shift",
-}
+PERTURBATIONS = {function: TABLE[function].default for function in _PERTURBATIONS}
 
 
 def perturbation_keys(function: str, key: str | None = None) -> PerturbationKeys:
     """Where the effects of perturbed genes live."""
-    default = PERTURBATIONS[function]
-    base = default if _is_default(key, default) else key
+    base = key_of(function, key)
     return PerturbationKeys(
         obsm=base,
         obsm_parts=f"{base}_parts",
@@ -185,19 +126,19 @@ def perturbation_keys(function: str, key: str | None = None) -> PerturbationKeys
 
 def screen_keys(key: str | None = None) -> ScreenKeys:
     """Where the effects of all genes live."""
-    base = "gfx_screen" if _is_default(key, "gfx_screen") else key
+    base = key_of("tl.screen_genes", key)
     return ScreenKeys(varm=base, varm_groups=f"{base}_groups", layer=base, layer_toward=f"{base}_toward", uns=base)
 
 
 def attention_keys(key: str | None = None) -> AttentionKeys:
     """Where attention lives."""
-    base = "gfx_attention" if _is_default(key, "gfx_attention") else key
+    base = key_of("tl.attention", key)
     return AttentionKeys(varm=base, var=f"{base}_n_cells", var_uniform=f"{base}_uniform", uns=base)
 
 
 def gene_class_keys(key: str | None = None) -> GeneClassKeys:
     """Where classes of genes live that were predicted for genes held out."""
-    base = "gfx_gene_class" if _is_default(key, "gfx_gene_class") else key
+    base = key_of("tl.classify_genes", key)
     return GeneClassKeys(
         varm=base,
         varm_sd=f"{base}_sd",
@@ -211,7 +152,7 @@ def gene_class_keys(key: str | None = None) -> GeneClassKeys:
 
 def predicted_genes_keys(key: str | None = None) -> PredictedGenesKeys:
     """Where classes of genes live that a trained model predicts."""
-    base = "gfx_predicted_genes" if _is_default(key, "gfx_predicted_genes") else key
+    base = key_of("tl.predict_genes", key)
     return PredictedGenesKeys(
         varm=base,
         varm_sd=f"{base}_sd",
@@ -226,30 +167,11 @@ def predicted_genes_keys(key: str | None = None) -> PredictedGenesKeys:
 
 def cell_class_keys(key: str | None = None) -> CellClassKeys:
     """Where classes of cells live that were predicted for cells held out."""
-    base = "gfx_cell_class" if _is_default(key, "gfx_cell_class") else key
+    base = key_of("tl.classify_cells", key)
     return CellClassKeys(obsm=base, obsm_fold=f"{base}_fold", obs=base, uns=base)
 
 
 def predicted_cells_keys(key: str | None = None) -> PredictedCellsKeys:
     """Where classes of cells live that a trained model predicts."""
-    base = "gfx_predicted_cells" if _is_default(key, "gfx_predicted_cells") else key
+    base = key_of("tl.predict_cells", key)
     return PredictedCellsKeys(obsm=base, obs=base, uns=base)
-
-
-#: Slots that are written where no other name is given.
-_DEFAULTS = frozenset(
-    slot
-    for keys in (
-        token_keys(),
-        embed_keys(),
-        embed_genes_keys(),
-        *map(perturbation_keys, PERTURBATIONS),
-        screen_keys(),
-        attention_keys(),
-        gene_class_keys(),
-        predicted_genes_keys(),
-        cell_class_keys(),
-        predicted_cells_keys(),
-    )
-    for slot in asdict(keys).values()
-)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +20,19 @@ from gfx._adata import (
     usable_calls,
 )
 from gfx._core.ranking import rank_cells
-from gfx._keys import token_keys
 from gfx._log import info
+from gfx._results import TABLE, Slots, made_by
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from anndata import AnnData
 
     from gfx._adata import Counts, GeneMatch
     from gfx._core.vocabulary import Vocabulary
-    from gfx._keys import TokenKeys
+
+_FUNCTION = "pp.tokenize"
+_DEFAULT = TABLE[_FUNCTION].default
 
 #: What a record of tokens says about the counts they were made from.
 _SOURCE = ("layer", "use_raw", "gene_ids", "counts", "max_length")
@@ -216,14 +219,15 @@ def find_tokens(adata: AnnData, vocabulary: Vocabulary, max_length: int, *, laye
         or those that fit are damaged. On the fly: the values are no raw counts, or the genes are not the model's.
     """
     problems = []
-    for keys, params in _token_slots(adata):
-        problem = _another_kind(keys, params, vocabulary, layer)
+    for slots in _token_slots(adata):
+        params, where = _params(slots), f"The tokens in `adata.obsm[{slots.key!r}]`"
+        problem = _another_kind(where, params, vocabulary, layer)
         if problem is None:
-            ids, lengths = _stored(adata, keys, vocabulary)
-            problem = _another_length(keys, params, lengths, max_length)
+            ids, lengths = _stored(slots, vocabulary)
+            problem = _another_length(where, params, lengths, max_length)
             if problem is None:
-                if keys != token_keys():
-                    info(f"Tokens read from {keys.obsm!r} (adata.obsm): they were made for this model's vocabulary.")
+                if slots.key != _DEFAULT:
+                    info(f"Tokens read from {slots.key!r} (adata.obsm): they were made for this model's vocabulary.")
                 source = {name: params[name] for name in _SOURCE if name in params}
                 return Tokens(ids=ids, lengths=lengths, source=source)
         problems.append(problem)
@@ -242,25 +246,19 @@ def find_tokens(adata: AnnData, vocabulary: Vocabulary, max_length: int, *, laye
     return tokens
 
 
-def _token_slots(adata: AnnData) -> Iterator[tuple[TokenKeys, Mapping[str, Any]]]:
-    """Go through all tokens and the records of how they were made: the default name first, then all others."""
-    default = token_keys()
-    if default.obsm in adata.obsm:
-        yield default, _params(adata.uns.get(default.uns))
-    for key in adata.uns:
-        params = _params(adata.uns[key])
-        if params.get("function") == "pp.tokenize" and key != default.uns and key in adata.obsm:
-            yield token_keys(key), params
+def _token_slots(adata: AnnData) -> Iterator[Slots]:
+    """Go through all tokens: the default key first, even if its record got lost, then all others."""
+    others = [key for key in adata.uns if made_by(adata.uns[key]) == _FUNCTION and key != _DEFAULT]
+    return (slots for key in (_DEFAULT, *others) if (slots := Slots(adata, _FUNCTION, key)).has("obsm"))
 
 
-def _params(entry: object) -> Mapping[str, Any]:
-    params = entry.get("params") if isinstance(entry, Mapping) else None
-    return params if isinstance(params, Mapping) else {}
+def _params(slots: Slots) -> Mapping[str, Any]:
+    """Read how tokens were made; nothing if that got lost."""
+    return slots.uns["params"] if made_by(slots.adata.uns.get(slots.key)) else {}
 
 
-def _another_kind(keys: TokenKeys, params: Mapping[str, Any], vocabulary: Vocabulary, layer: str | None) -> str | None:
+def _another_kind(where: str, params: Mapping[str, Any], vocabulary: Vocabulary, layer: str | None) -> str | None:
     """Say what is wrong where tokens were made for another vocabulary or from another layer."""
-    where = f"The tokens in `adata.obsm[{keys.obsm!r}]`"
     if not {"vocabulary", "vocabulary_sha256", "max_length"} <= set(params):
         return (
             f"{where} have no full record of how they were made: `anndata.concat` drops `uns` unless told "
@@ -274,9 +272,9 @@ def _another_kind(keys: TokenKeys, params: Mapping[str, Any], vocabulary: Vocabu
     return None
 
 
-def _another_length(keys: TokenKeys, params: Mapping[str, Any], lengths: np.ndarray, max_length: int) -> str | None:
+def _another_length(where: str, params: Mapping[str, Any], lengths: np.ndarray, max_length: int) -> str | None:
     """Say what is wrong where tokens were made for a model that reads more, or fewer."""
-    where, longest, cut_at = f"The tokens in `adata.obsm[{keys.obsm!r}]`", lengths.max(initial=0), params["max_length"]
+    longest, cut_at = lengths.max(initial=0), params["max_length"]
     if longest > max_length:
         return f"{where} are up to {longest} long, this model reads {max_length}."
     if cut_at < max_length and longest == cut_at:
@@ -284,10 +282,10 @@ def _another_length(keys: TokenKeys, params: Mapping[str, Any], lengths: np.ndar
     return None
 
 
-def _stored(adata: AnnData, keys: TokenKeys, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
+def _stored(slots: Slots, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
     """Read tokens and their lengths, and refuse what is not as it was written."""
-    where = f"`adata.obsm[{keys.obsm!r}]`"
-    ids = np.asarray(adata.obsm[keys.obsm])
+    where = f"`adata.obsm[{slots.key!r}]`"
+    ids = np.asarray(slots.read("obsm"))
     if ids.dtype.kind == "f":  # an outer join fills with NaN
         ids = np.where(np.isnan(ids), vocabulary.pad, ids)
     whole = ids.dtype.kind in "iu" or (ids.dtype.kind == "f" and np.array_equal(ids, np.trunc(ids)))
@@ -301,12 +299,12 @@ def _stored(adata: AnnData, keys: TokenKeys, vocabulary: Vocabulary) -> tuple[np
     if ids.dtype.kind == "f":
         ids = ids.astype(vocabulary.token_dtype)
     lengths = (ids != vocabulary.pad).sum(axis=1).astype(np.int32)
-    if keys.obs in adata.obs and not np.array_equal(adata.obs[keys.obs], lengths):
-        n = int((adata.obs[keys.obs] != lengths).sum())
+    if slots.has("obs", "n") and not np.array_equal(slots.read("obs", "n"), lengths):
+        n = int((slots.read("obs", "n") != lengths).sum())
         msg = (
             f"The tokens of {n:,} cells in {where} have been cut, as `anndata.concat` does with tables of different "
-            f"width; `adata.obs[{keys.obs!r}]` says how many there were. Use `join='outer'` or run `gfx.pp.tokenize` "
-            "again."
+            f"width; `adata.obs[{slots.name('n')!r}]` says how many there were. Use `join='outer'` or run "
+            "`gfx.pp.tokenize` again."
         )
         raise ValueError(msg)
     return ids, lengths

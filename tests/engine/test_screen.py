@@ -192,7 +192,7 @@ def test_estimates_are_what_deletion_does(real_cells, operator):
     """In the embedded model and a real cell: movements and shifts come in the same order."""
     blood, model = real_cells("eval/pbmc3k_10x"), gfx.models.load("mini")
     gfx.pp.tokenize(blood, model=model, gene_ids="ensembl_id")
-    ids, lengths = blood.obsm["gfx_tokens"], blood.obs["gfx_n_tokens"].to_numpy()
+    ids, lengths = blood.obsm["gfx_tokens"], blood.obs["gfx_tokens_n"].to_numpy()
     rows = np.flatnonzero((lengths > 400) & (lengths < 450))[:1]
     encoder = load_encoder(model.weights, model.config, n_blocks=3, device=torch.device("cpu"), dtype=torch.float32)
     goal = embed_cells(encoder, ids[-100:], lengths[-100:], model.vocabulary, how="cls").mean(axis=0)

@@ -89,7 +89,7 @@ def test_official_tokens(golden_tokens, official, family, form):
     kept = [0, 1, 3, 4, 6, 7]
     expected = golden_tokens["expected"][family]
     assert [ragged(cells)[i] for i in kept] == expected["input_ids"]
-    assert cells.obs["gfx_n_tokens"].iloc[kept].tolist() == expected["length"]
+    assert cells.obs["gfx_tokens_n"].iloc[kept].tolist() == expected["length"]
 
 
 def test_departure_versioned_ids_are_recognised(golden_tokens, official):
@@ -157,7 +157,7 @@ def test_departure_empty_cells_stay(golden_tokens, official):
     cells = golden_cells(golden_tokens)
     gfx.pp.tokenize(cells, model=official["V2"])
     assert ragged(cells)[5] == []
-    assert cells.obs["gfx_n_tokens"].iloc[5] == 0
+    assert cells.obs["gfx_tokens_n"].iloc[5] == 0
     assert cells.uns["gfx_tokens"]["report"]["n_cells_empty"] == 1
 
 
@@ -180,8 +180,8 @@ def test_slots(toy, toy_cells):
     assert gfx.pp.tokenize(cells, model=toy) is None
     tokens = cells.obsm["gfx_tokens"]
     assert (tokens.dtype, tokens.shape) == (np.uint16, (20, 64))
-    assert cells.obs["gfx_n_tokens"].dtype == np.int32
-    assert cells.obs["gfx_n_tokens"].tolist() == (tokens > 0).sum(axis=1).tolist()
+    assert cells.obs["gfx_tokens_n"].dtype == np.int32
+    assert cells.obs["gfx_tokens_n"].tolist() == (tokens > 0).sum(axis=1).tolist()
     assert (tokens[:, 0] == 2).all()
     assert [row[-1] for row in ragged(cells)] == [3] * 20
     assert (set(cells.obsm), set(cells.uns), set(cells.layers)) == ({"gfx_tokens"}, {"gfx_tokens"}, set())
@@ -215,7 +215,7 @@ def test_a_cell_that_just_fits_is_not_called_cut(toy_vocabulary, as_model):
     x[1, :11] = 1
     cells = ad.AnnData(x, var=pd.DataFrame(index=[f"TOY{n}" for n in range(1, 13)]))
     gfx.pp.tokenize(cells, model=as_model(toy_vocabulary, 12))
-    assert cells.obs["gfx_n_tokens"].tolist() == [12, 12]
+    assert cells.obs["gfx_tokens_n"].tolist() == [12, 12]
     assert cells.uns["gfx_tokens"]["report"]["n_cells_truncated"] == 1
 
 
@@ -225,7 +225,7 @@ def test_key_added_and_copy(toy, toy_cells):
     made = gfx.pp.tokenize(cells, model=toy, key_added="mine", copy=True)
     assert_untouched(cells, before)
     assert (set(made.obsm), set(made.uns)) == ({"mine"}, {"mine"})
-    assert "mine_n_tokens" in made.obs
+    assert "mine_n" in made.obs
     with pytest.raises(ValueError, match=r"key_added='a/b'` has a '/'"):
         gfx.pp.tokenize(cells, model=toy, key_added="a/b")
     assert_untouched(cells, before)
@@ -242,7 +242,7 @@ def test_messages(toy, toy_cells, capsys):
     assert "2 columns name a gene that another column names, too: summed." in said
     assert "1 cells have no recognised gene: their rows are empty." in said
     assert "cells have more than 62 recognised genes: cut after these." in said
-    assert "added 'gfx_tokens' (adata.obsm)" in said
+    assert "added 'gfx_tokens' (adata.obsm, adata.obs, adata.uns)" in said
     with gfx.settings.override(verbosity=1):
         gfx.pp.tokenize(cells, model=toy)
     assert capsys.readouterr().out == ""
@@ -341,9 +341,9 @@ def test_view(toy, toy_cells, expected):
     with pytest.warns(ad.ImplicitModificationWarning, match="view"):
         gfx.pp.tokenize(view, model=toy)
     assert not view.is_view
-    n = view.obs["gfx_n_tokens"].max()
+    n = view.obs["gfx_tokens_n"].max()
     np.testing.assert_array_equal(view.obsm["gfx_tokens"], expected[3:11, :n])
-    assert (set(cells.obsm), "gfx_n_tokens" in cells.obs) == (set(), False)
+    assert (set(cells.obsm), "gfx_tokens_n" in cells.obs) == (set(), False)
     made = gfx.pp.tokenize(cells[3:11], model=toy, copy=True)
     np.testing.assert_array_equal(made.obsm["gfx_tokens"], expected[3:11, :n])
 
@@ -371,13 +371,13 @@ def test_round_trip(toy, toy_cells, suffix, tmp_path):
     read = (ad.read_h5ad if suffix == "h5ad" else ad.read_zarr)(path)
     assert read.obsm["gfx_tokens"].dtype == np.uint16
     np.testing.assert_array_equal(read.obsm["gfx_tokens"], cells.obsm["gfx_tokens"])
-    assert read.obs["gfx_n_tokens"].tolist() == cells.obs["gfx_n_tokens"].tolist()
+    assert read.obs["gfx_tokens_n"].tolist() == cells.obs["gfx_tokens_n"].tolist()
     for part in ("params", "report"):
         assert dict(read.uns["gfx_tokens"][part]) == cells.uns["gfx_tokens"][part]
     # Tokens are ids, not columns: they survive a choice of genes, and a file.
     found = find_tokens(read[5:9, :3], toy.vocabulary, toy.max_length)
     np.testing.assert_array_equal(found.ids, cells.obsm["gfx_tokens"][5:9])
-    assert found.lengths.tolist() == cells.obs["gfx_n_tokens"].tolist()[5:9]
+    assert found.lengths.tolist() == cells.obs["gfx_tokens_n"].tolist()[5:9]
 
 
 def test_no_cells(toy, toy_cells):
@@ -474,7 +474,7 @@ def test_log_normalised_cells_of_scanpy(official):
     gfx.pp.tokenize(cells, model=official["V2"], use_raw=True, counts="log1p")
     report = cells.uns["gfx_tokens"]["report"]
     assert (report["n_genes"], report["n_genes_recognised"]) == (765, 737)
-    assert cells.obs["gfx_n_tokens"].median() > 200
+    assert cells.obs["gfx_tokens_n"].median() > 200
 
 
 def spoiled(cells, what):

@@ -72,7 +72,6 @@ class Tool:
     genes: tuple = ()
     tables: dict = field(default_factory=dict)
     uns: str = "uns:{key}"
-    default_uns: str | None = None
     others: tuple = ()
     of: str | None = None
 
@@ -90,7 +89,7 @@ class Tool:
         return {slot.format(key=key or self.default_key) for slot in self.arrays}
 
     def uns_slot(self, key="x"):
-        return self.default_uns if key is None and self.default_uns else self.uns.format(key=key or self.default_key)
+        return self.uns.format(key=key or self.default_key)
 
     def slots(self, key=None):
         others = {slot.format(key=key or self.default_key) for slot in self.others}
@@ -128,14 +127,13 @@ CLASSIFIED = {
 ATTENTIONS = {name: getattr(gfx.get, name) for name in ("attention_df", "attention_ranks_df", "attention_heads_df")}
 
 TOOLS = {
-    "embed": Tool("embed", "X_gfx", {"obsm:{key}": ("float32", (WIDTH,))}, {"dtype": "float32"}, default_uns="uns:gfx"),
-    "embed_genes": Tool("embed_genes", "gfx", EMBED_GENES, {"dtype": "float32"}, default_uns="uns:gfx_genes"),
+    "embed": Tool("embed", "X_gfx", {"obsm:{key}": ("float32", (WIDTH,))}, {"dtype": "float32"}),
+    "embed_genes": Tool("embed_genes", "gfx_genes", EMBED_GENES, {"dtype": "float32"}),
     "embed_genes, groups": Tool(
         "embed_genes",
-        "gfx",
+        "gfx_genes",
         EMBED_GENES | {"varm:{key}_groups": ("float32", (3, WIDTH)), "varm:{key}_groups_n_cells": ("int32", (3,))},
         {"dtype": "float32", "groupby": "cell_type"},
-        default_uns="uns:gfx_genes",
     ),
     "delete_genes": Tool("delete_genes", "gfx_delete", PERTURBED, ALONE, GENES, DELETIONS),
     "delete_genes, states": Tool(

@@ -23,13 +23,13 @@ def test_embedding_is_that_of_the_published_model(cells, any_model, slow, hidden
     for pooling in ("mean", "cls") if any_model.vocabulary.has_cls else ("mean",):
         gfx.tl.embed(cells, model=any_model, dtype="float32", hidden_layer=hidden_layer, pooling=pooling)
         np.testing.assert_allclose(cells.obsm["X_gfx"], naive(slow, cells, pooling, hidden_layer), atol=1e-5)
-        params = cells.uns["gfx"]["params"]
+        params = cells.uns["X_gfx"]["params"]
         assert (params["hidden_layer"], params["pooling"]) == (hidden_layer, pooling)
 
 
 def test_pooling_follows_the_family(cells, any_model):
     gfx.tl.embed(cells, model=any_model)
-    assert cells.uns["gfx"]["params"]["pooling"] == ("cls" if any_model.vocabulary.has_cls else "mean")
+    assert cells.uns["X_gfx"]["params"]["pooling"] == ("cls" if any_model.vocabulary.has_cls else "mean")
 
 
 def test_defaults_are_those_of_the_official_software(cells, any_model, slow):
@@ -93,7 +93,10 @@ def test_a_warning_made_an_error_leaves_everything_as_it_was(cells, toy_model, s
 
 def test_it_says_what_it_did(cells, toy_model, capsys):
     gfx.tl.embed(cells, model=toy_model, dtype="float32")
-    assert "embedded 24 cells with 'toy' on cpu in float32: added 'X_gfx' (adata.obsm)" in capsys.readouterr().out
+    assert (
+        "embedded 24 cells with 'toy' on cpu in float32: added 'X_gfx' (adata.obsm, adata.uns)"
+        in capsys.readouterr().out
+    )
     with gfx.settings.override(verbosity=0):
         gfx.tl.embed(cells, model=toy_model)
     assert capsys.readouterr().out == ""

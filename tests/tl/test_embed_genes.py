@@ -22,8 +22,8 @@ def naive(slow, adata, rows):
 def test_over_all_cells(cells, any_model, slow):
     gfx.tl.embed_genes(cells, model=any_model, dtype="float32")
     means, counts = naive(slow, cells, range(24))
-    np.testing.assert_allclose(cells.varm["gfx"], means, atol=1e-5)
-    assert cells.var["gfx_n_cells"].tolist() == counts
+    np.testing.assert_allclose(cells.varm["gfx_genes"], means, atol=1e-5)
+    assert cells.var["gfx_genes_n_cells"].tolist() == counts
 
 
 def test_in_each_group(cells, any_model, slow):
@@ -31,11 +31,11 @@ def test_in_each_group(cells, any_model, slow):
     assert cells.uns["gfx_genes"]["groups"].tolist() == ["a", "b", "c"]
     for at, group in enumerate("abc"):
         means, counts = naive(slow, cells, np.flatnonzero(cells.obs["cell_type"] == group))
-        np.testing.assert_allclose(cells.varm["gfx_groups"][:, at], means, atol=1e-5)
-        assert cells.varm["gfx_groups_n_cells"][:, at].tolist() == counts
+        np.testing.assert_allclose(cells.varm["gfx_genes_groups"][:, at], means, atol=1e-5)
+        assert cells.varm["gfx_genes_groups_n_cells"][:, at].tolist() == counts
     means, counts = naive(slow, cells, range(24))
-    np.testing.assert_allclose(cells.varm["gfx"], means, atol=1e-5)
-    assert cells.var["gfx_n_cells"].tolist() == counts
+    np.testing.assert_allclose(cells.varm["gfx_genes"], means, atol=1e-5)
+    assert cells.var["gfx_genes_n_cells"].tolist() == counts
 
 
 def test_cells_without_group_count_overall_only(cells, toy_model):
@@ -54,18 +54,18 @@ def test_groups_without_cells_and_of_any_type(cells, toy_model):
     cells.obs["good"] = np.arange(24) % 2 == 0
     gfx.tl.embed_genes(cells, model=toy_model, groupby="batch")
     assert cells.uns["gfx_genes"]["groups"].tolist() == ["0", "1", "2"]
-    assert np.isnan(cells.varm["gfx_groups"][:, 2]).all()
-    assert not cells.varm["gfx_groups_n_cells"][:, 2].any()
+    assert np.isnan(cells.varm["gfx_genes_groups"][:, 2]).all()
+    assert not cells.varm["gfx_genes_groups_n_cells"][:, 2].any()
     gfx.tl.embed_genes(cells, model=toy_model, groupby="good")
     assert cells.uns["gfx_genes"]["groups"].tolist() == ["False", "True"]
-    assert cells.varm["gfx_groups"].shape == (cells.n_vars, 2, 16)
+    assert cells.varm["gfx_genes_groups"].shape == (cells.n_vars, 2, 16)
 
 
 def test_groups_of_an_earlier_run_do_not_stay(cells, toy_model):
     gfx.tl.embed_genes(cells, model=toy_model, groupby="cell_type")
     gfx.tl.embed_genes(cells, model=toy_model)
-    assert {name for name in cells.varm if name.startswith("gfx")} == {"gfx"}
-    assert set(cells.uns["gfx_genes"]) == {"params"}
+    assert {name for name in cells.varm if name.startswith("gfx")} == {"gfx_genes"}
+    assert set(cells.uns["gfx_genes"]) == {"params", "slots"}
     assert "groupby" not in cells.uns["gfx_genes"]["params"]
 
 

@@ -71,7 +71,7 @@ def estimated(toy_cells: ToyCells, toy_model: Model) -> ad.AnnData:
 def some_genes(adata: ad.AnnData, model: Model) -> list[str]:
     """Genes that stand first, somewhere, and last in cells of the state b."""
     gfx.pp.tokenize(adata, model=model)
-    tokens, lengths = adata.obsm["gfx_tokens"], adata.obs["gfx_n_tokens"].to_numpy()
+    tokens, lengths = adata.obsm["gfx_tokens"], adata.obs["gfx_tokens_n"].to_numpy()
     first, last = model.vocabulary.first_gene, model.vocabulary.n_specials - model.vocabulary.first_gene + 1
     chosen = [tokens[1, first], tokens[4, lengths[4] // 2], tokens[1, lengths[1] - last], tokens[4, first + 2]]
     return list(dict.fromkeys(str(model.vocabulary.symbols[token]) for token in chosen))

@@ -72,7 +72,7 @@ def test_embed(golden_run, adata, model, mode, official, ours):  # noqa: PLR0917
 def test_embed_genes(golden_run, adata, model, official, ours):
     gfx.tl.embed_genes(adata, model=model, hidden_layer=ours, dtype="float32")
     expected = golden_run.embedding("gene", official).drop(["<cls>", "<eos>"], errors="ignore")
-    found = pd.DataFrame(adata.varm["gfx"], index=adata.var_names)
+    found = pd.DataFrame(adata.varm["gfx_genes"], index=adata.var_names)
     np.testing.assert_allclose(found.loc[expected.index], expected, atol=TOLERANCE)
     assert set(found.index[found.notna().all(axis=1)]) == set(expected.index)
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
-from gfx._adata import copied, pick
-from gfx._keys import token_keys
 from gfx._log import info
-from gfx._provenance import claim, record
+from gfx._results import claim
 from gfx._tokens import make_tokens
 
 if TYPE_CHECKING:
@@ -88,7 +86,7 @@ def tokenize(
     `.obsm['gfx_tokens' | key_added]` : :class:`numpy.ndarray` (uint16, `(n_obs, longest)`)
         Tokens, padded with 0 on the right (uint32 for a vocabulary above 65,536 tokens). Families with special tokens
         begin with ``<cls>`` and end with ``<eos>``. A cell without any recognised gene is an empty row.
-    `.obs['gfx_n_tokens' | f'{key_added}_n_tokens']` : :class:`pandas.Series` (int32)
+    `.obs['gfx_tokens_n' | f'{key_added}_n']` : :class:`pandas.Series` (int32)
         Tokens of each cell, special tokens included.
     `.uns['gfx_tokens' | key_added]['params']` : :class:`dict`
         Model, vocabulary and arguments.
@@ -123,23 +121,20 @@ def tokenize(
     """
     from gfx.models import load
 
-    keys = token_keys(key_added)
-    claim(pick(adata, mod).uns, keys.uns, "pp.tokenize")
-    data = copied(adata, copy=copy)
-    cells = pick(data, mod)
+    slots = claim(adata, "pp.tokenize", key_added, mod=mod, copy=copy).claim(reads=[("obs", n_counts)])
     source = {"layer": layer, "use_raw": use_raw, "gene_ids": gene_ids, "counts": counts, "n_counts": n_counts}
-    found = load(model)
-    tokens, report = make_tokens(cells, found.vocabulary, found.max_length, **source)
+    loaded = load(model)
+    tokens, report = make_tokens(slots.adata, loaded.vocabulary, loaded.max_length, **source)
     numbers = _numbers(report, n_cells=len(tokens.lengths))
-    params = record("pp.tokenize", **found.provenance(), max_length=found.max_length, **source)
-
-    _tell(numbers, found.vocabulary, found.max_length)
-
-    cells.obsm[keys.obsm] = tokens.ids
-    cells.obs[keys.obs] = tokens.lengths
-    cells.uns[keys.uns] = {"params": params, "report": numbers}
-    info(f"added {keys.obsm!r} (adata.obsm), {keys.obs!r} (adata.obs), {keys.uns!r} (adata.uns)")
-    return data if copy else None
+    _tell(numbers, loaded.vocabulary, loaded.max_length)
+    slots.write(
+        f"tokenized {len(tokens.lengths):,} cells",
+        params=loaded.provenance() | {"max_length": loaded.max_length} | source,
+        obsm={"": tokens.ids},
+        obs={"n": tokens.lengths},
+        uns={"report": numbers},
+    )
+    return slots.returned
 
 
 def _numbers(report: TokenReport, *, n_cells: int) -> dict[str, int | float]:

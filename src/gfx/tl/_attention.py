@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gfx import _log
-from gfx._keys import attention_keys
-from gfx._provenance import mask_name, record
+from gfx._results import mask_name
 from gfx.tl._prepare import prepare
 
 if TYPE_CHECKING:
@@ -90,32 +88,26 @@ def attention(
     """
     from gfx._engine.attention import attention_sums
 
-    keys = attention_keys(key_added)
-    cells = prepare(adata, model, layer=layer, mod=mod, copy=copy, slot=keys.uns, function="tl.attention")
+    cells = prepare(adata, model, function="tl.attention", layer=layer, key_added=key_added, mod=mod, copy=copy)
     lengths = cells.lengths(mask_obs)
     encoder = cells.encoder(-1, device=device, dtype="float32", attention="eager")
     sums = attention_sums(encoder, cells.tokens.ids, lengths, cells.model.vocabulary)
     n_blocks, n_heads = sums.entropy.shape
-    genes = cells.per_gene(sums.genes.reshape(len(sums.genes), -1))
-    uniform = cells.per_gene(sums.uniform)
-    n_cells = cells.cells_per_gene(sums.n_cells)
-    result = {
-        "params": record("tl.attention", **cells.provenance(encoder), mask_obs=mask_name(mask_obs)),
-        "n_blocks": n_blocks,
-        "n_heads": n_heads,
-        "n_cells": int((lengths > 0).sum()),
-        "ranks": sums.ranks,
-        "ranks_uniform": sums.ranks_uniform,
-        "ranks_n_cells": sums.n_rank_cells,
-        "special": sums.special,
-        "entropy": sums.entropy,
-    }
-    cells.adata.varm[keys.varm] = genes
-    cells.adata.var[keys.var] = n_cells
-    cells.adata.var[keys.var_uniform] = uniform
-    cells.adata.uns[keys.uns] = result
-    _log.info(
-        f"read the attention of {n_blocks} blocks × {n_heads} heads of {cells.model.name!r} in "
-        f"{result['n_cells']:,} cells: added {keys.varm!r} (adata.varm)"
+    n_used = int((lengths > 0).sum())
+    cells.slots.write(
+        f"read the attention of {n_blocks} layers × {n_heads} heads of {cells.model.name!r} in {n_used:,} cells",
+        params=cells.provenance(encoder) | {"mask_obs": mask_name(mask_obs)},
+        varm={"": cells.per_gene(sums.genes.reshape(len(sums.genes), -1))},
+        var={"n_cells": cells.cells_per_gene(sums.n_cells), "uniform": cells.per_gene(sums.uniform)},
+        uns={
+            "n_blocks": n_blocks,
+            "n_heads": n_heads,
+            "n_cells": n_used,
+            "ranks": sums.ranks,
+            "ranks_uniform": sums.ranks_uniform,
+            "ranks_n_cells": sums.n_rank_cells,
+            "special": sums.special,
+            "entropy": sums.entropy,
+        },
     )
     return cells.result

@@ -7,9 +7,6 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from gfx import _log
-from gfx._keys import embed_keys
-from gfx._provenance import record
 from gfx.tl._prepare import prepare
 
 if TYPE_CHECKING:
@@ -78,7 +75,7 @@ def embed(
 
     `.obsm['X_gfx' | key_added]` : :class:`numpy.ndarray` (float32, `(n_obs, hidden_size)`)
         The embedding; NaN for cells without any gene that the model knows.
-    `.uns['gfx' | key_added]['params']` : :class:`dict`
+    `.uns['X_gfx' | key_added]['params']` : :class:`dict`
         How it was made.
 
     Raises
@@ -96,13 +93,12 @@ def embed(
     """
     from gfx._engine.pooling import embed_cells
 
-    keys = embed_keys(key_added)
-    cells = prepare(adata, model, layer=layer, mod=mod, copy=copy, slot=keys.uns, function="tl.embed")
+    cells = prepare(adata, model, function="tl.embed", layer=layer, key_added=key_added, mod=mod, copy=copy)
     how = cells.pooling(pooling)
     encoder = cells.encoder(hidden_layer, device=device, dtype=dtype)
     tokens = cells.tokens
     vectors = embed_cells(encoder, tokens.ids, tokens.lengths, cells.model.vocabulary, how=how, batch_size=batch_size)
-    params = record("tl.embed", **cells.provenance(encoder), hidden_layer=hidden_layer, pooling=how)
+    params = cells.provenance(encoder) | {"hidden_layer": hidden_layer, "pooling": how}
     n_empty = int(np.isnan(vectors[:, 0]).sum())
     if n_empty:
         warnings.warn(
@@ -111,10 +107,6 @@ def embed(
             UserWarning,
             stacklevel=2,
         )
-    cells.adata.obsm[keys.obsm] = vectors
-    cells.adata.uns[keys.uns] = {"params": params}
-    _log.info(
-        f"embedded {len(vectors):,} cells with {cells.model.name!r} on {encoder.device.type} in {params['dtype']}: "
-        f"added {keys.obsm!r} (adata.obsm)"
-    )
+    done = f"embedded {len(vectors):,} cells with {cells.model.name!r} on {encoder.device.type} in {params['dtype']}"
+    cells.slots.write(done, params=params, obsm={"": vectors})
     return cells.result

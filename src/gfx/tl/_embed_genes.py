@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from gfx import _log
-from gfx._keys import embed_genes_keys
-from gfx._provenance import mask_name, record
+from gfx._results import mask_name
 from gfx.tl._prepare import groups_and_rest, prepare
 
 if TYPE_CHECKING:
@@ -76,13 +74,13 @@ def embed_genes(
     -------
     `None`, or an updated copy if `copy=True`. Sets:
 
-    `.varm['gfx' | key_added]` : :class:`numpy.ndarray` (float32, `(n_vars, hidden_size)`)
+    `.varm['gfx_genes' | key_added]` : :class:`numpy.ndarray` (float32, `(n_vars, hidden_size)`)
         Mean over all cells that have the gene; NaN where none does.
-    `.var['gfx_n_cells' | key_added + '_n_cells']` : :class:`pandas.Series` (int32)
+    `.var['gfx_genes_n_cells' | key_added + '_n_cells']` : :class:`pandas.Series` (int32)
         Cells behind each mean.
-    `.varm['gfx_groups' | key_added + '_groups']` : :class:`numpy.ndarray` (float32, `(n_vars, n_groups, hidden_size)`)
+    `.varm['gfx_genes_groups' | ...]` : :class:`numpy.ndarray` (float32, `(n_vars, n_groups, hidden_size)`)
         With `groupby`: the mean over the cells of each group, in the order of `uns`.
-    `.varm['gfx_groups_n_cells' | ...]` : :class:`numpy.ndarray` (int32, `(n_vars, n_groups)`)
+    `.varm['gfx_genes_groups_n_cells' | ...]` : :class:`numpy.ndarray` (int32, `(n_vars, n_groups)`)
         With `groupby`: cells behind each of them.
     `.uns['gfx_genes' | key_added]` : :class:`dict`
         `params`: how it was made; with `groupby` also `groups`: their names.
@@ -99,13 +97,13 @@ def embed_genes(
     >>> import gfx
     >>> adata = gfx.datasets.toy()
     >>> gfx.tl.embed_genes(adata, model="mini", groupby="cell_type")
-    >>> adata.varm["gfx"].shape, adata.varm["gfx_groups"].shape
+    >>> adata.varm["gfx_genes"].shape, adata.varm["gfx_genes_groups"].shape
     ((300, 128), (300, 2, 128))
     """
     from gfx._engine.pooling import embed_genes as run
 
-    keys = embed_genes_keys(key_added)
-    cells = prepare(adata, model, layer=layer, mod=mod, copy=copy, slot=keys.uns, function="tl.embed_genes")
+    cells = prepare(adata, model, function="tl.embed_genes", layer=layer, key_added=key_added, mod=mod, copy=copy)
+    cells.slots.claim(reads=[("obs", groupby), ("obs", mask_obs)])
     lengths = cells.lengths(mask_obs)
     names, group = groups_and_rest(cells.adata, groupby)
     encoder = cells.encoder(hidden_layer, device=device, dtype=dtype)
@@ -121,32 +119,18 @@ def embed_genes(
     n_cells = counts.sum(axis=0)
     overall = (np.nan_to_num(means) * counts[..., None]).sum(axis=0) / np.maximum(n_cells, 1)[:, None]
     overall[n_cells == 0] = np.nan
-    result: dict[str, object] = {
-        "params": record(
-            "tl.embed_genes",
-            **cells.provenance(encoder),
-            hidden_layer=hidden_layer,
-            pooling="gene",
-            groupby=groupby,
-            mask_obs=mask_name(mask_obs),
-        )
-    }
-    genes = cells.per_gene(overall)
-    genes_n_cells = cells.cells_per_gene(n_cells)
+    by_group: dict[str, np.ndarray] = {}
     if names:
-        result["groups"] = np.array(names, dtype=object)
-        by_group = cells.per_gene(means[: len(names)].transpose(1, 0, 2))
-        by_group_n_cells = cells.cells_per_gene(counts[: len(names)].T)
-        cells.adata.varm[keys.varm_groups] = by_group
-        cells.adata.varm[keys.varm_groups_n_cells] = by_group_n_cells
-    else:  # those of an earlier run with groups would not belong to this one
-        for stale in {keys.varm_groups, keys.varm_groups_n_cells} & set(cells.adata.varm):
-            del cells.adata.varm[stale]
-    cells.adata.varm[keys.varm] = genes
-    cells.adata.var[keys.var] = genes_n_cells
-    cells.adata.uns[keys.uns] = result
-    _log.info(
-        f"embedded {(genes_n_cells > 0).sum():,} genes with {cells.model.name!r}: added {keys.varm!r} (adata.varm)"
-        + (f" and {keys.varm_groups!r} for {len(names)} groups of {groupby!r}" if names else "")
+        by_group["groups"] = cells.per_gene(means[: len(names)].transpose(1, 0, 2))
+        by_group["groups_n_cells"] = cells.cells_per_gene(counts[: len(names)].T)
+    genes_n_cells = cells.cells_per_gene(n_cells)
+    cells.slots.write(
+        f"embedded {(genes_n_cells > 0).sum():,} genes with {cells.model.name!r}"
+        + (f", also in each of {len(names)} groups of {groupby!r}" if names else ""),
+        params=cells.provenance(encoder)
+        | {"hidden_layer": hidden_layer, "pooling": "gene", "groupby": groupby, "mask_obs": mask_name(mask_obs)},
+        varm={"": cells.per_gene(overall), **by_group},
+        var={"n_cells": genes_n_cells},
+        uns={"groups": np.array(names, dtype=object)} if names else None,
     )
     return cells.result

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from gfx._adata import cell_mask, copied, gene_names, obs_column, pick
-from gfx._provenance import claim
+from gfx._results import Slots, claim, made_by
 from gfx._tokens import find_tokens
 from gfx.models import load
 
@@ -35,20 +35,27 @@ class Prepared:
 
     Parameters
     ----------
-    adata
-        Where results go.
     model
         The model.
     tokens
         Its tokens for every cell.
-    result
-        What the tool returns: the copy it worked on, or `None`.
+    slots
+        Where results go.
     """
 
-    adata: AnnData
     model: Model
     tokens: Tokens
-    result: AnnData | MuData | None
+    slots: Slots
+
+    @property
+    def adata(self) -> AnnData:
+        """The cells, and where results go."""
+        return self.slots.adata
+
+    @property
+    def result(self) -> AnnData | MuData | None:
+        """What the tool returns: the copy it worked on, or `None`."""
+        return self.slots.returned
 
     @cached_property
     def gene_tokens(self) -> np.ndarray:
@@ -243,19 +250,28 @@ def prepare(
     data: AnnData | MuData,
     model: str | Path | Model | None,
     *,
+    function: str,
     layer: str | None,
     mod: str | None,
     copy: bool,
-    slot: str,
-    function: str,
+    key_added: str | None = None,
+    slot: str | None = None,
 ) -> Prepared:
-    """Find what a tool runs on, and that its record has a place, `uns[slot]`; writes nothing."""
-    claim(pick(data, mod).uns, slot, function)
-    data = copied(data, copy=copy)
-    adata = pick(data, mod)
+    """Claim the slots of a tool, and find the cells, the model and the tokens that it runs on; writes nothing.
+
+    `slot` is for tools that do not write through `cells.slots` yet: only their record is claimed.
+    """
+    if slot is None:
+        slots = claim(data, function, key_added, mod=mod, copy=copy)
+    else:
+        slots = Slots(pick(data, mod), function, slot)
+        if slot in slots.adata.uns and made_by(slots.uns) != function:
+            slots.claim()
+        data = copied(data, copy=copy)
+        slots = Slots(pick(data, mod), function, slot, data if copy else None)
     loaded = load(model)
-    tokens = find_tokens(adata, loaded.vocabulary, loaded.max_length, layer=layer)
+    tokens = find_tokens(slots.adata, loaded.vocabulary, loaded.max_length, layer=layer)
     if not (tokens.lengths > 0).any():
         msg = "No cell has a gene that the model knows. Run `gfx.pp.check(adata)` to see why."
         raise ValueError(msg)
-    return Prepared(adata=adata, model=loaded, tokens=tokens, result=data if copy else None)
+    return Prepared(model=loaded, tokens=tokens, slots=slots)

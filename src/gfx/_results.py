@@ -1,0 +1,387 @@
+"""What gfx writes into an AnnData: the names of all slots, who owns them, how they are written and found again.
+
+A tool claims its slots before it computes, and writes them when everything is computed::
+
+    slots = claim(adata, "tl.embed", key_added, mod=mod, copy=copy)  # ValueError if something is in the way
+    vectors = ...  # of slots.adata
+    slots.write("embedded 60 cells", params={"pooling": "mean"}, obsm={"": vectors})
+    return slots.returned
+
+`tl._prepare.prepare` claims for tools; they write to `cells.slots`. Parts are suffixes: ``""`` is the key itself,
+``"sd"`` is ``f"{key}_sd"``. A part that is `None` is not written; what an earlier call of the same function wrote under
+the same key, and this one does not, is dropped. Columns of tasks are claimed once the names of the tasks are known:
+``slots.claim(tasks, reads=[("obs", groupby)])``, where `reads` are inputs of the call, which must not be written over.
+
+A reader finds one result of one or several functions, and reads its parts::
+
+    result = find(adata, "tl.attention", key=key, mod=mod)  # KeyError that lists what there is, or names the call
+    result.read("varm"), result.read("var", "n_cells"), result.uns["entropy"], result.has("varm", "groups")
+
+A new tool is one row of `TABLE`. No other file spells a slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from importlib.metadata import version
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gfx._adata import copied, pick
+from gfx._log import info
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from mudata import MuData
+
+#: Stands for the names of the tasks of a classifier, which are those of columns of the user's.
+TASK = "{task}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a function may write.
+
+    Parameters
+    ----------
+    default
+        The key under which it writes where no other is given; `uns[key]` is the record.
+    parts
+        Parts that it may write, by element of the AnnData.
+    call
+        Its first arguments, for messages that ask to call it.
+    """
+
+    default: str
+    parts: Mapping[str, tuple[str, ...]]
+    call: str = "adata"
+
+
+def _perturbation(default: str) -> Row:
+    parts = {"obsm": ("", "parts", "states"), "varm": ("", "sd", "n_cells", "null")}
+    return Row(default, parts, call="adata, ...")
+
+
+TABLE: dict[str, Row] = {
+    "pp.tokenize": Row("gfx_tokens", {"obsm": ("",), "obs": ("n",)}),
+    "tl.embed": Row("X_gfx", {"obsm": ("",)}),
+    "tl.embed_genes": Row("gfx_genes", {"varm": ("", "groups", "groups_n_cells"), "var": ("n_cells",)}),
+    "tl.delete_genes": _perturbation("gfx_delete"),
+    "tl.overexpress_genes": _perturbation("gfx_overexpress"),
+    "tl.shift_genes": _perturbation("gfx_shift"),
+    "tl.screen_genes": Row("gfx_screen", {"varm": ("", "groups"), "layers": ("", "toward")}),
+    "tl.attention": Row("gfx_attention", {"varm": ("",), "var": ("n_cells", "uniform")}),
+    "tl.classify_genes": Row(
+        "gfx_gene_class", {"varm": ("", "sd", "fold"), "var": ("", "predicted", "n_cells")}, call="adata, labels"
+    ),
+    "tl.predict_genes": Row(
+        "gfx_predicted_genes",
+        {"varm": ("", "sd", "groups", "groups_n_cells"), "var": ("", "n_cells", "learnt")},
+        call="adata, model",
+    ),
+    "tl.classify_cells": Row("gfx_cell_class", {"obsm": ("", "fold"), "obs": (TASK,)}, call="adata, groupby"),
+    "tl.predict_cells": Row("gfx_predicted_cells", {"obsm": ("",), "obs": (TASK,)}, call="adata, model"),
+}
+
+#: Functions whose results the same tables and plots read.
+PERTURBATIONS = ("tl.delete_genes", "tl.overexpress_genes", "tl.shift_genes")
+CLASSIFICATIONS = ("tl.classify_genes", "tl.classify_cells")
+
+#: A slot: the element of the AnnData that holds it, and its name there.
+Slot = tuple[str, str]
+
+
+# --- names ----------------------------------------------------------------------------------------------------------
+
+
+def slot_name(key: str, part: str = "") -> str:
+    """Name of a part of the result under a key."""
+    return f"{key}_{part}" if part else key
+
+
+def slots_of(function: str, key: str, tasks: Iterable[str] = ()) -> list[Slot]:
+    """List all slots that a function may write under a key, its record in `uns` last."""
+    parts = [
+        (element, part)
+        for element, of_element in TABLE[function].parts.items()
+        for given in of_element
+        for part in (tasks if given == TASK else (given,))
+    ]
+    return [*((element, slot_name(key, part)) for element, part in parts), ("uns", key)]
+
+
+#: Names that are written where no other key is given.
+RESERVED = frozenset(name for function, row in TABLE.items() for _, name in slots_of(function, row.default))
+
+
+def key_of(function: str, key_added: str | None) -> str:
+    """Return the key to write under: the default one, or the user's, if it does no harm."""
+    default = TABLE[function].default
+    if key_added is None or key_added == default:
+        return default
+    if not isinstance(key_added, str):
+        msg = f"`key_added` is a name, found {key_added!r} of type {type(key_added).__name__}."
+        raise TypeError(msg)
+    if "/" in key_added:
+        msg = f"`key_added={key_added!r}` has a '/', which files cannot hold in a name. Leave it out."
+        raise ValueError(msg)
+    if key_added in {"", ".", ".."} or not key_added.isprintable():
+        msg = f"`key_added={key_added!r}` is no name that files can hold. Leave it out for the default, {default!r}."
+        raise ValueError(msg)
+    if key_added in RESERVED:
+        msg = f"`key_added={key_added!r}` is where another function writes. Choose a name of your own."
+        raise ValueError(msg)
+    return key_added
+
+
+# --- records --------------------------------------------------------------------------------------------------------
+
+
+def storable(value: object) -> object:
+    """Turn a value into what `write_h5ad` accepts, or raise `TypeError`."""
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case Enum():
+            return value.value
+        case str():
+            return str(value)
+        case PurePath():
+            return value.name  # a whole path would tell of somebody's disk
+        case np.generic():
+            return value.item()
+        case np.ndarray():
+            return value
+        case Mapping():
+            return {str(k): storable(v) for k, v in value.items()}
+        case set() | frozenset():
+            return [storable(v) for v in sorted(value)]
+        case list() | tuple():
+            return [storable(v) for v in value]
+        case _:
+            msg = f"Cannot store a {type(value).__name__} in `.uns`."
+            raise TypeError(msg)
+
+
+def record(function: str, **params: object) -> dict[str, object]:
+    """Note the function, the version of gfx and the parameters that a result came from.
+
+    `None` is left out: it would come back from a file as a missing entry or as text, depending on the format.
+    """
+    everything = {"gfx_version": version("scgfx"), "function": function} | params
+    return {name: storable(value) for name, value in everything.items() if value is not None}
+
+
+def made_by(entry: object) -> str | None:
+    """Return the function of ours that wrote an entry of `uns`; `None` for what others keep there."""
+    params = entry.get("params") if isinstance(entry, Mapping) else None
+    return params.get("function") if isinstance(params, Mapping) else None
+
+
+def mask_name(mask_obs: object) -> str | None:
+    """Note which cells were used: the name of a column, or that an array was given."""
+    return mask_obs if mask_obs is None or isinstance(mask_obs, str) else "array"
+
+
+def _slots_in(entry: Mapping[str, Any]) -> set[Slot]:
+    """Read the slots that a record lists; lists come back from files as arrays."""
+    listed = entry.get("slots", {})
+    return {(element, str(name)) for element, names in listed.items() for name in np.atleast_1d(names)}
+
+
+# --- one result -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Slots:
+    """The slots of one result: claimed and not yet written, or found.
+
+    Parameters
+    ----------
+    adata
+        The AnnData that holds them.
+    function
+        The function that writes them, such as ``"tl.embed"``.
+    key
+        The key of the result.
+    returned
+        What a function that writes returns: the copy it worked on, or `None`.
+    """
+
+    adata: AnnData
+    function: str
+    key: str
+    returned: AnnData | MuData | None = None
+
+    def name(self, part: str = "") -> str:
+        """Name of a part."""
+        return slot_name(self.key, part)
+
+    @property
+    def owned(self) -> set[Slot]:
+        """Slots that an earlier call of this function wrote under this key, by its record."""
+        entry = self.adata.uns.get(self.key)
+        return _slots_in(entry) | {("uns", self.key)} if made_by(entry) == self.function else set()
+
+    def claim(self, tasks: Iterable[str] = (), *, reads: Iterable[tuple[str, object]] = ()) -> Slots:
+        """Refuse to go on if anything that the call may write is somebody else's, or an input of the call.
+
+        Parameters
+        ----------
+        tasks
+            Names of tasks, once they are known.
+        reads
+            Slots that the call reads, as element and name; names that are no text are skipped.
+
+        Raises
+        ------
+        ValueError
+            It names the slot and what is there.
+        """
+        owned, targets = self.owned, slots_of(self.function, self.key, tasks)
+        for element, name in reversed(targets):  # the record first: it says best what is there
+            if name in getattr(self.adata, element) and (element, name) not in owned:
+                self._refuse(element, name, f"holds {self._holder(element, name)}")
+        for element, name in reads:
+            if isinstance(name, str) and (element, name) in owned.union(targets):
+                self._refuse(element, name, "is an input of this call, which would write over it")
+        return self
+
+    def _holder(self, element: str, name: str) -> str:
+        """Say what is in a slot, and who wrote it."""
+        writers = {
+            made_by(entry)
+            for key, entry in self.adata.uns.items()
+            if made_by(entry) and (element, name) in _slots_in(entry) | {("uns", key)}
+        }
+        if writers:
+            return f"a result of `gfx.{writers.pop()}`"
+        value = getattr(self.adata, element)[name]
+        shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
+        return f"a {type(value).__name__}{shape} that gfx did not write, or of which it has lost the record"
+
+    def _refuse(self, element: str, name: str, reason: str) -> None:
+        slot = f"adata.{element}[{name!r}]"
+        msg = f"`{slot}` {reason}. Choose another name with `key_added=`, or run `del {slot}` first."
+        raise ValueError(msg)
+
+    def write(
+        self,
+        done: str,
+        *,
+        params: Mapping[str, object],
+        uns: Mapping[str, object] | None = None,
+        hint: str = "",
+        **elements: Mapping[str, Any],
+    ) -> None:
+        """Write a result and its record, drop what an earlier one leaves behind, and log one line.
+
+        Parameters
+        ----------
+        done
+            What was done, on what, for the log.
+        params
+            How; `None` is left out. The function and the version are added.
+        uns
+            What else belongs into `uns[key]`.
+        hint
+            What to read or do next, a sentence for the log.
+        elements
+            Values of the parts of each element, such as ``varm={"": means, "sd": deviations}``; `None` is not written.
+        """
+        row = TABLE[self.function].parts
+        values: dict[Slot, Any] = {}
+        for element, parts in elements.items():
+            unknown = set() if TASK in row[element] else set(parts) - set(row[element])
+            if unknown:
+                msg = f"The table of slots has no {sorted(unknown)} in {element!r} of {self.function!r}."
+                raise KeyError(msg)
+            values |= {(element, self.name(part)): value for part, value in parts.items() if value is not None}
+        how = record(self.function) | {name: storable(value) for name, value in params.items() if value is not None}
+        stale = self.owned - set(values) - {("uns", self.key)}
+        names: dict[str, list[str]] = {}
+        for (element, name), value in values.items():  # the first of these turns a view into an object of its own
+            getattr(self.adata, element)[name] = value
+            names.setdefault(element, []).append(name)
+        for element, name in stale:
+            if name in getattr(self.adata, element):
+                del getattr(self.adata, element)[name]
+        self.adata.uns[self.key] = {"params": how, "slots": names} | dict(uns or {})
+        where = ", ".join(f"adata.{element}" for element in (*names, "uns"))
+        info(f"{done}: added {self.key!r} ({where}).{hint and ' '}{hint}")
+
+    # --- reading
+
+    @property
+    def uns(self) -> Mapping[str, Any]:
+        """The record and all tables."""
+        return self.adata.uns[self.key]
+
+    def has(self, element: str, part: str = "") -> bool:
+        """Whether there is such a part."""
+        return self.name(part) in getattr(self.adata, element)
+
+    def read(self, element: str, part: str = "") -> Any:
+        """Read a part.
+
+        Raises
+        ------
+        KeyError
+            It is not there, or no longer.
+        """
+        if not self.has(element, part):
+            msg = (
+                f"Did not find `adata.{element}[{self.name(part)!r}]`, a part of the result {self.key!r} of "
+                f"`gfx.{self.function}`: the call did not write it, or it got lost, as `anndata.concat` drops `varm` "
+                'unless told `merge="same"`.'
+            )
+            raise KeyError(msg)
+        return getattr(self.adata, element)[self.name(part)]
+
+
+def claim(
+    data: AnnData | MuData, function: str, key_added: str | None, *, mod: str | None = None, copy: bool = False
+) -> Slots:
+    """Find where a function writes, or refuse to go on if that is somebody else's; see :meth:`Slots.claim`."""
+    slots = Slots(pick(data, mod), function, key_of(function, key_added)).claim()
+    data = copied(data, copy=copy)
+    return replace(slots, adata=pick(data, mod), returned=data if copy else None)
+
+
+def find(data: AnnData | MuData, *functions: str, key: str | None = None, mod: str | None = None) -> Slots:
+    """Find the result `key` of one of some functions.
+
+    Without `key` it is the one under the default name, if there is exactly one such, else the only one there is.
+
+    Raises
+    ------
+    KeyError
+        There is none, or there are several.
+    """
+    adata = pick(data, mod)
+    present = {name: made_by(entry) for name, entry in adata.uns.items() if made_by(entry) in functions}
+    names = " or ".join(f"`gfx.{function}`" for function in functions)
+    if key is None:
+        candidates = [name for name, function in present.items() if TABLE[function].default == name] or sorted(present)
+        if len(candidates) > 1:
+            msg = f"There are several results of {names}; choose one with `key=`: {sorted(present)}."
+            raise KeyError(msg)
+        key = candidates[0] if candidates else None
+    if key in present:
+        return Slots(adata, present[key], key)
+    writer = made_by(adata.uns.get(key))
+    if key is None:
+        problem = f"Did not find a result of {names} in `adata.uns`."
+    elif writer is None:
+        problem = f"Did not find {key!r} in `adata.uns`."
+    else:
+        problem = f"`adata.uns[{key!r}]` was written by `gfx.{writer}`, not by {names}."
+    usual, is_named = TABLE[functions[0]], key is not None and key != TABLE[functions[0]].default
+    call = f"`gfx.{functions[0]}({usual.call}{f', key_added={key!r}' if is_named else ''})`"
+    run = f"Run {call} first." if len(functions) == 1 else "Run one of them first."
+    msg = f"{problem} Results of {names}: {sorted(present)}. {run}"
+    raise KeyError(msg)
