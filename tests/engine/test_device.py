@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -42,6 +44,44 @@ def test_choose_dtype():
     assert choose_dtype(None, torch.device("mps")) == torch.float32
     with pytest.raises(ValueError, match=r"`dtype` is one of \['float32', 'bfloat16', 'float16'\], found 'int8'"):
         choose_dtype("int8", CPU)
+
+
+def cpu_with(monkeypatch, **capabilities):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+
+
+def test_bfloat16_by_name_warns_on_a_cpu_without_instructions_for_it(monkeypatch):
+    cpu_with(monkeypatch, amx_bf16=False, avx512_bf16=False)
+    with pytest.warns(UserWarning, match=r'5 to 9 times slower .*Set `gfx\.settings\.dtype = "float32"`') as caught:
+        assert choose_dtype("bfloat16", CPU) == torch.bfloat16
+    assert [warning.filename for warning in caught] == [__file__], "told at the line that asked for it"
+
+
+def test_bfloat16_by_name_warns_once_for_each_line(monkeypatch):
+    cpu_with(monkeypatch)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            choose_dtype("bfloat16", CPU)
+        choose_dtype("bfloat16", CPU)
+    assert len(caught) == 2
+
+
+@pytest.mark.parametrize("capability", ["amx_bf16", "avx512_bf16"])
+def test_bfloat16_is_no_warning_where_the_cpu_has_instructions_for_it(monkeypatch, capability):
+    cpu_with(monkeypatch, **{capability: True})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choose_dtype("bfloat16", CPU) == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [None, "float32", "float16"])
+def test_only_bfloat16_by_name_warns(monkeypatch, dtype):
+    cpu_with(monkeypatch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        choose_dtype(dtype, CPU)
+        choose_dtype("bfloat16", torch.device("mps"))
 
 
 def test_sums_are_double_where_there_is_double():
