@@ -55,7 +55,7 @@ def test_a_folder_of_ours(toy_folder: Path, toy_vocabulary: Vocabulary) -> None:
             "vocabulary": "toy",
             "vocabulary_sha256": toy_vocabulary.sha256,
         }
-        assert "3 blocks of width 16" in repr(model)
+        assert "3 layers of width 16" in repr(model)
         assert "64 tokens" in repr(model)
 
 
@@ -198,7 +198,7 @@ def test_old_weights_are_accepted_and_left_to_torch(own_folder: Path) -> None:
         ({"vocab_size": 300}, r"word table is \(204, 16\), expected \(300, 16\)"),
         ({"hidden_size": 32}, r"word table is \(204, 16\), expected \(204, 32\)"),
         ({"max_position_embeddings": 128}, r"position table is \(64, 16\), expected \(128, 16\)"),
-        ({"num_hidden_layers": 4}, r"holds blocks \[0, 1, 2\].*asks for 4"),
+        ({"num_hidden_layers": 4}, r"holds layers \[0, 1, 2\].*asks for 4"),
         ({"model_type": "gpt2"}, "describes a 'gpt2' model"),
         ({"num_attention_heads": None}, "does not say num_attention_heads"),
     ],

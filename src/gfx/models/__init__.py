@@ -96,7 +96,7 @@ def info(name: str) -> ModelCard | VocabularyCard:
     >>> import gfx
     >>> gfx.models.info("V1-10M")
     V1-10M: The model of the 2023 paper; the smallest published one, and the one to compare with older results.
-      parameters  10,288,722 in 6 blocks of width 256
+      parameters  10,288,722 in 6 layers of width 256
       input       up to 2,048 tokens a cell, with <pad> <mask>
       vocabulary  V1
       size        44.6 MB

@@ -53,7 +53,7 @@ class Model:
 
     def __repr__(self) -> str:
         return (
-            f"Model({self.name!r}: {self.n_blocks} blocks of width {self.hidden_size}, "
+            f"Model({self.name!r}: {self.n_blocks} layers of width {self.hidden_size}, "
             f"reads up to {self.max_length:,} tokens of {self.vocabulary!r})"
         )
 
@@ -64,7 +64,7 @@ class Model:
 
     @property
     def n_blocks(self) -> int:
-        """Number of transformer blocks."""
+        """Number of network layers."""
         return self.config["num_hidden_layers"]
 
     @property
@@ -74,7 +74,7 @@ class Model:
 
     @property
     def n_heads(self) -> int:
-        """Attention heads per block."""
+        """Attention heads per layer."""
         return self.config["num_attention_heads"]
 
     @cached_property
@@ -308,7 +308,7 @@ def _check_weights(model: Model) -> None:
             raise ValueError(msg)
     blocks = {int(match[1]) for key in shapes if (match := _BLOCK.search(key))}
     if blocks != set(range(model.n_blocks)):
-        msg = f"{model.weights} holds blocks {sorted(blocks)}, `config.json` beside it asks for {model.n_blocks}."
+        msg = f"{model.weights} holds layers {sorted(blocks)}, `config.json` beside it asks for {model.n_blocks}."
         raise ValueError(msg)
 
 

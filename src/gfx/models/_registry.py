@@ -92,7 +92,7 @@ class ModelCard:
     def __repr__(self) -> str:
         return _lines(
             f"{self.name}: {self.description}",
-            parameters=f"{self.parameters:,} in {self.n_blocks} blocks of width {self.hidden_size}",
+            parameters=f"{self.parameters:,} in {self.n_blocks} layers of width {self.hidden_size}",
             input=f"up to {self.input_size:,} tokens a cell, with {' '.join(self.specials)}",
             vocabulary=self.vocabulary,
             size=megabytes(self.size),

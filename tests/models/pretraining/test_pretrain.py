@@ -540,7 +540,7 @@ def test_start_a_model_without_cls_from_coexpression(toy_folder_v1: Path, toy_ce
         ({"cell_weight": -1.0}, r"`cell_weight=-1.0` is a weight; give 0 or more"),
         (
             {"cell_weight": 1.0, "config": TINY | {"num_hidden_layers": 1}},
-            r"`cell_weight` draws on `<cls>` of the",
+            r"`cell_weight` uses `<cls>` of the",
         ),
         ({"start_from": "V9-3M"}, r"No published model or vocabulary is called 'V9-3M'"),
         ({"start_from": "co-expression"}, r"`start_from` is 'random' or 'coexpression', or a model\. "),

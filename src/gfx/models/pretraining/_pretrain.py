@@ -1,4 +1,4 @@
-"""Pretrain a model on cells, or go on with one."""
+"""Pretrain a model on cells, from random weights or from a trained model."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gfx import _log
+from gfx._core.seeds import check_seed
 from gfx.models._load import Model, load
 from gfx.models._plan import keep_to_plan
 from gfx.models._registry import CONFIGURATIONS
@@ -33,23 +34,23 @@ if TYPE_CHECKING:
 
 REPORT_FILE = "pretraining.json"
 
-#: Gene embeddings that start well learn slower than all else, so that the rest adapts to them first. At a tenth of the
-#: rate, masked genes are hardly learnt.
+#: Factor of the learning rate of gene embeddings that start from co-expression, so that the rest adapts to them first.
+#: At 0.1, masked genes are hardly learnt.
 GENE_RATE_WHEN_STARTED = 0.3
 
 #: What a new model starts from.
 STARTS = ("random", "coexpression")
 
-#: Learning rate for a model that goes on, unless another is given: that of a start would wipe out what it knows.
+#: Default learning rate when training starts from a trained model: that for random weights would undo its training.
 RATE_TO_GO_ON = 5e-5
 
-#: Held-out cells that are scored, in training and at the end; more would cost time and say the same.
+#: Maximum number of held-out cells that are scored; more take time and hardly change the result.
 MOST_SCORED = 2_000
 
-#: Cells to average over where `<cls>` starts as an average.
+#: Cells for the average that `<cls>` starts as.
 CELLS_FOR_THE_AVERAGE = 2_000
 
-#: Cells to count genes in, for where the output's bias starts.
+#: Cells to count genes in, for the initial bias of the output.
 CELLS_FOR_THE_FREQUENCY = 50_000
 
 
@@ -68,18 +69,20 @@ def pretrain(
     training: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     rng: int = 0,
 ) -> Path:
-    """Pretrain a Geneformer by predicting masked genes :cite:p:`Theodoris2023`, from nothing or from a published one.
+    """Pretrain a Geneformer by predicting masked genes :cite:p:`Theodoris2023`, from random weights or a trained model.
 
-    15 % of the genes of a cell are chosen; of these 80 % are masked, 10 % replaced by another gene, 10 % left; special
-    tokens are never chosen. Which ones, follows from the seed, the epoch and the cell. A run that was stopped goes on
-    from its last checkpoint when called again with the same folder, with the losses that it would have had.
+    15 % of the genes of a cell are selected; of these 80 % are masked, 10 % replaced by another gene and 10 % left as
+    they are; special tokens are never selected. The selection follows from the seed, the epoch and the cell. A run that
+    was stopped goes on from its last checkpoint when called again with the same folder, with the losses that it would
+    have had.
 
-    Cells are written as tokens into `folder` once, one file a source, and read from there in place: the corpus need
-    not fit in memory. Started by ``torchrun`` or ``accelerate launch``, all processes train one model; they share
-    `folder`. Each stage writes its log as lines of JSON, `stages/0/log.jsonl`; for TensorBoard, give
+    Cells are written as tokens into `folder` once, one file a source, and memory-mapped: the corpus need not fit in
+    memory. Started by ``torchrun`` or ``accelerate launch``, all processes train one model; they share `folder`. Each
+    stage writes its log as lines of JSON, `stages/0/log.jsonl`; for TensorBoard, give
     ``training={"report_to": "tensorboard"}``.
 
-    Cost: on two CPU cores about 50 cells a second of 256 tokens with the default size.
+    Cost: one pass over the sources, then the passes of `curriculum`. On 100,000 cells, a model of the default size
+    trains on a CPU within hours; larger ones need GPUs.
 
     Parameters
     ----------
@@ -94,23 +97,23 @@ def pretrain(
         Column of `var` with gene names; `None` for `var_names`.
     config
         The size of a published model by its name, such as ``"V2-104M"``, or of ``"mini"``, which `None` means: 4
-        blocks of width 128 with 4 heads, 2,048 tokens. A mapping of fields of :class:`transformers.BertConfig`
+        layers of width 128 with 4 heads, 2,048 tokens. A mapping of fields of :class:`transformers.BertConfig`
         replaces fields of ``"mini"``.
     start_from
-        ``"random"``; or ``"coexpression"``: gene embeddings start at the principal components of which genes share
-        cells, and learn at 0.3 of the rate; `<cls>` starts as their weighted average over the cell. Small models
-        on few cells are better for it. Or a model to go on with, by name, folder or as :class:`Model`: it brings its
-        vocabulary and its configuration.
+        ``"random"``: random weights. ``"coexpression"``: gene embeddings start as principal components of which genes
+        are detected in the same cells, and are trained with 0.3 of the learning rate; `<cls>` starts as their weighted
+        mean over the cell. It helps small models on few cells. Or a trained model, by name, folder or as
+        :class:`Model`; its vocabulary and its configuration are used.
     curriculum
-        Stages of training: the longest cell, in tokens, and the passes over all cells. `None` is all that the model
-        reads. Longer cells are thinned at random to that length. Short cells first teach more per minute.
+        Stages of training: the maximum number of tokens a cell, and the number of passes over all cells. `None`: as
+        many tokens as the model reads. Genes of longer cells are thinned at random. Short cells first train faster.
     cell_weight
-        Weight of a second objective: `<cls>` of the block before the last is drawn to the cell's place among the
-        principal components of all cells, for in masked-gene prediction nothing asks it to summarise the cell. It is
-        the place by the genes that are left where a cell is thinned. 0, as in the papers, leaves it out.
+        Weight of an auxiliary cosine loss between the `<cls>` state of the last but one layer and the cell's principal
+        components, because masked-gene prediction does not require `<cls>` to summarise the cell. Components are
+        computed from the genes that are left where a cell is thinned. 0, as in the papers, leaves it out.
     held_out
-        Share of cells kept for evaluation, drawn at random; 2,000 of them at most are scored. All their chosen genes
-        are masked, for what is left as it is could be copied.
+        Fraction of cells held out for evaluation, drawn at random; at most 2,000 of them are scored. All their selected
+        genes are masked, because a gene that is left as it is could be copied.
     patience
         End a stage after that many evaluations without a lower loss on held-out cells, and take the best model; `None`
         trains to the end. A stage is evaluated ten times, or every 500 steps if that is more often.
@@ -118,8 +121,8 @@ def pretrain(
         Arguments of :class:`transformers.TrainingArguments` that replace ours in every stage, such as
         ``{"learning_rate": 5e-4, "lr_scheduler_type": "cosine", "gradient_accumulation_steps": 4, "bf16": True}``; or
         such a mapping for each stage. Ours are AdamW, 1e-3 falling linearly after a warm-up of 3 % of the steps,
-        batches of 32 cells a device, weight decay 1e-3, gradients clipped at 1; 5e-5 for a model to go on with.
-        A run that was stopped may go on with other workers and logs, and with nothing else.
+        batches of 32 cells a device, weight decay 1e-3, gradients clipped at 1; 5e-5 when starting from a trained
+        model. A run that was stopped may go on with other workers and logs, and with nothing else.
     rng
         Seed of the split, the start, the order of cells and the masking.
 
@@ -154,9 +157,7 @@ def pretrain(
     from gfx._engine import training as engine
 
     folder = Path(folder)
-    if not isinstance(rng, int):
-        msg = f"`rng` is a whole number, for a stopped run has to draw the same again; found {rng!r}."
-        raise TypeError(msg)
+    rng = check_seed(rng)
     origin = _origin(start_from)
     vocabulary, config = _what_to_train(vocabulary, config, origin, cell_weight)
     if origin is None:
@@ -170,17 +171,17 @@ def pretrain(
         engine.stage_arguments(folder, 1, epochs=1, arguments=given, patience=patience, seed=rng) for given in arguments
     ]
     model = None if origin is None else masked_model.read_model(origin.folder)  # or fail before a corpus is read
-    found = find_sources(sources, gene_ids)
+    corpus = find_sources(sources, gene_ids)
     with settings.main_process_first(local=False):
         if vocabulary is None:
-            vocabulary = _vocabulary_of(found, folder, gene_ids, is_first=settings.process_index == 0)
-        rows = encode_sources(found, vocabulary, config["max_position_embeddings"], folder / "tokens")
-        learnt, held = _split(len(rows), held_out, rng)
+            vocabulary = _vocabulary_of(corpus, folder, gene_ids, is_first=settings.process_index == 0)
+        shards = encode_sources(corpus, vocabulary, config["max_position_embeddings"], folder / "tokens")
+        training_cells, held_out_cells = _split(len(shards), held_out, rng)
         keep_to_plan(
             folder,
             {
                 "vocabulary": vocabulary.sha256,
-                "cells": rows.content_sha256,
+                "cells": shards.content_sha256,
                 "config": config,
                 "start_from": start_from if origin is None else origin.weights_sha256,
                 "curriculum": curriculum,
@@ -196,32 +197,32 @@ def pretrain(
         )
     if settings.process_index == 0:
         _log.info(
-            f"pretraining on {len(learnt):,} cells, {vocabulary.n_genes:,} genes, "
-            f"{rows.lengths[learnt].mean():.0f} tokens a cell; {len(held):,} cells held out"
+            f"pretraining on {len(training_cells):,} cells, {vocabulary.n_genes:,} genes, "
+            f"{shards.lengths[training_cells].mean():.0f} tokens a cell; {len(held_out_cells):,} cells held out"
         )
     coexpression = None
     if start_from == "coexpression" or cell_weight > 0:
-        coexpression = find_coexpression(rows, learnt, vocabulary, config["hidden_size"], rng)
+        coexpression = find_coexpression(shards, training_cells, vocabulary, config["hidden_size"], rng)
     if model is None:
         start = coexpression if start_from == "coexpression" else None
-        model = _make_model(vocabulary, config, rows, learnt, coexpression=start, seed=rng)
+        model = _make_model(vocabulary, config, shards, training_cells, coexpression=start, seed=rng)
     model.cell_weight = cell_weight
-    scored = np.sort(np.random.default_rng(rng).permutation(held)[:MOST_SCORED])
-    scored = scored[np.argsort(rows.lengths[scored], kind="stable")]  # batches of one length need little padding
-    held_cells = examples.MaskedCells(rows, scored, vocabulary, seed=rng, hide_all=True)
+    scored = np.sort(np.random.default_rng(rng).permutation(held_out_cells)[:MOST_SCORED])
+    scored = scored[np.argsort(shards.lengths[scored], kind="stable")]  # batches of one length need little padding
+    evaluation = examples.MaskedCells(shards, scored, vocabulary, seed=rng, hide_all=True)
     history = []
     for stage, (longest, epochs) in enumerate(curriculum):
         history += engine.train(
             model,
             examples.MaskedCells(
-                rows,
-                learnt,
+                shards,
+                training_cells,
                 vocabulary,
                 seed=rng + stage,
                 longest=longest,
                 place=coexpression.place if cell_weight > 0 else None,
             ),
-            held_cells,
+            evaluation,
             vocabulary,
             folder / "stages" / str(stage),
             epochs=epochs,
@@ -237,14 +238,14 @@ def pretrain(
         pass  # whoever returns finds the model there
     if settings.process_index == 0:
         report = {
-            "cells": len(learnt),
+            "cells": len(training_cells),
             "curriculum": [list(stage) for stage in curriculum],
             "start_from": start_from if origin is None else origin.name,
             "cell_weight": cell_weight,
             "rng": rng,
-            "masked_gene": engine.masked_accuracy(model.to(settings.device), held_cells),
-            "rank_baseline": rank_baseline(rows, learnt, held_cells),
-            "held_out": _by_source(rows, held),
+            "masked_gene": engine.masked_accuracy(model.to(settings.device), evaluation),
+            "rank_baseline": rank_baseline(shards, training_cells, evaluation),
+            "held_out": _by_source(shards, held_out_cells),
             "history": history,
         }
         (folder / REPORT_FILE).write_text(json.dumps(report, indent=1))
@@ -267,15 +268,15 @@ def _origin(start_from: str | Path | Model) -> Model | None:
         raise ValueError(msg) from error
 
 
-def _vocabulary_of(found: Sequence[Source], folder: Path, gene_ids: str | None, *, is_first: bool) -> Vocabulary:
+def _vocabulary_of(corpus: Sequence[Source], folder: Path, gene_ids: str | None, *, is_first: bool) -> Vocabulary:
     """Build the vocabulary in the first process; the others, and later calls, read it."""
     kept = (
         folder
         / "vocabulary"
-        / hashlib.sha256("".join(source.fingerprint for source in found).encode()).hexdigest()[:12]
+        / hashlib.sha256("".join(source.fingerprint for source in corpus).encode()).hexdigest()[:12]
     )
     if is_first and not (kept / VOCABULARY_FILE).is_file():
-        vocabulary = build_vocabulary([source.place for source in found], name=folder.name, gene_ids=gene_ids)
+        vocabulary = build_vocabulary([source.place for source in corpus], name=folder.name, gene_ids=gene_ids)
         kept.mkdir(parents=True, exist_ok=True)
         write_vocabulary(vocabulary, kept)
     return read_vocabulary(kept / VOCABULARY_FILE)
@@ -284,7 +285,7 @@ def _vocabulary_of(found: Sequence[Source], folder: Path, gene_ids: str | None, 
 def _what_to_train(
     vocabulary: Vocabulary | None, config: str | Mapping[str, Any] | None, origin: Model | None, cell_weight: float
 ) -> tuple[Vocabulary | None, dict[str, Any]]:
-    """Settle vocabulary and configuration; the vocabulary may be left to the sources."""
+    """Choose vocabulary and configuration; a vocabulary of `None` is to be built from the sources."""
     if origin is not None:
         if config is not None:
             msg = f"{origin!r} brings its configuration. Leave `config` out to go on with it."
@@ -312,9 +313,7 @@ def _what_to_train(
         msg = f"`cell_weight` needs `<cls>`, which {vocabulary!r} lacks. Leave it out."
         raise ValueError(msg)
     if cell_weight > 0 and fields["num_hidden_layers"] < 2:
-        msg = (
-            "`cell_weight` draws on `<cls>` of the block before the last; a model of one block has none. Leave it out."
-        )
+        msg = "`cell_weight` uses `<cls>` of the last but one layer; a model of one layer has none. Leave it out."
         raise ValueError(msg)
     return vocabulary, fields
 
@@ -342,7 +341,7 @@ def _check_lengths(
 def _each_stage(
     training: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None, n_stages: int
 ) -> list[Mapping[str, Any]]:
-    """Settle the arguments of each stage of training."""
+    """Return the arguments of each stage of training."""
     if training is None or hasattr(training, "keys"):
         return [training or {}] * n_stages
     if len(training) != n_stages:
@@ -352,7 +351,7 @@ def _each_stage(
 
 
 def _split(n_cells: int, held_out: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw the cells to learn from and those to hold out, each in the order of the sources."""
+    """Draw the training cells and the held-out cells, each in the order of the sources."""
     order = np.random.default_rng(seed).permutation(n_cells)
     n_held_out = round(held_out * n_cells)
     if not 0 < n_held_out < n_cells:
@@ -364,19 +363,19 @@ def _split(n_cells: int, held_out: float, seed: int) -> tuple[np.ndarray, np.nda
 def _make_model(
     vocabulary: Vocabulary,
     config: Mapping[str, Any],
-    rows: TokenShards,
-    learnt: np.ndarray,
+    shards: TokenShards,
+    training_cells: np.ndarray,
     *,
     coexpression: Coexpression | None,
     seed: int,
 ) -> MaskedGeneModel:
-    """Make an untrained model, with the start that co-expression gives if that is wanted."""
+    """Make an untrained model; with `coexpression`, its gene embeddings and `<cls>` start from there."""
     from gfx._engine import masked_model
 
-    counted = np.random.default_rng(seed).permutation(learnt)[:CELLS_FOR_THE_FREQUENCY]
+    counted = np.random.default_rng(seed).permutation(training_cells)[:CELLS_FOR_THE_FREQUENCY]
     frequency = np.zeros(len(vocabulary))
     for cell in counted:
-        frequency[rows[cell]] += 1 / len(counted)
+        frequency[shards[cell]] += 1 / len(counted)
     model = masked_model.make_model(
         vocabulary,
         config,
@@ -385,16 +384,16 @@ def _make_model(
         seed=seed,
     )
     if coexpression is not None and vocabulary.has_cls:
-        some = np.random.default_rng(seed).permutation(learnt)[:CELLS_FOR_THE_AVERAGE]
-        some = [rows[cell] for cell in some]
-        masked_model.start_at_place(model, coexpression.log_share, coexpression.rank_slope, some, vocabulary)
+        averaged = np.random.default_rng(seed).permutation(training_cells)[:CELLS_FOR_THE_AVERAGE]
+        averaged = [shards[cell] for cell in averaged]
+        masked_model.start_at_place(model, coexpression.log_share, coexpression.rank_slope, averaged, vocabulary)
     return model
 
 
-def _by_source(rows: TokenShards, cells: np.ndarray) -> dict[str, list[int]]:
+def _by_source(shards: TokenShards, cells: np.ndarray) -> dict[str, list[int]]:
     """List cells by their number in each source, not counting those left out for having fewer than two genes."""
-    first = np.cumsum([0, *rows.n_cells])
+    first = np.cumsum([0, *shards.n_cells])
     return {
         f"{at}: {name}": (cells[(cells >= first[at]) & (cells < first[at + 1])] - first[at]).tolist()
-        for at, name in enumerate(rows.names)
+        for at, name in enumerate(shards.names)
     }
