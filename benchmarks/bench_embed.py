@@ -98,13 +98,14 @@ def measure(which: str, name: str, n_cells: int, result: Path) -> None:
     adata = make_cells(n_cells, model.vocabulary)
     gfx.pp.tokenize(adata, model=model)
     ids, lengths = adata.obsm["gfx_tokens"], adata.obs["gfx_tokens_n"].to_numpy()
-    gfx.tl.embed(adata[:BATCH].copy(), model=model, dtype=which.removeprefix("gfx-"))  # warm up
+    gfx.settings.dtype = None if which == "naive" else which.removeprefix("gfx-")
+    gfx.tl.embed(adata[:BATCH].copy(), model=model)  # warm up
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
     if which == "naive":
         vectors = naive(model.folder, ids, lengths, cls=True)
     else:
-        gfx.tl.embed(adata, model=model, dtype=which.removeprefix("gfx-"))
+        gfx.tl.embed(adata, model=model)
         vectors = adata.obsm["X_gfx"]
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

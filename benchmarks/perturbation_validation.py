@@ -333,7 +333,8 @@ def measured(folder: Path, model: str | None, figures: Path | None) -> dict[str,
 
 def displacements(adata: ad.AnnData, single: list[str], model: str | None) -> dict[str, float | None]:
     """Compare the displacement of control cells in silico with the measured one, in the same embedding."""
-    gfx.tl.embed(adata, model=model, dtype="float32")
+    with gfx.settings.override(dtype="float32"):
+        gfx.tl.embed(adata, model=model)
     where = adata.obs["perturbation"].to_numpy()
     means = {name: adata.obsm["X_gfx"][where == name].mean(axis=0) for name in [*single, "control"]}
     measured = np.array([means[name] - means["control"] for name in single])

@@ -19,6 +19,7 @@ import pytest
 import torch
 from scipy import sparse
 
+import gfx
 from gfx._core.vocabulary import SPECIALS, Vocabulary
 
 if TYPE_CHECKING:
@@ -48,6 +49,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def in_float32():
+    """Compute in float32 on every machine, whether or not it has fast bfloat16."""
+    with gfx.settings.override(dtype="float32"):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -54,11 +54,12 @@ def test_an_outer_join_keeps_tokens(tables, toy_model, order):
         np.testing.assert_array_equal(found.lengths[rows], part.obs["gfx_tokens_n"])
 
 
+@pytest.mark.usefixtures("in_float32")
 def test_embeddings_of_an_outer_join_are_those_of_its_parts(tables, toy_model):
     *parts, whole = tables
     joined = ad.concat(parts, join="outer", **MERGE)
     for adata in (*parts, joined, whole):
-        gfx.tl.embed(adata, model=toy_model, dtype="float32")
+        gfx.tl.embed(adata, model=toy_model)
     apart = np.concatenate([part.obsm["X_gfx"] for part in parts])
     np.testing.assert_allclose(joined.obsm["X_gfx"], apart, atol=1e-6)
     np.testing.assert_allclose(joined.obsm["X_gfx"], whole.obsm["X_gfx"], atol=1e-6)

@@ -269,10 +269,11 @@ def test_a_linear_probe_is_logistic_regression_on_the_embedding(
     assert cells.uns["uneven_class"]["params"]["pooling"] == embed_as
 
 
+@pytest.mark.usefixtures("in_float32")
 def test_pooling(cells: ad.AnnData, toy_model: Model, toy_model_v1: Model) -> None:
     for pooling in ("mean", "cls"):
         probe(cells, "cell_type", model=toy_model, pooling=pooling, key_added=pooling)
-        gfx.tl.embed(cells, model=toy_model, pooling=pooling, key_added=f"X_{pooling}", dtype="float32")
+        gfx.tl.embed(cells, model=toy_model, pooling=pooling, key_added=f"X_{pooling}")
         x, fold = cells.obsm[f"X_{pooling}"], cells.obsm[f"{pooling}_fold"][:, 0]
         truth = cells.obs["cell_type"].cat.codes.to_numpy()
         for at in range(2):

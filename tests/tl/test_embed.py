@@ -8,6 +8,8 @@ from scipy import sparse
 
 import gfx
 
+pytestmark = pytest.mark.usefixtures("in_float32")
+
 
 def naive(slow, adata, pooling, hidden_layer=-2):
     rows = []
@@ -21,7 +23,7 @@ def naive(slow, adata, pooling, hidden_layer=-2):
 @pytest.mark.parametrize("hidden_layer", [-1, -2, 0, 3])
 def test_embedding_is_that_of_the_published_model(cells, any_model, slow, hidden_layer):
     for pooling in ("mean", "cls") if any_model.vocabulary.has_cls else ("mean",):
-        gfx.tl.embed(cells, model=any_model, dtype="float32", hidden_layer=hidden_layer, pooling=pooling)
+        gfx.tl.embed(cells, model=any_model, hidden_layer=hidden_layer, pooling=pooling)
         np.testing.assert_allclose(cells.obsm["X_gfx"], naive(slow, cells, pooling, hidden_layer), atol=1e-5)
         params = cells.uns["X_gfx"]["params"]
         assert (params["hidden_layer"], params["pooling"]) == (hidden_layer, pooling)
@@ -34,15 +36,16 @@ def test_pooling_follows_the_family(cells, any_model):
 
 def test_defaults_are_those_of_the_official_software(cells, any_model, slow):
     """The last block but one; <cls> where there is one, else the mean."""
-    gfx.tl.embed(cells, model=any_model, dtype="float32")
+    gfx.tl.embed(cells, model=any_model)
     expected = naive(slow, cells, "cls" if any_model.vocabulary.has_cls else "mean")
     np.testing.assert_allclose(cells.obsm["X_gfx"], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 100])
-def test_batch_size(cells, any_model, batch_size):
-    gfx.tl.embed(cells, model=any_model, dtype="float32", key_added="all")
-    gfx.tl.embed(cells, model=any_model, dtype="float32", batch_size=batch_size, key_added="few")
+@pytest.mark.parametrize("batch_tokens", [1, 200, 100_000])
+def test_embedding_does_not_depend_on_the_size_of_batches(cells, any_model, batch_tokens):
+    gfx.tl.embed(cells, model=any_model, key_added="all")
+    with gfx.settings.override(batch_tokens=batch_tokens):
+        gfx.tl.embed(cells, model=any_model, key_added="few")
     np.testing.assert_allclose(cells.obsm["few"], cells.obsm["all"], atol=1e-5)
 
 
@@ -50,25 +53,24 @@ def test_order_of_cells(cells, any_model):
     order = np.random.default_rng(0).permutation(cells.n_obs)
     shuffled = cells[order].copy()
     for adata in (cells, shuffled):
-        gfx.tl.embed(adata, model=any_model, dtype="float32")
+        gfx.tl.embed(adata, model=any_model)
     np.testing.assert_allclose(shuffled.obsm["X_gfx"], cells.obsm["X_gfx"][order], atol=1e-5)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.1), ("float16", 0.02)])
 def test_precision(cells, toy_model, dtype, tolerance):
-    gfx.tl.embed(cells, model=toy_model, dtype="float32", key_added="exact")
-    gfx.tl.embed(cells, model=toy_model, dtype=dtype, key_added="rough")
+    gfx.tl.embed(cells, model=toy_model, key_added="exact")
+    with gfx.settings.override(dtype=dtype):
+        gfx.tl.embed(cells, model=toy_model, key_added="rough")
     assert cells.uns["rough"]["params"]["dtype"] == dtype
     assert cells.obsm["rough"].dtype == np.float32
     np.testing.assert_allclose(cells.obsm["rough"], cells.obsm["exact"], atol=tolerance)
 
 
-def test_device_and_dtype_are_checked(cells, toy_model, slots):
+def test_a_device_that_torch_does_not_know_is_refused(cells, toy_model, slots):
     before = slots(cells)
-    with pytest.raises(ValueError, match="`dtype` is one of"):
-        gfx.tl.embed(cells, model=toy_model, dtype="int8")
-    with pytest.raises(RuntimeError, match="banana"):
-        gfx.tl.embed(cells, model=toy_model, device="banana")
+    with gfx.settings.override(device="banana"), pytest.raises(RuntimeError, match="banana"):
+        gfx.tl.embed(cells, model=toy_model)
     assert slots(cells) == before
 
 
@@ -92,7 +94,7 @@ def test_a_warning_made_an_error_leaves_everything_as_it_was(cells, toy_model, s
 
 
 def test_it_says_what_it_did(cells, toy_model, capsys):
-    gfx.tl.embed(cells, model=toy_model, dtype="float32")
+    gfx.tl.embed(cells, model=toy_model)
     assert (
         "embedded 24 cells with 'toy' on cpu in float32: added 'X_gfx' (adata.obsm, adata.uns)"
         in capsys.readouterr().out

@@ -6,6 +6,8 @@ import pytest
 
 import gfx
 
+pytestmark = pytest.mark.usefixtures("in_float32")
+
 
 def naive(slow, adata, rows):
     """Mean state and number of cells of each gene, over the given cells."""
@@ -20,14 +22,14 @@ def naive(slow, adata, rows):
 
 
 def test_over_all_cells(cells, any_model, slow):
-    gfx.tl.embed_genes(cells, model=any_model, dtype="float32")
+    gfx.tl.embed_genes(cells, model=any_model)
     means, counts = naive(slow, cells, range(24))
     np.testing.assert_allclose(cells.varm["gfx_genes"], means, atol=1e-5)
     assert cells.var["gfx_genes_n_cells"].tolist() == counts
 
 
 def test_in_each_group(cells, any_model, slow):
-    gfx.tl.embed_genes(cells, model=any_model, dtype="float32", groupby="cell_type")
+    gfx.tl.embed_genes(cells, model=any_model, groupby="cell_type")
     assert cells.uns["gfx_genes"]["groups"].tolist() == ["a", "b", "c"]
     for at, group in enumerate("abc"):
         means, counts = naive(slow, cells, np.flatnonzero(cells.obs["cell_type"] == group))
@@ -39,9 +41,9 @@ def test_in_each_group(cells, any_model, slow):
 
 
 def test_cells_without_group_count_overall_only(cells, toy_model):
-    gfx.tl.embed_genes(cells, model=toy_model, dtype="float32", key_added="all")
+    gfx.tl.embed_genes(cells, model=toy_model, key_added="all")
     cells.obs["some"] = cells.obs["cell_type"].where(cells.obs["cell_type"] != "c")
-    gfx.tl.embed_genes(cells, model=toy_model, dtype="float32", groupby="some", key_added="some")
+    gfx.tl.embed_genes(cells, model=toy_model, groupby="some", key_added="some")
     np.testing.assert_allclose(cells.varm["some"], cells.varm["all"], atol=1e-5)
     assert cells.var["some_n_cells"].tolist() == cells.var["all_n_cells"].tolist()
     in_groups = cells.varm["some_groups_n_cells"].sum(axis=1)
@@ -69,8 +71,9 @@ def test_groups_of_an_earlier_run_do_not_stay(cells, toy_model):
     assert "groupby" not in cells.uns["gfx_genes"]["params"]
 
 
-@pytest.mark.parametrize("batch_size", [1, 5])
-def test_batch_size(cells, toy_model, batch_size):
-    gfx.tl.embed_genes(cells, model=toy_model, dtype="float32", key_added="all")
-    gfx.tl.embed_genes(cells, model=toy_model, dtype="float32", batch_size=batch_size, key_added="few")
+@pytest.mark.parametrize("batch_tokens", [1, 200])
+def test_embedding_does_not_depend_on_the_size_of_batches(cells, toy_model, batch_tokens):
+    gfx.tl.embed_genes(cells, model=toy_model, key_added="all")
+    with gfx.settings.override(batch_tokens=batch_tokens):
+        gfx.tl.embed_genes(cells, model=toy_model, key_added="few")
     np.testing.assert_allclose(cells.varm["few"], cells.varm["all"], atol=1e-5)

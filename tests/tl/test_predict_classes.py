@@ -327,12 +327,13 @@ def test_a_probes_folder_is_the_head_that_was_fitted_on_all_genes(teach: Any, ce
             np.testing.assert_allclose(found, head(np.array(some)).mean(axis=0), atol=1e-4, err_msg=gene)
 
 
+@pytest.mark.usefixtures("in_float32")
 def test_a_trained_model_is_a_model_like_any_other(teach: Any, others: ad.AnnData, toy_model: Model) -> None:
     """Of a probe, the last block is the one before the last that it was fitted on."""
-    gfx.tl.embed(others, model=toy_model, hidden_layer=-2, dtype="float32", key_added="X_own")
-    gfx.tl.embed(others, model=teach("cells", "probed"), hidden_layer=-1, dtype="float32", key_added="X_probe")
+    gfx.tl.embed(others, model=toy_model, hidden_layer=-2, key_added="X_own")
+    gfx.tl.embed(others, model=teach("cells", "probed"), hidden_layer=-1, key_added="X_probe")
     np.testing.assert_allclose(others.obsm["X_probe"], others.obsm["X_own"], atol=1e-5)
-    gfx.tl.embed(others, model=teach("two tasks", "tuned"), dtype="float32", key_added="X_tuned")
+    gfx.tl.embed(others, model=teach("two tasks", "tuned"), key_added="X_tuned")
     assert others.obsm["X_tuned"].shape == (30, 16)
     assert not np.allclose(others.obsm["X_tuned"], others.obsm["X_own"], atol=1e-3)
     assert gfx.models.load(teach("genes", "tuned")).n_blocks == 3

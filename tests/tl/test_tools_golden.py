@@ -13,7 +13,7 @@ import pytest
 import gfx
 
 # Eight cells of a random model: nothing tells their states apart.
-pytestmark = pytest.mark.filterwarnings("ignore:Held-out cells of")
+pytestmark = [pytest.mark.filterwarnings("ignore:Held-out cells of"), pytest.mark.usefixtures("in_float32")]
 
 TOLERANCE = 1e-5
 
@@ -62,7 +62,7 @@ def test_embed(golden_run, adata, model, mode, official, ours):  # noqa: PLR0917
     if mode == "cls" and not golden_run.vocabulary.has_cls:
         pytest.skip("this family has no <cls>")
     pooling = "mean" if mode == "cell" else "cls"
-    gfx.tl.embed(adata, model=model, hidden_layer=ours, pooling=pooling, dtype="float32")
+    gfx.tl.embed(adata, model=model, hidden_layer=ours, pooling=pooling)
     np.testing.assert_allclose(
         adata.obsm["X_gfx"][golden_run.order], golden_run.embedding(mode, official), atol=TOLERANCE
     )
@@ -70,7 +70,7 @@ def test_embed(golden_run, adata, model, mode, official, ours):  # noqa: PLR0917
 
 @pytest.mark.parametrize(("official", "ours"), LAYERS)
 def test_embed_genes(golden_run, adata, model, official, ours):
-    gfx.tl.embed_genes(adata, model=model, hidden_layer=ours, dtype="float32")
+    gfx.tl.embed_genes(adata, model=model, hidden_layer=ours)
     expected = golden_run.embedding("gene", official).drop(["<cls>", "<eos>"], errors="ignore")
     found = pd.DataFrame(adata.varm["gfx_genes"], index=adata.var_names)
     np.testing.assert_allclose(found.loc[expected.index], expected, atol=TOLERANCE)
@@ -78,7 +78,7 @@ def test_embed_genes(golden_run, adata, model, official, ours):
 
 
 def test_states_are_exact_means(golden_run, adata, model):
-    gfx.tl.embed(adata, model=model, dtype="float32")
+    gfx.tl.embed(adata, model=model)
     for state, expected in golden_run.expected["state_embs"].items():
         found = adata.obsm["X_gfx"][adata.obs["state"] == state].mean(axis=0)
         np.testing.assert_allclose(found, expected, atol=TOLERANCE)

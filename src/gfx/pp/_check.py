@@ -1,4 +1,4 @@
-"""The input doctor: what a model would make of these cells, as a table."""
+"""Check whether a model can read cells, and report as a table."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from gfx._core.gene_names import Species, foreign_species, name_kinds
 from gfx._core.ranking import rank_cells
 from gfx._core.scales import UNDO, scale_of
 from gfx._core.vocabulary import plain_id
+from gfx._docs import shared
 from gfx._log import info
 from gfx.pp._tokenize import LOW_SHARE
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from gfx._core.vocabulary import Vocabulary
     from gfx.models import Model
 
-#: Cells with fewer recognised genes than this are hard to tell apart.
+#: Cells with fewer recognised genes than this are hard to separate.
 _FEW_GENES = 200
 
 _WORDS = {
@@ -60,6 +61,7 @@ _KINDS = {"none": "without a name", "Ensembl": "Ensembl ids", "number": "numbers
 _WORST = ("missing", "infinite", "negative", "fractions", "log2", "log10", "log1p", "normalized", "counts", "empty")
 
 
+@shared()
 def check(
     adata: AnnData | MuData,
     *,
@@ -69,37 +71,32 @@ def check(
     gene_ids: str | None = None,
     mod: str | None = None,
 ) -> pd.DataFrame:
-    """Look at cells the way a model would, and say what stands in the way.
+    """Check whether a model can read these cells: their values, genes and lengths.
 
-    Reads every row once, a block at a time, and writes nothing. Prints the findings as a table.
+    Call this function before any other on new data. It prints its findings as a table, reads every row once, a block of
+    rows at a time, and writes nothing.
 
     Parameters
     ----------
     adata
         Cells × genes.
-    model
-        Whose genes and input size to compare with: a published name, a folder, or what :func:`gfx.models.load`
-        returns. `None`: `gfx.settings.model`, else the embedded `mini`.
-    layer
-        Layer that holds the counts. `None`: `X`.
-    use_raw
-        Look at the counts and the genes of `adata.raw`.
-    gene_ids
-        Column of `var` that holds Ensembl ids or symbols. `None`: the index.
-    mod
-        Modality of a MuData that holds the RNA counts. `None`: the only one.
+    {model}
+    {layer}
+    {use_raw}
+    {gene_ids}
+    {mod}
 
     Returns
     -------
-    One row per finding, with text in the columns `check` (what was looked at), `status` (``"ok"``, ``"warning"``, or
-    ``"error"`` where :func:`gfx.pp.tokenize` would stop), `found` and `advice`.
+    A table with one row per finding and the text columns `check` (what was checked), `status` (``"ok"``,
+    ``"warning"``, or ``"error"`` where :func:`gfx.pp.tokenize` would stop), `found` and `advice`.
 
     Raises
     ------
     KeyError
-        No such layer, column or modality.
+        There is no such layer, column or modality.
     ValueError
-        There is no `X` or `raw` to look at, or a MuData with several modalities and no `mod`.
+        There is no `X` or `raw`, or a MuData has several modalities and `mod` is not given.
 
     Examples
     --------
@@ -226,7 +223,7 @@ def _about_cells(seen: _Seen, room: int) -> Iterator[Finding]:
         "genes per cell",
         "ok" if median >= _FEW_GENES else "warning",
         f"{median:,} known genes in the median cell, {n.min():,} to {n.max():,}",
-        "" if median >= _FEW_GENES else "So few genes tell cells apart poorly; a whole transcriptome gives thousands.",
+        "" if median >= _FEW_GENES else "So few genes hardly separate cells; a whole transcriptome has thousands.",
     )
     empty, cut = int((n == 0).sum()), int((n > room).sum())
     advice = "Their rows will be empty; `scanpy.pp.filter_cells` leaves them out." if empty else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
+from gfx._docs import shared
 from gfx._log import info
 from gfx._results import claim
 from gfx._tokens import make_tokens
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 LOW_SHARE = 0.5
 
 
+@shared()
 def tokenize(
     adata: AnnData | MuData,
     *,
@@ -37,47 +39,39 @@ def tokenize(
     mod: str | None = None,
     copy: bool = False,
 ) -> AnnData | MuData | None:
-    """Write each cell as its detected genes, the most characteristic first.
+    """Encode each cell as the ranked list of its genes, the most characteristic first.
 
-    A gene's value in a cell is its count over the gene's non-zero median in the model's training cells; genes are
-    sorted by it, descending. Equal values are in the order of the model's tokens (ascending Ensembl ids in the
-    published vocabularies), so the tokens depend neither on the order of the columns nor on how the matrix is stored.
-    Columns of the same gene are summed first. Dividing a cell by its depth changes no order, so it plays no part.
+    Detected genes are sorted, descending, by their count divided by the gene's non-zero median in the training cells of
+    the model. Ties are in the order of the model's tokens (ascending Ensembl ids in the published vocabularies), so the
+    tokens depend neither on the order of the columns nor on how the matrix is stored. Columns of the same gene are
+    summed first. Dividing a cell by its depth does not change the order of its genes.
 
-    Tools tokenize on the fly where nothing was written; call this to do it once, to see what is recognised, or when
-    the counts are not in `X`.
+    Tools tokenize cells themselves where no tokens are stored. Call this function to do it once for several tools, to
+    see how many genes are recognised, or when the counts are not in `X`.
 
-    Costs about 20 seconds per million cells and core (2,000 genes a cell), and memory for the tokens: 2 bytes per
-    cell and detected gene. The first call after installation compiles, which takes some seconds.
+    The cost is some seconds per 100,000 cells, and 2 bytes of memory per cell and detected gene. The first call after
+    installation compiles code, which takes some seconds.
 
     Parameters
     ----------
     adata
-        Cells × genes. A matrix may be dense, sparse, dask, or in a file; `X` in CSC order is turned into CSR in memory.
-    model
-        Whose genes, medians and input size to use: a published name, a folder, or what :func:`gfx.models.load`
-        returns. `None`: `gfx.settings.model`, else the embedded `mini`.
-    layer
-        Layer that holds the counts. `None`: `X`.
-    use_raw
-        Take the counts and the genes of `adata.raw`.
-    gene_ids
-        Column of `var` that holds Ensembl ids or symbols. `None`: the index. Ensembl ids with or without version,
-        symbols, aliases and retired ids may be mixed.
+        Cells × genes. The matrix may be dense, sparse, a dask array, or in a file; a CSC matrix in `X` is converted to
+        CSR in memory.
+    {model}
+    {layer}
+    {use_raw}
+    {gene_ids}
     counts
-        What the values are. ``"raw"``: whole counts, anything else is refused. ``"normalized"``: counts that were only
-        divided by the depth of the cell. ``"log1p"``: natural logarithms of these plus one. The last two give
-        the tokens of the counts, because the order of genes in a cell survives both; not so after scaling, regression
-        or integration.
+        What the values are. ``"raw"``: whole counts; anything else is refused. ``"normalized"``: counts that were only
+        divided by the depth of the cell. ``"log1p"``: the natural logarithm of these plus one. The last two give the
+        tokens of the raw counts, because both keep the order of genes within a cell; scaling, regression and
+        integration do not.
     n_counts
-        Column of `obs` with the total counts of each cell, for objects that hold a part of the measured genes. Used
-        for the share of counts in the report only: ranks do not depend on it. `None`: the sums of the matrix.
-    key_added
-        Write to slots of this name; see below.
-    mod
-        Modality of a MuData that holds the RNA counts. `None`: the only one.
-    copy
-        Return an updated copy and leave `adata` as it is.
+        Column of `obs` with the total counts of each cell, for objects that hold only some of the measured genes. It is
+        used for the share of counts in the report, not for ranks. `None` uses the sums of the matrix.
+    {key_added}
+    {mod}
+    {copy}
 
     Returns
     -------
@@ -87,28 +81,29 @@ def tokenize(
         Tokens, padded with 0 on the right (uint32 for a vocabulary above 65,536 tokens). Families with special tokens
         begin with ``<cls>`` and end with ``<eos>``. A cell without any recognised gene is an empty row.
     `.obs['gfx_tokens_n' | f'{key_added}_n']` : :class:`pandas.Series` (int32)
-        Tokens of each cell, special tokens included.
+        Number of tokens of each cell, including special tokens.
     `.uns['gfx_tokens' | key_added]['params']` : :class:`dict`
-        Model, vocabulary and arguments.
+        The model, its vocabulary, and the arguments.
     `.uns['gfx_tokens' | key_added]['report']` : :class:`dict`
-        How many genes and what share of counts were recognised, columns summed, cells empty and cells cut.
+        Numbers of recognised genes, summed columns, empty cells and truncated cells, and the share of recognised
+        counts.
 
     Raises
     ------
     ValueError
-        The values are not what `counts` says; NaN, infinite or negative values; genes of another species; fewer
-        recognised genes than ten, or than a tenth of the shorter of the two gene lists; `n_counts` below the cell's
-        own sum.
+        The values are not what `counts` says, or are NaN, infinite or negative; the genes are of another species; fewer
+        than ten genes are recognised, or less than a tenth of the shorter of the two gene lists; `n_counts` is below
+        the sum of a cell; or a slot to write holds something else.
     KeyError
-        No such layer, column or modality.
+        There is no such layer, column or modality.
 
     See Also
     --------
-    gfx.pp.check : The same findings as a table, nothing written.
+    gfx.pp.check : The same findings as a table; it writes nothing.
 
     Examples
     --------
-    Log-normalised values are all that is left in this object; they rank like the counts they came from.
+    This object holds only log-normalised values; they rank genes as the counts do that they were computed from.
 
     >>> import scanpy as sc
     >>> import gfx

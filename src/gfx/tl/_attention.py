@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gfx._docs import shared
 from gfx._results import mask_name
 from gfx.tl._prepare import prepare
 
@@ -17,66 +18,59 @@ if TYPE_CHECKING:
     from gfx.models import Model
 
 
+@shared()
 def attention(
     adata: AnnData | MuData,
     *,
     model: str | Path | Model | None = None,
     layer: str | None = None,
     mask_obs: str | np.ndarray | None = None,
-    device: str | None = None,
     key_added: str | None = None,
     mod: str | None = None,
     copy: bool = False,
 ) -> AnnData | MuData | None:
-    """Read which genes and ranks the model attends to, per block and head :cite:p:`Theodoris2023`.
+    """Measure which genes and ranks the model attends to, by layer and head :cite:p:`Theodoris2023`.
 
-    In each cell, the attention that a gene receives is the weight it gets from an average position; over cells, the
-    mean over those that have the gene. Beside it stands what even attention would give (the mean of 1 / length), for
-    the genes of short cells receive more by arithmetic alone. Attention says where a model looks, not what regulates
-    what: published comparisons found no regulatory information in it beyond what expression shows.
+    The attention that a gene receives in a cell is its mean weight over all positions of the cell; the result is the
+    mean over the cells that express the gene. Genes of cells with few genes receive more attention by arithmetic alone,
+    so the result is compared with uniform attention, the mean of 1 / length over the same cells. Attention shows where
+    a model looks, not which gene regulates which: published comparisons found no regulatory information in it beyond
+    what expression shows.
 
-    Cost: one forward pass with plain attention in float32, a few times slower than :func:`gfx.tl.embed`. Memory does
-    not depend on the number of cells: weights are summed as each block computes them.
+    The cost is one forward pass with plain attention in float32, which is a few times slower than
+    :func:`gfx.tl.embed`. Memory does not depend on the number of cells, because weights are summed layer by layer.
 
     Parameters
     ----------
-    adata
-        Cells by genes, raw counts in `X` or `layer`, or tokens from :func:`gfx.pp.tokenize`.
-    model
-        Published name, folder, or what :func:`gfx.models.load` returned. `None`: `gfx.settings.model`, else `mini`.
-    layer
-        Layer with the raw counts; `None`: `X`.
-    mask_obs
-        Cells to use: a boolean column of `obs`, or an array.
-    device
-        Such as ``"cpu"`` or ``"cuda:0"``. `None`: the setting, else what is there.
-    key_added
-        Where to store the result; see below.
-    mod
-        Modality of a MuData.
-    copy
-        Work on a copy and return it.
+    {adata}
+    {model}
+    {layer}
+    {mask_obs}
+    {key_added}
+    {mod}
+    {copy}
 
     Returns
     -------
     `None`, or an updated copy if `copy=True`. Sets:
 
     `.varm['gfx_attention' | key_added]` : :class:`numpy.ndarray` (float32, `(n_vars, n_blocks * n_heads)`)
-        Weight that each gene receives, the heads of the first block first; NaN where no cell has the gene.
+        Attention that each gene receives, the heads of the first layer first; NaN for genes that no cell expresses.
     `.var['gfx_attention_n_cells' | key_added + '_n_cells']` : :class:`pandas.Series` (int32)
-        Cells behind each mean.
+        Number of cells that express the gene.
     `.var['gfx_attention_uniform' | key_added + '_uniform']` : :class:`pandas.Series` (float32)
-        What even attention would give.
+        Attention that the gene would receive if attention were uniform.
     `.uns['gfx_attention' | key_added]` : :class:`dict`
-        `params`; `n_blocks`, `n_heads`, `n_cells`; `ranks`, float32 `(n_blocks, n_heads, n_ranks)`: weight by rank of
-        the attended gene (0 is the top gene); `ranks_uniform`, `ranks_n_cells`, `(n_ranks,)`; `special`, float32
-        `(n_blocks, n_heads)`: share that goes to `<cls>` and `<eos>`; `entropy`, float32 `(n_blocks, n_heads)`: 1 for
-        even attention, 0 for attention to one position.
+        `params`; `n_blocks` (layers), `n_heads` and `n_cells`; `ranks`, float32 `(n_layers, n_heads, n_ranks)`, the
+        attention by rank of the attended gene (0 is the top gene); `ranks_uniform` and `ranks_n_cells`, `(n_ranks,)`;
+        `special`, float32 `(n_layers, n_heads)`, the share that `<cls>` and `<eos>` receive; `entropy`, float32
+        `(n_layers, n_heads)`, 1 for uniform attention and 0 for attention to a single position.
 
     Raises
     ------
     ValueError
-        No raw counts, unknown genes, or tokens of another vocabulary.
+        There are no raw counts, the model does not know the genes, the tokens belong to another vocabulary, or a slot
+        to write holds something else.
 
     Examples
     --------
@@ -90,7 +84,7 @@ def attention(
 
     cells = prepare(adata, model, function="tl.attention", layer=layer, key_added=key_added, mod=mod, copy=copy)
     lengths = cells.lengths(mask_obs)
-    encoder = cells.encoder(-1, device=device, dtype="float32", attention="eager")
+    encoder = cells.encoder(-1, dtype="float32", attention="eager")
     sums = attention_sums(encoder, cells.tokens.ids, lengths, cells.model.vocabulary)
     n_blocks, n_heads = sums.entropy.shape
     n_used = int((lengths > 0).sum())

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gfx._docs import shared
 from gfx._results import mask_name
 from gfx.tl._prepare import groups_and_rest, prepare
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from gfx.models import Model
 
 
+@shared()
 def embed_genes(
     adata: AnnData | MuData,
     *,
@@ -26,71 +28,53 @@ def embed_genes(
     groupby: str | None = None,
     mask_obs: str | np.ndarray | None = None,
     hidden_layer: int = -2,
-    batch_size: int | None = None,
-    device: str | None = None,
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     key_added: str | None = None,
     mod: str | None = None,
     copy: bool = False,
 ) -> AnnData | MuData | None:
     """Embed genes in the context of the cells that express them :cite:p:`Theodoris2023`.
 
-    A gene has another hidden state in every cell; its embedding is their mean, over all cells or over each group. As
-    with :func:`gfx.tl.embed`, bfloat16 rounds; use ``dtype="float32"`` where two machines must agree.
+    A gene has a different hidden state in every cell. Its embedding is the mean of these over all cells and, with
+    `groupby`, over each group. As with :func:`gfx.tl.embed`, set ``gfx.settings.dtype = "float32"`` where results of
+    two machines must agree.
 
-    Cost: one forward pass over the cells, as :func:`gfx.tl.embed`; one running sum of groups × genes of the model ×
-    width, however many cells there are.
+    The cost is one forward pass over the cells, as for :func:`gfx.tl.embed`. Memory holds one sum of groups × genes of
+    the model × width, however many cells there are.
 
     Parameters
     ----------
-    adata
-        Cells by genes, raw counts in `X` or `layer`, or tokens from :func:`gfx.pp.tokenize`.
-    model
-        Published name, folder, or what :func:`gfx.models.load` returned. `None`: `gfx.settings.model`, else `mini`.
-    layer
-        Layer with the raw counts; `None`: `X`.
-    groupby
-        Column of `obs`: embed the genes in each group of cells as well. Cells without a group count for the overall
-        embedding only.
-    mask_obs
-        Cells to use: a boolean column of `obs`, or an array.
-    hidden_layer
-        Which hidden states: -1 the last block's, -2 those of the block before, 0 the embedding's.
-    batch_size
-        Cells in a forward pass at most; `None`: as many as fit a number of tokens, halved when memory runs out.
-    device
-        Such as ``"cpu"`` or ``"cuda:0"``. `None`: the setting, else what is there.
-    dtype
-        Precision of the forward pass. `None`: bfloat16 where it is fast (CUDA, and CPUs with AMX), else float32 (the
-        reference).
-    key_added
-        Where to store the result; see below.
-    mod
-        Modality of a MuData.
-    copy
-        Work on a copy and return it.
+    {adata}
+    {model}
+    {layer}
+    {groupby}
+    {mask_obs}
+    {hidden_layer}
+    {key_added}
+    {mod}
+    {copy}
 
     Returns
     -------
     `None`, or an updated copy if `copy=True`. Sets:
 
     `.varm['gfx_genes' | key_added]` : :class:`numpy.ndarray` (float32, `(n_vars, hidden_size)`)
-        Mean over all cells that have the gene; NaN where none does.
+        Mean hidden state of each gene over all cells that express it; NaN for genes that no cell expresses.
     `.var['gfx_genes_n_cells' | key_added + '_n_cells']` : :class:`pandas.Series` (int32)
-        Cells behind each mean.
+        Number of these cells.
     `.varm['gfx_genes_groups' | ...]` : :class:`numpy.ndarray` (float32, `(n_vars, n_groups, hidden_size)`)
-        With `groupby`: the mean over the cells of each group, in the order of `uns`.
+        With `groupby`, the mean over the cells of each group, in the order of `uns`.
     `.varm['gfx_genes_groups_n_cells' | ...]` : :class:`numpy.ndarray` (int32, `(n_vars, n_groups)`)
-        With `groupby`: cells behind each of them.
+        With `groupby`, the number of these cells.
     `.uns['gfx_genes' | key_added]` : :class:`dict`
-        `params`: how it was made; with `groupby` also `groups`: their names.
+        `params`, how the embedding was made; with `groupby` also `groups`, the names of the groups.
 
     Raises
     ------
     ValueError
-        No raw counts, unknown genes, or tokens of another vocabulary.
+        There are no raw counts, the model does not know the genes, the tokens belong to another vocabulary, or a slot
+        to write holds something else.
     KeyError
-        No such column in `obs`.
+        `obs` has no such column.
 
     Examples
     --------
@@ -106,7 +90,7 @@ def embed_genes(
     cells.slots.claim(reads=[("obs", groupby), ("obs", mask_obs)])
     lengths = cells.lengths(mask_obs)
     names, group = groups_and_rest(cells.adata, groupby)
-    encoder = cells.encoder(hidden_layer, device=device, dtype=dtype)
+    encoder = cells.encoder(hidden_layer)
     means, counts = run(
         encoder,
         cells.tokens.ids,
@@ -114,7 +98,6 @@ def embed_genes(
         cells.model.vocabulary,
         group=group,
         n_groups=len(names) + 1,
-        batch_size=batch_size,
     )
     n_cells = counts.sum(axis=0)
     overall = (np.nan_to_num(means) * counts[..., None]).sum(axis=0) / np.maximum(n_cells, 1)[:, None]

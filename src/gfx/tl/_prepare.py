@@ -10,6 +10,7 @@ import numpy as np
 
 from gfx._adata import cell_mask, copied, gene_names, obs_column, pick
 from gfx._results import Slots, claim, made_by
+from gfx._settings import settings
 from gfx._tokens import find_tokens
 from gfx.models import load
 
@@ -102,21 +103,20 @@ class Prepared:
         self,
         hidden_layer: int,
         *,
-        device: str | None = None,
         dtype: str | None = None,
         attention: Literal["sdpa", "eager"] = "sdpa",
     ) -> BertModel:
-        """Load the blocks up to the wanted layer, where and in the precision asked for."""
+        """Load the network up to a layer, on the device of the settings, in their precision unless one is given."""
         from gfx._engine.device import choose_device, choose_dtype
         from gfx._engine.encoder import blocks_needed, load_encoder
 
-        chosen = choose_device(device)
+        device = choose_device()
         return load_encoder(
             self.model.weights,
             self.model.config,
             n_blocks=blocks_needed(hidden_layer, self.model.n_blocks),
-            device=chosen,
-            dtype=choose_dtype(dtype, chosen),
+            device=device,
+            dtype=choose_dtype(dtype or settings.dtype, device),
             attention=attention,
         )
 

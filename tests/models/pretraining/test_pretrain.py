@@ -142,13 +142,14 @@ def test_it_learns_what_ranks_do_not_say(trained: Path) -> None:
     assert found["cells"] == 240 - 48
 
 
+@pytest.mark.usefixtures("in_float32")
 def test_the_folder_loads_and_embeds(trained: Path, structured: ad.AnnData) -> None:
     model = load(trained)
     assert model.name == "own"
     assert model.n_blocks == 1
     assert model.vocabulary.sha256 == build_vocabulary([structured]).sha256
     adata = structured.copy()
-    gfx.tl.embed(adata, model=trained, hidden_layer=-1, dtype="float32")
+    gfx.tl.embed(adata, model=trained, hidden_layer=-1)
     vectors = adata.obsm["X_gfx"] - adata.obsm["X_gfx"].mean(axis=0)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     nearest = (vectors @ vectors.T - 2 * np.eye(240)).argmax(axis=1)
