@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 import gfx
 from gfx._core.vocabulary import Vocabulary
-from gfx.models._load import _tell_of_embedded, load_from
+from gfx.models._load import _announce_embedded, load_from
 from gfx.models._registry import Store, file_sha256, published
 from gfx.models._vocabulary_file import write_vocabulary
 
@@ -270,7 +270,7 @@ def test_without_any_name_the_embedded_model_is_used_and_said_so_once(
     monkeypatch.setattr("gfx.models._registry.EMBEDDED_FOLDER", toy_folder)
     card = replace(published().models["V1-10M"], name="mini", files=(), embedded=True)
     store = Store(registry=replace(published(), models={"mini": card}), folder=tmp_path / "cache")
-    _tell_of_embedded.cache_clear()
+    _announce_embedded.cache_clear()
     with gfx.settings.override(model=None, verbosity=0):
         load_from(store, None, None)
     assert capsys.readouterr().out == ""  # not seen, and so still to be said

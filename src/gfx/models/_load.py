@@ -147,8 +147,8 @@ def load_from(store: Store, name: str | Path | Model | None, vocabulary: str | P
         name = settings.model
     if name is None:
         name = EMBEDDED_FOLDER.name
-        if shows_progress():  # what is said unseen would count as said
-            _tell_of_embedded(name)
+        if shows_progress():  # the message is shown once
+            _announce_embedded(name)
     card = store.registry.find(name) if isinstance(name, str) else None
     if isinstance(card, VocabularyCard):
         models = [other.name for other in store.registry.models.values() if other.vocabulary == card.name]
@@ -184,8 +184,8 @@ def load_from(store: Store, name: str | Path | Model | None, vocabulary: str | P
 
 
 @cache
-def _tell_of_embedded(name: str) -> None:
-    """Say once which model runs where none is named: every result's `params` say it again."""
+def _announce_embedded(name: str) -> None:
+    """Say once which model runs where none is named; every result's `params` name it, too."""
     info(
         f"No model named: using the embedded {name!r}. Name a published one with `model=` or `gfx.settings.model`, "
         'such as "V2-104M"; `gfx.models.available()` lists them.'
@@ -206,8 +206,8 @@ def _local_folder(name: str | Path, registry: Registry) -> Path:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
-        found = sorted(entry.name for entry in folder.iterdir())[:10]
-        msg = f"{folder} holds no `config.json`, so it is no model in Hugging Face layout. Found: {found}."
+        entries = sorted(entry.name for entry in folder.iterdir())[:10]
+        msg = f"{folder} holds no `config.json`, so it is no model in Hugging Face layout. Found: {entries}."
         raise ValueError(msg)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -233,8 +233,8 @@ def _find_weights(folder: Path) -> Path:
                 msg = f"{path} is a git-lfs pointer, not the weights themselves. Run `git lfs pull` where it came from."
                 raise ValueError(msg)
             return path
-    found = sorted(entry.name for entry in folder.iterdir())[:10]
-    msg = f"{folder} holds neither `{_SAFE_WEIGHTS}` nor `{_OLD_WEIGHTS}`. Found: {found}."
+    entries = sorted(entry.name for entry in folder.iterdir())[:10]
+    msg = f"{folder} holds neither `{_SAFE_WEIGHTS}` nor `{_OLD_WEIGHTS}`. Found: {entries}."
     raise ValueError(msg)
 
 
@@ -242,15 +242,15 @@ def _given_vocabulary(store: Store, given: str | Path | Vocabulary) -> Vocabular
     if isinstance(given, Vocabulary):
         return given
     card = store.registry.find(given) if isinstance(given, str) else None
-    place = store.fetch(card.name) if isinstance(card, VocabularyCard) else Path(given).expanduser()
-    found = _vocabulary_in(place, store.registry) if place.is_dir() else None
-    if found is None:
+    folder = store.fetch(card.name) if isinstance(card, VocabularyCard) else Path(given).expanduser()
+    vocabulary = _vocabulary_in(folder, store.registry) if folder.is_dir() else None
+    if vocabulary is None:
         msg = (
             f"`vocabulary` is {' or '.join(map(repr, store.registry.vocabularies))}, or a folder that holds "
             f"`{VOCABULARY_FILE}` or the published dictionaries; found {str(given)!r}."
         )
         raise ValueError(msg)
-    return found
+    return vocabulary
 
 
 def _vocabulary_in(folder: Path, registry: Registry) -> Vocabulary | None:
@@ -273,12 +273,12 @@ def _vocabulary_in(folder: Path, registry: Registry) -> Vocabulary | None:
 
 
 def _only(folder: Path, pattern: str) -> Path | None:
-    found = sorted(folder.glob(pattern))
-    if len(found) > 1:
-        names = [path.name for path in found]
+    paths = sorted(folder.glob(pattern))
+    if len(paths) > 1:
+        names = [path.name for path in paths]
         msg = f"{folder} holds several {pattern}: {names}. Keep the one that the model was trained with."
         raise ValueError(msg)
-    return found[0] if found else None
+    return paths[0] if paths else None
 
 
 def _check_weights(model: Model) -> None:
@@ -299,11 +299,11 @@ def _check_weights(model: Model) -> None:
         "position": (config["max_position_embeddings"], config["hidden_size"]),
     }
     for table, shape in expected.items():
-        found = [shapes[key] for key in shapes if key.endswith(f"embeddings.{table}_embeddings.weight")]
-        if found != [shape]:
+        shapes_of = [shapes[key] for key in shapes if key.endswith(f"embeddings.{table}_embeddings.weight")]
+        if shapes_of != [shape]:
             msg = (
                 f"{model.weights} and `config.json` beside it do not belong together: the {table} table is "
-                f"{found[0] if found else 'absent'}, expected {shape}."
+                f"{shapes_of[0] if shapes_of else 'absent'}, expected {shape}."
             )
             raise ValueError(msg)
     blocks = {int(match[1]) for key in shapes if (match := _BLOCK.search(key))}

@@ -1,4 +1,4 @@
-"""Which genes share cells: vectors of genes, and the place of a cell among all cells."""
+"""Co-expression: principal components of genes, and the place of a cell among all cells."""
 
 from __future__ import annotations
 
@@ -98,9 +98,9 @@ def find_coexpression(
     kept = deviations > 1e-6 * deviations[0]
     directions[:, : kept.sum()] = components[kept].T * (deviations[kept] / deviations[0]) ** -WHITENING
     norm = np.linalg.norm(directions, axis=1) * (weights > 0)
-    some = [tokens[cell] for cell in rng.permutation(cells)[:CELLS_FOR_THE_MEAN]]
-    log_share, rank_slope = _fit_shares(some, norm * weights, vocabulary)
-    found = Coexpression(
+    sample = [tokens[cell] for cell in rng.permutation(cells)[:CELLS_FOR_THE_MEAN]]
+    log_share, rank_slope = _fit_shares(sample, norm * weights, vocabulary)
+    coexpression = Coexpression(
         vectors=np.divide(directions, norm[:, None], out=np.zeros_like(directions), where=norm[:, None] > 0),
         log_share=log_share,
         rank_slope=rank_slope,
@@ -108,7 +108,7 @@ def find_coexpression(
         frequency=frequency,
         is_special=vocabulary.is_special,
     )
-    return replace(found, centre=np.mean([found.place(row) for row in some], axis=0))
+    return replace(coexpression, centre=np.mean([coexpression.place(row) for row in sample], axis=0))
 
 
 def _fit_shares(rows: Sequence[np.ndarray], weights: np.ndarray, vocabulary: Vocabulary) -> tuple[np.ndarray, float]:
@@ -133,10 +133,10 @@ def profile_matrix(tokens: Sequence[np.ndarray], cells: np.ndarray, vocabulary: 
     """Profiles of cells, each of length 1, not yet weighted by gene; float32 cells × tokens."""
     genes, values, starts = [], [], [0]
     for cell in cells:
-        found, value = _profile(tokens[cell], vocabulary)
-        genes.append(found)
+        of_cell, value = _profile(tokens[cell], vocabulary)
+        genes.append(of_cell)
         values.append(value / max(np.linalg.norm(value), 1e-12))
-        starts.append(starts[-1] + len(found))
+        starts.append(starts[-1] + len(of_cell))
     return sparse.csr_array(
         (np.concatenate(values).astype(np.float32), np.concatenate(genes), np.array(starts)),
         shape=(len(cells), len(vocabulary)),

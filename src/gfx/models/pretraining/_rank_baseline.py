@@ -1,4 +1,4 @@
-"""What predicts hidden genes without a model: how often a gene is found at a rank."""
+"""A baseline for masked genes: the genes most frequent at a rank."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ N_BANDS = 64
 
 
 def rank_baseline(rows: TokenRows, cells: np.ndarray, held_out: MaskedCells, *, n_bands: int = N_BANDS) -> dict:
-    """Predict the hidden genes of held-out cells from their rank: the genes most frequent there in other cells.
+    """Predict the masked genes of held-out cells from their rank: the genes most frequent there in the training cells.
 
-    ``top_1_unseen`` and ``top_10_unseen`` also leave out the genes that the cell shows, which cannot be hidden: a
-    harder baseline, for it knows most of what the cell holds.
+    ``top_1_unseen`` and ``top_10_unseen`` also leave out the genes that the cell shows, which cannot be masked: a
+    harder baseline, because it uses the rest of the cell.
 
     Parameters
     ----------
     rows, cells
-        The cells to learn frequencies from.
+        Tokens, and the training cells among them.
     held_out
-        The cells to predict, the same genes hidden as for a model.
+        The held-out cells, with the same genes masked as for a model.
     """
     vocabulary = held_out.vocabulary
     counts, band = _frequency_by_rank(rows, cells, vocabulary, int(held_out.lengths.max(initial=1)), n_bands)
@@ -34,16 +34,16 @@ def rank_baseline(rows: TokenRows, cells: np.ndarray, held_out: MaskedCells, *, 
     total = 0
     for cell in range(len(held_out)):
         shown = held_out[cell]
-        at = np.flatnonzero(shown["labels"] >= 0)
-        scores = counts[band[at]]
+        masked = np.flatnonzero(shown["labels"] >= 0)
+        scores = counts[band[masked]]
         for suffix in ("", "_unseen"):
             best = np.argpartition(-scores, n_best, axis=1)[:, :n_best]
             best = np.take_along_axis(best, np.argsort(-np.take_along_axis(scores, best, 1), axis=1), 1)
-            found = best == shown["labels"][at][:, None]
-            hits[f"top_1{suffix}"] += int(found[:, 0].sum())
-            hits[f"top_10{suffix}"] += int(found.any(axis=1).sum())
+            is_hit = best == shown["labels"][masked][:, None]
+            hits[f"top_1{suffix}"] += int(is_hit[:, 0].sum())
+            hits[f"top_10{suffix}"] += int(is_hit.any(axis=1).sum())
             scores[:, shown["input_ids"]] = -1
-        total += len(at)
+        total += len(masked)
     return {name: n / total for name, n in hits.items()} | {"n": total}
 
 

@@ -1,4 +1,4 @@
-"""Cells to learn from: files and AnnData objects, read block by block and never as a whole."""
+"""Sources of cells: files and AnnData objects, read block by block and never as a whole."""
 
 from __future__ import annotations
 
@@ -23,24 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OpenSource:
-    """A source that can be read.
+    """A source that can be read: its counts, on disk or in memory, with their gene names; and its table of genes."""
 
-    Parameters
-    ----------
-    name
-        How to call it in a message.
-    counts
-        Its counts, on disk or in memory, and the gene names that belong to them.
-    var
-        Its table of genes.
-    """
-
-    name: str
     counts: CountMatrix
     var: pd.DataFrame
 
     def blocks(self) -> Iterator[sparse.csr_array]:
-        """Walk over its cells in blocks of rows, each checked to be raw counts."""
+        """Iterate over its cells in blocks of rows, each checked to be raw counts."""
         for _, block in row_blocks(self.counts.x):
             yield to_counts(block, "raw", self.counts.where)
 
@@ -52,7 +41,7 @@ class Source:
     Parameters
     ----------
     name
-        How to call it in a message: the file's name.
+        Name in messages: that of the file.
     place
         The file's path, or the object itself.
     gene_ids
@@ -72,26 +61,26 @@ class Source:
                     counts, var = _open_file(self.place, self.gene_ids, stack)
                 else:
                     counts, var = open_counts(self.place, gene_ids=self.gene_ids), self.place.var
-                yield OpenSource(self.name, counts, var)
+                yield OpenSource(counts, var)
             except SourceError:
                 raise
             except OSError as error:
                 msg = f"{self.name}: cannot be read to its end ({error}). Was it copied or fetched completely?"
                 raise SourceError(msg) from error
             except (KeyError, NotImplementedError, TypeError, ValueError) as error:
-                said = error.args[0] if error.args else error  # str() of a KeyError puts quotes around its text
-                msg = f"{self.name}: {said}"
+                text = error.args[0] if error.args else error  # str() of a KeyError puts quotes around its text
+                msg = f"{self.name}: {text}"
                 raise SourceError(msg) from error
 
     @cached_property
     def fingerprint(self) -> str:
-        """Tell whether the source is the same as before: by path, size and time of a file, by content of an AnnData."""
+        """Hash by which a source is recognised: of path, size and time of a file, of the content of an AnnData."""
         digest = hashlib.sha256(repr(self.gene_ids).encode())
         if isinstance(self.place, Path):
             files = sorted(self.place.rglob("*")) if self.place.is_dir() else [self.place]
             for file in files:
-                seen = file.stat()
-                digest.update(repr((str(file.resolve()), seen.st_size, seen.st_mtime_ns)).encode())
+                state = file.stat()
+                digest.update(repr((str(file.resolve()), state.st_size, state.st_mtime_ns)).encode())
             return digest.hexdigest()
         with self.open() as opened:
             digest.update("\n".join(map(str, opened.counts.names)).encode())
@@ -102,7 +91,7 @@ class Source:
 
 
 class SourceError(ValueError):
-    """One source cannot be used; the message begins with its name."""
+    """A source that cannot be used; the message begins with its name."""
 
 
 def find_sources(sources: str | Path | AnnData | Sequence[str | Path | AnnData], gene_ids: str | None) -> list[Source]:
@@ -119,13 +108,13 @@ def find_sources(sources: str | Path | AnnData | Sequence[str | Path | AnnData],
     return [
         Source(Path(place).name, Path(place), gene_ids)
         if isinstance(place, str | Path)
-        else Source(f"source {at}", place, gene_ids)
-        for at, place in enumerate(sources)
+        else Source(f"source {number}", place, gene_ids)
+        for number, place in enumerate(sources)
     ]
 
 
 def each_source(sources: Sequence[Source], work: Callable[[Source], object], kept: str) -> list:
-    """Do the work on every source, also behind one that cannot be used; then name all those that cannot.
+    """Do the work on every source that can be used; then raise an error that names all those that cannot.
 
     Parameters
     ----------
@@ -174,10 +163,10 @@ def _refuse_missing_chunks(sparse_group: Mapping[str, Any]) -> None:
     """See that a sparse matrix is there as a whole: zarr reads a chunk that was not copied as zeros."""
     for name in ("data", "indices"):
         array = sparse_group[name]
-        there, all_of_them = getattr(array, "nchunks_initialized", 0), getattr(array, "nchunks", 0)
-        if there < all_of_them:
+        n_present, n_chunks = getattr(array, "nchunks_initialized", 0), getattr(array, "nchunks", 0)
+        if n_present < n_chunks:
             msg = (
-                f"{all_of_them - there} of {all_of_them} chunks of `X/{name}` are not on disk. Was the folder copied "
+                f"{n_chunks - n_present} of {n_chunks} chunks of `X/{name}` are not on disk. Was the folder copied "
                 "or fetched completely?"
             )
             raise ValueError(msg)
