@@ -87,9 +87,12 @@ intersphinx_mapping = (
 _SHORT_NAMES = {
     "AnnData": "anndata.AnnData",
     "Axes": "matplotlib.axes.Axes",
+    "Data": "anndata.AnnData",
     "Iterator": "collections.abc.Iterator",
     "Mapping": "collections.abc.Mapping",
+    "Mask": "numpy.ndarray",
     "Model": "gfx.models.Model",
+    "ModelLike": "gfx.models.Model",
     "MuData": "mudata.MuData",
     "Path": "pathlib.Path",
     "Sequence": "collections.abc.Sequence",
@@ -101,7 +104,10 @@ _SHORT_NAMES = {
 nitpick_ignore_regex = [
     ("py:.*", r"(anndata|collections|matplotlib|mudata|numpy|pandas|pathlib|scanpy|scipy|torch|transformers)\..*"),
     ("py:.*", r"gfx\.(\w+\.)*_.*"),
-    ("py:.*", r"(Any|Buckets|Counts|Genes|Literal|Method|ModelCard|Null|Vocabulary|VocabularyCard)"),
+    (
+        "py:.*",
+        r"(Any|Buckets|Counts|Genes|Literal|Method|ModelCard|Null|Pooling|PoolingOfShifts|Positions|Vocabulary|VocabularyCard)",
+    ),
     ("py:.*", r"(bool|dict|float|int|list|object|str|tuple)"),
     ("py:.*", "|".join(re.escape(name) for name in _SHORT_NAMES)),
 ]

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from anndata import AnnData
-    from mudata import MuData
 
     from gfx._core.gene_names import Species
     from gfx._core.scales import Scale
     from gfx._core.vocabulary import Vocabulary
+    from gfx._types import Data, Mask
 
 Counts = Literal["raw", "normalized", "log1p"]
 COUNTS: tuple[str, ...] = ("raw", "normalized", "log1p")
@@ -45,7 +45,7 @@ def is_mudata(data: object) -> bool:
     return any(cls.__module__.partition(".")[0] == "mudata" and cls.__name__ == "MuData" for cls in type(data).__mro__)
 
 
-def pick(data: AnnData | MuData, mod: str | None) -> AnnData:
+def pick(data: Data, mod: str | None) -> AnnData:
     """Find the AnnData to work on: `data` itself, or the modality `mod` of a MuData."""
     if is_mudata(data):
         names = list(data.mod)
@@ -67,7 +67,7 @@ def pick(data: AnnData | MuData, mod: str | None) -> AnnData:
     return data
 
 
-def copied(data: AnnData | MuData, *, copy: bool) -> AnnData | MuData:
+def copied(data: Data, *, copy: bool) -> Data:
     """Return `data` to work on, or a copy of it; a file-backed object is not copied in memory by accident."""
     if getattr(data, "isbacked", False) and (copy or getattr(data, "is_view", False)):
         what = "`copy=True` does not work on a file-backed object" if copy else "A view of a file cannot hold results"
@@ -90,7 +90,7 @@ def _column(frame: pd.DataFrame, key: str, where: str) -> pd.Series:
     return frame[key]
 
 
-def cell_mask(adata: AnnData, mask_obs: str | np.ndarray | pd.Series | None) -> np.ndarray:
+def cell_mask(adata: AnnData, mask_obs: Mask | None) -> np.ndarray:
     """Turn a boolean `obs` column, array or series by cell name into a mask, bool `(n_obs,)`."""
     if mask_obs is None:
         return np.ones(adata.n_obs, dtype=bool)

@@ -36,7 +36,8 @@ from gfx._log import info
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from mudata import MuData
+
+    from gfx._types import Data
 
 #: Stands for the names of the tasks of a classifier, which are those of columns of the user's.
 TASK = "{task}"
@@ -215,7 +216,7 @@ class Slots:
     adata: AnnData
     function: str
     key: str
-    returned: AnnData | MuData | None = None
+    returned: Data | None = None
 
     def name(self, part: str = "") -> str:
         """Name of a part."""
@@ -343,16 +344,14 @@ class Slots:
         return getattr(self.adata, element)[self.name(part)]
 
 
-def claim(
-    data: AnnData | MuData, function: str, key_added: str | None, *, mod: str | None = None, copy: bool = False
-) -> Slots:
+def claim(data: Data, function: str, key_added: str | None, *, mod: str | None = None, copy: bool = False) -> Slots:
     """Find where a function writes, or refuse to go on if that is somebody else's; see :meth:`Slots.claim`."""
     slots = Slots(pick(data, mod), function, key_of(function, key_added)).claim()
     data = copied(data, copy=copy)
     return replace(slots, adata=pick(data, mod), returned=data if copy else None)
 
 
-def find(data: AnnData | MuData, *functions: str, key: str | None = None, mod: str | None = None) -> Slots:
+def find(data: Data, *functions: str, key: str | None = None, mod: str | None = None) -> Slots:
     """Find the result `key` of one of some functions.
 
     Without `key` it is the one under the default name, if there is exactly one such, else the only one there is.

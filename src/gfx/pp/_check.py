@@ -31,14 +31,12 @@ from gfx.pp._tokenize import LOW_SHARE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from anndata import AnnData
-    from mudata import MuData
 
     from gfx._adata import CountMatrix, GeneMatch
     from gfx._core.vocabulary import Vocabulary
-    from gfx.models import Model
+    from gfx._types import Data, ModelLike
 
 #: Cells with fewer recognised genes than this are hard to separate.
 _FEW_GENES = 200
@@ -63,9 +61,9 @@ _WORST = ("missing", "infinite", "negative", "fractions", "log2", "log10", "log1
 
 @shared()
 def check(
-    adata: AnnData | MuData,
+    adata: Data,
     *,
-    model: str | Path | Model | None = None,
+    model: ModelLike | None = None,
     layer: str | None = None,
     use_raw: bool = False,
     gene_ids: str | None = None,

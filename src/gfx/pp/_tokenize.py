@@ -11,15 +11,10 @@ from gfx._results import claim
 from gfx._tokens import make_tokens
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from anndata import AnnData
-    from mudata import MuData
-
     from gfx._adata import Counts
     from gfx._core.vocabulary import Vocabulary
     from gfx._tokens import TokenReport
-    from gfx.models import Model
+    from gfx._types import Data, ModelLike
 
 #: Below this share of counts a warning says that the model sees little of the cells.
 LOW_SHARE = 0.5
@@ -27,9 +22,9 @@ LOW_SHARE = 0.5
 
 @shared()
 def tokenize(
-    adata: AnnData | MuData,
+    adata: Data,
     *,
-    model: str | Path | Model | None = None,
+    model: ModelLike | None = None,
     layer: str | None = None,
     use_raw: bool = False,
     gene_ids: str | None = None,
@@ -38,7 +33,7 @@ def tokenize(
     key_added: str | None = None,
     mod: str | None = None,
     copy: bool = False,
-) -> AnnData | MuData | None:
+) -> Data | None:
     """Encode each cell as the ranked list of its genes, the most characteristic first.
 
     Detected genes are sorted, descending, by their count divided by the gene's non-zero median in the training cells of

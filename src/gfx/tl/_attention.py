@@ -9,26 +9,20 @@ from gfx._results import mask_name
 from gfx.tl._prepare import prepare
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    import numpy as np
-    from anndata import AnnData
-    from mudata import MuData
-
-    from gfx.models import Model
+    from gfx._types import Data, Mask, ModelLike
 
 
 @shared()
 def attention(
-    adata: AnnData | MuData,
+    adata: Data,
     *,
-    model: str | Path | Model | None = None,
+    model: ModelLike | None = None,
     layer: str | None = None,
-    mask_obs: str | np.ndarray | None = None,
+    mask_obs: Mask | None = None,
     key_added: str | None = None,
     mod: str | None = None,
     copy: bool = False,
-) -> AnnData | MuData | None:
+) -> Data | None:
     """Measure which genes and ranks the model attends to, by layer and head :cite:p:`Theodoris2023`.
 
     The attention that a gene receives in a cell is its mean weight over all positions of the cell; the result is the

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,26 +11,21 @@ from gfx._docs import shared
 from gfx.tl._prepare import prepare
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from anndata import AnnData
-    from mudata import MuData
-
-    from gfx.models import Model
+    from gfx._types import Data, ModelLike, Pooling
 
 
 @shared()
 def embed(
-    adata: AnnData | MuData,
+    adata: Data,
     *,
-    model: str | Path | Model | None = None,
+    model: ModelLike | None = None,
     layer: str | None = None,
     hidden_layer: int = -2,
-    pooling: Literal["auto", "mean", "cls"] = "auto",
+    pooling: Pooling = "auto",
     key_added: str | None = None,
     mod: str | None = None,
     copy: bool = False,
-) -> AnnData | MuData | None:
+) -> Data | None:
     """Embed cells with a Geneformer model :cite:p:`Theodoris2023`.
 
     Each cell becomes one vector, which `scanpy.pp.neighbors(adata, use_rep="X_gfx")` and all methods after it can use.

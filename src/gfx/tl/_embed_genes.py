@@ -11,27 +11,22 @@ from gfx._results import mask_name
 from gfx.tl._prepare import groups_and_rest, prepare
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from anndata import AnnData
-    from mudata import MuData
-
-    from gfx.models import Model
+    from gfx._types import Data, Mask, ModelLike
 
 
 @shared()
 def embed_genes(
-    adata: AnnData | MuData,
+    adata: Data,
     *,
-    model: str | Path | Model | None = None,
+    model: ModelLike | None = None,
     layer: str | None = None,
     groupby: str | None = None,
-    mask_obs: str | np.ndarray | None = None,
+    mask_obs: Mask | None = None,
     hidden_layer: int = -2,
     key_added: str | None = None,
     mod: str | None = None,
     copy: bool = False,
-) -> AnnData | MuData | None:
+) -> Data | None:
     """Embed genes in the context of the cells that express them :cite:p:`Theodoris2023`.
 
     A gene has a different hidden state in every cell. Its embedding is the mean of these over all cells and, with

@@ -16,18 +16,15 @@ from gfx.models import load
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, MutableMapping
-    from pathlib import Path
 
     import pandas as pd
     from anndata import AnnData
-    from mudata import MuData
     from transformers import BertModel
 
     from gfx._keys import PredictedCellsKeys
     from gfx._tokens import Tokens
+    from gfx._types import Data, Mask, ModelLike, Pooling
     from gfx.models import Model
-
-Pooling = Literal["auto", "mean", "cls"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ class Prepared:
         return self.slots.adata
 
     @property
-    def result(self) -> AnnData | MuData | None:
+    def result(self) -> Data | None:
         """What the tool returns: the copy it worked on, or `None`."""
         return self.slots.returned
 
@@ -73,7 +70,7 @@ class Prepared:
             raise ValueError(msg)
         return tokens
 
-    def lengths(self, mask_obs: str | np.ndarray | None) -> np.ndarray:
+    def lengths(self, mask_obs: Mask | None) -> np.ndarray:
         """Tokens of each cell to use, 0 for all others, int32 `(n_obs,)`."""
         lengths = np.where(cell_mask(self.adata, mask_obs), self.tokens.lengths, 0)
         if not lengths.any():
@@ -247,8 +244,8 @@ def pieces(rows: np.ndarray, size: int = 1024) -> Iterator[np.ndarray]:
 
 
 def prepare(
-    data: AnnData | MuData,
-    model: str | Path | Model | None,
+    data: Data,
+    model: ModelLike | None,
     *,
     function: str,
     layer: str | None,
