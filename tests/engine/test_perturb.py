@@ -175,7 +175,7 @@ def check(toy, edits, found, *, layer, how, hold=False, goals):
             toy,
             cells[cell],
             edits.sets[which].tolist(),
-            kind=edits.kind,
+            kind=edits.operator,
             to=to,
             layer=layer,
             how=how,
@@ -378,7 +378,7 @@ def test_a_network_without_positions_has_no_position_part(toy, full, kind):
 
 def test_genes_moved_beyond_what_is_read_are_deleted(toy):
     deleted = make_edits(toy, "delete")
-    moved = dataclasses.replace(deleted, kind="shift", to=np.full((len(deleted), 3), GONE))
+    moved = dataclasses.replace(deleted, operator="shift", to=np.full((len(deleted), 3), GONE))
     same(run(toy, moved), run(toy, deleted), atol=0)
 
 
@@ -460,6 +460,11 @@ def test_genes_are_summed_in_the_groups_of_edits(toy, how):
     np.testing.assert_allclose(run(toy, edits, how="genes").shift, shift, atol=1e-6)
 
 
+def each_pass(encoder):
+    """A module that every pass runs once, with its copies in the first argument."""
+    return encoder.encoder.layer[0].intermediate.dense
+
+
 # --- batches -------------------------------------------------------------------------------------------------------
 
 
@@ -512,12 +517,12 @@ def test_what_does_not_fit_in_memory_is_halved_and_counted_once(full, kind):
     expected = run(full, edits)
     encoder, n_failed = full.encoder(-2), []
 
-    def small_memory(_module, _args, kwargs):
-        if len(kwargs["input_ids"]) > 3:
+    def small_memory(_module, args):
+        if len(args[0]) > 3:
             n_failed.append(1)
             raise torch.OutOfMemoryError
 
-    encoder.register_forward_pre_hook(small_memory, with_kwargs=True)
+    each_pass(encoder).register_forward_pre_hook(small_memory)
     found = measure_edits(
         encoder,
         full.ids,
@@ -541,7 +546,7 @@ def test_what_does_not_fit_in_memory_is_halved_and_counted_once(full, kind):
 def test_no_pass_too_many(toy, wanted, n_passes):
     """Each cell with edits once as it is, and each edit once, or twice for its parts."""
     encoder, n_run = toy.encoder(), []
-    encoder.register_forward_pre_hook(lambda _m, _i, kwargs: n_run.append(len(kwargs["input_ids"])), with_kwargs=True)
+    each_pass(encoder).register_forward_pre_hook(lambda _module, args: n_run.append(len(args[0])))
     edits = make_edits(toy, "delete", [np.flatnonzero(~toy.vocabulary.is_special)[:1]])
     assert 0 < len(edits) < len(toy.ids) - 1
     measure_edits(encoder, toy.ids, toy.lengths, toy.vocabulary, edits, how="mean", **wanted)
@@ -550,7 +555,7 @@ def test_no_pass_too_many(toy, wanted, n_passes):
 
 def test_cut_cells_are_read_once_more(full):
     encoder, n_run = full.encoder(), []
-    encoder.register_forward_pre_hook(lambda _m, _i, kwargs: n_run.append(len(kwargs["input_ids"])), with_kwargs=True)
+    each_pass(encoder).register_forward_pre_hook(lambda _module, args: n_run.append(len(args[0])))
     absent = np.setdiff1d(np.flatnonzero(~full.vocabulary.is_special), np.unique(full.ids))[:1]
     edits = make_edits(full, "overexpress", [absent])
     measure_edits(encoder, full.ids, full.lengths, full.vocabulary, edits, how="mean", split=False)

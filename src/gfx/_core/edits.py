@@ -1,4 +1,4 @@
-"""Genes taken out of encoded cells, brought to the front, or moved: rows of tokens in, edited rows out."""
+"""Which genes are perturbed in which cells, where that can be done, and where moved genes go."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 
     from gfx._core.vocabulary import Vocabulary
 
-Edit = Literal["delete", "overexpress", "shift"]
+Operator = Literal["delete", "overexpress", "shift"]
+
+#: Whether other genes close up around a perturbed one, or keep their positions.
+Positions = Literal["close", "keep"]
+
+Edit = Operator  # to go with its callers
 
 #: What a shift is split into, in this order; the parts add up to it.
 PARTS = ("composition", "position", "context")
@@ -25,33 +30,56 @@ GONE = -1
 
 
 @dataclass(frozen=True)
-class EditedRows:
-    """Cells with some of their genes perturbed.
+class Edits:
+    """Which genes are perturbed in which cells.
 
     Parameters
     ----------
-    tokens
-        Edited cells, padded on the right, int64 `(n_edits, longest)`.
-    lengths
-        Their tokens, int64 `(n_edits,)`.
-    source
-        Where each token stood in the cell as it was, int64 `(n_edits, longest)`; -1 for perturbed genes and padding.
-    held
-        Positions where no gene gives way to another: every other gene keeps its own, int64 `(n_edits, longest)`.
-    cut
-        Which genes of the cell as it was do not take part in the comparison, bool `(n_edits, l)`: where genes were
-        inserted into a cell that fills the model's input, the last ones are cut off here as there.
+    operator
+        What is done to the genes.
+    sets
+        Tokens perturbed together, one array each; or `(n_sets, n_genes)` where all sets are of one size.
+    cell
+        Row of the cell, int `(n_edits,)`.
+    which
+        Number of the set, int `(n_edits,)`.
+    to
+        New ranks of moved genes, `(n_edits, n_genes)`: how many of the other genes then stand before each.
     """
 
-    tokens: np.ndarray
-    lengths: np.ndarray
-    source: np.ndarray
-    held: np.ndarray
-    cut: np.ndarray
+    operator: Operator
+    sets: Sequence[np.ndarray] | np.ndarray
+    cell: np.ndarray
+    which: np.ndarray
+    to: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.cell)
 
 
-def pad_sets(sets: Sequence[np.ndarray]) -> np.ndarray:
+def single_deletions(ids: np.ndarray, lengths: np.ndarray, genes: np.ndarray, vocabulary: Vocabulary) -> Edits:
+    """Delete each wanted gene of each cell by itself: cell after cell, in the order of their genes.
+
+    Cells of a single gene are left out, since nothing would remain to compare.
+
+    Parameters
+    ----------
+    ids, lengths
+        Tokens `(n_cells, longest)` and lengths `(n_cells,)`.
+    genes
+        Which tokens to delete at all, bool `(n_tokens,)`.
+    """
+    enough = lengths - vocabulary.n_specials > 1
+    is_wanted = genes[ids] & ~vocabulary.is_special[ids] & (np.arange(ids.shape[1]) < (lengths * enough)[:, None])
+    cell, position = np.nonzero(is_wanted)
+    tokens, which = np.unique(ids[cell, position].astype(np.int64), return_inverse=True)
+    return Edits("delete", tokens[:, None], cell, which)
+
+
+def pad_sets(sets: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
     """Lay sets of genes of different sizes into one array, int64 `(n_sets, largest)`."""
+    if isinstance(sets, np.ndarray) and sets.ndim == 2:
+        return sets.astype(np.int64, copy=False)
     out = np.full((len(sets), max(map(len, sets), default=0)), NO_GENE, dtype=np.int64)
     for at, genes in enumerate(sets):
         out[at, : len(genes)] = genes
@@ -78,7 +106,7 @@ def find_places(rows: np.ndarray, genes: np.ndarray) -> np.ndarray:
 
 
 def can_be_perturbed(
-    ids: np.ndarray, lengths: np.ndarray, genes: np.ndarray, vocabulary: Vocabulary, edit: Edit
+    ids: np.ndarray, lengths: np.ndarray, genes: np.ndarray, vocabulary: Vocabulary, operator: Operator
 ) -> np.ndarray:
     """Say in which cells a set of genes can be perturbed, bool `(n_cells,)`.
 
@@ -86,7 +114,7 @@ def can_be_perturbed(
     """
     places = find_places(ids, genes)
     n_others = lengths - vocabulary.n_specials - (places >= 0).sum(axis=1)
-    present = np.ones(len(ids), dtype=bool) if edit == "overexpress" else (places >= 0).all(axis=1)
+    present = np.ones(len(ids), dtype=bool) if operator == "overexpress" else (places >= 0).all(axis=1)
     return present & (lengths > 0) & (n_others > 0)
 
 
@@ -98,98 +126,6 @@ def ranks_of(places: np.ndarray, lengths: np.ndarray, vocabulary: Vocabulary) ->
         np.where(there, places, 0).sum(axis=1), n_there, out=np.full(len(places), np.nan), where=n_there > 0
     )
     return (mean - vocabulary.first_gene) / np.maximum(lengths - vocabulary.n_specials - 1, 1)
-
-
-def edit_rows(
-    rows: np.ndarray,
-    lengths: np.ndarray,
-    genes: np.ndarray,
-    vocabulary: Vocabulary,
-    edit: Edit,
-    *,
-    max_length: int,
-    to: np.ndarray | None = None,
-) -> EditedRows:
-    """Perturb a set of genes in each row.
-
-    Every token gets a place to sort by: its position, or for a perturbed gene one between those of its new
-    neighbours. Sorted, that is the edited cell.
-
-    Parameters
-    ----------
-    rows, lengths
-        Tokens `(n_edits, l)`, padded on the right, and how many there are, `(n_edits,)`.
-    genes
-        Tokens to perturb, `(n_edits, n_genes)`, filled up with -1.
-    edit
-        ``"delete"``: taken out. ``"overexpress"``: brought to the front, in the order given, inserted where absent.
-        ``"shift"``: moved to the ranks `to`.
-    max_length
-        Tokens that the model reads.
-    to
-        How many of the other genes then stand before each moved gene, int `(n_edits, n_genes)`; -1 takes it out.
-    """
-    rows = rows.astype(np.int64)
-    width = rows.shape[1]
-    position = np.arange(width)
-    valid = position < lengths[:, None]
-    places = find_places(rows, genes)
-    perturbed = np.zeros(rows.shape, dtype=bool)
-    edit_at, gene_at = np.nonzero(places >= 0)
-    perturbed[edit_at, places[edit_at, gene_at]] = True
-    others = valid & ~perturbed & ~vocabulary.is_special[rows]
-
-    between = _between(places, genes, others, vocabulary, edit, to=to)
-    sort_by = np.concatenate([np.where(valid & ~perturbed, position, np.inf), between], axis=1)
-    n_cut = np.maximum(np.isfinite(sort_by).sum(axis=1) - max_length, 0)
-    from_the_end = others[:, ::-1].cumsum(axis=1)[:, ::-1]
-    cut = others & (from_the_end <= n_cut[:, None])
-    sort_by[:, :width][cut] = np.inf
-
-    new_lengths = np.isfinite(sort_by).sum(axis=1)
-    longest = int(new_lengths.max(initial=0))
-    order = np.argsort(sort_by, axis=1, kind="stable")[:, :longest]
-    kept = np.arange(longest) < new_lengths[:, None]
-    # Where genes are cut, <eos> moves up in the cell that is compared with, too.
-    own = np.concatenate([position - cut.cumsum(axis=1), np.zeros(genes.shape, dtype=np.int64)], axis=1)
-    tokens = np.take_along_axis(np.concatenate([rows, genes], axis=1), order, axis=1)
-    return EditedRows(
-        tokens=np.where(kept, tokens, vocabulary.pad),
-        lengths=new_lengths,
-        source=np.where(kept & (order < width), order, -1),
-        held=np.where(kept, np.where(order < width, np.take_along_axis(own, order, axis=1), np.arange(longest)), 0),
-        cut=cut,
-    )
-
-
-def _between(
-    places: np.ndarray,
-    genes: np.ndarray,
-    others: np.ndarray,
-    vocabulary: Vocabulary,
-    edit: Edit,
-    *,
-    to: np.ndarray | None,
-) -> np.ndarray:
-    """Where perturbed genes go: numbers between the positions of their new neighbours, `(n_edits, n_genes)`.
-
-    Infinite for genes that go nowhere.
-    """
-    out = np.full(genes.shape, np.inf)
-    n_genes = genes.shape[1]
-    if edit == "overexpress":
-        out[:] = vocabulary.first_gene - 1 + (np.arange(n_genes) + 1) / (n_genes + 1)
-    elif edit == "shift":
-        in_order = np.argsort(~others, axis=1, kind="stable")
-        n_others = others.sum(axis=1)[:, None]
-        behind_all = np.take_along_axis(in_order, np.maximum(n_others - 1, 0), axis=1) + 0.5
-        before = np.take_along_axis(in_order, np.clip(to, 0, n_others - 1), axis=1) - 0.5
-        # Genes that meet keep their order.
-        aside = np.argsort(np.argsort(places, axis=1, kind="stable"), axis=1, kind="stable") * 1e-4
-        goes = (places >= 0) & (to != GONE)
-        out = np.where(goes, np.where(to < n_others, before, behind_all) + aside, np.inf)
-    out[genes == NO_GENE] = np.inf
-    return out
 
 
 def quartile_ranks(places: np.ndarray, lengths: np.ndarray, quartiles: int, vocabulary: Vocabulary) -> np.ndarray:

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gfx._core.edits import (
     GONE,
     NO_GENE,
+    Edits,
     can_be_perturbed,
-    edit_rows,
     find_places,
     pad_sets,
     quartile_ranks,
     ranks_of,
+    single_deletions,
 )
 from gfx._core.vocabulary import SPECIALS, Vocabulary
+from gfx._engine.edited import PlacedEdits, edit_cells, find_positions
 
 N_GENES = 12
-EDITS = ["delete", "overexpress", "shift"]
+OPERATORS = ["delete", "overexpress", "shift"]
 
 
 def vocabulary(*, with_cls: bool) -> Vocabulary:
@@ -52,13 +56,31 @@ def laid_out(vocab: Vocabulary, cells: list[list[int]]) -> tuple[np.ndarray, np.
     return rows, lengths
 
 
-def naive_edit(row, genes, vocab, edit, *, max_length, to=None):
+def edit_rows(rows, lengths, genes, vocab, operator, *, max_length, to=None):
+    """One edit in each cell, as arrays: `tokens`, `lengths`, `source`, `kept`, `cut`."""
+    tokens, is_special = torch.from_numpy(rows.astype(np.int64)), torch.from_numpy(vocab.is_special)
+    row = np.arange(len(rows))
+    placed = PlacedEdits.of(
+        Edits(operator, genes, row, row, to),
+        row,
+        row,
+        lengths=torch.from_numpy(lengths.astype(np.int64)),
+        table=find_positions(tokens, is_special),
+        most=max_length,
+    )
+    edited = edit_cells(tokens, placed, vocab, is_special=is_special, most=max_length)
+    arrays = {name: getattr(edited, name).numpy() for name in ("tokens", "source", "kept")}
+    cut = np.zeros(rows.shape, dtype=bool) if edited.cut is None else edited.cut.numpy()
+    return SimpleNamespace(**arrays, lengths=placed.new_lengths.numpy(), cut=cut)
+
+
+def naive_edit(row, genes, vocab, operator, *, max_length, to=None):
     """The edited cell, where its tokens stood, the positions they hold, and the genes cut off both cells."""
     ranking = [token for token in row if not vocab.is_special[token]]
     others = [token for token in ranking if token not in genes]
-    if edit == "delete":
+    if operator == "delete":
         new = others
-    elif edit == "overexpress":
+    elif operator == "overexpress":
         new = [*genes, *others]
     else:
         goes = {gene: min(rank, len(others)) for gene, rank in zip(genes, to, strict=True) if rank != GONE}
@@ -74,7 +96,7 @@ def naive_edit(row, genes, vocab, edit, *, max_length, to=None):
     return {
         "tokens": edited,
         "source": [-1 if token in genes else row.index(token) for token in edited],
-        "held": [at if token in genes else compared.index(token) for at, token in enumerate(edited)],
+        "kept": [at if token in genes else compared.index(token) for at, token in enumerate(edited)],
         "cut": [row.index(token) for token in cut],
     }
 
@@ -82,7 +104,7 @@ def naive_edit(row, genes, vocab, edit, *, max_length, to=None):
 def check(edited, expected, vocab, width):
     assert edited.lengths.tolist() == [len(one["tokens"]) for one in expected]
     longest = max((len(one["tokens"]) for one in expected), default=0)
-    fillers = {"tokens": vocab.pad, "source": -1, "held": 0}
+    fillers = {"tokens": vocab.pad, "source": -1, "kept": 0}
     for name, filler in fillers.items():
         padded = [one[name] + [filler] * (longest - len(one[name])) for one in expected]
         assert getattr(edited, name).tolist() == padded, name
@@ -91,9 +113,9 @@ def check(edited, expected, vocab, width):
 
 
 @st.composite
-def edits_of_cells(draw, *, edits=EDITS, full=(False, True)):
+def edits_of_cells(draw, *, operators=OPERATORS, full=(False, True)):
     """Cells of 3 to 9 genes, a set of 1 to 3 genes and new ranks for each, and how long the model's input is."""
-    vocab, edit = VOCABULARIES[draw(st.booleans())], draw(st.sampled_from(edits))
+    vocab, operator = VOCABULARIES[draw(st.booleans())], draw(st.sampled_from(operators))
     gene = st.integers(0, N_GENES - 1)
     rankings = draw(st.lists(st.lists(gene, min_size=3, max_size=9, unique=True), min_size=1, max_size=5))
     sets = [draw(st.lists(gene, min_size=1, max_size=3, unique=True)) for _ in rankings]
@@ -103,7 +125,7 @@ def edits_of_cells(draw, *, edits=EDITS, full=(False, True)):
     # A model whose input the longest cell fills; in no cell are all genes cut.
     max_length = int(lengths.max()) + (0 if draw(st.sampled_from(full)) else 4)
     max_length = max(max_length, vocab.n_specials + 4)
-    return vocab, edit, rows, lengths, genes, to, max_length
+    return vocab, operator, rows, lengths, genes, to, max_length
 
 
 def members(genes: np.ndarray) -> list[int]:
@@ -112,11 +134,11 @@ def members(genes: np.ndarray) -> list[int]:
 
 @given(edits_of_cells())
 def test_edits_are_those_of_lists(case):
-    vocab, edit, rows, lengths, genes, to, max_length = case
+    vocab, operator, rows, lengths, genes, to, max_length = case
     before = rows.copy()
-    edited = edit_rows(rows, lengths, genes, vocab, edit, max_length=max_length, to=to)
+    edited = edit_rows(rows, lengths, genes, vocab, operator, max_length=max_length, to=to)
     expected = [
-        naive_edit(row[:n].tolist(), some, vocab, edit, max_length=max_length, to=new[: len(some)].tolist())
+        naive_edit(row[:n].tolist(), some, vocab, operator, max_length=max_length, to=new[: len(some)].tolist())
         for row, n, some, new in zip(rows, lengths, map(members, genes), to, strict=True)
     ]
     check(edited, expected, vocab, rows.shape[1])
@@ -125,14 +147,14 @@ def test_edits_are_those_of_lists(case):
 
 @given(edits_of_cells())
 def test_what_an_edited_cell_holds(case):
-    vocab, edit, rows, lengths, genes, to, max_length = case
-    edited = edit_rows(rows, lengths, genes, vocab, edit, max_length=max_length, to=to)
+    vocab, operator, rows, lengths, genes, to, max_length = case
+    edited = edit_rows(rows, lengths, genes, vocab, operator, max_length=max_length, to=to)
     assert edited.lengths.max() <= max_length
     for at, (row, n) in enumerate(zip(rows, lengths, strict=True)):
         old, new, cut = row[:n].tolist(), edited.tokens[at, : edited.lengths[at]].tolist(), row[edited.cut[at]].tolist()
         some = members(genes[at])
         goes = [gene for gene, rank in zip(some, to[at], strict=False) if gene in old and rank != GONE]
-        inside = {"delete": [], "overexpress": some, "shift": goes}[edit]
+        inside = {"delete": [], "overexpress": some, "shift": goes}[operator]
         assert sorted(new) == sorted([*(token for token in old if token not in [*some, *cut]), *inside])
         others = [token for token in new if token not in some]
         assert others == [token for token in old if token not in [*some, *cut]]  # in their old order
@@ -142,24 +164,24 @@ def test_what_an_edited_cell_holds(case):
 
 @given(edits_of_cells())
 def test_an_edit_done_twice_is_done_once(case):
-    vocab, edit, rows, lengths, genes, to, max_length = case
-    once = edit_rows(rows, lengths, genes, vocab, edit, max_length=max_length, to=to)
-    twice = edit_rows(once.tokens, once.lengths, genes, vocab, edit, max_length=max_length, to=to)
+    vocab, operator, rows, lengths, genes, to, max_length = case
+    once = edit_rows(rows, lengths, genes, vocab, operator, max_length=max_length, to=to)
+    twice = edit_rows(once.tokens, once.lengths, genes, vocab, operator, max_length=max_length, to=to)
     np.testing.assert_array_equal(twice.tokens, once.tokens)
     assert not twice.cut.any()
 
 
 @given(edits_of_cells(full=[False]))
 def test_genes_that_were_moved_and_then_taken_out_are_taken_out(case):
-    vocab, edit, rows, lengths, genes, to, max_length = case
-    moved = edit_rows(rows, lengths, genes, vocab, edit, max_length=max_length, to=to)
+    vocab, operator, rows, lengths, genes, to, max_length = case
+    moved = edit_rows(rows, lengths, genes, vocab, operator, max_length=max_length, to=to)
     after = edit_rows(moved.tokens, moved.lengths, genes, vocab, "delete", max_length=max_length)
     at_once = edit_rows(rows, lengths, genes, vocab, "delete", max_length=max_length)
     np.testing.assert_array_equal(after.lengths, at_once.lengths)
     np.testing.assert_array_equal(after.tokens, at_once.tokens)
 
 
-@given(edits_of_cells(edits=["shift"]))
+@given(edits_of_cells(operators=["shift"]))
 def test_genes_moved_to_where_they_stand_stay(case):
     vocab, _, rows, lengths, genes, _, max_length = case
     stands = np.zeros(genes.shape, dtype=np.int64)
@@ -173,28 +195,28 @@ def test_genes_moved_to_where_they_stand_stay(case):
     np.testing.assert_array_equal(edited.lengths, lengths)
 
 
-@given(edits_of_cells(edits=["shift"]))
+@given(edits_of_cells(operators=["shift"]))
 def test_genes_moved_beyond_what_is_read_are_taken_out(case):
     vocab, _, rows, lengths, genes, _, max_length = case
     gone = np.full(genes.shape, GONE)
     moved = edit_rows(rows, lengths, genes, vocab, "shift", max_length=max_length, to=gone)
     deleted = edit_rows(rows, lengths, genes, vocab, "delete", max_length=max_length)
-    for field in ("tokens", "lengths", "source", "held", "cut"):
+    for field in ("tokens", "lengths", "source", "kept", "cut"):
         np.testing.assert_array_equal(getattr(moved, field), getattr(deleted, field))
 
 
 @given(edits_of_cells(), st.integers(1, 5))
 def test_padding_does_not_matter(case, n_more):
-    vocab, edit, rows, lengths, genes, to, max_length = case
+    vocab, operator, rows, lengths, genes, to, max_length = case
     wide = np.pad(rows, ((0, 0), (0, n_more)), constant_values=vocab.pad)
     more_genes = np.pad(genes, ((0, 0), (0, n_more)), constant_values=NO_GENE)
     more_to = np.pad(to, ((0, 0), (0, n_more)), constant_values=GONE)
-    narrow = edit_rows(rows, lengths, genes, vocab, edit, max_length=max_length, to=to)
-    padded = edit_rows(wide, lengths, more_genes, vocab, edit, max_length=max_length, to=more_to)
+    narrow = edit_rows(rows, lengths, genes, vocab, operator, max_length=max_length, to=to)
+    padded = edit_rows(wide, lengths, more_genes, vocab, operator, max_length=max_length, to=more_to)
     np.testing.assert_array_equal(padded.lengths, narrow.lengths)
     assert not padded.cut[:, rows.shape[1] :].any()
     np.testing.assert_array_equal(padded.cut[:, : rows.shape[1]], narrow.cut)
-    for field in ("tokens", "source", "held"):
+    for field in ("tokens", "source", "kept"):
         np.testing.assert_array_equal(getattr(padded, field), getattr(narrow, field))
 
 
@@ -210,7 +232,7 @@ def test_a_full_cell_loses_its_last_genes_there_as_here(with_cls):
     assert (rows[edited.cut] - first).tolist() == [3, 4]
     o = vocab.first_gene
     eos_moves_up = [6 + o - 2] * with_cls
-    assert edited.held.tolist() == [[*range(o), o, o + 1, o + 2, o, o + 1, o + 2, *eos_moves_up]]
+    assert edited.kept.tolist() == [[*range(o), o, o + 1, o + 2, o, o + 1, o + 2, *eos_moves_up]]
 
 
 def test_genes_that_meet_keep_their_order():
@@ -234,8 +256,8 @@ def test_brought_to_the_front_in_the_order_given():
 def test_no_cells():
     vocab = VOCABULARIES[True]
     nothing = np.zeros((0, 5), dtype=np.uint16), np.zeros(0, dtype=np.int64), np.zeros((0, 2), dtype=np.int64)
-    for edit in EDITS:
-        edited = edit_rows(*nothing, vocab, edit, max_length=9, to=nothing[2])
+    for operator in OPERATORS:
+        edited = edit_rows(*nothing, vocab, operator, max_length=9, to=nothing[2])
         assert edited.tokens.shape == (0, 0)
         assert edited.cut.shape == (0, 5)
 
@@ -280,9 +302,26 @@ def test_rank_of_the_only_gene():
     assert ranks_of(find_places(rows, rows[:, 1:2]), lengths, vocab).tolist() == [0]
 
 
+@given(edits_of_cells(), st.sets(st.integers(0, N_GENES - 1)), st.lists(st.integers(0, N_GENES - 1), max_size=2))
+def test_single_deletions_are_the_wanted_genes_of_cells_that_have_another_one(case, wanted, few):
+    vocab, _, rows, lengths, _, _, _ = case
+    short = cell(vocab, list(dict.fromkeys(few))) if few else []
+    rows, lengths = laid_out(vocab, [*(row[:n].tolist() for row, n in zip(rows, lengths, strict=True)), short])
+    rows[np.arange(rows.shape[1]) >= lengths[:, None]] = len(vocab) - 1  # no padding to lean on
+    genes = vocab.is_special.copy()  # special tokens are no genes, even if asked for
+    genes[[gene + len(vocab) - N_GENES for gene in wanted]] = True
+    edits = single_deletions(rows, lengths, genes, vocab)
+    expected = []
+    for number, (row, n) in enumerate(zip(rows.tolist(), lengths, strict=True)):
+        ranking = [token for token in row[:n] if not vocab.is_special[token]]
+        expected += [(number, token) for token in ranking if genes[token] and len(ranking) > 1]
+    assert edits.operator == "delete"
+    assert list(zip(edits.cell.tolist(), edits.sets[edits.which, 0].tolist(), strict=True)) == expected
+
+
 @given(edits_of_cells(), st.lists(st.integers(0, N_GENES - 1), max_size=2, unique=True))
 def test_where_genes_can_be_perturbed(case, few):
-    vocab, edit, rows, lengths, genes, _, _ = case
+    vocab, operator, rows, lengths, genes, _, _ = case
     short = cell(vocab, few) if few else []  # a cell of very few genes, or without tokens
     rows, lengths = laid_out(vocab, [*(row[:n].tolist() for row, n in zip(rows, lengths, strict=True)), short])
     some = np.array(members(genes[0]))
@@ -290,8 +329,8 @@ def test_where_genes_can_be_perturbed(case, few):
     for row, n in zip(rows.tolist(), lengths, strict=True):
         ranking = {token for token in row[:n] if not vocab.is_special[token]}
         present = set(some.tolist()) <= ranking
-        expected.append((present or edit == "overexpress") and bool(ranking - set(some.tolist())))
-    assert can_be_perturbed(rows, lengths, some, vocab, edit).tolist() == expected
+        expected.append((present or operator == "overexpress") and bool(ranking - set(some.tolist())))
+    assert can_be_perturbed(rows, lengths, some, vocab, operator).tolist() == expected
 
 
 # --- quartiles -----------------------------------------------------------------------------------------------------
