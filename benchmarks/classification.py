@@ -54,12 +54,12 @@ def classify_set(data: Path, name: str, seeds: int) -> dict[str, object]:
     gfx.tl.classify_cells(
         adata,
         column,
-        split_by=batch,
+        donor_key=batch,
         model=MODEL,
         method="linear_probe",
         mask_obs=mask,
         n_splits=n_splits,
-        n_seeds=seeds,
+        n_repeats=seeds,
         learning_curve=points,
     )
     table = gfx.get.learning_curve_df(adata)
@@ -141,7 +141,7 @@ def compare_speed(data: Path, n_cells: int, n_naive: int, length: int) -> dict[s
     some.obsm["gfx_tokens"] = ids
     some.uns["gfx_tokens"] = {"params": adata.uns["gfx_tokens"]["params"]}
     labels = read_labels(pd.read_csv(data / "genes" / "paper_gene_labels.csv.gz"), TASK)
-    how = {"model": model, "unknown": "drop", "method": "linear_probe", "n_seeds": 1, "baselines": False}
+    how = {"model": model, "unknown": "drop", "method": "linear_probe", "n_repeats": 1, "controls": None}
     rates: dict[str, object] = {"tokens": length, "cells that are long enough": len(long)}
     for n in dict.fromkeys((n_naive, n_cells)):
         part = some[:n].copy()

@@ -147,7 +147,7 @@ def run_task(
     if second is not None:
         labels = {name: labels[name] for name in sorted(labels, key=lambda name: name == second)}
     start = time.perf_counter()
-    classify(adata, labels, args, n_seeds=args.seeds, learning_curve=args.learning_curve)
+    classify(adata, labels, args, n_repeats=args.seeds, learning_curve=args.learning_curve)
     seconds = time.perf_counter() - start
     result = adata.uns["gfx_gene_class"]
     summary = result["summary"]
@@ -185,8 +185,8 @@ def run_genome_wide(
 ) -> dict[str, object]:
     """Teach with all genes of one task, and tell the others of the genome; beside how many cells have a gene."""
     with tempfile.TemporaryDirectory() as folder:
-        classify(adata, labels, args, n_splits=2, n_seeds=1, baselines=False, folder=folder)
-        gfx.tl.predict_genes(adata, folder)
+        how = {"model": args.model, "method": args.method, "max_cells": args.max_cells, "unknown": "drop"}
+        gfx.tl.predict_genes(adata, gfx.models.fine_tune_genes(adata, labels, folder, **how))
     class_of = {gene: at for at, name in enumerate(labels) for gene in wide[name]}
     genes = adata.var_names.to_series().map(class_of)
     scores = adata.varm["gfx_predicted_genes"][:, 1]

@@ -266,10 +266,10 @@ adata.write_h5ad({str(tmp_path / "out.h5ad")!r})
 
 MOST_PARAMETERS = 18
 #: Functions that still have more.
-MORE_PARAMETERS = {"tl.screen_genes": 23, "tl.classify_genes": 21, "tl.classify_cells": 24}
+MORE_PARAMETERS = {"tl.screen_genes": 23}
 
 #: Functions that still take what the settings say.
-NOT_FROM_SETTINGS = {"tl.screen_genes", "tl.predict_genes", "tl.predict_cells"}
+NOT_FROM_SETTINGS = {"tl.screen_genes"}
 
 
 def public(*modules: str) -> list[tuple[str, object]]:

@@ -116,7 +116,7 @@ DELETIONS = {
     name: getattr(gfx.get, name) for name in ("deletion_df", "deletion_cells_df", "gene_effects_df", "synergy_df")
 }
 SCREENS = {name: getattr(gfx.get, name) for name in ("screen_df", "screen_controls_df")}
-PROBE = {"method": "linear_probe", "n_splits": 2, "n_seeds": 1, "baselines": False}
+PROBE = {"method": "linear_probe", "n_splits": 2, "n_repeats": 1, "controls": None}
 LABELS = {"x": [f"TOY{n}" for n in range(1, 100, 2)], "y": [f"TOY{n}" for n in range(2, 101, 2)]}
 CLASSES = {"varm:{key}": ("float32", (2,)), "varm:{key}_sd": ("float32", (2,)), "var:{key}_n_cells": ("int32", ())}
 CELL_CLASSES = {"obsm:{key}": ("float32", (3,))}
@@ -177,7 +177,6 @@ TOOLS = {
         "predict_genes",
         "gfx_predicted_genes",
         CLASSES,
-        {},
         tables=GENE_TABLES,
         others=("var:{key}", "var:{key}_learnt"),
         of="genes",
@@ -195,7 +194,6 @@ TOOLS = {
         "predict_cells",
         "gfx_predicted_cells",
         CELL_CLASSES,
-        {},
         others=("obs:{key}_type",),
         of="cells",
     ),
@@ -748,15 +746,6 @@ def test_masked_cells_count_as_absent(name, cells, toy_model):
     for mask in ("chosen", chosen):
         tool(cells, model=toy_model, key_added="x", mask_obs=mask)
         assert_same(arrays(cells, tool), arrays(part, tool), atol=1e-6)
-
-
-@pytest.mark.parametrize("name", ["predict_genes", "predict_cells"])
-@pytest.mark.parametrize("batch_size", [0, -3])
-def test_a_batch_of_nothing(name, cells, toy_model, slots, batch_size):
-    before = slots(cells)
-    with pytest.raises(ValueError, match="at least one cell"):
-        TOOLS[name](cells, model=toy_model, batch_size=batch_size)
-    assert slots(cells) == before
 
 
 def test_failing_halfway_writes_nothing(tool, cells, toy_model, slots, monkeypatch):

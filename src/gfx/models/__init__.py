@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from gfx.models._load import Model, load
+from gfx.models._methods import FineTuning, LinearProbe
 from gfx.models._registry import default_store
 
 if TYPE_CHECKING:
@@ -16,33 +17,40 @@ if TYPE_CHECKING:
     from gfx.models._registry import ModelCard, VocabularyCard
     from gfx.models.pretraining._pretrain import pretrain
     from gfx.models.pretraining._vocabulary import GeneSummary, build_vocabulary, summarize_genes
+    from gfx.tl.classification._fine_tune import fine_tune_cells, fine_tune_genes
 
 __all__ = [
+    "FineTuning",
     "GeneSummary",
+    "LinearProbe",
     "Model",
     "available",
     "build_vocabulary",
     "cached",
     "fetch",
+    "fine_tune_cells",
+    "fine_tune_genes",
     "info",
     "load",
     "pretrain",
     "summarize_genes",
 ]
 
-#: Modules of what learns from cells; they are loaded on demand.
+#: Modules of what learns from cells; they are loaded on demand. Fine-tuning reads cells as tools do, so it lives there.
 _TRAINING = {
-    "GeneSummary": "_vocabulary",
-    "build_vocabulary": "_vocabulary",
-    "pretrain": "_pretrain",
-    "summarize_genes": "_vocabulary",
+    "GeneSummary": "models.pretraining._vocabulary",
+    "build_vocabulary": "models.pretraining._vocabulary",
+    "fine_tune_cells": "tl.classification._fine_tune",
+    "fine_tune_genes": "tl.classification._fine_tune",
+    "pretrain": "models.pretraining._pretrain",
+    "summarize_genes": "models.pretraining._vocabulary",
 }
 
 
 def __getattr__(name: str) -> object:
     # Training is loaded when it is asked for.
     if name in _TRAINING:
-        return getattr(import_module(f"gfx.models.pretraining.{_TRAINING[name]}"), name)
+        return getattr(import_module(f"gfx.{_TRAINING[name]}"), name)
     msg = f"module 'gfx.models' has no attribute {name!r}; it offers {', '.join(__all__)}"
     raise AttributeError(msg)
 

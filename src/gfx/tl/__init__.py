@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from gfx.tl._attention import attention
-from gfx.tl._classify_cells import classify_cells
-from gfx.tl._classify_genes import classify_genes
 from gfx.tl._delete_genes import delete_genes
 from gfx.tl._embed import embed
 from gfx.tl._embed_genes import embed_genes
 from gfx.tl._overexpress_genes import overexpress_genes
-from gfx.tl._predict_cells import predict_cells
-from gfx.tl._predict_genes import predict_genes
 from gfx.tl._screen_genes import screen_genes
 from gfx.tl._shift_genes import shift_genes
+from gfx.tl.classification import classify_cells, classify_genes, predict_cells, predict_genes
 
 __all__ = [
     "attention",

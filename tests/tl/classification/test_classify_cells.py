@@ -22,15 +22,26 @@ from sklearn.metrics import f1_score, roc_auc_score
 import gfx
 from gfx._engine import fine_tuning
 from gfx._engine.classifier import Classifier
-from gfx.tl import _cell_learners
+from gfx.models import FineTuning, LinearProbe
+from gfx.tl.classification import _learners
+from gfx.tl.classification._cross_validation import CONTROLS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from gfx.models import Model
 
-probe = partial(gfx.tl.classify_cells, method="linear_probe", n_splits=2, n_seeds=1, baselines=False)
-tune = partial(gfx.tl.classify_cells, n_splits=2, n_seeds=1, baselines=False)
+probe = partial(gfx.tl.classify_cells, method="linear_probe", n_splits=2, n_repeats=1, controls=None)
+#: Fields of a fine-tuning among the arguments of a call.
+CHOICES = ("training", "freeze_layers", "adapter", "patience", "class_weight", "n_epochs", "n_trials")
+
+
+def tune(adata: ad.AnnData, what: Any, **how: Any) -> None:
+    """Fine-tune in two folds, with some choices."""
+    choices = {name: how.pop(name) for name in CHOICES if name in how}
+    how = {"n_splits": 2, "n_repeats": 1, "controls": None, "method": FineTuning(**choices)} | how
+    gfx.tl.classify_cells(adata, what, **how)
+
 
 ONE_STEP = {"max_steps": 1}
 
@@ -63,7 +74,7 @@ def written(adata: ad.AnnData, key: str = "gfx_cell_class") -> pd.DataFrame:
 
 
 def test_every_cell_is_held_out_once_a_seed(cells: ad.AnnData, toy_model: Model) -> None:
-    probe(cells, "cell_type", model=toy_model, n_splits=4, n_seeds=3)
+    probe(cells, "cell_type", model=toy_model, n_splits=4, n_repeats=3)
     folds = cells.obsm["gfx_cell_class_fold"]
     assert folds.shape == (24, 3)
     for of_seed in folds.T:
@@ -74,20 +85,20 @@ def test_every_cell_is_held_out_once_a_seed(cells: ad.AnnData, toy_model: Model)
 def test_a_donor_is_never_on_both_sides(cells: ad.AnnData, toy_model: Model) -> None:
     donors = np.array([f"d{n}" for n in [0, 0, 0, 0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3, 3, 4, 4, 5, 5, 6, 6, 6, 7, 7]])
     cells.obs["sample"] = np.random.default_rng(0).permutation(donors)
-    probe(cells, "condition", split_by="sample", model=toy_model, n_splits=3, n_seeds=4)
+    probe(cells, "condition", donor_key="sample", model=toy_model, n_splits=3, n_repeats=4)
     for of_seed in cells.obsm["gfx_cell_class_fold"].T:
         assert set(of_seed) == {0, 1, 2}
         assert (pd.Series(of_seed).groupby(cells.obs["sample"].to_numpy()).nunique() == 1).all()
     assert len({tuple(of_seed) for of_seed in cells.obsm["gfx_cell_class_fold"].T}) > 1
     found = cells.uns["gfx_cell_class"]
-    assert found["params"]["split_by"] == "sample"
+    assert found["params"]["donor_key"] == "sample"
     assert "over donors" in found["note"]
 
 
 def test_seeds_draw_what_they_can_where_folds_are_donors(cells: ad.AnnData, toy_model: Model) -> None:
     """Donor by donor every seed holds out the same: random weights and cells of a learning curve are still drawn."""
     cells.obs["sample"] = np.repeat(["d1", "d2", "d3", "d4"], 6)
-    how = {"split_by": "sample", "n_splits": 4, "n_seeds": 3, "baselines": True, "learning_curve": [8]}
+    how = {"donor_key": "sample", "n_splits": 4, "n_repeats": 3, "controls": CONTROLS, "learning_curve": [8]}
     probe(cells, "condition", model=toy_model, **how)
     found = cells.uns["gfx_cell_class"]
     assert "same donors" in found["note"]
@@ -103,23 +114,24 @@ def test_without_donors_the_call_says_what_it_is_not_worth(
     cells: ad.AnnData, toy_model: Model, capsys: pytest.CaptureFixture
 ) -> None:
     probe(cells, "cell_type", model=toy_model)
-    assert "No `split_by`: cells of one donor are on both sides" in capsys.readouterr().out
+    assert "No `donor_key`: cells of one donor are on both sides" in capsys.readouterr().out
     assert "cells of one donor are no replicates" in cells.uns["gfx_cell_class"]["note"]
     cells.obs["rare"] = np.where(np.arange(24) < 2, "once", cells.obs["cell_type"].astype(str))
-    probe(cells, "rare", split_by="donor", model=toy_model)
+    probe(cells, "rare", donor_key="donor", model=toy_model)
     said = capsys.readouterr().out
-    assert "No `split_by`" not in said
-    assert "Of one donor only, so held out together with all that could teach it: ['once'] of 'rare'" in said
+    assert "No `donor_key`" not in said
+    assert "Classes of 'rare' that only one donor has" in said
+    assert said.rstrip().partition("learn them from: ")[2].startswith("['once']")
 
 
 def test_intervals_are_over_donors(cells: ad.AnnData, toy_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """From one donor or two nothing follows, however many cells they have, and whoever else is in the table."""
     monkeypatch.setattr("gfx._core.classification.N_DRAWS", 40)
-    probe(cells, "cell_type", split_by="donor", model=toy_model, key_added="four")
+    probe(cells, "cell_type", donor_key="donor", model=toy_model, key_added="four")
     probe(
         cells,
         "cell_type",
-        split_by="donor",
+        donor_key="donor",
         mask_obs=cells.obs["donor"].isin(["d1", "d2"]).to_numpy(),
         model=toy_model,
         key_added="two",
@@ -140,30 +152,32 @@ def test_blank_text_is_no_class(cells: ad.AnnData, toy_model: Model) -> None:
     assert (cells.obs["blank_blank"].isna() == (at % 4 == 0)).all()
 
 
+EVEN = LinearProbe(class_weight="even")
+
 WRONG = {
     "no such column": (("cell_typ",), {}, KeyError, r"Did not find 'cell_typ' in `adata\.obs`\. Did you mean"),
-    "no such donors": (("cell_type",), {"split_by": "donr"}, KeyError, r"Did not find 'donr'.*Did you mean 'donor'"),
+    "no such donors": (("cell_type",), {"donor_key": "donr"}, KeyError, r"Did not find 'donr'.*Did you mean 'donor'"),
     "fewer donors than folds": (
         ("cell_type",),
-        {"split_by": "donor", "n_splits": 5},
+        {"donor_key": "donor", "n_splits": 5},
         ValueError,
         r"has 4 donors, \['d1', 'd2', 'd3', 'd4'\], fewer than the 5 folds.*held out as a whole\. Use `n_splits=4`",
     ),
-    "one donor": (("cell_type",), {"split_by": "only"}, ValueError, r"has 1 donors, \['d'\].*Use no `split_by`"),
+    "one donor": (("cell_type",), {"donor_key": "only"}, ValueError, r"has 1 donors, \['d'\].*Use no `donor_key`"),
     "cells without donor": (
         ("cell_type",),
-        {"split_by": "some"},
+        {"donor_key": "some"},
         ValueError,
         r"6 of 24 cells have no 'some', so they may be of a donor held out.*`mask_obs`",
     ),
-    "blank donors": (("cell_type",), {"split_by": "blank"}, ValueError, "6 of 24 cells have no 'blank'"),
+    "blank donors": (("cell_type",), {"donor_key": "blank"}, ValueError, "6 of 24 cells have no 'blank'"),
     "classes that read alike": (
         ("alike",),
         {},
         ValueError,
         r"`adata\.obs\['alike'\]` has values .*\(int, str\) that read .*: \['1'\].*astype\(str\)",
     ),
-    "donors that read alike": (("cell_type",), {"split_by": "alike"}, ValueError, r"'alike'.*read alike as text"),
+    "donors that read alike": (("cell_type",), {"donor_key": "alike"}, ValueError, r"'alike'.*read alike as text"),
     "few cells": (
         ("rare",),
         {"n_splits": 4},
@@ -176,12 +190,17 @@ WRONG = {
     "a slash": (("a/b",), {}, ValueError, r"'a/b' has a '/'.*Rename it"),
     "twice": ((["cell_type", "cell_type"],), {}, ValueError, "`groupby` names columns of `obs`, each once"),
     "none": (([],), {}, ValueError, "`groupby` names columns"),
-    "donors as classes": (("donor",), {"split_by": "donor"}, ValueError, "`split_by='donor'` is among the columns"),
+    "donors as classes": (("donor",), {"donor_key": "donor"}, ValueError, "`donor_key='donor'` is among the columns"),
     "method": (("cell_type",), {"method": "knn"}, ValueError, "`method` is one of"),
-    "class_weight": (("cell_type",), {"class_weight": "even"}, ValueError, r"`class_weight` is one of \[None, 'bal"),
+    "class_weight": (
+        ("cell_type",),
+        {"method": LinearProbe(class_weight="even")},
+        ValueError,
+        r"`class_weight` is one of \[None, 'bal",
+    ),
     "n_splits": (("cell_type",), {"n_splits": 1}, ValueError, "`n_splits` is 2 or more"),
     "max_cells": (("cell_type",), {"max_cells": 0}, ValueError, "`max_cells` is 2 or more"),
-    "patience": (("cell_type",), {"patience": 0}, ValueError, "`patience` is 1 or more"),
+    "patience": (("cell_type",), {"method": FineTuning(patience=0)}, ValueError, "`patience` is 1 or more"),
     "learning_curve": (
         ("cell_type",),
         {"learning_curve": [6, 13]},
@@ -189,24 +208,23 @@ WRONG = {
         r"2 to 12 here; found \[6, 13\]",
     ),
     "learning_curve of one": (("cell_type",), {"learning_curve": [1]}, ValueError, "2 to 12 here"),
-    "blocks of a probe": (("cell_type",), {"freeze_layers": 1}, ValueError, "are for `method='fine_tune'`"),
     "blocks": (
         ("cell_type",),
-        {"method": "fine_tune", "freeze_layers": -1},
+        {"method": FineTuning(freeze_layers=-1)},
         ValueError,
-        "`freeze_layers=-1` is outside this model of 3 blocks",
+        "`freeze_layers=-1` is outside this model of 3 network layers",
     ),
     "training": (
         ("cell_type",),
-        {"method": "fine_tune", "training": {"output_dir": "x"}},
+        {"method": FineTuning(training={"output_dir": "x"})},
         ValueError,
         "`training` takes no 'output_dir'; that is settled here",
     ),
     "training that judges otherwise than it saves": (
         ("cell_type",),
-        {"method": "fine_tune", "training": {"save_strategy": "steps"}},
+        {"method": FineTuning(training={"save_strategy": "steps"})},
         ValueError,
-        r"`training` sets \['save_strategy'\].*judged and saved alike\. Leave them out\. \(.*requires",
+        r"`training` sets \['save_strategy'\].*evaluated and saved alike\. Leave them out\. \(.*requires",
     ),
 }
 
@@ -231,7 +249,7 @@ def test_what_makes_no_sense(wrong: str, cells: ad.AnnData, toy_model: Model, sl
 def test_cells_without_donor_can_be_left_out(cells: ad.AnnData, toy_model: Model) -> None:
     cells.obs["some"] = cells.obs["donor"].where(cells.obs["donor"] != "d3")
     known = cells.obs["some"].notna().to_numpy()
-    probe(cells, "cell_type", split_by="some", mask_obs=known, model=toy_model)
+    probe(cells, "cell_type", donor_key="some", mask_obs=known, model=toy_model)
     out = written(cells)[~known]
     assert out["gfx_cell_class_cell_type"].isna().all()
     assert np.isnan(cells.obsm["gfx_cell_class"][~known]).all()
@@ -256,7 +274,7 @@ def test_a_linear_probe_is_logistic_regression_on_the_embedding(
     cells.obs["uneven"] = np.where(np.arange(24) % 6 == 0, "few", "many")
     embed_as = "cls" if any_model.vocabulary.has_cls else "mean"
     x = np.array([slow.cell(row, embed_as) for row in slow.tokens(cells)])
-    how = {"class_weight": class_weight, "n_splits": 3, "n_seeds": 2, "key_added": "uneven_class"}
+    how = {"method": LinearProbe(class_weight=class_weight), "n_splits": 3, "n_repeats": 2, "key_added": "uneven_class"}
     probe(cells, "uneven", model=any_model, **how)
     truth = (cells.obs["uneven"] == "many").to_numpy()
     expected = np.zeros((2, 24, 2))
@@ -285,7 +303,7 @@ def test_pooling(cells: ad.AnnData, toy_model: Model, toy_model_v1: Model) -> No
 
 
 def test_tables_are_those_of_the_scores_written(cells: ad.AnnData, toy_model: Model) -> None:
-    probe(cells, "cell_type", split_by="donor", model=toy_model, n_splits=3)
+    probe(cells, "cell_type", donor_key="donor", model=toy_model, n_splits=3)
     fold, scores = cells.obsm["gfx_cell_class_fold"][:, 0], cells.obsm["gfx_cell_class"]
     truth = cells.obs["cell_type"].cat.codes.to_numpy()
     parts = [(truth[fold == at], scores[fold == at]) for at in range(3)]
@@ -347,16 +365,16 @@ def test_empty_cells_have_no_class(cells: ad.AnnData, toy_model: Model) -> None:
 
 def test_learning_curve(typed: ad.AnnData, toy_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    fit = _cell_learners.LinearProbe.fit
+    fit = _learners.LinearMethod._fit
 
-    def counted(self: Any, train: np.ndarray, **given: int) -> Any:
+    def counted(self: Any, split: Any, train: np.ndarray, *features: Any) -> Any:
         sizes.append(len(train))
-        return fit(self, train, **given)
+        return fit(self, split, train, *features)
 
-    monkeypatch.setattr(_cell_learners.LinearProbe, "fit", counted)
-    probe(typed, "cell_type", model=toy_model, key_added="plain", n_seeds=8)
+    monkeypatch.setattr(_learners.LinearMethod, "_fit", counted)
+    probe(typed, "cell_type", model=toy_model, key_added="plain", n_repeats=8)
     sizes.clear()
-    probe(typed, "cell_type", model=toy_model, learning_curve=[6, 3, 12], n_seeds=8)
+    probe(typed, "cell_type", model=toy_model, learning_curve=[6, 3, 12], n_repeats=8)
     assert sizes == [3, 6, 12] * 16
     np.testing.assert_array_equal(typed.obsm["gfx_cell_class"], typed.obsm["plain"])  # of all cells
     curve = gfx.get.learning_curve_df(typed, key="gfx_cell_class")
@@ -421,7 +439,7 @@ def test_the_first_task_named_decides_the_folds(two_tasks: ad.AnnData, toy_model
 @pytest.mark.parametrize("how", ["h5ad", "zarr"])
 def test_tasks_keep_their_columns_in_files(how: str, two_tasks: ad.AnnData, toy_model: Model, tmp_path: Path) -> None:
     gfx.tl.classify_cells(
-        two_tasks, ["cell_type", "a_stage"], model=toy_model, method="linear_probe", n_splits=2, n_seeds=2
+        two_tasks, ["cell_type", "a_stage"], model=toy_model, method="linear_probe", n_splits=2, n_repeats=2
     )
     path = tmp_path / f"cells.{how}"
     with warnings.catch_warnings():
@@ -453,14 +471,14 @@ def test_tasks_keep_their_columns_in_files(how: str, two_tasks: ad.AnnData, toy_
 def test_a_task_that_one_donor_has(cells: ad.AnnData, toy_model: Model) -> None:
     """Where that donor is held out there is nothing to learn from, which is not the end of the other task."""
     cells.obs["severity"] = cells.obs["condition"].where(cells.obs["donor"] == "d1")
-    probe(cells, ["cell_type", "severity"], split_by="donor", model=toy_model, baselines=True)
+    probe(cells, ["cell_type", "severity"], donor_key="donor", model=toy_model, controls=CONTROLS)
     assert not np.isnan(cells.obsm["gfx_cell_class"][:, :3]).any()
 
 
 def test_donors_of_one_class_each_held_out_one_by_one(cells: ad.AnnData, toy_model: Model, tmp_path: Path) -> None:
     """Sick and healthy people: no fold has both, so none has a curve; accuracy is there all the same."""
     cells.obs["state"] = cells.obs["donor"].map({"d1": "sick", "d2": "sick", "d3": "well", "d4": "well"})
-    probe(cells, "state", split_by="donor", model=toy_model, n_splits=4)
+    probe(cells, "state", donor_key="donor", model=toy_model, n_splits=4)
     summary = gfx.get.classification_df(cells).set_index("metric")["mean"]
     assert np.isnan(summary["auc"])
     right = cells.obs["gfx_cell_class_state"].astype(str) == cells.obs["state"].astype(str)
@@ -497,7 +515,7 @@ def test_columns_of_tasks_that_are_gone_go_too(is_view: bool, cells: ad.AnnData,
     assert slots(cells) == slots(fresh)
     cells.obs["mine"] = cells.obs["condition"]
     before = slots(cells)
-    with pytest.raises(ValueError, match=r"has \['gfx_cell_class_mine'\], which would be written over"):
+    with pytest.raises(ValueError, match=r"`adata\.obs\['gfx_cell_class_mine'\]` holds"):
         probe(cells, "mine", model=toy_model)
     assert slots(cells) == before
 
@@ -505,9 +523,9 @@ def test_columns_of_tasks_that_are_gone_go_too(is_view: bool, cells: ad.AnnData,
 def test_columns_of_ours_that_the_call_reads_stay(cells: ad.AnnData, toy_model: Model, slots: Any) -> None:
     probe(cells, "cell_type", model=toy_model)
     before = slots(cells)
-    for groupby, split_by in (("gfx_cell_class_cell_type", None), ("condition", "gfx_cell_class_cell_type")):
-        with pytest.raises(ValueError, match=r"has \['gfx_cell_class_cell_type'\].*`key_added=`"):
-            probe(cells, groupby, split_by=split_by, model=toy_model)
+    for groupby, donor_key in (("gfx_cell_class_cell_type", None), ("condition", "gfx_cell_class_cell_type")):
+        with pytest.raises(ValueError, match=r"`adata\.obs\['gfx_cell_class_cell_type'\]` is an input of this call"):
+            probe(cells, groupby, donor_key=donor_key, model=toy_model)
     assert slots(cells) == before
     probe(cells, "gfx_cell_class_cell_type", model=toy_model, key_added="again")
 
@@ -519,9 +537,9 @@ def test_counts_are_read_among_the_cells_to_learn_from(
     cells: ad.AnnData, toy_model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Genes are chosen, and components found, without the cells held out."""
-    monkeypatch.setattr(_cell_learners, "N_GENES", 40)
-    monkeypatch.setattr(_cell_learners, "N_COMPONENTS", 5)
-    gfx.tl.classify_cells(cells, "cell_type", model=toy_model, method="linear_probe", n_splits=3, n_seeds=1)
+    monkeypatch.setattr(_learners, "N_GENES", 40)
+    monkeypatch.setattr(_learners, "N_COMPONENTS", 5)
+    gfx.tl.classify_cells(cells, "cell_type", model=toy_model, method="linear_probe", n_splits=3, n_repeats=1)
     logs = ad.AnnData(cells.X.copy(), var=cells.var)
     sc.pp.normalize_total(logs, target_sum=1e4)
     sc.pp.log1p(logs)
@@ -552,7 +570,7 @@ def test_counts_are_read_among_the_cells_to_learn_from(
 
 def test_types_with_genes_of_their_own_are_found_by_counts(typed: ad.AnnData, toy_model: Model) -> None:
     typed.obs["uneven"] = np.where(typed.obs["cell_type"] == "a", "a", "other")
-    probe(typed, "uneven", model=toy_model, baselines=True, rng=3)  # the toy was drawn with seed 0
+    probe(typed, "uneven", model=toy_model, controls=CONTROLS, rng=3)  # the toy was drawn with seed 0
     summary = gfx.get.classification_df(typed).set_index(["metric", "method"])["mean"]
     assert summary["auc", "hvg"] == summary["auc", "pca"] == 1
     assert summary["accuracy", "majority"] == pytest.approx(2 / 3)
@@ -566,7 +584,7 @@ def test_without_counts_there_is_no_baseline_of_counts(
 ) -> None:
     gfx.pp.tokenize(cells, model=toy_model)
     cells.X = None
-    probe(cells, "cell_type", model=toy_model, baselines=True)
+    probe(cells, "cell_type", model=toy_model, controls=CONTROLS)
     assert "No baseline of log counts, for the counts are not at hand" in capsys.readouterr().out
     assert set(gfx.get.classification_df(cells)["method"]) == {"model", "random_weights", "majority"}
 
@@ -605,10 +623,10 @@ def tuned(request: Any, toy_cells: Any, toy_model: Model) -> tuple[ad.AnnData, l
         tune(
             cells,
             ["cell_type", "a_stage"],
-            split_by="sample",
+            donor_key="sample",
             model=toy_model,
             class_weight=request.param,
-            baselines=request.param is not None,
+            controls=None if request.param is None else CONTROLS,
             training=ONE_STEP | {"learning_rate": 1e-2},
         )
     return cells, seen, request.param
@@ -655,7 +673,7 @@ def test_fine_tuning_finds_types_with_genes_of_their_own(
 ) -> None:
     """In cells held out, by a network without <cls>."""
     training = {"num_train_epochs": 20, "learning_rate": 5e-3, "per_device_train_batch_size": 4}
-    tune(typed, "cell_type", split_by="donor", model=toy_model_v1, patience=None, training=training)
+    tune(typed, "cell_type", donor_key="donor", model=toy_model_v1, patience=None, training=training)
     assert trainings[0][2].head.pooling == "mean"
     summary = gfx.get.classification_df(typed).set_index("metric")["mean"]
     assert summary["auc"] > 0.8

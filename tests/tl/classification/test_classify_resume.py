@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +18,7 @@ import pytest
 
 import gfx
 from gfx._engine.classifier import Classifier
+from gfx.models import FineTuning
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,10 +29,12 @@ if TYPE_CHECKING:
     from gfx.models import Model
 
 LABELS = {"odd": [f"TOY{n}" for n in range(1, 81, 2)], "even": [f"TOY{n}" for n in range(2, 81, 2)]}
-QUICK = {"n_splits": 2, "n_seeds": 1, "baselines": False}
+QUICK = {"n_splits": 2, "n_repeats": 1, "controls": None}
 #: Two steps an epoch for genes, whose checkpoints are a step apart; one for cells, two when all are taught.
 EPOCHS = {"genes": 2, "cells": 3}
 N_STEPS = 12
+#: Fields of a fine-tuning among the arguments of a call.
+CHOICES = ("training", "freeze_layers", "patience", "class_weight")
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +56,10 @@ class Call:
         self, folder: Path, *, cells: ad.AnnData | None = None, what: Any = None, **changes: Any
     ) -> ad.AnnData:
         cells = self.make(24) if cells is None else cells
-        self.function(cells, what or self.what, folder=folder, **(self.arguments | changes))
+        arguments = self.arguments | changes
+        choices = {name: arguments.pop(name) for name in CHOICES if name in arguments}
+        method = arguments.pop("method", FineTuning(**choices))
+        self.function(cells, what or self.what, folder=folder, method=method, **arguments)
         return cells
 
 
@@ -160,7 +168,8 @@ for asked in json.loads(sys.argv[1]):
     if not child:
         try:
             call = getattr(gfx.tl, asked["function"])
-            call(ad.read_h5ad(asked["cells"]), asked["what"], **asked["arguments"])
+            method = gfx.models.FineTuning(training=asked["training"])
+            call(ad.read_h5ad(asked["cells"]), asked["what"], method=method, **asked["arguments"])
         except BaseException:
             traceback.print_exc()
             os._exit(1)
@@ -182,7 +191,13 @@ def test_killed_when_a_fold_is_done_it_goes_on_to_the_same_result(
     for name, whole in wholes.items():
         whole.call.make(24).write_h5ad(tmp_path / "cells.h5ad")
         arguments = whole.call.arguments | {"model": str(toy_model.folder), "folder": str(tmp_path / name)}
-        told = {"function": whole.call.function.__name__, "what": whole.call.what, "arguments": arguments}
+        training = arguments.pop("training")
+        told = {
+            "function": whole.call.function.__name__,
+            "what": whole.call.what,
+            "arguments": arguments,
+            "training": training,
+        }
         asked.append(told | {"cells": str(tmp_path / "cells.h5ad")})
     # numba's threads by OpenMP outlive no fork.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_THREADING_LAYER": "workqueue"}
@@ -234,7 +249,7 @@ GENES = {
 }
 CELLS = {
     "column": ({"what": "condition"}, "classes, groupby, labels"),
-    "donors": ({"split_by": "donor"}, "labels, split_by"),
+    "donors": ({"donor_key": "donor"}, "labels, donor_key"),
     "pooling": ({"pooling": "mean"}, "pooling"),
     "a longer patience": ({"patience": 3}, "patience"),
     "no patience": ({"patience": None}, "patience"),
@@ -242,12 +257,12 @@ CELLS = {
 }
 BOTH = {
     "folds": ({"n_splits": 3}, "n_splits"),
-    "seeds": ({"n_seeds": 2}, "n_seeds"),
+    "repeats": ({"n_repeats": 2}, "n_repeats"),
     "rng": ({"rng": 1}, "rng"),
     "training": ({"training": {"num_train_epochs": 4}}, "training"),
     "blocks": ({"freeze_layers": 2}, "freeze_layers"),
-    "baselines": ({"baselines": True}, "baselines"),
-    "method": ({"method": "linear_probe", "training": None}, "method"),
+    "controls": ({"controls": ("random_weights", "baselines")}, "controls"),
+    "method": ({"method": "linear_probe"}, "method"),
     "fewer cells": ({"max_cells": 14}, "cells, n_cells"),
     "cells": ({"mask_obs": np.arange(24) > 0}, "mask_obs"),
     "learning curve": ({"learning_curve": [8]}, "learning_curve"),
@@ -282,7 +297,7 @@ def test_other_cells_and_models_do_not_mix(whole: Whole, toy_model_v1: Model) ->
 def test_begun_anew_as_the_message_says_the_model_is_the_new_one(
     of: str, toy_cells: Any, toy_model: Model, tmp_path: Path
 ) -> None:
-    call, how = calls(toy_cells, toy_model)[of], {"method": "linear_probe", "training": None}
+    call, how = calls(toy_cells, toy_model)[of], {"method": "linear_probe"}
     call(tmp_path, **how)
     before = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "plan.json").unlink()
@@ -294,7 +309,7 @@ def test_begun_anew_as_the_message_says_the_model_is_the_new_one(
 
 def test_columns_in_another_order_do_not_mix(toy_cells: Any, toy_model: Model, tmp_path: Path) -> None:
     """The first one decides the folds: models of the other order have seen the cells that this one holds out."""
-    call, how = calls(toy_cells, toy_model)["cells"], {"method": "linear_probe", "training": None}
+    call, how = calls(toy_cells, toy_model)["cells"], {"method": "linear_probe"}
     call(tmp_path, what=["cell_type", "condition"], **how)
     with pytest.raises(ValueError, match="holds a run with another first, which"):
         call(tmp_path, what=["condition", "cell_type"], **how)
@@ -303,13 +318,13 @@ def test_columns_in_another_order_do_not_mix(toy_cells: Any, toy_model: Model, t
 #: What makes a call of no avail, and what is said of it.
 REFUSED = {
     "genes": [
-        ({"load_best_model_at_end": True}, r"sets \['load_best_model_at_end'\].*without any to judge by"),
-        ({"eval_strategy": "epoch"}, "sets 'eval_strategy'; genes are taught to the end"),
+        ({"load_best_model_at_end": True}, r"sets \['load_best_model_at_end'\].*without a validation set"),
+        ({"eval_strategy": "epoch"}, "sets 'eval_strategy'; genes are trained to the end"),
     ],
     "cells": [
-        ({"save_strategy": "steps"}, r"sets \['save_strategy'\].*judged and saved alike"),
+        ({"save_strategy": "steps"}, r"sets \['save_strategy'\].*evaluated and saved alike"),
         ({"save_strategy": "steps", "learning_rte": 1}, r"^`training` takes no 'learning_rte'; did you mean"),
-        ({"eval_strategy": "no"}, r"sets \['eval_strategy'\].*judged and saved alike"),
+        ({"eval_strategy": "no"}, r"sets \['eval_strategy'\].*evaluated and saved alike"),
     ],
 }
 
@@ -333,7 +348,7 @@ def test_what_others_keep_is_not_written_over(
     of: str, toy_cells: Any, toy_model: Model, slots: Any, tmp_path: Path
 ) -> None:
     """Notes, another checkpoint, a file; a folder that is empty, or begun anew, is another thing."""
-    call, how = calls(toy_cells, toy_model)[of], {"method": "linear_probe", "training": None}
+    call, how = calls(toy_cells, toy_model)[of], {"method": "linear_probe"}
     (tmp_path / "project").mkdir()
     (tmp_path / "project" / "README.md").write_text("mine")
     shutil.copytree(toy_model.folder, tmp_path / "checkpoint")
@@ -348,6 +363,20 @@ def test_what_others_keep_is_not_written_over(
     assert slots(cells) == untouched
     (tmp_path / "empty").mkdir()
     call(tmp_path / "empty", **how)
+
+
+def test_a_folder_of_other_versions_goes_on_with_a_warning(whole: Whole, finished: Path, slots: Any, stop: Any) -> None:
+    """What results depend on is the same: nothing is trained anew."""
+    plan = json.loads((finished / "plan.json").read_text())
+    (finished / "plan.json").write_text(json.dumps(plan | {"gfx_version": "0.0.7", "torch_version": "1.0"}, indent=1))
+    trained = json.loads((finished / "classification.json").read_text())
+    trained["plan_sha256"] = hashlib.sha256((finished / "plan.json").read_bytes()).hexdigest()
+    (finished / "classification.json").write_text(json.dumps(trained))
+    steps = stop(-1)
+    versions = f"gfx 0.0.7 (now {plan['gfx_version']}) and torch 1.0 (now {plan['torch_version']}); it goes on"
+    with pytest.warns(UserWarning, match=re.escape(versions)):
+        assert slots(whole.call(finished)) == whole.result
+    assert steps == []
 
 
 def test_scores_without_their_plan_are_not_used(whole: Whole, finished: Path) -> None:
@@ -373,7 +402,7 @@ def test_the_pretrained_model_is_not_written_over(
     folder = shutil.copytree(toy_folder, tmp_path / "own")
     before = files(folder)
     with pytest.raises(ValueError, match="folder"):
-        calls(toy_cells, toy_model)[of](folder, model=folder, method="linear_probe", training=None)
+        calls(toy_cells, toy_model)[of](folder, model=folder, method="linear_probe")
     assert files(folder) == before
 
 
@@ -381,7 +410,7 @@ def test_the_pretrained_model_is_not_written_over(
 def test_killed_while_the_last_file_was_written(
     of: str, toy_cells: Any, toy_model: Model, slots: Any, tmp_path: Path
 ) -> None:
-    call, how = calls(toy_cells, toy_model)[of], {"method": "linear_probe", "training": None}
+    call, how = calls(toy_cells, toy_model)[of], {"method": "linear_probe"}
     expected = slots(call(tmp_path, **how))
     file = tmp_path / "classification.json"
     whole = file.read_text()
@@ -392,7 +421,7 @@ def test_killed_while_the_last_file_was_written(
 
 def test_folders_of_linear_probes(toy_cells: Any, toy_model: Model, slots: Any, tmp_path: Path) -> None:
     for name, call in calls(toy_cells, toy_model).items():
-        how = {"method": "linear_probe", "training": None}
+        how = {"method": "linear_probe"}
         expected = slots(call(tmp_path / name, **how))
         before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
         assert slots(call(tmp_path / name, **how)) == expected

@@ -8,7 +8,6 @@ import pickle
 import shutil
 import threading
 from dataclasses import dataclass, replace
-from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification, BertModel
 
 import gfx
+from gfx.models import FineTuning
 from gfx.models._registry import FileEntry, Store, published
 from gfx.models._vocabulary_file import write_vocabulary
 
@@ -34,12 +34,11 @@ if TYPE_CHECKING:
     from gfx.models import Model
 
 LABELS = {"odd": [f"TOY{n}" for n in range(1, 81, 2)], "even": [f"TOY{n}" for n in range(2, 81, 2)]}
-QUICK = {"n_splits": 2, "n_seeds": 1, "baselines": False}
-TUNED = QUICK | {"training": {"max_steps": 2, "learning_rate": 1e-2}}
+QUICK = {"n_splits": 2, "n_repeats": 1, "controls": None}
+TUNED = QUICK | {"method": FineTuning(training={"max_steps": 2, "learning_rate": 1e-2})}
 PROBED = QUICK | {"method": "linear_probe"}
 
-predict_genes = partial(gfx.tl.predict_genes, dtype="float32")
-predict_cells = partial(gfx.tl.predict_cells, dtype="float32")
+predict_genes, predict_cells = gfx.tl.predict_genes, gfx.tl.predict_cells
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -181,7 +180,7 @@ def test_a_column_of_the_users_about_genes_is_not_written_over(
 ) -> None:
     others.var[column] = "mine"
     before = slots(others)
-    with pytest.raises(ValueError, match=rf"`adata\.var` has \['{column}'\].*`key_added=`"):
+    with pytest.raises(ValueError, match=rf"`adata\.var\['{column}'\]` holds .*`key_added=`"):
         predict_genes(others, teach("genes", "probed"), key_added="dosage")
     assert slots(others) == before
     del others.var[column]
@@ -286,7 +285,7 @@ def test_columns_of_tasks_that_are_gone_go_too(teach: Any, others: ad.AnnData, s
     assert slots(others) == slots(fresh)
     others.obs["gfx_predicted_cells_a_stage"] = "mine"
     before = slots(others)
-    with pytest.raises(ValueError, match=r"has \['gfx_predicted_cells_a_stage'\], which would be written over"):
+    with pytest.raises(ValueError, match=r"`adata\.obs\['gfx_predicted_cells_a_stage'\]` holds"):
         predict_cells(others, teach("two tasks", "tuned"))
     assert slots(others) == before
 

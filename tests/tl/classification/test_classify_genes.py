@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -20,21 +21,31 @@ from sklearn.metrics import f1_score, roc_auc_score, roc_curve
 import gfx
 from gfx._engine import fine_tuning
 from gfx._engine.encoder import random_encoder
+from gfx.models import FineTuning, LinearProbe
 from gfx.tl._baselines import describe_genes
-from gfx.tl._cross_validation import settle_recipe
-from gfx.tl._gene_labels import find_gene_labels
-from gfx.tl._gene_learners import Expression, FineTuned, LinearProbe, find_task
-from gfx.tl._gene_run import GeneRun, draw_task
 from gfx.tl._prepare import prepare
+from gfx.tl.classification._cross_validation import CONTROLS, CrossValidation
+from gfx.tl.classification._learners import LinearMethod, expression_of_genes
+from gfx.tl.classification._trained import classifier_of
+from gfx.tl.classification._training import settle_method
+from gfx.tl.classification._units import Genes, Split, draw_genes
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from gfx.models import Model
-    from gfx.tl._gene_learners import GeneTask
 
-probe = partial(gfx.tl.classify_genes, method="linear_probe", n_splits=2, n_seeds=1, baselines=False)
-tune = partial(gfx.tl.classify_genes, n_splits=2, n_seeds=1, baselines=False)
+probe = partial(gfx.tl.classify_genes, method="linear_probe", n_splits=2, n_repeats=1, controls=None)
+#: Fields of a fine-tuning among the arguments of a call.
+CHOICES = ("training", "freeze_layers", "adapter", "patience", "class_weight", "n_epochs", "n_trials")
+
+
+def tune(adata: ad.AnnData, what: Any, **how: Any) -> None:
+    """Fine-tune in two folds, with some choices."""
+    choices = {name: how.pop(name) for name in CHOICES if name in how}
+    how = {"n_splits": 2, "n_repeats": 1, "controls": None, "method": FineTuning(**choices)} | how
+    gfx.tl.classify_genes(adata, what, **how)
+
 
 CPU = torch.device("cpu")
 ONE_STEP = {"max_steps": 1, "save_strategy": "no"}
@@ -252,7 +263,7 @@ def test_classes_whose_names_read_alike(cells: ad.AnnData, toy_model: Model) -> 
 def test_classes_of_two_genes(cells: ad.AnnData, toy_model: Model) -> None:
     """Of which one is left to learn from, and nothing to choose a penalty by."""
     labels = {"a": ["TOY1", "TOY2"], "b": ["TOY5", "TOY6"]}
-    probe(cells, labels, model=toy_model, baselines=True)
+    probe(cells, labels, model=toy_model, controls=CONTROLS)
     assert not np.isnan(cells[:, ["TOY1", "TOY2", "TOY5", "TOY6"]].varm["gfx_gene_class"]).any()
 
 
@@ -296,7 +307,7 @@ def auc(truth: list[int], probabilities: np.ndarray) -> float:
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_scores_are_those_of_a_plain_loop(n_classes: int, cells: ad.AnnData, any_model: Model, slow: Any) -> None:
     labels = {f"class{at}": genes(1 + at, 101, n_classes) for at in range(n_classes)}
-    gfx.tl.classify_genes(cells, labels, model=any_model, method="linear_probe", n_splits=3, n_seeds=2, baselines=False)
+    gfx.tl.classify_genes(cells, labels, model=any_model, method="linear_probe", n_splits=3, n_repeats=2, controls=None)
     reference = ByHand(slow, cells, labels)
     names = list(reference.states)
     at = cells.var_names.get_indexer(names)
@@ -376,7 +387,7 @@ def test_tables_are_those_of_the_scores_written(cells: ad.AnnData, toy_model: Mo
 
 def test_folds_hold_each_gene_out_once_and_share_the_classes(cells: ad.AnnData, toy_model: Model) -> None:
     labels = {"few": genes(1, 60, 6), "many": genes(2, 120, 2)}
-    probe(cells, labels, model=toy_model, n_splits=4, n_seeds=3)
+    probe(cells, labels, model=toy_model, n_splits=4, n_repeats=3)
     scored = cells[:, ~np.isnan(cells.varm["gfx_gene_class"][:, 0])]
     assert (cells.varm["gfx_gene_class_fold"] >= 0).all(axis=1).sum() == scored.n_vars > 60
     folds, given = scored.varm["gfx_gene_class_fold"], scored.var["gfx_gene_class"].astype(str)
@@ -390,16 +401,21 @@ def test_folds_hold_each_gene_out_once_and_share_the_classes(cells: ad.AnnData, 
 # --- nothing leaks --------------------------------------------------------------------------------------------------
 
 
-def task_of(cells: ad.AnnData, labels: Any, model: Model, *, max_cells: int = 1000, n_splits: int = 2) -> GeneTask:
-    prepared = prepare(cells, model, layer=None, mod=None, copy=False, slot="free", function="tl.classify_genes")
-    given = find_gene_labels(prepared, labels, "raise")
-    return draw_task(prepared, given, prepared.lengths(None), max_cells=max_cells, n_splits=n_splits, rng=0)
+def genes_of(cells: ad.AnnData, labels: Any, model: Model, rows: np.ndarray | None = None) -> Genes:
+    """Labelled genes in all cells, or in some."""
+    prepared = prepare(cells, model, function="tl.classify_genes", layer=None, mod=None, copy=False)
+    lengths = prepared.lengths(None) if rows is None else prepared.lengths_of(rows)
+    return draw_genes(prepared, labels, "raise", lengths, max_cells=1000, n_splits=2, rng=0)
 
 
-def run_of(task: GeneTask, method: str = "linear_probe", **training: Any) -> GeneRun:
-    settled = {"freeze_layers": 0, "adapter": None, "n_trials": 0, "patience": None, "training": training}
-    recipe = settle_recipe(task.cells.model, method, of="genes", **settled)
-    return GeneRun(task, method, recipe, [len(task.rows)], baselines=True, rng=0)
+def run_of(units: Genes, method: Any = "linear_probe") -> CrossValidation:
+    method = settle_method(method, units.prepared.model, "genes")
+    return CrossValidation(units, method, np.zeros((1, len(units))), [len(units.rows)], CONTROLS, rng=0)
+
+
+def split_of(units: Genes, train: np.ndarray, n_cells: int | None = None) -> Split:
+    """Train with some genes, bool `(n_genes,)`, and hold out the others."""
+    return Split(np.flatnonzero(train), np.flatnonzero(~train), n_cells or len(units.rows), seed=0)
 
 
 def test_labels_held_out_cannot_change_their_own_scores(cells: ad.AnnData, toy_model: Model) -> None:
@@ -426,35 +442,33 @@ def test_labels_held_out_cannot_change_their_own_scores(cells: ad.AnnData, toy_m
 
 
 def test_no_method_sees_a_label_held_out(cells: ad.AnnData, toy_model: Model) -> None:
-    task = task_of(cells, ODD_EVEN, toy_model)
-    train = np.arange(len(task.labels.truth)) % 3 > 0
-    learners = run_of(task).learners(None)
+    units = genes_of(cells, ODD_EVEN, toy_model)
+    train = np.arange(len(units)) % 3 > 0
+    learners = run_of(units).learners(None)
     assert [learner.name for learner in learners] == ["model", "random_weights", "expression", "majority"]
-    how = {"n_cells": len(task.rows), "seed": 0, "fold": 0}
-    before = [learner.predict(train, ~train, **how) for learner in learners]
-    task.labels.truth[~train] = 1 - task.labels.truth[~train]
+    split = split_of(units, train)
+    before = [learner.predict(split) for learner in learners]
+    units.truth[~train] = 1 - units.truth[~train]
     for learner, expected in zip(learners, before, strict=True):
-        np.testing.assert_array_equal(learner.predict(train, ~train, **how), expected)
-    task.labels.truth[train] = 0
-    task.labels.truth[np.flatnonzero(train)[:3]] = 1
+        np.testing.assert_array_equal(learner.predict(split), expected)
+    units.truth[train] = 0
+    units.truth[np.flatnonzero(train)[:3]] = 1
     for learner, expected in zip(learners, before, strict=True):
-        assert not np.allclose(learner.predict(train, ~train, **how), expected)
+        assert not np.allclose(learner.predict(split), expected)
 
 
-def test_few_cells_are_the_first_ones(cells: ad.AnnData, toy_model: Model) -> None:
+def test_few_cells_are_the_first_ones(cells: ad.AnnData, toy_model: Model, tmp_path: Path) -> None:
     """Heads of the learning curve know nothing of other cells, and tell all of them."""
-    task = task_of(cells, ODD_EVEN, toy_model)
-    states = run_of(task)._states(is_random=False)
-    train = np.arange(len(task.labels.truth)) % 2 > 0
-    few = find_task(task.cells, task.labels, task.rows[:5])
-    known = np.isin(task.cell, range(5))
-    head = LinearProbe("model", task, states).fit(train, n_cells=5, seed=0)
-    expected = LinearProbe("model", few, states[known]).fit(train, n_cells=5, seed=0)
-    np.testing.assert_allclose(head.weight, expected.weight)
-    everything = LinearProbe("model", task, states).fit(train, n_cells=24, seed=0)
+    units = genes_of(cells, ODD_EVEN, toy_model)
+    train, known = np.arange(len(units)) % 2 > 0, np.isin(units.cell, range(5))
+    few = replace(units, rows=units.rows[:5], unit=units.unit[known], cell=units.cell[known])
+    probe_of_all = classifier_of("model", units, LinearProbe(), tmp_path, rng=0)
+    probe_of_few = classifier_of("model", few, LinearProbe(), tmp_path, rng=0)
+    (head,), (expected,) = (some.fit(split_of(units, train, 5)) for some in (probe_of_all, probe_of_few))
+    np.testing.assert_allclose(head.weight, expected.weight, rtol=1e-5)
+    (everything,) = probe_of_all.fit(split_of(units, train))
     assert not np.allclose(head.weight, everything.weight, rtol=0.1)
-    found = LinearProbe("model", task, states).predict(train, ~train, n_cells=5, seed=0, fold=0)
-    assert len(found) == (~train)[task.gene].sum()
+    assert len(probe_of_all.predict(split_of(units, train, 5))) == (~train)[units.unit].sum()
 
 
 # --- what it is held against ----------------------------------------------------------------------------------------
@@ -481,7 +495,7 @@ def described(cells: ad.AnnData, slow: Any, names: list[str]) -> np.ndarray:
 
 
 def test_genes_are_described_as_by_hand(cells: ad.AnnData, any_model: Model, slow: Any) -> None:
-    prepared = prepare(cells, any_model, layer=None, mod=None, copy=False, slot="free", function="tl.classify_genes")
+    prepared = prepare(cells, any_model, function="tl.classify_genes", layer=None, mod=None, copy=False)
     names = genes(1, 201)
     tokens = any_model.vocabulary.resolve(names)
     found = describe_genes(prepared, prepared.lengths(None))[tokens]
@@ -493,7 +507,7 @@ def test_genes_are_described_as_by_hand(cells: ad.AnnData, any_model: Model, slo
 
 def test_expression_and_majority_are_those_by_hand(cells: ad.AnnData, toy_model: Model, toy_slow: Any) -> None:
     labels = {"one": genes(1, 41), "two": genes(41, 101)}
-    probe(cells, labels, model=toy_model, n_splits=3, baselines=True)
+    probe(cells, labels, model=toy_model, n_splits=3, controls=CONTROLS)
     fold = pd.Series(cells.varm["gfx_gene_class_fold"][:, 0], cells.var_names)
     names = [gene for gene in cells.var_names if fold[gene] >= 0]
     features, held = described(cells, toy_slow, names), fold[names].to_numpy()
@@ -524,26 +538,27 @@ def test_expression_weighs_classes_as_the_model_does(
     cells: ad.AnnData, toy_model: Model, toy_slow: Any, tmp_path: Path, method: str
 ) -> None:
     """Or accuracy and macro F1 of the two would not compare where classes are of unlike sizes."""
-    task = task_of(cells, {"few": genes(1, 31), "many": genes(31, 141)}, toy_model)
-    expression = run_of(task, method).learners(tmp_path)[2]
-    names = [str(toy_model.vocabulary.symbols[token]) for token in task.labels.tokens]
+    units = genes_of(cells, {"few": genes(1, 31), "many": genes(31, 141)}, toy_model)
+    expression = run_of(units, method).learners(tmp_path)[2]
+    names = [str(toy_model.vocabulary.symbols[token]) for token in units.where]
     features = described(cells, toy_slow, names)
     train = np.arange(len(names)) % 3 > 0
-    found = expression.predict(train, ~train, n_cells=24, seed=0, fold=0)
+    found = expression.predict(split_of(units, train))
     weight = "balanced" if method == "linear_probe" else None
-    expected = fit_by_hand(features[train], task.labels.truth[train], weight)(features)
-    np.testing.assert_allclose(found, expected[task.gene[(~train)[task.gene]]], atol=1e-4)
+    expected = fit_by_hand(features[train], units.truth[train, 0], weight)(features)
+    np.testing.assert_allclose(found, expected[units.unit[(~train)[units.unit]]], atol=1e-4)
 
 
 def test_expression_of_few_cells_is_what_is_learnt_from(cells: ad.AnnData, toy_model: Model, toy_slow: Any) -> None:
     """On a learning curve, genes to tell are described in all cells, as the model tells them in all."""
-    task = task_of(cells, {"few": genes(1, 61), "many": genes(61, 141)}, toy_model)
-    names = [str(toy_model.vocabulary.symbols[token]) for token in task.labels.tokens]
-    in_few, in_all = (described(cells[rows], toy_slow, names) for rows in (task.rows[:8], task.rows))
+    units = genes_of(cells, {"few": genes(1, 61), "many": genes(61, 141)}, toy_model)
+    names = [str(toy_model.vocabulary.symbols[token]) for token in units.where]
+    in_few, in_all = (described(cells[rows], toy_slow, names) for rows in (units.rows[:8], units.rows))
     train = np.arange(len(names)) % 3 > 0
-    found = Expression(task, None).predict(train, ~train, n_cells=8, seed=0, fold=0)
-    tell = fit_by_hand(in_few[train], task.labels.truth[train], None)
-    held = task.gene[(~train)[task.gene]]
+    expression = LinearMethod("expression", units, expression_of_genes(units), None, one_unit=False)
+    found = expression.predict(split_of(units, train, 8))
+    tell = fit_by_hand(in_few[train], units.truth[train, 0], None)
+    held = units.unit[(~train)[units.unit]]
     np.testing.assert_allclose(found, tell(in_all)[held], atol=1e-4)
     assert abs(tell(in_all) - tell(in_few)).max() > 0.01
 
@@ -551,7 +566,7 @@ def test_expression_of_few_cells_is_what_is_learnt_from(cells: ad.AnnData, toy_m
 def test_classes_of_expression_are_found_by_expression(cells: ad.AnnData, toy_model: Model) -> None:
     ordered = cells.var_names[:200][np.argsort(-detected(cells)[:200], kind="stable")]
     labels = {"rare": ordered[90:130], "common": ordered[10:50]}
-    probe(cells, labels, model=toy_model, n_splits=4, baselines=True)
+    probe(cells, labels, model=toy_model, n_splits=4, controls=CONTROLS)
     summary = gfx.get.classification_df(cells).set_index(["unit", "metric", "method"])["mean"]
     assert summary["gene", "auc", "expression"] > 0.95
     assert summary["gene", "auc", "majority"] == 0.5
@@ -561,7 +576,7 @@ def test_classes_of_expression_are_found_by_expression(cells: ad.AnnData, toy_mo
 def test_labels_drawn_at_random_are_not_predicted(cells: ad.AnnData, toy_model: Model) -> None:
     drawn = np.random.default_rng(1).permutation(genes(1, 161))
     labels = {"heads": drawn[:80], "tails": drawn[80:]}
-    gfx.tl.classify_genes(cells, labels, model=toy_model, method="linear_probe", n_splits=3, n_seeds=2)
+    gfx.tl.classify_genes(cells, labels, model=toy_model, method="linear_probe", n_splits=3, n_repeats=2)
     summary = gfx.get.classification_df(cells)
     areas = summary[(summary["metric"] == "auc") & (summary["unit"] == "gene")].set_index("method")["mean"]
     assert [*areas.index] == ["model", "random_weights", "expression", "majority"]
@@ -570,9 +585,9 @@ def test_labels_drawn_at_random_are_not_predicted(cells: ad.AnnData, toy_model: 
 
 def test_without_counts_expression_is_described_by_ranks(cells: ad.AnnData, toy_model: Model) -> None:
     gfx.pp.tokenize(cells, model=toy_model)
-    probe(cells, ODD_EVEN, model=toy_model, baselines=True, key_added="with")
+    probe(cells, ODD_EVEN, model=toy_model, controls=CONTROLS, key_added="with")
     cells.X = None
-    probe(cells, ODD_EVEN, model=toy_model, baselines=True, key_added="without")
+    probe(cells, ODD_EVEN, model=toy_model, controls=CONTROLS, key_added="without")
     tables = [cells.uns[key]["summary"].set_index(["method", "unit", "metric"])["mean"] for key in ("with", "without")]
     assert [*tables[0].index] == [*tables[1].index]
     differ = {place[0] for place in tables[0].index if tables[0][place] != tables[1][place]}
@@ -585,7 +600,7 @@ def test_without_counts_expression_is_described_by_ranks(cells: ad.AnnData, toy_
 def test_the_order_of_cells_does_not_matter(cells: ad.AnnData, toy_model: Model) -> None:
     shuffled = cells[np.random.default_rng(3).permutation(cells.n_obs)].copy()
     for adata in (cells, shuffled):
-        probe(adata, ODD_EVEN, model=toy_model, baselines=True)
+        probe(adata, ODD_EVEN, model=toy_model, controls=CONTROLS)
         assert not np.isnan(adata.varm["gfx_gene_class"][0]).any()
     np.testing.assert_array_equal(shuffled.varm["gfx_gene_class_fold"], cells.varm["gfx_gene_class_fold"])
     for name in ("gfx_gene_class", "gfx_gene_class_sd"):
@@ -608,8 +623,8 @@ def test_genes_without_labels_do_not_matter(cells: ad.AnnData, toy_model: Model)
 
 
 def test_another_seed_draws_other_folds_and_the_same_one_none(cells: ad.AnnData, toy_model: Model) -> None:
-    for key, rng in (("one", 0), ("again", 0), ("other", 7)):
-        probe(cells, ODD_EVEN, model=toy_model, baselines=True, rng=rng, key_added=key)
+    for key, rng in (("one", 0), ("again", np.int64(0)), ("other", 7)):
+        probe(cells, ODD_EVEN, model=toy_model, controls=CONTROLS, rng=rng, key_added=key)
     for name in ("", "_sd", "_fold"):
         np.testing.assert_array_equal(cells.varm[f"one{name}"], cells.varm[f"again{name}"])
     for name in ("metrics", "summary", "roc", "confusion"):
@@ -621,7 +636,7 @@ def test_the_users_random_numbers_stay_as_they_were(cells: ad.AnnData, toy_model
     def drawn() -> list[float]:
         return [float(torch.rand(1)), np.random.rand()]
 
-    for call in (partial(probe, baselines=True), partial(tune, training=ONE_STEP)):
+    for call in (partial(probe, controls=CONTROLS), partial(tune, training=ONE_STEP)):
         torch.manual_seed(3)
         np.random.seed(3)
         expected = drawn()
@@ -656,7 +671,7 @@ def test_cells_without_a_labelled_gene_are_not_drawn(cells: ad.AnnData, toy_mode
 
 def test_learning_curve(cells: ad.AnnData, toy_model: Model) -> None:
     probe(cells, ODD_EVEN, model=toy_model, key_added="plain")
-    probe(cells, ODD_EVEN, model=toy_model, baselines=True, learning_curve=[16, 8, 24])
+    probe(cells, ODD_EVEN, model=toy_model, controls=CONTROLS, learning_curve=[16, 8, 24])
     curve = gfx.get.learning_curve_df(cells, key="gfx_gene_class")
     for _, rows in curve.groupby(["unit", "method", "metric"]):
         assert rows["n_cells"].tolist() == [8, 16, 24]
@@ -688,22 +703,21 @@ ARGUMENTS = {
     "method": ({"method": "probe"}, ValueError, r"`method` is one of \['fine_tune', 'linear_probe'\], found 'probe'"),
     "n_splits": ({"n_splits": 1}, ValueError, "`n_splits` is 2 or more, found 1"),
     "n_splits, not whole": ({"n_splits": 2.5}, TypeError, "`n_splits` is a whole number, found 2.5"),
-    "n_seeds": ({"n_seeds": 0}, ValueError, "`n_seeds` is 1 or more"),
+    "n_repeats": ({"n_repeats": 0}, ValueError, "`n_repeats` is 1 or more"),
     "max_cells": ({"max_cells": 1}, ValueError, "`max_cells` is 2 or more"),
-    "n_trials": ({"n_trials": -1, "method": "fine_tune"}, ValueError, "`n_trials` is 0 or more"),
+    "n_trials": ({"method": FineTuning(n_trials=-1)}, ValueError, "`n_trials` is 0 or more"),
+    "rng, a truth value": ({"rng": True}, TypeError, "`rng` is a whole number, found True"),
+    "controls": ({"controls": ["random_sets"]}, ValueError, r"`controls` are of .*; found \['random_sets'\]"),
     "rng": ({"rng": 0.5}, TypeError, "`rng` is a whole number, found 0.5"),
-    "training of a probe": ({"training": {"max_steps": 3}}, ValueError, "are for `method='fine_tune'`"),
-    "blocks of a probe": ({"freeze_layers": 2}, ValueError, "are for `method='fine_tune'`"),
-    "adapter of a probe": ({"adapter": "lora"}, ValueError, "are for `method='fine_tune'`"),
-    "blocks": ({"method": "fine_tune", "freeze_layers": 4}, ValueError, "`freeze_layers=4` is outside .* of 3 blocks"),
+    "blocks": ({"method": FineTuning(freeze_layers=4)}, ValueError, "`freeze_layers=4` is outside .* of 3 network"),
     "adapter of no block": (
-        {"method": "fine_tune", "adapter": "lora", "freeze_layers": 3},
+        {"method": FineTuning(adapter="lora", freeze_layers=3)},
         ValueError,
         "`freeze_layers` freezes all 3",
     ),
-    "adapter": ({"method": "fine_tune", "adapter": "qlora"}, ValueError, "`adapter` is one of .* found 'qlora'"),
+    "adapter": ({"method": FineTuning(adapter="qlora")}, ValueError, "`adapter` is one of .* found 'qlora'"),
     "training": (
-        {"method": "fine_tune", "training": {"learning_rte": 1}},
+        {"method": FineTuning(training={"learning_rte": 1})},
         ValueError,
         "`training` takes no 'learning_rte'; did you mean 'learning_rate'",
     ),
@@ -739,7 +753,7 @@ def test_a_column_of_the_users_is_not_written_over(
 ) -> None:
     cells.var[column] = "mine"
     before = slots(cells)
-    with pytest.raises(ValueError, match=rf"`adata\.var` has \['{column}'\].*`key_added=`"):
+    with pytest.raises(ValueError, match=rf"`adata\.var\['{column}'\]` holds .*`key_added=`"):
         probe(cells, ODD_EVEN, model=toy_model, key_added="dosage")
     assert slots(cells) == before
     del cells.var[column]
@@ -777,7 +791,7 @@ def tuned(toy_cells: Any, toy_model: Model) -> tuple[ad.AnnData, list[tuple[Any,
     with pytest.MonkeyPatch.context() as monkeypatch:
         seen = watch(monkeypatch)
         training = ONE_STEP | {"learning_rate": 1e-2}
-        tune(cells, ODD_EVEN, model=toy_model, baselines=True, training=training, rng=3)  # the toy was drawn with 0
+        tune(cells, ODD_EVEN, model=toy_model, controls=CONTROLS, training=training, rng=3)  # the toy was drawn with 0
     return cells, seen
 
 
@@ -877,7 +891,7 @@ def test_frozen_blocks_stay_as_they_are(
         assert "bert.embeddings.word_embeddings.weight" in moved
     noted = cells.uns["gfx_gene_class"]["params"]
     assert noted["freeze_layers"] == (1 if freeze_layers is None else freeze_layers)
-    assert json.loads(noted["training"]) == training
+    assert json.loads(noted["training"]) == training | {"per_device_train_batch_size": 12}
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -890,7 +904,7 @@ def test_random_weights_are_trained_whole(
         pytest.importorskip("peft")
     training = ONE_STEP | {"max_steps": 2, "learning_rate": 0.01}
     how = {"freeze_layers": 2, "adapter": adapter, "training": training, "rng": 3}
-    tune(cells, ODD_EVEN, model=toy_model, baselines=True, **how)
+    tune(cells, ODD_EVEN, model=toy_model, controls=CONTROLS, **how)
     for number, (_, classifier) in enumerate(trainings):
         start = encoder_of(toy_model.folder)
         if number % 2:
@@ -905,13 +919,12 @@ def test_random_weights_are_trained_whole(
 
 def test_fine_tuning_learns_what_it_is_taught(cells: ad.AnnData, toy_model: Model, tmp_path: Path) -> None:
     """What is odd and what is even, the network can only remember."""
-    task = task_of(cells, ODD_EVEN, toy_model)
-    every = np.ones(len(task.labels.truth), dtype=bool)
-    how = {"num_train_epochs": 25, "learning_rate": 5e-3, "per_device_train_batch_size": 4, "save_strategy": "no"}
-    run = run_of(task, "fine_tune", **how)
-    learner = FineTuned("model", task, run.head, run.recipe, tmp_path, random=False)
-    found = learner._scores(learner.fit(every, tmp_path, n_cells=24, seed=0), every)
-    assert np.mean(found.argmax(axis=1) == task.labels.truth[task.gene]) > 0.95
+    units = genes_of(cells, ODD_EVEN, toy_model)
+    choices = {"freeze_layers": 0, "n_epochs": 25, "learning_rate": 5e-3, "batch_size": 4}
+    run = run_of(units, FineTuning(**choices, training={"save_strategy": "no"}))
+    network = run.learners(tmp_path)[0].fit(units.everything(0), tmp_path)
+    found = units.scores(network, np.arange(len(units)))
+    assert np.mean(found.argmax(axis=1) == units.truth[units.unit, 0]) > 0.95
 
 
 def test_lost_names_are_noticed_before_anything_is_trained(
@@ -924,23 +937,23 @@ def test_lost_names_are_noticed_before_anything_is_trained(
     assert trainings == []
 
 
-def test_hyperparameters_are_judged_on_genes_to_learn_from(cells: ad.AnnData, toy_model: Model, tmp_path: Path) -> None:
+def test_hyperparameters_are_judged_on_genes_to_learn_from(
+    cells: ad.AnnData, toy_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("optuna")
-    task = task_of(cells, ODD_EVEN, toy_model)
-    train = np.arange(len(task.labels.truth)) % 3 > 0
-    run = run_of(task, "fine_tune", **ONE_STEP)
-    learner = FineTuned("model", task, run.head, run.recipe, tmp_path, random=False)
-    seen: dict[str, Any] = {}
+    units = genes_of(cells, ODD_EVEN, toy_model)
+    train = np.arange(len(units)) % 3 > 0
+    seen: list[Any] = []
 
-    class Watched(type(run.recipe)):
-        def train(self, *args: Any, search: Any, **kwargs: Any) -> None:
-            seen["search"] = search
+    def watched(make: Any, *search: Any, **how: Any) -> dict[str, Any]:
+        seen.extend(search[:2])
+        return {}
 
-    recipe = Watched(toy_model, 0, n_trials=1)
-    learner.recipe = recipe
-    learner.fit(train, tmp_path, n_cells=24, seed=0)
-    learnt, judged = ({*np.flatnonzero(part.of_token >= 0)} for part in seen["search"])
+    monkeypatch.setattr(fine_tuning, "find_hyperparameters", watched)
+    network = run_of(units, FineTuning(n_trials=1, training=ONE_STEP)).learners(tmp_path)[0]
+    network.fit(split_of(units, train), tmp_path)
+    learnt, judged = ({*np.flatnonzero(part.of_token >= 0)} for part in seen)
     assert learnt
     assert judged
     assert not learnt & judged
-    assert learnt | judged == {*task.labels.tokens[train]}
+    assert learnt | judged == {*units.where[train]}

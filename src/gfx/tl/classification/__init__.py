@@ -1,0 +1,8 @@
+"""Classes of genes and cells: learn and evaluate them, train a classifier on all labels, and predict with it."""
+
+from __future__ import annotations
+
+from gfx.tl.classification._classify import classify_cells, classify_genes
+from gfx.tl.classification._predict import predict_cells, predict_genes
+
+__all__ = ["classify_cells", "classify_genes", "predict_cells", "predict_genes"]

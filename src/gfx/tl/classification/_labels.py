@@ -1,0 +1,180 @@
+"""Classes of genes and of cells, as users give them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from gfx import _log
+from gfx._adata import gene_column, obs_column
+from gfx.tl._gene_sets import refuse_unknown, unknown_genes
+from gfx.tl._prepare import check_choice, classes
+
+if TYPE_CHECKING:
+    from gfx._core.vocabulary import Vocabulary
+    from gfx.tl._prepare import Prepared
+
+GeneLabels = Mapping[str, Iterable[str]] | str
+
+#: What a task is called whose labels come from no column.
+TASK = "labels"
+
+#: Class of a gene or cell that has none, as the loss of the network knows it.
+NOTHING = -100
+
+
+# --- genes ----------------------------------------------------------------------------------------------------------
+
+
+def find_gene_labels(
+    prepared: Prepared, labels: GeneLabels, unknown: Literal["raise", "drop"]
+) -> tuple[dict[str, list[str]], np.ndarray, np.ndarray]:
+    """Find the token and the class of each labelled gene.
+
+    Returns
+    -------
+    Name of the task and of its classes; tokens, int64 `(n_genes,)`, ascending; class of each, int64 `(n_genes,)`.
+
+    Raises
+    ------
+    ValueError
+        Genes that the model does not know, a gene in two classes, fewer than two classes, a class without genes,
+        classes that read alike.
+    KeyError
+        No such column of `var`.
+    TypeError
+        Neither a mapping nor the name of a column.
+    """
+    check_choice("unknown", unknown, ("raise", "drop"))
+    vocabulary = prepared.model.vocabulary
+    if isinstance(labels, str):
+        _refuse_slash(labels, "var")
+        genes_of, task = _genes_of_column(prepared, labels), labels
+    elif isinstance(labels, Mapping):
+        genes_of, task = _genes_of_mapping(labels, vocabulary, unknown), TASK
+    else:
+        msg = (
+            "`labels` maps classes to genes, such as {'sensitive': [...], 'insensitive': [...]}, or is the name of a "
+            f"column of `var`; found a {type(labels).__name__}."
+        )
+        raise TypeError(msg)
+    if len(genes_of) < 2:
+        msg = f"`labels` needs two classes at least, found {list(genes_of)}."
+        raise ValueError(msg)
+    names = list(genes_of)
+    class_of: dict[int, int] = {}
+    for number, tokens in enumerate(genes_of.values()):
+        for token in tokens:
+            if class_of.setdefault(token, number) != number:
+                name = str(vocabulary.symbols[token] or vocabulary.ids[token])
+                msg = (
+                    f"The gene {name!r} ({vocabulary.ids[token]}) is in two classes, {names[class_of[token]]!r} and "
+                    f"{names[number]!r}. Keep it in one, or leave it out."
+                )
+                raise ValueError(msg)
+    tokens = np.array(sorted(class_of), dtype=np.int64)
+    return {task: names}, tokens, np.array([class_of[token] for token in tokens.tolist()], dtype=np.int64)
+
+
+def _genes_of_column(prepared: Prepared, column: str) -> dict[str, list[int]]:
+    names, codes = classes(gene_column(prepared.adata.var, column), f"adata.var[{column!r}]")
+    tokens = prepared.gene_tokens
+    n_unknown = int(((codes >= 0) & (tokens < 0)).sum())
+    if n_unknown:
+        _log.info(f"{n_unknown:,} of {(codes >= 0).sum():,} labelled genes are not known to the model")
+    genes_of = {name: tokens[(codes == number) & (tokens >= 0)].tolist() for number, name in enumerate(names)}
+    return {name: genes for name, genes in genes_of.items() if genes}
+
+
+def _genes_of_mapping(
+    labels: Mapping[str, Iterable[str]], vocabulary: Vocabulary, unknown: Literal["raise", "drop"]
+) -> dict[str, list[int]]:
+    genes_of = {}
+    for name, genes in labels.items():
+        if isinstance(genes, str):
+            msg = f"The class {name!r} is a list of genes, found the text {genes!r}."
+            raise TypeError(msg)
+        names = [str(gene) for gene in genes]
+        if unknown == "raise":
+            refuse_unknown(names, vocabulary, " To go on without such genes: `unknown='drop'`.")
+        elif missing := unknown_genes(names, vocabulary):
+            _log.info(f"{len(missing):,} of {len(names):,} genes of {name!r} are not known to the model")
+        if str(name) in genes_of:
+            msg = f"Two classes read {str(name)!r}; give each a name of its own."
+            raise ValueError(msg)
+        tokens = vocabulary.resolve(names)
+        genes_of[str(name)] = tokens[tokens >= 0].tolist()
+        if not genes_of[str(name)]:
+            msg = f"The class {name!r} has no gene that the model knows; it was given {names[:3]}."
+            raise ValueError(msg)
+    return genes_of
+
+
+# --- cells ----------------------------------------------------------------------------------------------------------
+
+
+def find_cell_labels(
+    prepared: Prepared, groupby: str | Iterable[str], donor_key: str | None
+) -> tuple[str, dict[str, tuple[list[str], np.ndarray]]]:
+    """Read columns of `obs` as tasks.
+
+    Returns
+    -------
+    The task that the user named first; and for each task, sorted by name, for files keep no other order, the names of
+    its classes and the class of each cell, int64 `(n_obs,)`, -1 for none.
+    """
+    columns = [groupby] if isinstance(groupby, str) else [str(column) for column in groupby]
+    if not columns or len(set(columns)) < len(columns):
+        msg = f"`groupby` names columns of `obs`, each once; found {columns}."
+        raise ValueError(msg)
+    if donor_key in columns:
+        msg = f"`donor_key={donor_key!r}` is among the columns to learn: held-out donors would have no class of theirs."
+        raise ValueError(msg)
+    tasks = {}
+    for column in columns:
+        _refuse_slash(column, "obs")
+        tasks[column] = classes(obs_column(prepared.adata, column), f"adata.obs[{column!r}]")
+    return columns[0], dict(sorted(tasks.items()))
+
+
+def check_classes_of_cells(column: str, names: list[str], counts: np.ndarray, n_splits: int) -> None:
+    """Refuse a task of one class, and a class that is not in every fold."""
+    if len(names) < 2:
+        msg = f"`adata.obs[{column!r}]` has {len(names)} class among the cells to use, {names}; two are needed."
+        raise ValueError(msg)
+    few = [f"{name!r} ({n})" for name, n in zip(names, counts.tolist(), strict=True) if n < n_splits]
+    if few:
+        msg = (
+            f"Classes of {column!r} with fewer cells than the {n_splits} folds of `n_splits`: {', '.join(few)}. Leave "
+            "them out with `mask_obs`, or set them to missing in that column."
+        )
+        raise ValueError(msg)
+
+
+def find_donors(prepared: Prepared, donor_key: str, rows: np.ndarray, n_splits: int) -> np.ndarray:
+    """Read the donor of each cell, int64 `(n_obs,)`; every cell to use, `rows`, has one."""
+    names, donor = classes(obs_column(prepared.adata, donor_key), f"adata.obs[{donor_key!r}]")
+    n_missing = int((donor[rows] < 0).sum())
+    if n_missing:
+        msg = (
+            f"{n_missing:,} of {len(rows):,} cells have no {donor_key!r}, so they may be of a donor held out. "
+            "Leave them out with `mask_obs`."
+        )
+        raise ValueError(msg)
+    present = np.unique(donor[rows])
+    if len(present) < n_splits:
+        remedy = f"`n_splits={len(present)}`" if len(present) > 1 else "no `donor_key`, which says less"
+        msg = (
+            f"`adata.obs[{donor_key!r}]` has {len(present)} donors, {[names[at] for at in present]}, fewer than the "
+            f"{n_splits} folds of `n_splits`; a donor is held out as a whole. Use {remedy}."
+        )
+        raise ValueError(msg)
+    return donor
+
+
+def _refuse_slash(column: str, element: str) -> None:
+    if "/" in column:
+        msg = f"The column {column!r} has a '/', which files cannot hold in a name. Rename it in `{element}`."
+        raise ValueError(msg)

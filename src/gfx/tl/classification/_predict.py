@@ -1,0 +1,210 @@
+"""Classes of genes and of cells, predicted by a trained classifier."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gfx import _docs
+from gfx._core.statistics import moments
+from gfx._results import mask_name
+from gfx.tl._prepare import groups_and_rest, prepare
+from gfx.tl.classification import _texts
+from gfx.tl.classification._cross_validation import predicted_classes
+from gfx.tl.classification._trained import load_network, load_trained
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from anndata import AnnData
+    from mudata import MuData
+
+    from gfx.models import Model
+
+
+@_docs.shared(cells=_texts.CELLS, output=_docs.OUTPUT)
+def predict_genes(
+    adata: AnnData | MuData,
+    model: str | Path | Model,
+    *,
+    layer: str | None = None,
+    groupby: str | None = None,
+    mask_obs: str | np.ndarray | None = None,
+    key_added: str | None = None,
+    mod: str | None = None,
+    copy: bool = False,
+) -> AnnData | MuData | None:
+    """Predict classes of genes with a trained classifier :cite:p:`Theodoris2023`.
+
+    Every gene of every cell is scored, and its score is the mean over cells: of all, and of each group with `groupby`,
+    for a gene may be sensitive to its dosage in one tissue or stage and not in another. Genes of the training set are
+    marked: their scores say what the classifier remembers, not what it predicts.
+
+    Cost: one forward pass over the cells, as :func:`gfx.tl.embed`; sums of groups × genes of the model × classes.
+
+    Parameters
+    ----------
+    adata
+        Cells by genes, raw counts in `X` or `layer`, or tokens from :func:`gfx.pp.tokenize`.
+    model
+        A folder from :func:`gfx.models.fine_tune_genes` or :func:`gfx.tl.classify_genes`, or another checkpoint with a
+        head on tokens.
+    layer
+        Layer with the raw counts; `None`: `X`.
+    groupby
+        Column of `obs`: score the genes in each group of cells as well.
+    {cells}
+    {output}
+
+    Returns
+    -------
+    `None`, or an updated copy if `copy=True`. Sets:
+
+    `.varm['gfx_predicted_genes' | key_added]` : :class:`numpy.ndarray` (float32, `(n_vars, n_classes)`)
+        Probability of each class, mean over cells; NaN where no cell has the gene.
+    `.varm['gfx_predicted_genes_sd' | key_added + '_sd']` : :class:`numpy.ndarray` (float32, `(n_vars, n_classes)`)
+        Its standard deviation over cells.
+    `.varm['gfx_predicted_genes_groups' | key_added + '_groups']` : :class:`numpy.ndarray` (float32, 3 dimensions)
+        With `groupby`, `(n_vars, n_groups, n_classes)`: the mean over the cells of each group.
+    `.varm['gfx_predicted_genes_groups_n_cells' | ...]` : :class:`numpy.ndarray` (int32, `(n_vars, n_groups)`)
+        With `groupby`: cells behind each of them.
+    `.var['gfx_predicted_genes' | key_added]` : :class:`pandas.Series` (category)
+        The most probable class.
+    `.var['gfx_predicted_genes_n_cells' | key_added + '_n_cells']` : :class:`pandas.Series` (int32)
+        Cells behind a score.
+    `.var['gfx_predicted_genes_learnt' | key_added + '_learnt']` : :class:`pandas.Series` (bool)
+        Whether the gene was in the training set; all `False` for a checkpoint that does not say.
+    `.uns['gfx_predicted_genes' | key_added]` : :class:`dict`
+        `params`; `tasks`, the names of the classes; with `groupby`, `groups`.
+
+    Raises
+    ------
+    ValueError
+        A model that does not classify genes, no raw counts, tokens of another vocabulary, or a slot that holds
+        something else.
+    KeyError
+        No such column in `obs`.
+
+    Examples
+    --------
+    >>> import gfx, tempfile
+    >>> adata = gfx.datasets.toy()
+    >>> labels = {"first": adata.var_names[:40], "second": adata.var_names[40:80]}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     classifier = gfx.models.fine_tune_genes(adata, labels, folder, method="linear_probe")
+    ...     gfx.tl.predict_genes(adata, classifier, groupby="cell_type")
+    >>> adata.varm["gfx_predicted_genes_groups"].shape
+    (300, 2, 2)
+    """
+    from gfx._engine.class_scores import of_genes
+
+    loaded, teaching = load_trained(model, "genes")
+    cells = prepare(adata, loaded, function="tl.predict_genes", layer=layer, key_added=key_added, mod=mod, copy=copy)
+    cells.slots.claim(reads=[("obs", groupby), ("obs", mask_obs)])
+    lengths = cells.lengths(mask_obs)
+    names, group = groups_and_rest(cells.adata, groupby)
+    classifier = load_network(loaded)
+    sums = of_genes(classifier, cells.tokens.ids, lengths, loaded.vocabulary, group=group, n_groups=len(names) + 1)
+    n, mean, sd = moments(sums.sum(axis=1))
+    scores = cells.per_gene(mean)
+    taught = loaded.vocabulary.resolve([gene for genes in teaching.get("taught", {}).values() for gene in genes])
+    (task, classes), *_ = classifier.head.tasks.items()
+    predicted = predicted_classes(scores, {task: classes}, {task: slice(None)})[task]
+    by_group: dict[str, np.ndarray] = {}
+    if names:
+        n_group, mean_group, _ = moments(sums[:, : len(names)])
+        by_group["groups"] = cells.per_gene(mean_group.transpose(1, 0, 2))
+        by_group["groups_n_cells"] = cells.cells_per_gene(n_group[..., 0].T)
+    how = {"groupby": groupby, "mask_obs": mask_name(mask_obs)}
+    cells.slots.write(
+        f"scored {int((predicted.codes >= 0).sum()):,} genes with {loaded.name!r}"
+        + (f", also in each of {len(names)} groups of {groupby!r}" if names else ""),
+        params=cells.provenance(classifier) | how,
+        varm={"": scores, "sd": cells.per_gene(sd), **by_group},
+        var={
+            "": predicted,
+            "n_cells": cells.cells_per_gene(n[:, 0]),
+            "learnt": np.isin(cells.gene_tokens, taught),
+        },
+        uns={"tasks": {task: np.array(classes, dtype=object)}}
+        | ({"groups": np.array(names, dtype=object)} if names else {}),
+    )
+    return cells.result
+
+
+@_docs.shared(cells=_texts.CELLS, output=_docs.OUTPUT)
+def predict_cells(
+    adata: AnnData | MuData,
+    model: str | Path | Model,
+    *,
+    layer: str | None = None,
+    mask_obs: str | np.ndarray | None = None,
+    key_added: str | None = None,
+    mod: str | None = None,
+    copy: bool = False,
+) -> AnnData | MuData | None:
+    """Predict classes of cells with a trained classifier :cite:p:`Theodoris2023`.
+
+    Cells of a type absent from training still receive one of the known classes. What the classifier is worth on
+    held-out cells or donors, its card in the folder says, if it was evaluated.
+
+    Cost: one forward pass over the cells, as :func:`gfx.tl.embed`.
+
+    Parameters
+    ----------
+    adata
+        Cells by genes, raw counts in `X` or `layer`, or tokens from :func:`gfx.pp.tokenize`.
+    model
+        A folder from :func:`gfx.models.fine_tune_cells` or :func:`gfx.tl.classify_cells`; or the published
+        ``"V1-10M_cardiomyopathies"``, or another checkpoint of the official software, which reads the cell from its
+        first gene.
+    layer
+        Layer with the raw counts; `None`: `X`.
+    {cells}
+    {output}
+
+    Returns
+    -------
+    `None`, or an updated copy if `copy=True`. Sets:
+
+    `.obsm['gfx_predicted_cells' | key_added]` : :class:`numpy.ndarray` (float32, `(n_obs, n_classes)`)
+        Probability of each class of each task, in the order of `uns`; NaN for cells that were left out.
+    `.obs['gfx_predicted_cells_...' | key_added + '_...']` : :class:`pandas.Series` (category)
+        For each task, whose name ends this one's, the most probable class.
+    `.uns['gfx_predicted_cells' | key_added]` : :class:`dict`
+        `params`; `tasks`, the names of the classes of each.
+
+    Raises
+    ------
+    ValueError
+        A model that does not classify cells, no raw counts, tokens of another vocabulary, or a slot that holds
+        something else.
+
+    Examples
+    --------
+    >>> import gfx, tempfile
+    >>> adata = gfx.datasets.toy()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     classifier = gfx.models.fine_tune_cells(adata, "cell_type", folder, method="linear_probe")
+    ...     gfx.tl.predict_cells(adata, classifier)
+    >>> adata.obs["gfx_predicted_cells_cell_type"].cat.categories.tolist()
+    ['B cell', 'T cell']
+    """
+    from gfx._engine.class_scores import of_cells
+
+    loaded, _ = load_trained(model, "cells")
+    cells = prepare(adata, loaded, function="tl.predict_cells", layer=layer, key_added=key_added, mod=mod, copy=copy)
+    lengths = cells.lengths(mask_obs)
+    classifier = load_network(loaded)
+    tasks = classifier.head.tasks
+    cells.slots.claim(tasks, reads=[("obs", mask_obs)])
+    scores = of_cells(classifier, cells.tokens.ids, lengths, loaded.vocabulary)
+    cells.slots.write(
+        f"classified {int((~np.isnan(scores[:, 0])).sum()):,} cells with {loaded.name!r}",
+        params=cells.provenance(classifier) | {"mask_obs": mask_name(mask_obs)},
+        obsm={"": scores},
+        obs=predicted_classes(scores, tasks, classifier.head.slices),
+        uns={"tasks": {task: np.array(classes, dtype=object) for task, classes in tasks.items()}},
+    )
+    return cells.result
