@@ -74,7 +74,7 @@ TABLE: dict[str, Row] = {
     "tl.delete_genes": _perturbation("gfx_delete"),
     "tl.overexpress_genes": _perturbation("gfx_overexpress"),
     "tl.shift_genes": _perturbation("gfx_shift"),
-    "tl.screen_genes": Row("gfx_screen", {"varm": ("", "groups"), "layers": ("", "toward")}),
+    "tl.screen_genes": Row("gfx_screen", {"varm": ("", "groups")}),
     "tl.attention": Row("gfx_attention", {"varm": ("",), "var": ("n_cells", "uniform")}),
     "tl.classify_genes": Row(
         "gfx_gene_class", {"varm": ("", "sd", "fold"), "var": ("", "predicted", "n_cells")}, call="adata, labels"

@@ -12,7 +12,7 @@ from gfx import settings
 from gfx._engine.class_scores import of_cells, of_genes, of_occurrences, probabilities
 from gfx._engine.classifier import Classifier, Head, load_classifier, make_classifier, save_classifier
 from gfx._engine.forward import states
-from gfx._engine.pooling import embed_genes
+from gfx._engine.pooling import mean_genes, sum_genes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from tests.engine.conftest import Toy
 
     from gfx.models import Model
+
+
+def embed_genes(*cells, n_groups, **chosen):
+    """Mean hidden state of each gene, and numbers of cells."""
+    return mean_genes(*sum_genes(*cells, n_groups=n_groups, **chosen), n_groups)
+
 
 GENES = Head("genes", "gene", {"labels": ["tolerant", "sensitive", "unknown"]})
 TASKS = {"stage": ["early", "mid", "late"], "type": ["healthy", "sick"]}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gfx import settings
-from gfx._engine.attention import attention_sums
+from gfx._engine.attention import mean_attention, sum_attention
 from gfx._engine.device import (
     batch_tokens,
     choose_device,
@@ -18,7 +18,18 @@ from gfx._engine.device import (
     workers,
 )
 from gfx._engine.perturb import Edits, measure_edits
-from gfx._engine.pooling import embed_cells, embed_genes
+from gfx._engine.pooling import embed_cells, mean_genes, sum_genes
+
+
+def embed_genes(*cells, n_groups, **chosen):
+    """Mean hidden state of each gene, and numbers of cells."""
+    return mean_genes(*sum_genes(*cells, n_groups=n_groups, **chosen), n_groups)
+
+
+def attention_of(encoder, ids, lengths, vocabulary):
+    """Mean attention over all cells."""
+    return mean_attention(sum_attention(encoder, ids, lengths, vocabulary), int((lengths > 0).sum()))
+
 
 CPU = torch.device("cpu")
 
@@ -145,7 +156,7 @@ def everything(toy, encoder, eager):
         n_groups=len(sets),
         keep_vectors=True,
     )
-    attention = attention_sums(eager, *cells)
+    attention = attention_of(eager, *cells)
     return [
         embed_cells(encoder, *cells, how="mean"),
         *embed_genes(encoder, *cells, group=group, n_groups=3),

@@ -9,7 +9,12 @@ import pytest
 import torch
 
 from gfx import settings
-from gfx._engine.attention import attend, attention_sums
+from gfx._engine.attention import attend, mean_attention, sum_attention
+
+
+def attention_of(encoder, ids, lengths, vocabulary):
+    """Mean attention over all cells."""
+    return mean_attention(sum_attention(encoder, ids, lengths, vocabulary), int((lengths > 0).sum()))
 
 
 def naive(toy):
@@ -38,7 +43,7 @@ def naive(toy):
 
 def sums(toy, encoder=None, rows=slice(None)):
     encoder = encoder or toy.encoder(attention="eager")
-    return attention_sums(encoder, toy.ids[rows], toy.lengths[rows], toy.vocabulary)
+    return attention_of(encoder, toy.ids[rows], toy.lengths[rows], toy.vocabulary)
 
 
 def test_sums(toy):

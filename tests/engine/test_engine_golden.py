@@ -8,8 +8,14 @@ import torch
 
 from gfx._engine.encoder import blocks_needed, load_encoder
 from gfx._engine.perturb import Edits, measure_edits
-from gfx._engine.pooling import embed_cells, embed_genes
+from gfx._engine.pooling import embed_cells, mean_genes, sum_genes
 from gfx.models import load
+
+
+def embed_genes(*cells, n_groups, **chosen):
+    """Mean hidden state of each gene, and numbers of cells."""
+    return mean_genes(*sum_genes(*cells, n_groups=n_groups, **chosen), n_groups)
+
 
 TOLERANCE = 1e-5
 #: What the official software calls emb_layer, and what we call hidden_layer.

@@ -9,14 +9,24 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from gfx._core.screening import wanted_places
-from gfx._engine.attention import attention_sums
+from gfx._engine.attention import mean_attention, sum_attention
 from gfx._engine.class_scores import of_cells, of_genes, of_occurrences, probabilities
 from gfx._engine.classifier import Head, make_classifier
 from gfx._engine.examples import LabelledCells, Padded
 from gfx._engine.first_order import screen_by_derivatives
 from gfx._engine.perturb import Edits, measure_edits
-from gfx._engine.pooling import embed_cells, embed_genes
+from gfx._engine.pooling import embed_cells, mean_genes, sum_genes
 from gfx._engine.screen import screen_exactly
+
+
+def embed_genes(*cells, n_groups, **chosen):
+    """Mean hidden state of each gene, and numbers of cells."""
+    return mean_genes(*sum_genes(*cells, n_groups=n_groups, **chosen), n_groups)
+
+
+def attention_of(encoder, ids, lengths, vocabulary):
+    """Mean attention over all cells."""
+    return mean_attention(sum_attention(encoder, ids, lengths, vocabulary), int((lengths > 0).sum()))
 
 
 def is_far(tensor):
@@ -122,7 +132,7 @@ def test_edits(toy, kind):
 
 def test_attention(toy):
     def results(encoder):
-        return vars(attention_sums(encoder, toy.ids, toy.lengths, toy.vocabulary)).values()
+        return vars(attention_of(encoder, toy.ids, toy.lengths, toy.vocabulary)).values()
 
     near = list(results(toy.encoder(attention="eager")))
     with FarDevice():
@@ -165,7 +175,7 @@ def test_new_tensors_name_their_device(toy):
         for kind in ("delete", "overexpress", "shift"):
             for split in (True, False):
                 everything(toy, encoder, edits(toy, kind), how="mean", split=split)
-        attention_sums(eager, *cells)
+        attention_of(eager, *cells)
 
 
 @pytest.mark.parametrize("operator", ["hold", "delete"])

@@ -9,12 +9,12 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from gfx.tl._screen_run import CANDIDATES, CELLS_PER_CANDIDATE, FEWEST_CELLS
 from safetensors.numpy import load_file, save_file
 from scipy import sparse, stats
 
 import gfx
 from gfx._core.screening import NEIGHBOURS
-from gfx.tl._screen_run import CANDIDATES, CELLS_PER_CANDIDATE, FEWEST_CELLS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

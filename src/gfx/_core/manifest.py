@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 #: Results hardly depend on these: a run goes on where only they differ.
 VERSIONS = {"gfx_version": "gfx", "torch_version": "torch"}
@@ -52,3 +56,14 @@ def compare_manifests(stored: Mapping[str, Any], requested: Mapping[str, Any], *
     if not versions:
         return ""
     return f"{holder} that began with {' and '.join(versions)}; it goes on, but results may differ in the last digits."
+
+
+def fingerprint(*arrays: np.ndarray | Iterable[np.ndarray]) -> str:
+    """Summarize arrays, whole or in pieces, for a manifest: sha256 of shapes and values."""
+    sha = hashlib.sha256()
+    for array in chain.from_iterable([given] if isinstance(given, np.ndarray) else given for given in arrays):
+        sha.update(f"{array.shape}{array.dtype}".encode())
+        sha.update(
+            "\0".join(map(str, array)).encode() if array.dtype == object else np.ascontiguousarray(array).tobytes()
+        )
+    return sha.hexdigest()

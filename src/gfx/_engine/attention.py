@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from gfx._engine.device import sum_dtype
@@ -12,48 +13,14 @@ from gfx._engine.forward import run_cells, states
 from gfx._engine.pooling import special_tokens
 
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Callable, Mapping
+
     from transformers import BertModel
 
     from gfx._core.vocabulary import Vocabulary
 
 #: Attention weights of one block held at once, in numbers; eager attention needs about three arrays of this size.
 _MAX_WEIGHTS = 32_000_000
-
-
-@dataclass(frozen=True)
-class AttentionSums:
-    """Mean attention, over the cells in which a gene or rank occurs.
-
-    Parameters
-    ----------
-    genes
-        Weight that each gene receives from an average position of its cell, float32 `(n_tokens, n_blocks, n_heads)`.
-    n_cells
-        Cells with the gene, int64 `(n_tokens,)`.
-    uniform
-        What even attention would give each gene: mean of 1 / length, float32 `(n_tokens,)`.
-    ranks
-        Weight received by rank of the attended gene, float32 `(n_blocks, n_heads, n_ranks)`; rank 0 is the top gene.
-    ranks_uniform
-        What even attention would give each rank, float32 `(n_ranks,)`.
-    n_rank_cells
-        Cells long enough to have the rank, int64 `(n_ranks,)`.
-    special
-        Share of attention that goes to special tokens, float32 `(n_blocks, n_heads)`.
-    entropy
-        Mean entropy of a position's attention over the logarithm of the length, 1 for even attention, float32
-        `(n_blocks, n_heads)`.
-    """
-
-    genes: np.ndarray
-    n_cells: np.ndarray
-    uniform: np.ndarray
-    ranks: np.ndarray
-    ranks_uniform: np.ndarray
-    n_rank_cells: np.ndarray
-    special: np.ndarray
-    entropy: np.ndarray
 
 
 def attend(encoder: BertModel, tokens: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,15 +50,35 @@ def attend(encoder: BertModel, tokens: torch.Tensor, valid: torch.Tensor) -> tup
     return torch.stack(received), torch.stack(entropies)
 
 
-def attention_sums(encoder: BertModel, ids: np.ndarray, lengths: np.ndarray, vocabulary: Vocabulary) -> AttentionSums:
-    """Stream attention over all cells.
+def sum_attention(
+    encoder: BertModel,
+    ids: np.ndarray,
+    lengths: np.ndarray,
+    vocabulary: Vocabulary,
+    *,
+    report: Callable[[float], None] | None = None,
+) -> dict[str, np.ndarray]:
+    """Add up attention over cells, never holding cells × length × length.
 
-    Memory: running sums of blocks × heads × (tokens + ranks), and one block's attention of one batch.
+    Memory: sums of heads × (tokens + ranks), and the attention of one layer in one batch.
 
     Parameters
     ----------
     encoder
         Loaded with ``attention="eager"``: fused attention does not show its weights.
+
+    Returns
+    -------
+    Sums over cells, float64, and numbers of cells, int64; heads are layer by layer:
+
+    `genes`, `genes_uniform`, `genes_n`
+        Weight that each token receives from an average position of its cell, `(n_tokens, n_layers * n_heads)`; what
+        even attention would give it, and the cells that have it, `(n_tokens,)`.
+    `ranks`, `ranks_uniform`, `ranks_n`
+        The same for each rank, 0 the top gene of a cell.
+    `special`, `entropy`
+        Weight that special tokens receive; entropy of a position's attention over the logarithm of the length, 1 for
+        even attention; `(n_layers, n_heads)`.
     """
     if encoder.config._attn_implementation != "eager":
         msg = (
@@ -99,31 +86,33 @@ def attention_sums(encoder: BertModel, ids: np.ndarray, lengths: np.ndarray, voc
         )
         raise ValueError(msg)
     device, dtype = encoder.device, sum_dtype(encoder.device)
-    n_blocks, n_heads, n_tokens = encoder.config.num_hidden_layers, encoder.config.num_attention_heads, len(vocabulary)
+    shape, n_tokens = (encoder.config.num_hidden_layers, encoder.config.num_attention_heads), len(vocabulary)
     n_ranks = max(int(lengths.max(initial=0)) - vocabulary.n_specials, 0)
-    genes = torch.zeros(n_tokens, n_blocks * n_heads, dtype=dtype, device=device)
-    ranks = torch.zeros(n_ranks, n_blocks * n_heads, dtype=dtype, device=device)
-    uniform = torch.zeros(n_tokens, dtype=dtype, device=device)
-    ranks_uniform = torch.zeros(n_ranks, dtype=dtype, device=device)
-    n_cells = torch.zeros(n_tokens, dtype=torch.int64, device=device)
-    n_rank_cells = torch.zeros(n_ranks, dtype=torch.int64, device=device)
-    to_special = torch.zeros(n_blocks, n_heads, dtype=dtype, device=device)
-    entropies = torch.zeros(n_blocks, n_heads, dtype=dtype, device=device)
+
+    def zeros(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+        return torch.zeros(*shape, dtype=dtype, device=device)
+
+    width = shape[0] * shape[1]
+    genes = zeros(n_tokens, width), zeros(n_tokens), zeros(n_tokens, dtype=torch.int64)
+    ranks = zeros(n_ranks, width), zeros(n_ranks), zeros(n_ranks, dtype=torch.int64)
+    to_special, entropies = zeros(*shape), zeros(*shape)
     special = special_tokens(vocabulary, device)
-    max_pairs = _MAX_WEIGHTS // n_heads
-    for batch in run_cells(encoder, ids, lengths, max_pairs=max_pairs, forward=attend, description="attention"):
+    batches = run_cells(
+        encoder,
+        ids,
+        lengths,
+        max_pairs=_MAX_WEIGHTS // shape[1],
+        forward=attend,
+        report=report,
+        description="attention",
+    )
+    for batch in batches:
         received, entropy = batch.output
-        flat = received.permute(1, 3, 0, 2).flatten(2).to(dtype)  # (b, l, blocks * heads)
+        flat = received.permute(1, 3, 0, 2).flatten(2).to(dtype)  # (b, l, layers * heads)
         is_gene = batch.valid & ~special[batch.tokens]
         even = (1.0 / batch.valid.sum(1).to(dtype))[:, None].expand(-1, batch.tokens.shape[1])
-        token = batch.tokens[is_gene]
-        rank = (torch.arange(batch.tokens.shape[1], device=device) - vocabulary.first_gene).expand_as(batch.tokens)[
-            is_gene
-        ]
-        for sums, evens, counts, slot in (
-            (genes, uniform, n_cells, token),
-            (ranks, ranks_uniform, n_rank_cells, rank),
-        ):
+        rank = (torch.arange(batch.tokens.shape[1], device=device) - vocabulary.first_gene).expand_as(batch.tokens)
+        for (sums, evens, counts), slot in ((genes, batch.tokens[is_gene]), (ranks, rank[is_gene])):
             sums.index_add_(0, slot, flat[is_gene])
             evens.index_add_(0, slot, even[is_gene])
             counts.add_(torch.bincount(slot, minlength=len(counts)))
@@ -131,19 +120,61 @@ def attention_sums(encoder: BertModel, ids: np.ndarray, lengths: np.ndarray, voc
         is_special = (batch.valid & special[batch.tokens]).to(dtype)
         to_special += torch.einsum("nbhl,bl->nh", received.to(dtype), is_special)
         entropies += entropy.to(dtype).sum(1)
-    total = max(int((lengths > 0).sum()), 1)
-    shape = (n_blocks, n_heads)
+    names = [f"{of}{what}" for of in ("genes", "ranks") for what in ("", "_uniform", "_n")]
+    totals = dict(zip(names, (*genes, *ranks), strict=True)) | {"special": to_special, "entropy": entropies}
+    return {name: total.cpu().numpy() for name, total in totals.items()}
 
-    def mean(sums: torch.Tensor, counts: torch.Tensor) -> np.ndarray:
-        return (sums / counts.reshape(-1, *[1] * (sums.ndim - 1))).float().cpu().numpy()
 
-    return AttentionSums(
-        genes=mean(genes, n_cells).reshape(n_tokens, *shape),
-        n_cells=n_cells.cpu().numpy(),
-        uniform=mean(uniform, n_cells),
-        ranks=mean(ranks, n_rank_cells).reshape(n_ranks, *shape).transpose(1, 2, 0),
-        ranks_uniform=mean(ranks_uniform, n_rank_cells),
-        n_rank_cells=n_rank_cells.cpu().numpy(),
-        special=(to_special / total).float().cpu().numpy(),
-        entropy=(entropies / total).float().cpu().numpy(),
+@dataclass(frozen=True)
+class MeanAttention:
+    """Mean attention, over the cells in which a gene or rank occurs.
+
+    Parameters
+    ----------
+    genes
+        Weight that each gene receives from an average position of its cell, float32 `(n_tokens, n_layers, n_heads)`.
+    n_cells
+        Cells with the gene, int64 `(n_tokens,)`.
+    uniform
+        What even attention would give each gene: mean of 1 / length, float32 `(n_tokens,)`.
+    ranks
+        Weight received by rank of the attended gene, float32 `(n_layers, n_heads, n_ranks)`; rank 0 is the top gene.
+    ranks_uniform
+        What even attention would give each rank, float32 `(n_ranks,)`.
+    n_rank_cells
+        Cells long enough to have the rank, int64 `(n_ranks,)`.
+    special
+        Share of attention that goes to special tokens, float32 `(n_layers, n_heads)`.
+    entropy
+        Mean entropy of a position's attention over the logarithm of the length, 1 for even attention, float32
+        `(n_layers, n_heads)`.
+    """
+
+    genes: np.ndarray
+    n_cells: np.ndarray
+    uniform: np.ndarray
+    ranks: np.ndarray
+    ranks_uniform: np.ndarray
+    n_rank_cells: np.ndarray
+    special: np.ndarray
+    entropy: np.ndarray
+
+
+def mean_attention(totals: Mapping[str, np.ndarray], n_cells: int) -> MeanAttention:
+    """Turn what :func:`sum_attention` adds up over so many cells into means; NaN where no cell has a gene or rank."""
+    shape = totals["special"].shape
+
+    def mean(what: str, n: str) -> np.ndarray:
+        sums, counts = totals[what], totals[n].reshape(-1, *[1] * (totals[what].ndim - 1))
+        return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0).astype(np.float32)
+
+    return MeanAttention(
+        genes=mean("genes", "genes_n").reshape(-1, *shape),
+        n_cells=totals["genes_n"],
+        uniform=mean("genes_uniform", "genes_n"),
+        ranks=mean("ranks", "ranks_n").reshape(-1, *shape).transpose(1, 2, 0),
+        ranks_uniform=mean("ranks_uniform", "ranks_n"),
+        n_rank_cells=totals["ranks_n"],
+        special=(totals["special"] / max(n_cells, 1)).astype(np.float32),
+        entropy=(totals["entropy"] / max(n_cells, 1)).astype(np.float32),
     )

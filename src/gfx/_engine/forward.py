@@ -65,6 +65,7 @@ def run_cells(
     batch_size: int | None = None,
     max_pairs: int | None = None,
     forward: Callable[[BertModel, torch.Tensor, torch.Tensor], Any] = states,
+    report: Callable[[float], None] | None = None,
     description: str = "cells",
 ) -> Iterator[Batch]:
     """Yield what `forward` makes of all cells that have tokens, longest cells first.
@@ -79,6 +80,8 @@ def run_cells(
         Padded pairs of positions in a batch at most; for a `forward` that makes something for each pair.
     forward
         Function of the encoder, tokens `(b, l)` and validity `(b, l)`.
+    report
+        Is told the finished share of the cells, from 0 to 1; `None` shows a bar instead, named by `description`.
     """
     device = encoder.device
     batches = batches_by_length(lengths, batch_tokens(device), batch_size, max_pairs)
@@ -90,8 +93,12 @@ def run_cells(
         return Batch(rows, tokens, valid, forward(encoder, tokens, valid))
 
     n_cells = int((lengths > 0).sum())
-    shown = {"desc": description, "unit": "cell", "leave": False, "delay": 1, "disable": not _log.shows_progress()}
-    with tqdm(total=n_cells, **shown) as bar:
+    hidden = report is not None or not _log.shows_progress()
+    with tqdm(total=n_cells, desc=description, unit="cell", leave=False, delay=1, disable=hidden) as bar:
+        n_finished = 0
         for rows, batch in halving(batches, run):
             yield batch
             bar.update(len(rows))
+            n_finished += len(rows)
+            if report is not None:
+                report(n_finished / n_cells)

@@ -11,6 +11,8 @@ from gfx._engine.device import sum_dtype
 from gfx._engine.forward import run_cells
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from transformers import BertModel
 
     from gfx._core.vocabulary import Vocabulary
@@ -39,17 +41,18 @@ def embed_cells(
     *,
     how: Pooling,
     batch_size: int | None = None,
+    report: Callable[[float], None] | None = None,
 ) -> np.ndarray:
     """Embed cells, float32 `(n_cells, d)`; NaN for cells without tokens."""
     out = np.full((len(lengths), encoder.config.hidden_size), np.nan, dtype=np.float32)
     special = special_tokens(vocabulary, encoder.device)
-    for batch in run_cells(encoder, ids, lengths, batch_size=batch_size, description="embedding"):
+    for batch in run_cells(encoder, ids, lengths, batch_size=batch_size, report=report, description="embedding"):
         is_gene = batch.valid & ~special[batch.tokens]
         out[batch.rows] = pool(batch.output, is_gene, how).cpu().numpy()
     return out
 
 
-def embed_genes(
+def sum_genes(
     encoder: BertModel,
     ids: np.ndarray,
     lengths: np.ndarray,
@@ -57,11 +60,9 @@ def embed_genes(
     *,
     group: np.ndarray,
     n_groups: int,
-    batch_size: int | None = None,
+    report: Callable[[float], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean hidden state of each gene over the cells of each group.
-
-    Memory: one running sum of groups × tokens × width, however many cells there are.
+    """Add up the hidden states of each gene over the cells of each group.
 
     Parameters
     ----------
@@ -70,18 +71,25 @@ def embed_genes(
 
     Returns
     -------
-    Means, float32 `(n_groups, n_tokens, d)`, NaN where no cell has the gene; number of cells, int64
-    `(n_groups, n_tokens)`.
+    Sums, float64 `(n_groups * n_tokens, d)`, and numbers of cells, int64 `(n_groups * n_tokens,)`, group by group.
     """
     device, width, n_tokens = encoder.device, encoder.config.hidden_size, len(vocabulary)
     sums = torch.zeros(n_groups * n_tokens, width, dtype=sum_dtype(device), device=device)
     counts = torch.zeros(n_groups * n_tokens, dtype=torch.int64, device=device)
     special = special_tokens(vocabulary, device)
     lengths = np.where(group >= 0, lengths, 0)
-    for batch in run_cells(encoder, ids, lengths, batch_size=batch_size, description="embedding genes"):
+    for batch in run_cells(encoder, ids, lengths, report=report, description="embedding genes"):
         is_gene = batch.valid & ~special[batch.tokens]
         row = torch.from_numpy(group[batch.rows]).to(device)[:, None] * n_tokens + batch.tokens
         sums.index_add_(0, row[is_gene], batch.output[is_gene].to(sums.dtype))
         counts += torch.bincount(row[is_gene], minlength=n_groups * n_tokens)
-    means = (sums / counts[:, None]).float().cpu().numpy().reshape(n_groups, n_tokens, width)
-    return means, counts.cpu().numpy().reshape(n_groups, n_tokens)
+    return sums.double().cpu().numpy(), counts.cpu().numpy()
+
+
+def mean_genes(sums: np.ndarray, counts: np.ndarray, n_groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """Turn sums of :func:`sum_genes` into means, float32 `(n_groups, n_tokens, d)`; NaN where no cell has the gene.
+
+    Numbers of cells, int64 `(n_groups, n_tokens)`, are returned beside them.
+    """
+    means = np.divide(sums, counts[:, None], out=np.full_like(sums, np.nan), where=counts[:, None] > 0)
+    return means.astype(np.float32).reshape(n_groups, -1, sums.shape[1]), counts.reshape(n_groups, -1)

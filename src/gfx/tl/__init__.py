@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from gfx.tl._attention import attention
-from gfx.tl._delete_genes import delete_genes
 from gfx.tl._embed import embed
 from gfx.tl._embed_genes import embed_genes
-from gfx.tl._overexpress_genes import overexpress_genes
-from gfx.tl._screen_genes import screen_genes
-from gfx.tl._shift_genes import shift_genes
 from gfx.tl.classification import classify_cells, classify_genes, predict_cells, predict_genes
+from gfx.tl.perturbation import delete_genes, overexpress_genes, shift_genes
+from gfx.tl.screen import FirstOrder, screen_genes
 
 __all__ = [
+    "FirstOrder",
     "attention",
     "classify_cells",
     "classify_genes",

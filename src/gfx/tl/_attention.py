@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gfx._docs import shared
@@ -74,17 +75,23 @@ def attention(
     >>> adata.varm["gfx_attention"].shape
     (300, 16)
     """
-    from gfx._engine.attention import attention_sums
+    from gfx._engine.attention import mean_attention
+    from gfx._engine.run import CELLS_PER_SUM, Job, by_length, networks, run
+    from gfx._engine.tasks import Attention, add_up
 
     cells = prepare(adata, model, function="tl.attention", layer=layer, key_added=key_added, mod=mod, copy=copy)
-    lengths = cells.lengths(mask_obs)
-    encoder = cells.encoder(-1, dtype="float32", attention="eager")
-    sums = attention_sums(encoder, cells.tokens.ids, lengths, cells.model.vocabulary)
+    lengths, tokens = cells.lengths(mask_obs), cells.tokens
+    network = replace(cells.network(-1, attention="eager"), dtype="float32")
+    task = Attention(network, cells.model.vocabulary)
+    job = Job("attention", task, tokens.ids, lengths, by_length(lengths, CELLS_PER_SUM))
+    n_used = job.n_cells
+    with networks():
+        totals = add_up(result for _, _, result in run([job], description="reading attention"))
+    sums = mean_attention(totals, n_used)
     n_blocks, n_heads = sums.entropy.shape
-    n_used = int((lengths > 0).sum())
     cells.slots.write(
         f"read the attention of {n_blocks} layers × {n_heads} heads of {cells.model.name!r} in {n_used:,} cells",
-        params=cells.provenance(encoder) | {"mask_obs": mask_name(mask_obs)},
+        params=cells.provenance(network) | {"mask_obs": mask_name(mask_obs)},
         varm={"": cells.per_gene(sums.genes.reshape(len(sums.genes), -1))},
         var={"n_cells": cells.cells_per_gene(sums.n_cells), "uniform": cells.per_gene(sums.uniform)},
         uns={

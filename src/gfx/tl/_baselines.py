@@ -1,4 +1,4 @@
-"""What is known of genes without a model, and how much of a ranking it gives."""
+"""Baselines of a ranking of genes, which need no model: detection, expression, rank and fold change."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from gfx import _log
 from gfx._core.statistics import beside_baselines
@@ -14,15 +13,21 @@ from gfx._tokens import CountsNotAtHandError, counts_by_token
 from gfx.tl._prepare import pieces
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from scipy.sparse import csr_array
 
-    from gfx.tl._cell_states import States
     from gfx.tl._prepare import Prepared
+    from gfx.tl._states import States
 
 #: What counts are scaled to before the logarithm.
 TARGET_SUM = 1e4
+
+#: What scanpy adds to means before it divides them.
+PSEUDOCOUNT = 1e-9
+
+#: Columns of a table of controls.
+CONTROL_COLUMNS = ("control", "measure", "statistic", "value", "n")
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Baselines:
     rank
         Its mean rank where it is detected, 0 the first gene of a cell.
     logfc
-        log2 fold change from start to goal, by scanpy.
+        log2 fold change from start to goal, as scanpy defines it.
     """
 
     detection: np.ndarray
@@ -145,28 +150,24 @@ def _expression(
 
 
 def _fold_changes(means: np.ndarray) -> np.ndarray:
-    """log2 fold changes from start to goal, as scanpy takes them: of means alone, whatever the cells are.
+    """log2 fold changes from start to goal, as scanpy defines them: of means alone.
 
     Parameters
     ----------
     means
         Mean logarithms in the cells of start and goal, `(2, n_genes)`.
     """
-    import anndata as ad
-    import scanpy as sc
-
-    if not means.any():  # scanpy would take nothing but zeros for raw counts
-        return np.zeros(means.shape[1])
-    cells = ad.AnnData(means.repeat(2, axis=0))
-    cells.obs["state"] = pd.Categorical(["start", "start", "goal", "goal"])
-    cells.uns["log1p"] = {"base": None}
-    with np.errstate(divide="ignore", invalid="ignore"):  # in the test of two like cells, which is not used
-        sc.tl.rank_genes_groups(cells, "state", groups=["goal"], reference="start", method="t-test")
-    table = sc.get.rank_genes_groups_df(cells, "goal").set_index("names")["logfoldchanges"]
-    return table.reindex(cells.var_names).to_numpy(dtype=np.float64)
+    start, goal = np.expm1(means) + PSEUDOCOUNT
+    return np.log2(goal / start)
 
 
-def compare_with_baselines(effects: dict[str, np.ndarray], baselines: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Tell how much of each ranking of genes the baselines give, alone and beside each other."""
-    rows = [{"effect": name, **row} for name, effect in effects.items() for row in beside_baselines(effect, baselines)]
-    return pd.DataFrame(rows, columns=["effect", "baseline", "spearman", "partial_spearman", "n"])
+def compare_with_baselines(
+    effects: Mapping[str, np.ndarray], baselines: Mapping[str, np.ndarray]
+) -> list[tuple[str, str, str, float, int]]:
+    """Correlate rankings of genes with the baselines, alone and given the others: rows of a table of controls."""
+    return [
+        (row["baseline"], measure, statistic, row[statistic], row["n"])
+        for measure, effect in effects.items()
+        for row in beside_baselines(effect, baselines)
+        for statistic in ("spearman", "partial_spearman")
+    ]

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gfx._docs import shared
-from gfx.tl._prepare import prepare
+from gfx.tl._prepare import open_store, prepare, vectors_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from gfx._types import Data, ModelLike, Pooling
 
 
@@ -22,6 +24,7 @@ def embed(
     layer: str | None = None,
     hidden_layer: int = -2,
     pooling: Pooling = "auto",
+    store: str | Path | None = None,
     key_added: str | None = None,
     mod: str | None = None,
     copy: bool = False,
@@ -43,6 +46,7 @@ def embed(
     {layer}
     {hidden_layer}
     {pooling}
+    {store}
     {key_added}
     {mod}
     {copy}
@@ -70,14 +74,17 @@ def embed(
     >>> adata.obsm["X_gfx"].shape
     (60, 128)
     """
-    from gfx._engine.pooling import embed_cells
+    from gfx._engine.run import CELLS_PER_BLOCK, Job, by_length, networks, run
+    from gfx._engine.tasks import CellEmbedding
 
     cells = prepare(adata, model, function="tl.embed", layer=layer, key_added=key_added, mod=mod, copy=copy)
-    how = cells.pooling(pooling)
-    encoder = cells.encoder(hidden_layer)
+    task = CellEmbedding(cells.network(hidden_layer), cells.model.vocabulary, cells.pooling(pooling))
+    params = cells.provenance(task.network) | {"hidden_layer": hidden_layer, "pooling": task.pooling}
+    kept = None if store is None else open_store(store, "tl.embed", cells, params)
     tokens = cells.tokens
-    vectors = embed_cells(encoder, tokens.ids, tokens.lengths, cells.model.vocabulary, how=how)
-    params = cells.provenance(encoder) | {"hidden_layer": hidden_layer, "pooling": how}
+    job = Job("cells", task, tokens.ids, tokens.lengths, by_length(tokens.lengths, CELLS_PER_BLOCK))
+    with networks():
+        (vectors,) = vectors_of(run([job], description="embedding", store=kept), len(tokens.lengths)).values()
     n_empty = int(np.isnan(vectors[:, 0]).sum())
     if n_empty:
         warnings.warn(
@@ -86,6 +93,6 @@ def embed(
             UserWarning,
             stacklevel=2,
         )
-    done = f"embedded {len(vectors):,} cells with {cells.model.name!r} on {encoder.device.type} in {params['dtype']}"
+    done = f"embedded {len(vectors):,} cells with {cells.model.name!r} in {params['dtype']}"
     cells.slots.write(done, params=params, obsm={"": vectors})
     return cells.result

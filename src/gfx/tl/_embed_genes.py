@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gfx._docs import shared
+from gfx._core.manifest import fingerprint
 from gfx._results import mask_name
-from gfx.tl._prepare import groups_and_rest, prepare
+from gfx.tl._prepare import groups_and_rest, open_store, prepare
 
 if TYPE_CHECKING:
     from gfx._types import Data, Mask, ModelLike
@@ -23,6 +24,7 @@ def embed_genes(
     groupby: str | None = None,
     mask_obs: Mask | None = None,
     hidden_layer: int = -2,
+    store: str | Path | None = None,
     key_added: str | None = None,
     mod: str | None = None,
     copy: bool = False,
@@ -44,6 +46,7 @@ def embed_genes(
     {groupby}
     {mask_obs}
     {hidden_layer}
+    {store}
     {key_added}
     {mod}
     {copy}
@@ -79,21 +82,31 @@ def embed_genes(
     >>> adata.varm["gfx_genes"].shape, adata.varm["gfx_genes_groups"].shape
     ((300, 128), (300, 2, 128))
     """
-    from gfx._engine.pooling import embed_genes as run
+    from gfx._engine.pooling import mean_genes
+    from gfx._engine.run import CELLS_PER_SUM, Job, by_length, networks, run
+    from gfx._engine.tasks import GeneEmbedding
 
     cells = prepare(adata, model, function="tl.embed_genes", layer=layer, key_added=key_added, mod=mod, copy=copy)
     cells.slots.claim(reads=[("obs", groupby), ("obs", mask_obs)])
     lengths = cells.lengths(mask_obs)
     names, group = groups_and_rest(cells.adata, groupby)
-    encoder = cells.encoder(hidden_layer)
-    means, counts = run(
-        encoder,
-        cells.tokens.ids,
-        lengths,
-        cells.model.vocabulary,
-        group=group,
-        n_groups=len(names) + 1,
-    )
+    tokens, vocabulary = cells.tokens, cells.model.vocabulary
+    task = GeneEmbedding(cells.network(hidden_layer), vocabulary, len(names) + 1)
+    params = cells.provenance(task.network) | {"hidden_layer": hidden_layer, "groupby": groupby}
+    kept = None
+    if store is not None:
+        kept = open_store(
+            store, "tl.embed_genes", cells, params | {"groups": fingerprint(np.where(lengths > 0, group, -1))}
+        )
+    blocks = by_length(lengths, CELLS_PER_SUM)
+    job = Job("genes", task, tokens.ids, lengths, blocks, lambda number: {"group": group[blocks[number]]})
+    sums = np.zeros((task.n_groups * len(vocabulary), cells.model.hidden_size))
+    counts = np.zeros(len(sums), dtype=np.int64)
+    with networks():
+        for _, _, result in run([job], description="embedding genes", store=kept):
+            sums[result["slot"]] += result["sum"]
+            counts[result["slot"]] += result["n"]
+    means, counts = mean_genes(sums, counts, task.n_groups)
     n_cells = counts.sum(axis=0)
     overall = (np.nan_to_num(means) * counts[..., None]).sum(axis=0) / np.maximum(n_cells, 1)[:, None]
     overall[n_cells == 0] = np.nan
@@ -105,8 +118,7 @@ def embed_genes(
     cells.slots.write(
         f"embedded {(genes_n_cells > 0).sum():,} genes with {cells.model.name!r}"
         + (f", also in each of {len(names)} groups of {groupby!r}" if names else ""),
-        params=cells.provenance(encoder)
-        | {"hidden_layer": hidden_layer, "pooling": "gene", "groupby": groupby, "mask_obs": mask_name(mask_obs)},
+        params=params | {"pooling": "gene", "mask_obs": mask_name(mask_obs)},
         varm={"": cells.per_gene(overall), **by_group},
         var={"n_cells": genes_n_cells},
         uns={"groups": np.array(names, dtype=object)} if names else None,

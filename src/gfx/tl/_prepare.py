@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from gfx._adata import cell_mask, copied, gene_names, obs_column, pick
-from gfx._results import Slots, claim, made_by
+from gfx._core.manifest import fingerprint
+from gfx._results import Slots, claim, made_by, record
 from gfx._settings import settings
 from gfx._tokens import find_tokens
 from gfx.models import load
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from transformers import BertModel
 
+    from gfx._engine.run import CellBlock, Job, Network, Result
     from gfx._keys import PredictedCellsKeys
+    from gfx._run_store import RunStore
     from gfx._tokens import Tokens
     from gfx._types import Data, Mask, ModelLike, Pooling
     from gfx.models import Model
@@ -96,25 +100,26 @@ class Prepared:
         tokens = self.gene_tokens
         return np.where((tokens >= 0).reshape(-1, *[1] * (counts.ndim - 1)), counts[tokens], 0).astype(np.int32)
 
-    def encoder(
-        self,
-        hidden_layer: int,
-        *,
-        dtype: str | None = None,
-        attention: Literal["sdpa", "eager"] = "sdpa",
-    ) -> BertModel:
-        """Load the network up to a layer, on the device of the settings, in their precision unless one is given."""
-        from gfx._engine.device import choose_device, choose_dtype
-        from gfx._engine.encoder import blocks_needed, load_encoder
+    def network(
+        self, hidden_layer: int, dtype: str | None = None, *, attention: Literal["sdpa", "eager"] = "sdpa"
+    ) -> Network:
+        """Name the layers of the model up to the wanted one, for tasks of the runner.
 
-        device = choose_device()
-        return load_encoder(
+        Parameters
+        ----------
+        dtype
+            Precision where the settings name none; `None`: bfloat16 where it is fast, else float32.
+        """
+        from gfx._engine.device import choose_device, choose_dtype
+        from gfx._engine.encoder import blocks_needed
+        from gfx._engine.run import Network
+
+        return Network(
             self.model.weights,
             self.model.config,
-            n_blocks=blocks_needed(hidden_layer, self.model.n_blocks),
-            device=device,
-            dtype=choose_dtype(dtype or settings.dtype, device),
-            attention=attention,
+            blocks_needed(hidden_layer, self.model.n_blocks),
+            str(choose_dtype(settings.dtype or dtype, choose_device())).removeprefix("torch."),
+            attention,
         )
 
     def pooling(self, pooling: Pooling) -> Literal["mean", "cls"]:
@@ -131,13 +136,21 @@ class Prepared:
             return "cls" if vocabulary.has_cls else "mean"
         return pooling
 
-    def provenance(self, encoder: BertModel) -> dict[str, Any]:
-        """Note which model ran, on what, and how."""
-        return {
-            **self.model.provenance(),
-            **self.tokens.source,
-            "dtype": str(encoder.dtype).removeprefix("torch."),
-        }
+    def comparison(self, pooling: Pooling | Literal["genes"]) -> Literal["mean", "cls", "genes"]:
+        """Choose how perturbed cells are compared: as :meth:`pooling`, or gene by gene."""
+        check_choice("pooling", pooling, ("auto", "mean", "cls", "genes"))
+        return pooling if pooling == "genes" else self.pooling(pooling)
+
+    def provenance(self, network: Network | BertModel) -> dict[str, Any]:
+        """Note which model ran, on what, and how precisely."""
+        dtype = str(network.dtype).removeprefix("torch.")
+        return {**self.model.provenance(), **self.tokens.source, "dtype": dtype}
+
+    def encoder(self, hidden_layer: int, *, dtype: str | None = None) -> BertModel:
+        """Load the layers up to the wanted one where the settings say."""
+        from gfx._engine.device import choose_device
+
+        return self.network(hidden_layer, dtype).load(choose_device())
 
 
 def groups(adata: AnnData, groupby: str) -> tuple[list[str], np.ndarray]:
@@ -179,6 +192,36 @@ def groups_and_rest(adata: AnnData, groupby: str | None) -> tuple[list[str], np.
     """
     names, group = ([], np.zeros(adata.n_obs, dtype=np.int64)) if groupby is None else groups(adata, groupby)
     return names, np.where(group < 0, len(names), group)
+
+
+def check_controls(given: Iterable[str] | None, choices: tuple[str, ...]) -> tuple[str, ...]:
+    """Read the controls to run, in the order of the choices; one that is none of them is refused."""
+    asked = () if given is None else (given,) if isinstance(given, str) else tuple(given)
+    for control in asked:
+        check_choice("controls", control, (*choices, None))
+    return tuple(control for control in choices if control in asked)
+
+
+def open_store(store: str | Path, function: str, cells: Prepared, depends: Mapping[str, object]) -> RunStore:
+    """Open the store of a run on these cells, or begin one.
+
+    Parameters
+    ----------
+    depends
+        What else the results of single runs depend on.
+    """
+    from gfx._engine.device import choose_device
+    from gfx._run_store import RunStore
+
+    names, tokens = cells.adata.obs_names.to_numpy(dtype=object), cells.tokens
+    manifest = record(function) | {name: value for name, value in depends.items() if value is not None}
+    manifest |= {
+        "torch_version": version("torch"),
+        "device": choose_device().type,
+        "batch_tokens": settings.batch_tokens,
+        "cells": fingerprint(names, tokens.lengths, (tokens.ids[rows] for rows in pieces(np.arange(len(names))))),
+    }
+    return RunStore.open(store, manifest, stacklevel=4)
 
 
 def check_choice(name: str, given: object, choices: tuple[object, ...]) -> None:
@@ -236,6 +279,15 @@ def drop_task_columns(adata: AnnData, tasks: Iterable[str], keys: PredictedCells
 
 def _tasks_before(adata: AnnData, slot: str) -> Mapping[str, Any]:
     return adata.uns[slot]["tasks"] if slot in adata.uns else {}
+
+
+def vectors_of(results: Iterable[tuple[Job, CellBlock, Result]], n_obs: int) -> dict[str, np.ndarray]:
+    """Lay the vectors of embedding jobs where their cells are, float32 `(n_obs, d)`; NaN for all others."""
+    vectors: dict[str, np.ndarray] = {}
+    for job, cells, result in results:
+        missing = np.full((n_obs, result["vectors"].shape[1]), np.nan, dtype=np.float32)
+        vectors.setdefault(job.name, missing)[cells.number] = result["vectors"]
+    return vectors
 
 
 def pieces(rows: np.ndarray, size: int = 1024) -> Iterator[np.ndarray]:

@@ -14,9 +14,9 @@ from gfx._core.statistics import against_random, by_chance
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from gfx._engine.perturb import EditEffects
-    from gfx.tl._cell_states import States
-    from gfx.tl._controls import RandomSets
+    from gfx.tl._states import States
+    from gfx.tl.perturbation._controls import RandomSets
+    from gfx.tl.perturbation._experiment import Runs
 
 
 @dataclass(frozen=True)
@@ -44,45 +44,41 @@ class CellEffects:
     rank: np.ndarray
 
     @classmethod
-    def empty(cls, n_obs: int, n_sets: int, n_states: int) -> CellEffects:
-        """Make room for the effects; nothing is perturbed yet."""
-        behind = {"shift": (), "parts": (3,), "toward": (n_states,), "toward_parts": (n_states, 3), "rank": ()}
-        return cls(
-            **{name: np.full((n_obs, n_sets, *shape), np.nan, dtype=np.float32) for name, shape in behind.items()}
-        )
-
-    def fill(self, effects: EditEffects, cell: np.ndarray, which: np.ndarray) -> None:
+    def of(cls, runs: Runs, n_obs: int, n_sets: int, n_states: int) -> CellEffects:
         """Lay the effects of runs where their cell and perturbation are."""
-        for name, values in vars(self).items():
-            values[cell, which] = getattr(effects, name)
+        behind = {"shift": (), "parts": (3,), "toward": (n_states,), "toward_parts": (n_states, 3), "rank": ()}
+        arrays = {name: np.full((n_obs, n_sets, *shape), np.nan, dtype=np.float32) for name, shape in behind.items()}
+        for name, values in arrays.items():
+            if name in runs.effects:
+                effects = runs[name]
+                values[runs.cell, runs.which] = effects[:, :n_states] if name.startswith("toward") else effects
+        return cls(**arrays)
 
 
 def effect_table(
     names: Sequence[str],
     effects: CellEffects,
-    baselines: Mapping[str, np.ndarray],
+    baselines: Mapping[str, np.ndarray] | None,
     random_weights: np.ndarray,
     beside: pd.DataFrame,
 ) -> pd.DataFrame:
-    """One row a perturbation: how far cells move, why, and what that has to be held against."""
+    """One row a perturbation: how far cells shift, why, and what that is compared with."""
     columns: dict[str, object] = {"perturbation": np.asarray(names, dtype=object), "n_cells": _count(effects.shift)}
     columns |= {"shift_mean": _mean(effects.shift), "shift_sd": _sd(effects.shift)}
     columns |= {f"{part}_mean": _mean(effects.parts[..., at]) for at, part in enumerate(PARTS)}
     columns["rank_mean"] = _mean(effects.rank)
     table = pd.DataFrame(columns)
     table = pd.concat([table, beside_random(table["shift_mean"], beside)], axis=1)
-    return table.assign(
-        shift_random_weights=random_weights,
-        detection=baselines["detection"],
-        expression_mean=baselines["expression"],
-        logfc=baselines["logfc"],
-    )
+    table["random_weights_shift_mean"] = random_weights
+    for name, column in (("detection", "detection"), ("expression", "expression_mean"), ("logfc", "logfc")):
+        table[column] = np.nan if baselines is None else baselines[name]
+    return table
 
 
 def state_table(
-    names: Sequence[str], states: States, effects: CellEffects, beside: Sequence[pd.DataFrame]
+    names: Sequence[str], states: States, effects: CellEffects, beside: Sequence[pd.DataFrame], runs: Runs
 ) -> pd.DataFrame:
-    """One row a perturbation and state: whether cells move towards it, why, and beside random sets."""
+    """One row a perturbation and state: whether cells shift toward it, why, and beside random sets."""
     parts = []
     for at, state in enumerate(states.names):
         toward = effects.toward[:, :, at]
@@ -100,6 +96,10 @@ def state_table(
                 },
             }
         )
+        if runs["toward"].shape[1] > len(states.names):  # the control "centroids"
+            without = np.full((len(effects.shift), len(names)), np.nan, dtype=np.float32)
+            without[runs.cell, runs.which] = runs["toward"][:, len(states.names) + at]
+            table["toward_without_mean"] = _mean(without)
         random = beside_random(table["toward_mean"], beside[at]).add_prefix("toward_")
         parts.append(pd.concat([table, random], axis=1))
     return pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
@@ -170,9 +170,9 @@ def donor_tables(
     def excess(values: np.ndarray, name: str, at: int | None = None) -> np.ndarray:
         if random is None:
             return np.full(len(rows), np.nan)
-        beside, of_random = random.perturbation[random.which], getattr(random, name)
+        of_random, cells = random.runs[name], random.runs.cell
         of_random = of_random if at is None else of_random[:, at]
-        return _by_donor(rows, beside, donor[random.cell], values[random.cell, beside] - of_random)
+        return _by_donor(rows, random.beside, donor[cells], values[cells, random.beside] - of_random)
 
     tables = {"donors": shown.assign(shift_mean=mean(effects.shift), shift_excess=excess(effects.shift, "shift"))}
     if states is not None:

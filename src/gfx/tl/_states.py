@@ -1,4 +1,4 @@
-"""States of cells to move from and towards, and whether they are states that the model can tell apart."""
+"""States of cells, perturbed ones and goals, and whether they are separable in the embedding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gfx.tl._prepare import groups
 if TYPE_CHECKING:
     from gfx.tl._prepare import Prepared
 
-#: Below this, held-out cells of two states can hardly be told apart along the line between them.
+#: Below this, held-out cells of two states are hardly separable along the line between them.
 LOWEST_AUC = 0.6
 
 
@@ -52,24 +52,24 @@ class States:
         return np.stack([vectors[row].mean(axis=0, dtype=np.float64) for row in rows])
 
     def axis(self, vectors: np.ndarray, donor: np.ndarray | None, rng: np.random.Generator) -> dict[str, object]:
-        """Ask whether start and goal can be told apart in cells, or donors, held out."""
+        """Measure whether start and goal are separable in held-out cells, or donors."""
         rows = (self.is_start | self.is_goal) & ~np.isnan(vectors[:, 0])
         area, n_folds = axis_auc(vectors[rows], self.is_goal[rows], None if donor is None else donor[rows], rng)
         return {"auc": area, "n_folds": n_folds, "held_out": "cells" if donor is None else "donors"}
 
-    def doubt(self, axis: dict[str, object]) -> str | None:
-        """Say what is wrong with an axis along which the states can hardly be told apart."""
+    def warning(self, axis: dict[str, object]) -> str | None:
+        """Say what is wrong with an axis along which the states are hardly separable."""
         if np.isnan(axis["auc"]):
             return (
-                f"Whether {self.start!r} and {self.goal!r} can be told apart could not be tested: no "
-                f"{axis['held_out']} can be held out with some of both states left on either side. What moves along "
-                "the line between them may be a difference of donors."
+                f"Whether {self.start!r} and {self.goal!r} are separable could not be tested: no {axis['held_out']} "
+                "can be held out with some of both states left on either side. Shifts along the line between them may "
+                "reflect differences between donors."
             )
         if axis["auc"] >= LOWEST_AUC:
             return None
         return (
-            f"Held-out {axis['held_out']} of {self.start!r} and {self.goal!r} can hardly be told apart along the line "
-            f"between them (AUC {axis['auc']:.2f}; chance is 0.5): what moves along it means little."
+            f"Held-out {axis['held_out']} of {self.start!r} and {self.goal!r} are hardly separable along the line "
+            f"between their centroids (AUC {axis['auc']:.2f}; chance is 0.5): shifts toward the goal mean little."
         )
 
 
@@ -90,7 +90,7 @@ def find_states(cells: Prepared, groupby: str | None, start: str | None, goal: s
             msg = f"Did not find {role}={state!r} in `adata.obs[{groupby!r}]`.{hint} Present: {names}."
             raise KeyError(msg)
     if start == goal:
-        msg = f"`start` and `goal` are both {start!r}; a cell cannot move towards where it is."
+        msg = f"`start` and `goal` are both {start!r}; a cell cannot shift toward its own state."
         raise ValueError(msg)
     occupied = np.unique(group[group >= 0])
     kept = [names[at] for at in occupied]  # categories without cells are no states

@@ -1,0 +1,236 @@
+"""Tasks of the runner: embeddings of cells and genes, attention, and effects of perturbed genes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+import numpy as np
+
+from gfx._core.screening import wanted_places
+from gfx._core.synergy import synergy
+from gfx._engine.attention import sum_attention
+from gfx._engine.device import batch_tokens
+from gfx._engine.first_order import screen_by_derivatives
+from gfx._engine.perturb import Edits, measure_edits
+from gfx._engine.pooling import embed_cells, sum_genes
+from gfx._engine.screen import screen_exactly
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    import torch
+
+    from gfx._core.edits import Edit, Positions
+    from gfx._core.vocabulary import Vocabulary
+    from gfx._engine.perturb import Comparison, EditEffects
+    from gfx._engine.pooling import Pooling
+    from gfx._engine.run import CellBlock, Network, Result
+
+
+@dataclass(frozen=True)
+class CellEmbedding:
+    """The vector of each cell: `vectors`, float32 `(n_cells, d)`."""
+
+    network: Network
+    vocabulary: Vocabulary
+    pooling: Pooling
+
+    def run(self, cells: CellBlock, device: torch.device, report: Callable[[float], None]) -> Result:
+        encoder = self.network.load(device)
+        vectors = embed_cells(encoder, cells.ids, cells.lengths, self.vocabulary, how=self.pooling, report=report)
+        return {"vectors": vectors}
+
+
+@dataclass(frozen=True)
+class GeneEmbedding:
+    """Hidden states of each gene, added up over the cells of each group.
+
+    Blocks are given `group`, int `(n_cells,)`. Of the slots ``group * n_tokens + token`` those that occur are returned:
+    `slot`, int64 `(n,)`, `sum`, float64 `(n, d)`, and `n`, int64 `(n,)`.
+    """
+
+    network: Network
+    vocabulary: Vocabulary
+    n_groups: int
+
+    def run(self, cells: CellBlock, device: torch.device, report: Callable[[float], None]) -> Result:
+        sums, counts = sum_genes(
+            self.network.load(device),
+            cells.ids,
+            cells.lengths,
+            self.vocabulary,
+            group=cells.given["group"],
+            n_groups=self.n_groups,
+            report=report,
+        )
+        slot = np.flatnonzero(counts)
+        return {"slot": slot, "sum": sums[slot], "n": counts[slot]}
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Attention, added up over cells; see :func:`gfx._engine.attention.sum_attention`."""
+
+    network: Network
+    vocabulary: Vocabulary
+
+    def run(self, cells: CellBlock, device: torch.device, report: Callable[[float], None]) -> Result:
+        encoder = self.network.load(device)
+        return sum_attention(encoder, cells.ids, cells.lengths, self.vocabulary, report=report)
+
+
+def add_up(results: Iterable[Result]) -> Result:
+    """Add up tables of sums; a table with fewer rows counts as zero in the others."""
+    totals: Result = {}
+    for result in results:
+        for name, values in result.items():
+            total = totals.setdefault(name, np.zeros_like(values))
+            if len(total) < len(values):
+                total = totals[name] = np.concatenate([total, np.zeros_like(values[len(total) :])])
+            total[: len(values)] += values
+    return totals
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """Effects of perturbing sets of genes, run by run.
+
+    Blocks are given, for each run, `cell`, its row in the block, and `set`, int `(n_runs,)`; for moved genes `to`, see
+    :class:`gfx._engine.perturb.Edits`; `members`, the runs of the genes of a set one by one, `(n_runs, largest)`, -1
+    where there is none; and `group`, in which the shifts of other genes are added up, -1 for none.
+
+    Parameters
+    ----------
+    operator, positions, pooling
+        What is done to the genes, whether other genes close up, and how cells are compared.
+    sets
+        Tokens perturbed together, one array each.
+    goals
+        Vectors of states, `(n_states, d)`, or `(n_sets, n_states, d)` for other ones with each set.
+    split
+        Split shifts into composition, position and context, for one more pass.
+    keep_vectors
+        Return `vectors`, the cell after each perturbation, float32 `(n_runs, d)`.
+    """
+
+    network: Network
+    vocabulary: Vocabulary
+    operator: Edit
+    positions: Positions
+    pooling: Comparison
+    sets: Sequence[np.ndarray]
+    goals: np.ndarray | None = None
+    split: bool = False
+    keep_vectors: bool = False
+
+    def run(self, cells: CellBlock, device: torch.device, report: Callable[[float], None]) -> Result:
+        given = cells.given
+        members = given.get("members")
+        group = given.get("group")
+        groups, gene_groups = (np.zeros(0, np.int64), None) if group is None else np.unique(group, return_inverse=True)
+        effects = measure_edits(
+            self.network.load(device),
+            cells.ids,
+            cells.lengths,
+            self.vocabulary,
+            Edits(self.operator, self.sets, given["cell"], given["set"], given.get("to")),
+            how=self.pooling,
+            hold=self.positions == "keep",
+            split=self.split,
+            goals=self.goals,
+            gene_groups=gene_groups,
+            n_groups=len(groups),
+            keep_vectors=self.keep_vectors or members is not None,
+        )
+        result = {"shift": effects.shift, "rank": effects.rank, "toward": effects.toward}
+        if self.split:
+            result |= {"parts": effects.parts, "toward_parts": effects.toward_parts}
+        if self.keep_vectors:
+            result["vectors"] = effects.vectors[:, 1]
+        if members is not None:
+            result |= _synergy(members, effects)
+        if group is not None:
+            token, number = np.nonzero(effects.genes[2])
+            counted = groups[number] >= 0
+            token, number = token[counted], number[counted]
+            result |= {"gene_token": token, "gene_group": groups[number], "gene_sums": effects.genes[:, token, number]}
+        return result
+
+
+def _synergy(members: np.ndarray, effects: EditEffects) -> Result:
+    """Compare sets of several genes with their genes one by one; NaN for single genes."""
+    result = {name: np.full(len(members), np.nan) for name in ("together", "summed", "displaced", "composed")}
+    n_members = (members >= 0).sum(axis=1)
+    for size in np.unique(n_members[n_members > 0]):
+        run = np.flatnonzero(n_members == size)
+        single = members[run, :size].T  # genes × runs
+        before, after = effects.vectors[run, 0], effects.vectors[run, 1]
+        # Each displacement from its own start: inserting one gene cuts fewer off a full cell than inserting them all.
+        moved = effects.vectors[single, 1] - effects.vectors[single, 0]
+        compared = synergy(before, after, before + moved, effects.shift[run], effects.shift[single])
+        for name, values in result.items():
+            values[run] = getattr(compared, name)
+    return result
+
+
+@dataclass(frozen=True)
+class Screen:
+    """Effects of deleting genes one at a time: all wanted ones of each cell.
+
+    Blocks may be given `wanted`, which places of the cells to delete, bool `(n_cells, longest)`. A run is returned for
+    each gene of each cell, in the order of cells and ranks: `cell`, its number in the AnnData, `token` and `rank`, 0
+    the first gene of the cell and 1 its last; and `shift` and `toward`, see :class:`gfx._engine.perturb.EditEffects`.
+
+    Parameters
+    ----------
+    is_exact
+        Run each cell without each gene; else estimate all genes of a cell by derivatives.
+    positions, pooling, goals
+        As of :class:`Perturbation`.
+    genes
+        Which tokens to delete at all, bool `(n_tokens,)`.
+    n_probes, seed
+        Random directions for estimates of shifts, and their seed.
+    """
+
+    network: Network
+    vocabulary: Vocabulary
+    is_exact: bool
+    positions: Positions
+    pooling: Comparison
+    genes: np.ndarray
+    goals: np.ndarray | None
+    n_probes: int
+    seed: int
+
+    @property
+    def measures_shifts(self) -> bool:
+        """Whether shifts are measured: estimates of them need probes."""
+        return self.is_exact or self.n_probes > 0
+
+    def run(self, cells: CellBlock, device: torch.device, report: Callable[[float], None]) -> Result:
+        encoder, vocabulary = self.network.load(device), self.vocabulary
+        wanted = cells.given.get("wanted")
+        if wanted is None:
+            wanted = wanted_places(cells.ids, cells.lengths, self.genes, vocabulary)
+        operator = "hold" if self.positions == "keep" else "delete"
+        how = {"operator": operator, "goals": self.goals, "tokens_at_once": batch_tokens(device)}
+        what = encoder, cells.ids, wanted, cells.lengths, vocabulary
+        if self.is_exact:
+            screened = screen_exactly(*what, how=self.pooling, **how)
+        else:
+            # Directions depend on what a cell is, not on where it stands: a subset of the cells gives the same.
+            rows = zip(cells.ids, cells.lengths, strict=True)
+            seeds = [(self.seed, crc32(row[:length].astype("<i8").tobytes())) for row, length in rows]
+            screened = screen_by_derivatives(*what, how=self.pooling, n_probes=self.n_probes, seeds=seeds, **how)
+        row, place = np.nonzero(wanted)
+        n_others = np.maximum(cells.lengths[row] - vocabulary.n_specials - 1, 1)
+        return {
+            "cell": cells.number[row].astype(np.int32),
+            "token": cells.ids[row, place].astype(np.int32),
+            "rank": ((place - vocabulary.first_gene) / n_others).astype(np.float32),
+            "shift": screened.shift[row, place],
+            "toward": screened.toward[row, place],
+        }

@@ -1,0 +1,135 @@
+"""Finished blocks of cells on disk, from which a stopped run goes on."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+import numpy as np
+import zarr
+from zarr.codecs import ZstdCodec
+
+from gfx._core.manifest import compare_manifests, plain_manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: Version of the layout; a store of another one is not read.
+FORMAT = 2
+
+#: Attributes of the store and of a block: what was asked for, and checksums of the block's arrays.
+MANIFEST, CHECKSUMS = "gfx", "crc32"
+
+#: How zarr and its codecs say that an array is torn or gone.
+_DAMAGED = (ValueError, RuntimeError, KeyError, OSError)
+
+
+class RunStoreError(ValueError):
+    """A store that holds something else than what was asked for."""
+
+
+@dataclass(frozen=True)
+class RunStore:
+    """What tasks made of blocks of cells: a zarr group ``<job>/<number of the block>`` with its arrays.
+
+    A block is written beside its place and then moved there, so that it is there as a whole or not at all; one that
+    does not match its checksums is run again.
+    """
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: str | Path, manifest: Mapping[str, Any], *, stacklevel: int = 2) -> RunStore:
+        """Open a store that was begun with the same manifest, or begin one.
+
+        Parameters
+        ----------
+        manifest
+            All that results depend on.
+        stacklevel
+            Of the warning that the store was begun with other versions of gfx or torch.
+
+        Raises
+        ------
+        RunStoreError
+            The path holds something else, or results of other cells, models or settings.
+        """
+        path, manifest = Path(path), plain_manifest({"format": FORMAT, **manifest})
+        if not path.exists():
+            part = path.with_name(f"{path.name}.part")
+            shutil.rmtree(part, ignore_errors=True)  # left by a run that was stopped while it began
+            try:
+                zarr.create_group(part, attributes={MANIFEST: manifest})
+                part.rename(path)
+            except OSError as error:
+                shutil.rmtree(part, ignore_errors=True)
+                msg = f"Could not begin a store at {path}: {error.strerror}. Nothing was left there."
+                raise OSError(error.errno, msg) from None
+            return cls(path)
+        try:
+            stored = zarr.open_group(path, mode="r").attrs.get(MANIFEST)
+        except _DAMAGED:
+            stored = None
+        if not isinstance(stored, dict):
+            msg = f"{path} is no store of gfx. Give `store` a path where nothing is."
+            raise RunStoreError(msg)
+        try:
+            differing_versions = compare_manifests(
+                stored, manifest, holder=f"{path} holds a run", advice="Give another `store`, or call as before."
+            )
+        except ValueError as problem:
+            raise RunStoreError(*problem.args) from None
+        if differing_versions:
+            warnings.warn(differing_versions, UserWarning, stacklevel=stacklevel + 1)
+        return cls(path)
+
+    def finished(self, job: str) -> set[int]:
+        """List the blocks of a job that are there."""
+        folder = self.path / job
+        return {int(block.name) for block in folder.iterdir() if block.name.isdecimal()} if folder.exists() else set()
+
+    def read(self, job: str, number: int) -> dict[str, np.ndarray] | None:
+        """Read the arrays of a block; `None` if they are damaged."""
+        try:
+            group = zarr.open_group(self.path / job / str(number), mode="r")
+            result = {name: np.asarray(group[name][...]) for name in group.attrs[CHECKSUMS]}
+            intact = all(group.attrs[CHECKSUMS][name] == _checksum(values) for name, values in result.items())
+        except _DAMAGED:
+            return None
+        return result if intact else None
+
+    def write(self, job: str, number: int, result: Mapping[str, np.ndarray]) -> None:
+        """Write the arrays of a block.
+
+        Raises
+        ------
+        OSError
+            The disk is full or gone; blocks that were written before are kept.
+        """
+        place = self.path / job / str(number)
+        part = place.with_name(f"{number}.part")
+        try:
+            for former in (part, place):
+                if former.exists():
+                    shutil.rmtree(former)
+            checksums = {name: _checksum(values) for name, values in result.items()}
+            group = zarr.create_group(part, attributes={CHECKSUMS: checksums})
+            for name, values in result.items():
+                chunks = tuple(max(1, n) for n in values.shape)
+                group.create_array(name, data=values, chunks=chunks, compressors=[ZstdCodec(level=1)])
+            part.rename(place)
+        except OSError as error:
+            shutil.rmtree(part, ignore_errors=True)
+            msg = (
+                f"Could not write to {self.path}: {error.strerror}. The blocks of cells that were finished before are "
+                "kept; call again with the same `store` to go on from there."
+            )
+            raise OSError(error.errno, msg) from None
+
+
+def _checksum(values: np.ndarray) -> int:
+    return crc32(f"{values.shape}{values.dtype}".encode() + np.ascontiguousarray(values).tobytes())

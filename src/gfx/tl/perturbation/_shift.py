@@ -1,0 +1,78 @@
+"""Where genes go that are moved by quartiles of the ranking, or by a fold change of their counts."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gfx._core.edits import GONE, find_places, quartile_ranks
+from gfx._tokens import counts_by_token
+
+if TYPE_CHECKING:
+    from gfx.tl._prepare import Prepared
+    from gfx.tl.perturbation._perturb import NewRanks
+
+
+def check_change(by: object) -> tuple[str, float]:
+    """Read how genes are moved, such as ``("quartiles", -1)``, or say what is wrong with it."""
+    is_pair = isinstance(by, tuple | list) and len(by) == 2 and by[0] in {"quartiles", "fold_change"}
+    is_number = is_pair and isinstance(by[1], int | float | np.number) and not isinstance(by[1], bool)
+    if not is_number:
+        msg = f"`by` is ('quartiles', n) or ('fold_change', x), found {by!r}."
+        raise ValueError(msg)
+    unit, change = by
+    if unit == "quartiles" and (change != int(change) or not 1 <= abs(change) <= 3):
+        msg = f"Genes move by 1, 2 or 3 quartiles, or by fewer than 0 to inhibit them; found {change!r}."
+        raise ValueError(msg)
+    if unit == "fold_change" and not (0 < change < np.inf and change != 1):
+        msg = (
+            f"A fold change multiplies counts: a positive number other than 1, found {change!r}. "
+            "To take a gene out, call `gfx.tl.delete_genes`."
+        )
+        raise ValueError(msg)
+    return unit, int(change) if unit == "quartiles" else float(change)
+
+
+def rank_finder(cells: Prepared, unit: str, change: float) -> NewRanks:
+    """Make what finds where moved genes go, from the cell of each run and its genes."""
+    return partial(_by_quartiles, cells, change) if unit == "quartiles" else _ByFoldChange(cells, change)
+
+
+def _by_quartiles(cells: Prepared, quartiles: int, cell: np.ndarray, genes: np.ndarray) -> np.ndarray:
+    tokens = cells.tokens
+    places = find_places(tokens.ids[cell], genes)
+    return quartile_ranks(places, tokens.lengths[cell], quartiles, cells.model.vocabulary)
+
+
+class _ByFoldChange:
+    """Ranks of genes whose counts are multiplied, among the genes of their cell as they are."""
+
+    def __init__(self, cells: Prepared, fold_change: float) -> None:
+        self.fold_change, self.vocabulary = fold_change, cells.model.vocabulary
+        self.tokens = cells.tokens
+        blocks = [counts for _, counts, _ in counts_by_token(cells.adata, self.vocabulary, cells.tokens.source)]
+        self.blocks, self.first = blocks, np.cumsum([0, *(block.shape[0] for block in blocks)])
+
+    def __call__(self, cell: np.ndarray, genes: np.ndarray) -> np.ndarray:
+        ranks = [self._ranks(int(row), of_edit) for row, of_edit in zip(cell, genes, strict=True)]
+        return np.array(ranks, dtype=np.int64).reshape(genes.shape)
+
+    def _ranks(self, cell: int, genes: np.ndarray) -> np.ndarray:
+        block = int(np.searchsorted(self.first, cell, side="right")) - 1
+        counts, row = self.blocks[block], cell - self.first[block]
+        part = slice(counts.indptr[row], counts.indptr[row + 1])
+        tokens, values = counts.indices[part], counts.data[part]
+        tokens, values = tokens[values > 0], values[values > 0]
+        moved = np.isin(tokens, genes)
+        # The ranking of `pp.tokenize`, in its arithmetic to the last bit: by value, ties by token.
+        values = np.where(moved, values * self.fold_change, values) / self.vocabulary.medians[tokens]
+        order = np.lexsort((tokens, -values))
+        ranking, is_moved = tokens[order], moved[order]
+        before = np.cumsum(~is_moved)
+        n_read = int(self.tokens.lengths[cell]) - self.vocabulary.n_specials
+        rank = {int(ranking[place]): int(place) for place in np.flatnonzero(is_moved)}
+        # How many unmoved genes stand before each; none do before what falls behind the end of the model's input.
+        ranks = [rank.get(int(gene), n_read) for gene in genes]
+        return np.array([GONE if place >= n_read else int(before[place]) for place in ranks])

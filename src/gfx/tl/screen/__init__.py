@@ -1,0 +1,502 @@
+"""Every gene deleted in silico, one at a time."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+
+from gfx import _docs
+from gfx._core.manifest import fingerprint
+from gfx._core.screening import wanted_places
+from gfx._core.seeds import check_seed, check_whole
+from gfx._results import mask_name
+from gfx.tl._baselines import find_baselines
+from gfx.tl._gene_sets import find_gene_sets
+from gfx.tl._prepare import check_choice, check_controls, groups, open_store, pieces, prepare, vectors_of
+from gfx.tl._states import find_states
+from gfx.tl.screen._run import (
+    CHECKED_CELLS,
+    MODEL,
+    RANDOM,
+    Plan,
+    Sums,
+    check_estimates,
+    control_table,
+    gene_columns,
+    run_candidates,
+    run_screen,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+    from types import EllipsisType
+
+    from gfx._core.screening import GeneSums
+    from gfx._engine.perturb import Comparison
+    from gfx._run_store import RunStore
+    from gfx._types import Data, Mask, ModelLike
+    from gfx.tl._prepare import Prepared
+    from gfx.tl._states import States
+
+__all__ = ["FirstOrder", "screen_genes"]
+
+_FUNCTION = "tl.screen_genes"
+
+#: Controls that run unless others are asked for.
+CONTROLS = ("random_weights", "baselines")
+
+#: Shifts toward the goal whose estimates correlate less with exact results than this, over the genes of a cell, are
+#: warned of.
+LOWEST_AGREEMENT = 0.9
+
+#: Streams of random numbers.
+_PROBES, _WEIGHTS, _CHECK, _CANDIDATES, _AXIS = range(5)
+
+
+@dataclass(frozen=True)
+class FirstOrder:
+    """Estimate effects of deletions by derivatives, see :func:`gfx.tl.screen_genes`.
+
+    Parameters
+    ----------
+    n_probes
+        Random directions for each cell along which shifts are measured; each costs two passes. 0 leaves shifts out
+        where there is a goal, and costs least.
+
+    Examples
+    --------
+    >>> import gfx
+    >>> adata = gfx.datasets.toy()[:20].copy()
+    >>> gfx.tl.screen_genes(adata, model="mini", method=gfx.tl.FirstOrder(n_probes=4))
+    >>> gfx.get.screen_df(adata).shape[0] > 0
+    True
+    """
+
+    n_probes: int = 8
+
+    def __post_init__(self) -> None:
+        check_whole(self.n_probes, "n_probes", 0)
+
+
+@_docs.shared()
+def screen_genes(
+    adata: Data,
+    *,
+    genes: Iterable[str] | EllipsisType | None = None,
+    model: ModelLike = None,
+    layer: str | None = None,
+    mask_obs: Mask = None,
+    groupby: str | None = None,
+    start: str | None = None,
+    goal: str | None = None,
+    method: Literal["exact", "first_order"] | FirstOrder = "exact",
+    positions: Literal["close", "keep"] = "close",
+    controls: Iterable[str] | None = CONTROLS,
+    hidden_layer: int = -2,
+    pooling: Literal["auto", "mean", "cls", "genes"] = "auto",
+    store: str | Path | None = None,
+    rng: int = 0,
+    key_added: str | None = None,
+    mod: str | None = None,
+    copy: bool = False,
+) -> Data | None:
+    """Delete every gene of every cell in turn and find those that matter most :cite:p:`Theodoris2023`.
+
+    Each gene that a cell expresses is removed from its encoding, the model reads the cell again, and shift = 1 - cosine
+    measures how far the embedding of the cell shifts; with a goal, the change of its cosine to the centroid of that
+    state measures whether it shifts toward it. Deleting any gene shifts the embedding, highly ranked genes most. Each
+    effect is therefore compared with genes of similar rank in the same cells (`excess`), and with a random-weights
+    model. Read the result with :func:`gfx.get.screen_df`. Follow up the genes that stand out with
+    :func:`gfx.tl.delete_genes`, which computes the same shifts and adds donors, parts of the shift, other states, and
+    sets of genes.
+
+    ``method="first_order"`` estimates all genes of a cell at once, from derivatives with respect to how much of each
+    gene is kept. Shifts toward a goal follow from one backward pass. Shifts have no first order, because the cosine of
+    a cell to itself is at its maximum: they are half the square of how fast the cell's vector turns, measured along
+    random directions. These estimates are unbiased, so means over many cells are accurate where single cells are noisy.
+    Four cells are also screened exactly, and the result reports how well the estimates agree; the 50 genes that stand
+    out most are run exactly in up to 20 cells.
+
+    Cost: ``"exact"``, one forward pass for each gene of each cell; ``"first_order"``, about three for each cell, and
+    two more for each probe. Random weights take one more screen by derivatives. Memory: two bytes for each gene and
+    cell for tokens, some numbers for each gene and group; with a goal, the vectors of the cells of both states.
+
+    Parameters
+    ----------
+    {adata}
+    genes
+        Symbols or Ensembl ids to screen; `None` or `...` is every gene. Each is compared with the other screened genes
+        of similar rank: with few genes these have less similar ranks, and cells with no more than 20 of them have no
+        excess and no z-score.
+    {model}
+    {layer}
+    {mask_obs}
+    groupby
+        Column of `obs`. Without `start` and `goal`, genes are also summarized in each of its groups.
+    start, goal
+        Screen the cells of the state `start` of `groupby`, and measure shifts toward the centroid of `goal`.
+    method
+        ``"exact"``; or ``"first_order"``, which estimates, with another number of probes as
+        :class:`gfx.tl.FirstOrder`.
+    {positions}
+    controls
+        ``"random_weights"``: also run a model with random weights, by derivatives, which gives p-values and FDR.
+        ``"baselines"``: detection, expression and fold change of each gene. `None`: neither.
+    {hidden_layer}
+    pooling
+        ``"cls"``: a cell is the state of `<cls>`. ``"mean"``: the mean over its genes. ``"genes"``, exact only: its
+        shift is the mean of the shifts of its other genes. ``"auto"``: ``"cls"`` where the family has it, else
+        ``"mean"``.
+    store
+        Path of a zarr store in which finished blocks of cells are kept, with the effect in each cell. Called again with
+        the same path, a stopped run goes on, to the same result; :func:`gfx.get.screen_cells` reads effects by cell.
+    {rng}
+    {key_added}
+    {mod}
+    {copy}
+
+    Returns
+    -------
+    `None`, or an updated copy if `copy=True`. Sets:
+
+    `.varm['gfx_screen' | key_added]` : :class:`pandas.DataFrame` (`(n_vars, n_columns)`)
+        One row a gene, over the screened cells that have it: `n_cells`, `rank_mean`, `shift_mean`, `shift_sd`,
+        `shift_excess`; with a goal, `toward_mean` and so on; with random weights, means and excesses in that model,
+        `random_weights_shift_mean` and so on; with baselines `detection`, `expression_mean`, `logfc`; after estimates
+        `exact_n_cells`, `exact_shift_mean`, `exact_toward_mean`. :func:`gfx.get.screen_df` explains them and adds
+        z-scores and p-values. NaN, and 0 cells, for genes that no cell has or that the model does not know.
+    `.varm['gfx_screen_groups' | key_added + '_groups']` : :class:`numpy.ndarray` (float32, 3 dimensions)
+        With `groupby` alone, the same for each group, `(n_vars, n_groups, n_columns)`; names in `uns`.
+    `.uns['gfx_screen' | key_added]` : :class:`dict`
+        `params`; `approx`, whether there are estimates; `controls`, see :func:`gfx.get.controls_df`; `groups` and
+        `columns`, names along the second and third dimension of the groups; `note`, what z-scores and p-values are.
+
+    Raises
+    ------
+    ValueError
+        A gene that the model does not know, `start` without `goal`, no raw counts, a value outside the choices, or a
+        store that holds another screen.
+    KeyError
+        No such column in `obs`, or no such state in it.
+    OSError
+        The store cannot be written; finished blocks are kept.
+
+    Warns
+    -----
+    UserWarning
+        Start and goal are hardly separable; or estimates agree badly with exact results.
+
+    Examples
+    --------
+    >>> import gfx
+    >>> adata = gfx.datasets.toy()
+    >>> gfx.tl.screen_genes(adata, model="mini", method="first_order", mask_obs=adata.obs["cell_type"] == "B cell")
+    >>> table = gfx.get.screen_df(adata, min_cells=5)
+    >>> table.columns[:6].tolist()
+    ['gene', 'n_cells', 'rank_mean', 'shift_mean', 'shift_sd', 'shift_excess']
+    """
+    from gfx._engine.run import networks
+
+    n_probes = _n_probes(method)
+    check_choice("positions", positions, ("close", "keep"))
+    controls, rng = check_controls(controls, CONTROLS), check_seed(rng)
+    if n_probes == 0 and goal is None:
+        msg = (
+            "`FirstOrder(n_probes=0)` estimates no shifts, and without a goal there is nothing else to measure. Give "
+            "probes; or `groupby`, `start` and `goal`."
+        )
+        raise ValueError(msg)
+    cells = prepare(adata, model, function=_FUNCTION, layer=layer, mod=mod, copy=copy, key_added=key_added)
+    states = None if start is None and goal is None else find_states(cells, groupby, start, goal)
+    names, group = [], np.full(cells.adata.n_obs, -1)
+    if groupby is not None and states is None:
+        names, group = groups(cells.adata, groupby)
+    is_exact, how = n_probes is None, cells.comparison(pooling)
+    if how == "genes" and not is_exact:
+        msg = "`pooling='genes'` has no estimates. Use `pooling='mean'`, or `method='exact'`."
+        raise ValueError(msg)
+    lengths = cells.lengths(mask_obs)
+    lengths = lengths if states is None else np.where(states.is_start, lengths, 0)
+    plan = _plan(
+        cells,
+        lengths,
+        hidden_layer=hidden_layer,
+        n_probes=n_probes,
+        positions=positions,
+        pooling=how,
+        genes=_genes(genes, cells),
+        group=group,
+        n_groups=len(names),
+        has_goal=states is not None,
+        random_weights="random_weights" in controls,
+        rng=rng,
+    )
+    params = {
+        **cells.provenance(plan.tasks[MODEL].network),
+        "hidden_layer": hidden_layer,
+        "pooling": how,
+        "method": "exact" if is_exact else "first_order",
+        "positions": positions,
+        "n_probes": plan.tasks[RANDOM].n_probes if RANDOM in plan.tasks else n_probes,
+        "controls": list(controls),
+        "start": start,
+        "goal": goal,
+        "rng": rng,
+    }
+    kept = None if store is None else _open_store(store, plan, cells, states=states, groupby=groupby, params=params)
+    estimates, exact = {}, None
+    with networks():
+        goals, axis = ({}, None) if states is None else _goals(plan, cells, states, kept, rng)
+        plan = plan.towards(goals)
+        checked = np.zeros(0, dtype=np.int64)
+        if not is_exact:
+            checked = np.random.default_rng(_seed(rng, _CHECK)).permutation(plan.number)[:CHECKED_CELLS]
+        sums, of_checked = run_screen(plan, kept, checked)
+        if not is_exact:
+            estimates = check_estimates(plan, of_checked, kept)
+            exact = run_candidates(plan, sums.whole, kept, np.random.default_rng(_seed(rng, _CANDIDATES)))
+    table = gene_columns(plan, sums.whole, 0)
+    if "baselines" in controls:
+        _add_baselines(table, cells, lengths, states)
+    table_of_controls = control_table(table, plan.measures_of(MODEL), axis=axis, estimates=estimates)
+    _add_exact(table, plan, exact)
+    _warn(states, axis, table_of_controls)
+    _write(
+        cells,
+        plan,
+        sums,
+        table=table,
+        names=names,
+        params=params | {"groupby": groupby, "mask_obs": mask_name(mask_obs)},
+        controls=table_of_controls,
+    )
+    return cells.result
+
+
+# --- what is asked for ---------------------------------------------------------------------------------------------
+
+
+def _n_probes(method: object) -> int | None:
+    """Read a method: number of probes, or `None` for exact screens."""
+    if isinstance(method, FirstOrder):
+        return int(method.n_probes)
+    check_choice("method", method, ("exact", "first_order"))
+    return None if method == "exact" else FirstOrder().n_probes
+
+
+def _seed(rng: int, use: int) -> int:
+    return int(np.random.default_rng([rng, use]).integers(2**31))
+
+
+def _genes(genes: Iterable[str] | EllipsisType | None, cells: Prepared) -> np.ndarray:
+    """Find the tokens to delete, bool `(n_tokens,)`."""
+    vocabulary = cells.model.vocabulary
+    if genes is None or genes is ...:
+        return ~vocabulary.is_special
+    genes = [genes] if isinstance(genes, str) else list(genes)
+    if any(isinstance(gene, tuple) for gene in genes):
+        msg = "A screen deletes genes one at a time; for genes together, call `gfx.tl.delete_genes(adata, genes)`."
+        raise ValueError(msg)
+    tokens = find_gene_sets(genes, vocabulary, np.zeros(0, np.int64)).tokens
+    return np.isin(np.arange(len(vocabulary)), np.concatenate(tokens))
+
+
+def _plan(
+    cells: Prepared,
+    lengths: np.ndarray,
+    *,
+    hidden_layer: int,
+    n_probes: int | None,
+    positions: Literal["close", "keep"],
+    pooling: Comparison,
+    genes: np.ndarray,
+    group: np.ndarray,
+    n_groups: int,
+    has_goal: bool,
+    random_weights: bool,
+    rng: int,
+) -> Plan:
+    from gfx._engine.tasks import Screen
+
+    vocabulary, ids = cells.model.vocabulary, cells.tokens.ids
+    screened = np.zeros(len(lengths), dtype=bool)
+    for rows in pieces(np.flatnonzero(lengths > 0)):
+        screened[rows] = wanted_places(ids[rows], lengths[rows], genes, vocabulary).any(axis=1)
+    if not screened.any():
+        msg = "No cell that is screened has any of the genes and another one beside it."
+        raise ValueError(msg)
+    probes = FirstOrder().n_probes if n_probes is None else n_probes
+    task = Screen(
+        network=cells.network(hidden_layer, "float32"),
+        vocabulary=vocabulary,
+        is_exact=n_probes is None,
+        positions=positions,
+        pooling=pooling,
+        genes=genes,
+        goals=None,
+        n_probes=min(probes, cells.model.hidden_size - 1),
+        seed=_seed(rng, _PROBES),
+    )
+    tasks = {MODEL: task}
+    if random_weights:
+        tasks[RANDOM] = replace(
+            task,
+            network=task.network.randomized(_seed(rng, _WEIGHTS)),
+            is_exact=False,
+            pooling="mean" if pooling == "genes" else pooling,
+        )
+    return Plan(
+        number=np.flatnonzero(screened),
+        ids=ids,
+        lengths=np.where(screened, lengths, 0),
+        tasks=tasks,
+        measures=["shift", "toward"] if has_goal else ["shift"],
+        group=group,
+        n_groups=n_groups,
+    )
+
+
+def _goals(
+    plan: Plan, cells: Prepared, states: States, store: RunStore | None, rng: int
+) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+    """Find the centroid of the goal in each network, and whether start and goal are separable in the model."""
+    from gfx._engine.run import CELLS_PER_BLOCK, Job, by_length, run
+    from gfx._engine.tasks import CellEmbedding
+
+    lengths = np.where(states.is_start | states.is_goal, cells.tokens.lengths, 0)
+    blocks = by_length(lengths, CELLS_PER_BLOCK)
+    jobs = []
+    for name, screen in plan.tasks.items():
+        task = CellEmbedding(screen.network, screen.vocabulary, "cls" if screen.pooling == "cls" else "mean")
+        jobs.append(Job(f"states_{name}", task, plan.ids, cells.tokens.lengths, blocks))
+    vectors = vectors_of(run(jobs, description="embedding states", store=store), cells.adata.n_obs)
+    has_vector = states.is_goal & (lengths > 0)
+    if not has_vector.any():
+        msg = f"No cell of the state {states.goal!r} has a gene that the model knows."
+        raise ValueError(msg)
+    goals = {name: vectors[f"states_{name}"][has_vector].mean(axis=0, dtype=np.float64)[None] for name in plan.tasks}
+    return goals, states.axis(vectors[f"states_{MODEL}"], None, np.random.default_rng(_seed(rng, _AXIS)))
+
+
+def _open_store(
+    store: str | Path,
+    plan: Plan,
+    cells: Prepared,
+    *,
+    states: States | None,
+    groupby: str | None,
+    params: Mapping[str, object],
+) -> RunStore:
+    # Effects in cells are the same whatever groups and baselines they are compared with.
+    of_runs = {
+        **params,
+        "controls": [name for name in params["controls"] if name != "baselines"],
+        "groupby": None if states is None else groupby,
+        "cells_per_block": plan.cells_per_block,
+        "screened_cells": fingerprint(plan.lengths),
+        "genes": fingerprint(plan.tasks[MODEL].genes),
+        "states": None if states is None else fingerprint(states.group, np.array(states.names, dtype=object)),
+    }
+    opened = open_store(store, _FUNCTION, cells, of_runs)
+    if not opened.finished("genes"):  # for those who read effects by cell
+        opened.write("genes", 0, {"token": cells.gene_tokens})
+    return opened
+
+
+# --- out -----------------------------------------------------------------------------------------------------------
+
+
+def _add_baselines(table: pd.DataFrame, cells: Prepared, lengths: np.ndarray, states: States | None) -> None:
+    wanted = np.flatnonzero(table["n_cells"] > 0)
+    known = find_baselines(cells, lengths, states, wanted)
+    table["detection"], table["expression_mean"] = known.detection, known.expression
+    if states is not None:
+        table["logfc"] = known.logfc
+
+
+def _add_exact(table: pd.DataFrame, plan: Plan, exact: GeneSums | None) -> None:
+    if exact is None:
+        return
+    table["exact_n_cells"] = exact.n("shift")[:, 0]
+    for measure in plan.measures:
+        table[f"exact_{measure}_mean"] = exact.mean(measure)[:, 0]
+
+
+def _warn(states: States | None, axis: dict[str, object] | None, controls: pd.DataFrame) -> None:
+    if states is not None and (warning := states.warning(axis)):
+        warnings.warn(warning, UserWarning, stacklevel=3)
+    exact = controls[(controls["control"] == "exact") & (controls["statistic"] == "spearman")]
+    # Shifts of single cells are noisy by design; shifts toward a goal are not.
+    for value in exact.loc[exact["measure"] == "toward", "value"]:
+        if value < LOWEST_AGREEMENT:
+            warnings.warn(
+                f"Estimates of shifts toward the goal correlate with exact results only at Spearman {value:.2f} within "
+                "cells. Use `method='exact'`.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+
+def _write(
+    cells: Prepared,
+    plan: Plan,
+    sums: Sums,
+    *,
+    table: pd.DataFrame,
+    names: list[str],
+    params: Mapping[str, object],
+    controls: pd.DataFrame,
+) -> None:
+    uns = {
+        "approx": not plan.tasks[MODEL].is_exact,
+        "controls": controls,
+        "note": _note(has_random_weights=RANDOM in plan.tasks),
+    }
+    of_groups = None
+    if names:
+        tables = [gene_columns(plan, sums.groups, number) for number in range(len(names))]
+        uns |= {"groups": np.array(names, dtype=object), "columns": np.array(tables[0].columns, dtype=object)}
+        arrays = [_of_genes(of_group, cells).to_numpy(dtype=np.float32) for of_group in tables]
+        of_groups = np.stack(arrays, axis=1)
+    cells.slots.write(
+        f"{int(table['n_cells'].sum()):,} deletions in {len(plan.number):,} cells with {cells.model.name!r}",
+        params=params,
+        uns=uns,
+        hint=_hint(controls),
+        varm={"": _of_genes(table, cells), "groups": of_groups},
+    )
+
+
+def _note(*, has_random_weights: bool) -> str:
+    note = "z is the distance from genes of similar rank and number of cells in this screen"
+    if not has_random_weights:
+        return f"{note}; without a random-weights model there are no p-values."
+    return f"{note}; p and fdr say how often a random-weights model gives such a z in the same cells."
+
+
+def _of_genes(table: pd.DataFrame, cells: Prepared) -> pd.DataFrame:
+    """One row a gene of the AnnData, from one row a token."""
+    values = {}
+    for name, column in table.items():
+        if column.dtype.kind == "i":
+            values[name] = cells.cells_per_gene(column.to_numpy())
+        else:
+            values[name] = cells.per_gene(column.to_numpy())
+    return pd.DataFrame(values, index=cells.adata.var_names)
+
+
+def _hint(controls: pd.DataFrame) -> str:
+    """Say at once how far the ranking is that of random weights, and that of the rank."""
+    spearman = controls[controls["statistic"] == "spearman"]
+    shown = [
+        f"{row.value:+.2f} with {row.control.replace('_', ' ')} ({row.measure})"
+        for row in spearman.itertuples()
+        if row.control in {RANDOM, "rank"} and not np.isnan(row.value)
+    ]
+    told = f"Spearman over genes: {', '.join(shown)}. " if shown else ""
+    return f"{told}Read `gfx.get.controls_df`, then `gfx.get.screen_df`."

@@ -1,0 +1,258 @@
+"""One screen: every block of cells, sums over them, estimates compared with exact results, candidates run exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from gfx._core.screening import GeneSums, agreement, beside_neighbours, standing_out, wanted_places
+from gfx._core.statistics import spearman
+from gfx.tl._baselines import CONTROL_COLUMNS, compare_with_baselines
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from gfx._engine.run import Job, Result
+    from gfx._engine.tasks import Screen
+    from gfx._run_store import RunStore
+
+#: Cells in a block, which is what a stopped run loses at most: some thousand passes each.
+CELLS_PER_BLOCK = {True: 2, False: 128}
+
+#: Cells in which estimates are compared with exact results.
+CHECKED_CELLS = 4
+
+#: Genes that are run exactly after estimates, and cells of each.
+CANDIDATES, CELLS_PER_CANDIDATE = 50, 20
+
+#: Genes in fewer cells are no candidates, and are left out of comparisons.
+FEWEST_CELLS = 10
+
+MODEL, RANDOM = "model", "random_weights"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is screened.
+
+    Parameters
+    ----------
+    number
+        Which cells of the AnnData are screened, int `(n_cells,)`.
+    ids, lengths
+        Tokens of all cells, `(n_obs, longest)`, and how many, 0 for cells that are not screened.
+    tasks
+        By network: the model, and one with random weights if that is wanted.
+    measures
+        What is measured: ``"shift"``, ``"toward"``.
+    group, n_groups
+        Group of each cell of the AnnData, -1 for none, and how many there are.
+    """
+
+    number: np.ndarray
+    ids: np.ndarray
+    lengths: np.ndarray
+    tasks: dict[str, Screen]
+    measures: Sequence[str]
+    group: np.ndarray
+    n_groups: int
+
+    @property
+    def cells_per_block(self) -> int:
+        return CELLS_PER_BLOCK[self.tasks[MODEL].is_exact]
+
+    def towards(self, goals: Mapping[str, np.ndarray]) -> Plan:
+        """Set the states that networks measure shifts toward."""
+        return replace(self, tasks={name: replace(task, goals=goals.get(name)) for name, task in self.tasks.items()})
+
+    def measures_of(self, name: str) -> list[str]:
+        """Say what a network measures; without probes, estimates have no shifts."""
+        return [measure for measure in self.measures if measure != "shift" or self.tasks[name].measures_shifts]
+
+    def job(self, name: str, task: Screen, rows: np.ndarray, size: int) -> Job:
+        from gfx._engine.run import Job, cut
+
+        return Job(name, task, self.ids, self.lengths, cut(rows, size))
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What a screen gives: sums over all cells, and over those of each group."""
+
+    whole: GeneSums
+    groups: GeneSums
+
+
+def run_screen(plan: Plan, store: RunStore | None, checked: np.ndarray) -> tuple[Sums, dict[int, Result]]:
+    """Screen all cells with all networks and add up what they give, in order.
+
+    The runs of the model in the `checked` cells are returned as well.
+    """
+    from gfx._engine.run import run
+
+    n_tokens = len(plan.tasks[MODEL].vocabulary)
+    sums, of_checked = Sums(GeneSums(n_tokens, 1), GeneSums(n_tokens, plan.n_groups)), {}
+    jobs = [plan.job(name, task, plan.number, plan.cells_per_block) for name, task in plan.tasks.items()]
+    for job, cells, result in run(jobs, description="screening", store=store):
+        _add(sums, plan, job.name, result)
+        for cell in np.intersect1d(checked, cells.number) if job.name == MODEL else ():
+            of_checked[int(cell)] = {name: values[result["cell"] == cell] for name, values in result.items()}
+    return sums, of_checked
+
+
+def _add(sums: Sums, plan: Plan, name: str, runs: Result) -> None:
+    """Add the runs of one block to the sums."""
+    measured = {"rank": runs["rank"]} if name == MODEL else {}
+    for measure in plan.measures_of(name):
+        values = _values(runs, measure)
+        measured[f"{name}/{measure}"] = values
+        measured[f"{name}/{measure}_excess"] = _excess(runs["cell"], values)
+    for what, values in measured.items():
+        sums.whole.add(what, runs["token"], np.zeros(len(values), np.int64), values)
+        if plan.n_groups:
+            sums.groups.add(what, runs["token"], plan.group[runs["cell"]], values)
+
+
+def _values(runs: Result, measure: str) -> np.ndarray:
+    return runs["shift"] if measure == "shift" else runs["toward"][:, 0]
+
+
+def _excess(cell: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Compare each run with genes of similar rank in the same cell; runs of a cell follow each other by rank."""
+    first = np.flatnonzero(np.diff(cell)) + 1
+    return np.concatenate([beside_neighbours(of_cell[None])[0] for of_cell in np.split(values, first)])
+
+
+# --- estimates and exact results -----------------------------------------------------------------------------------
+
+
+def check_estimates(
+    plan: Plan, estimates: Mapping[int, Result], store: RunStore | None
+) -> dict[str, tuple[float, int]]:
+    """Compare estimates with exact results, over the genes of each of some cells.
+
+    Returns
+    -------
+    For each measure and statistic, such as ``"shift_spearman"`` and ``"shift_recall"`` (share of the 50 largest effects
+    that are among the 100 largest estimates), the mean over cells, and their number.
+    """
+    from gfx._engine.run import run
+
+    job = plan.job("exact_check", replace(plan.tasks[MODEL], is_exact=True), np.array(sorted(estimates)), 1)
+    exact = {int(cells.number[0]): runs for _, cells, runs in run([job], description="checking estimates", store=store)}
+    compared = {}
+    for measure in plan.measures_of(MODEL):
+        pairs = [(_values(estimates[cell], measure), _values(exact[cell], measure)) for cell in exact]
+        values = np.array([agreement(*pair) for pair in pairs])
+        for statistic, of_cells in zip(("spearman", "recall"), values.T, strict=True):
+            known = of_cells[~np.isnan(of_cells)]
+            compared[f"{measure}_{statistic}"] = float(known.mean()) if len(known) else np.nan, len(exact)
+    return compared
+
+
+def run_candidates(plan: Plan, sums: GeneSums, store: RunStore | None, rng: np.random.Generator) -> GeneSums:
+    """Delete the genes that stand out most exactly, in some of their cells."""
+    from gfx._engine.run import run
+
+    measure = plan.measures[-1]
+    n = sums.n(f"{MODEL}/{measure}")[:, 0]
+    excess = np.where(n >= FEWEST_CELLS, sums.mean(f"{MODEL}/{measure}_excess")[:, 0], np.nan)
+    distance = np.abs(standing_out(excess, sums.mean("rank")[:, 0], n)[0])
+    candidates = np.argsort(np.where(np.isnan(distance), -1, distance), kind="stable")[::-1][:CANDIDATES]
+    candidates = candidates[~np.isnan(distance[candidates])]
+    exact = GeneSums(len(distance), 1)
+    if not len(candidates):
+        return exact
+    wanted = _draw_cells(plan, candidates, sums.n("rank")[candidates, 0], rng)
+    task = replace(plan.tasks[MODEL], is_exact=True)
+    job = plan.job("candidates", task, np.array(sorted(wanted)), CELLS_PER_BLOCK[True])
+    job = replace(job, given=lambda number: {"wanted": _wanted(plan, job.blocks[number], wanted)})
+    for _, _, runs in run([job], description="candidates, exactly", store=store):
+        for measured in plan.measures:
+            exact.add(measured, runs["token"], np.zeros(len(runs["token"]), np.int64), _values(runs, measured))
+    return exact
+
+
+def _wanted(plan: Plan, rows: np.ndarray, tokens_of: Mapping[int, Sequence[int]]) -> np.ndarray:
+    """Find the places of the given tokens in some cells, bool `(n_cells, longest)`."""
+    ids = plan.ids[rows, : int(plan.lengths[rows].max())]
+    task = plan.tasks[MODEL]
+    places = wanted_places(ids, plan.lengths[rows], task.genes, task.vocabulary)
+    return places & np.stack([np.isin(row, tokens_of[int(cell)]) for row, cell in zip(ids, rows, strict=True)])
+
+
+def _draw_cells(
+    plan: Plan, candidates: np.ndarray, n_cells: np.ndarray, rng: np.random.Generator
+) -> dict[int, list[int]]:
+    """Draw some of the cells that have each candidate: which candidates to delete in each cell."""
+    task = plan.tasks[MODEL]
+    chosen = [set(rng.permutation(n)[:CELLS_PER_CANDIDATE].tolist()) for n in n_cells]
+    number_of = np.full(len(task.vocabulary), -1)
+    number_of[candidates] = np.arange(len(candidates))
+    n_seen = [0] * len(candidates)
+    drawn: dict[int, list[int]] = {}
+    for cell in plan.number:
+        ids = plan.ids[cell, : plan.lengths[cell]]
+        here = ids[wanted_places(ids[None], plan.lengths[[cell]], task.genes, task.vocabulary)[0]]
+        for number in number_of[here][number_of[here] >= 0].tolist():
+            if n_seen[number] in chosen[number]:
+                drawn.setdefault(int(cell), []).append(int(candidates[number]))
+            n_seen[number] += 1
+    return drawn
+
+
+# --- tables --------------------------------------------------------------------------------------------------------
+
+
+def gene_columns(plan: Plan, sums: GeneSums, group: int) -> pd.DataFrame:
+    """One row a token: what deleting it did in the cells of a group."""
+    main = f"{MODEL}/{plan.measures_of(MODEL)[0]}"
+    columns = {"n_cells": sums.n(main)[:, group], "rank_mean": sums.mean("rank")[:, group]}
+    for name in plan.tasks:
+        prefix = "" if name == MODEL else f"{name}_"
+        for measure in plan.measures_of(name):
+            columns[f"{prefix}{measure}_mean"] = sums.mean(f"{name}/{measure}")[:, group]
+            if name == MODEL:
+                columns[f"{measure}_sd"] = sums.sd(f"{name}/{measure}")[:, group]
+            columns[f"{prefix}{measure}_excess"] = sums.mean(f"{name}/{measure}_excess")[:, group]
+    return pd.DataFrame(columns)
+
+
+def control_table(
+    table: pd.DataFrame,
+    measures: Sequence[str],
+    *,
+    axis: dict[str, Any] | None,
+    estimates: Mapping[str, tuple[float, int]],
+) -> pd.DataFrame:
+    """Compare the ranking of genes with its controls, a row each.
+
+    Parameters
+    ----------
+    table
+        Genes, from :func:`gene_columns`, with baselines beside.
+    axis
+        Whether start and goal are separable.
+    estimates
+        From :func:`check_estimates`.
+    """
+    rows: list[tuple[str, str, str, float, int]] = []
+    table = table[table["n_cells"] >= FEWEST_CELLS]
+    names = {"rank": "rank_mean", "detection": "detection", "expression": "expression_mean", "logfc": "logfc"}
+    baselines = {name: table[column].to_numpy() for name, column in names.items() if column in table}
+    for measure in measures:
+        effect = table[f"{measure}_mean"].to_numpy()
+        random = f"{RANDOM}_{measure}_mean"
+        if random in table:
+            n = int((np.isfinite(effect) & np.isfinite(table[random])).sum())
+            rows.append((RANDOM, measure, "spearman", spearman(effect, table[random].to_numpy()), n))
+        rows += compare_with_baselines({measure: effect}, baselines)
+        for statistic in ("spearman", "recall"):
+            if f"{measure}_{statistic}" in estimates:
+                rows.append(("exact", measure, statistic, *estimates[f"{measure}_{statistic}"]))
+    if axis is not None:
+        rows.append(("state_axis", "toward", "auc", axis["auc"], axis["n_folds"]))
+    return pd.DataFrame(rows, columns=list(CONTROL_COLUMNS))

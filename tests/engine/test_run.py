@@ -1,0 +1,291 @@
+"""The runner: order, devices, dask workers, stores that are stopped, damaged, or of another call."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import threading
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import zarr
+
+from gfx import _settings
+from gfx._engine.run import Job, by_length, cut, networks, run
+from gfx._engine.tasks import CellEmbedding
+from gfx._run_store import FORMAT, RunStore, RunStoreError
+from gfx._settings import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from gfx._engine.run import CellBlock
+
+N_CELLS = 20
+
+
+@dataclass(frozen=True)
+class RowSums:
+    """A task that needs no network: the sum of the tokens of each cell."""
+
+    fails_at: int | None = None
+
+    def run(self, cells: CellBlock, device: object, report: Callable[[float], None]) -> dict[str, np.ndarray]:
+        if self.fails_at in cells.number:
+            raise RuntimeError("stopped")
+        report(0.5)
+        return {"sum": cells.ids.sum(axis=1, dtype=np.float64)}
+
+
+def job(name: str = "sums", task: Any = None, size: int = 3) -> Job:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(0, 9, N_CELLS).astype(np.int32)
+    ids = np.where(np.arange(9) < lengths[:, None], rng.integers(1, 50, (N_CELLS, 9)), 0).astype(np.uint16)
+    return Job(name, task or RowSums(), ids, lengths, by_length(lengths, size))
+
+
+def sums(jobs: list[Job], **chosen: Any) -> dict[str, np.ndarray]:
+    """Run jobs, and lay what they give where the cells are."""
+    out = {each.name: np.full(N_CELLS, np.nan) for each in jobs}
+    for each, cells, result in run(jobs, description="adding", **chosen):
+        out[each.name][cells.number] = result["sum"]
+    return out
+
+
+def expected(each: Job) -> np.ndarray:
+    return np.where(each.lengths > 0, each.ids.sum(axis=1, dtype=np.float64), np.nan)
+
+
+def test_blocks_hold_each_cell_with_tokens_once_longest_first() -> None:
+    each = job()
+    rows = np.concatenate(each.blocks)
+    assert sorted(rows) == np.flatnonzero(each.lengths).tolist()
+    assert (np.diff(each.lengths[rows]) <= 0).all()
+    assert [len(rows) for rows in cut(np.arange(7), 3)] == [3, 3, 1]
+    block = each.cells(len(each.blocks) - 1)
+    assert block.ids.shape[1] == block.lengths.max()
+
+
+def test_jobs_run_one_after_the_other_in_the_order_of_their_blocks() -> None:
+    jobs = [job("a"), job("b", size=5)]
+    seen = [(each.name, cells.number.tolist()) for each, cells, _ in run(jobs, description="adding")]
+    assert seen == [(each.name, rows.tolist()) for each in jobs for rows in each.blocks]
+    found = sums(jobs)
+    for each in jobs:
+        np.testing.assert_array_equal(found[each.name], expected(each))
+
+
+def test_what_a_task_is_given_belongs_to_its_block() -> None:
+    given = job()
+    given = Job("a", RowSums(), given.ids, given.lengths, given.blocks, lambda number: {"number": np.array([number])})
+    assert [int(cells.given["number"][0]) for _, cells, _ in run([given], description="x")] == [
+        *range(len(given.blocks))
+    ]
+
+
+def test_several_devices_share_the_blocks_and_results_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gfx._engine.run.choose_devices", lambda: ["first", "second"])
+    seen = threading.Barrier(2, timeout=10)
+
+    @dataclass(frozen=True)
+    class Both(RowSums):
+        def run(self, cells: CellBlock, device: object, report: Callable[[float], None]) -> dict[str, np.ndarray]:
+            if 0 not in cells.number and len(cells) == 3 and not seen.broken:
+                try:
+                    seen.wait(0.5)  # two blocks are under way at once
+                    used.add(str(device))
+                except threading.BrokenBarrierError:
+                    pass
+            return super().run(cells, device, report)
+
+    used: set[str] = set()
+    each = job(task=Both())
+    np.testing.assert_array_equal(sums([each])["sums"], expected(each))
+    assert used == {"first", "second"}
+
+
+def test_a_failure_on_one_of_several_devices_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gfx._engine.run.choose_devices", lambda: ["first", "second"])
+    with pytest.raises(RuntimeError, match="stopped"):
+        sums([job(task=RowSums(fails_at=int(job().blocks[2][0])))])
+
+
+def test_a_network_is_loaded_once_and_let_go(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gfx._engine import run as module
+
+    loads = []
+    original = module.load_encoder
+    monkeypatch.setattr(module, "load_encoder", lambda *args, **chosen: loads.append(1) or original(*args, **chosen))
+    network = module.Network(toy.model.weights, toy.model.config, 1, "float32")
+    task = CellEmbedding(network, toy.vocabulary, "mean")
+    each = Job("vectors", task, toy.ids, toy.lengths, by_length(toy.lengths, 2))
+    with networks():
+        for _ in range(2):
+            assert all(np.isfinite(result["vectors"]).all() for _, _, result in run([each], description="x"))
+    assert len(loads) == 1
+    assert module._load.cache_info().currsize == 0
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_bar_counts_cells_and_never_goes_back(share: float) -> None:
+    from tqdm.auto import tqdm
+
+    from gfx._engine.run import _Progress
+
+    with tqdm(total=30, file=io.StringIO()) as bar:
+        progress = _Progress(bar)
+        progress.report(10, share)
+        assert bar.n == int(10 * share)
+        progress.report(10, 0.0)
+        assert bar.n == int(10 * share)
+        progress.finish(10)
+        assert bar.n == 10
+
+
+# --- stores --------------------------------------------------------------------------------------------------------
+
+MANIFEST = {"function": "tl.embed", "gfx_version": "0.1.0", "torch_version": "2.13.0", "rng": 0, "names": ["a", "b"]}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_is_read_and_written_nowhere(tmp_path: Path) -> None:
+    store = RunStore.open(tmp_path / "store", MANIFEST)
+    each = job()
+    first = sums([each], store=store)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*")}
+    again = RunStore.open(tmp_path / "store", MANIFEST)
+    np.testing.assert_array_equal(
+        sums([job(task=RowSums(fails_at=int(each.blocks[0][0])))], store=again)["sums"], first["sums"]
+    )
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*")} == before
+
+
+def test_a_stopped_run_goes_on_from_its_finished_blocks(tmp_path: Path) -> None:
+    whole = RunStore.open(tmp_path / "whole", MANIFEST)
+    each = job()
+    sums([each], store=whole)
+    store = RunStore.open(tmp_path / "store", MANIFEST)
+    stopped = job(task=RowSums(fails_at=int(each.blocks[3][0])))
+    with pytest.raises(RuntimeError, match="stopped"):
+        sums([stopped], store=store)
+    assert store.finished("sums") == {0, 1, 2}
+    np.testing.assert_array_equal(sums([each], store=store)["sums"], expected(each))
+    assert files(tmp_path / "store") == files(tmp_path / "whole")
+
+
+def flip(path: Path, *, at: float) -> None:
+    content = bytearray(path.read_bytes())
+    content[int((len(content) - 1) * at)] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "empty": lambda path: path.write_bytes(b""),
+    "half": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "gone": lambda path: path.unlink(),
+    **{f"flipped at {at}": partial(flip, at=at) for at in (0, 0.5, 1)},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize("name", ["sum/c/0", "sum/zarr.json", "zarr.json"])
+def test_a_damaged_block_is_run_again_and_no_other(tmp_path: Path, damage: Callable[[Path], None], name: str) -> None:
+    store = RunStore.open(tmp_path / "store", MANIFEST)
+    each = job()
+    sums([each], store=store)
+    before = files(tmp_path / "store")
+    others = {path: path.stat().st_mtime_ns for path in (tmp_path / "store" / "sums" / "2").rglob("*")}
+    damage(tmp_path / "store" / "sums" / "1" / name)
+    np.testing.assert_array_equal(sums([each], store=store)["sums"], expected(each))
+    # A flip in a description may leave the arrays as they are, to the last bit: then the block is still good.
+    assert store.read("sums", 1) is not None
+    if not name.endswith("zarr.json"):
+        assert files(tmp_path / "store") == before
+    assert {path: path.stat().st_mtime_ns for path in others} == others
+
+
+def test_a_block_that_was_not_moved_to_its_place_does_not_count(tmp_path: Path) -> None:
+    store = RunStore.open(tmp_path / "store", MANIFEST)
+    each = job()
+    sums([each], store=store)
+    before = files(tmp_path / "store")
+    shutil.move(tmp_path / "store" / "sums" / "2", tmp_path / "store" / "sums" / "2.part")
+    assert 2 not in store.finished("sums")
+    sums([each], store=store)
+    assert files(tmp_path / "store") == before
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.zeros((0, 3), np.float32),
+        np.array([np.nan, 1.5]),
+        np.arange(6, dtype=np.int32).reshape(2, 3),
+        np.array(3.0),
+        np.array([True, False]),
+    ],
+)
+def test_arrays_of_any_shape_come_back_as_they_were(tmp_path: Path, values: np.ndarray) -> None:
+    store = RunStore.open(tmp_path / "store", MANIFEST)
+    store.write("job", 0, {"values": values})
+    found = store.read("job", 0)["values"]
+    assert (found.dtype, found.shape) == (values.dtype, values.shape)
+    np.testing.assert_array_equal(found, values)
+
+
+def test_another_call_is_refused_and_told_what_differs(tmp_path: Path) -> None:
+    RunStore.open(tmp_path / "store", MANIFEST)
+    before = files(tmp_path)
+    with pytest.raises(
+        RunStoreError, match=r"another names, rng, which cannot(.|\n)*- rng: 0, now 1(.|\n)*Give another"
+    ):
+        RunStore.open(tmp_path / "store", MANIFEST | {"rng": 1, "names": ["a"]})
+    assert files(tmp_path) == before
+
+
+def test_other_versions_of_gfx_and_torch_go_on_with_a_warning_that_names_them(tmp_path: Path) -> None:
+    RunStore.open(tmp_path / "store", MANIFEST)
+    newer = MANIFEST | {"gfx_version": "0.2.0", "torch_version": "3.0"}
+    with pytest.warns(UserWarning, match=r"gfx 0\.1\.0 \(now 0\.2\.0\) and torch 2\.13\.0 \(now 3\.0\)"):
+        RunStore.open(tmp_path / "store", newer)
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    group = zarr.open_group(RunStore.open(tmp_path / "store", MANIFEST).path, mode="r+")
+    group.attrs["gfx"] = group.attrs["gfx"] | {"format": FORMAT + 1}
+    with pytest.raises(RunStoreError, match="another format"):
+        RunStore.open(tmp_path / "store", MANIFEST)
+
+
+# --- dask ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Any]:
+    distributed = pytest.importorskip("distributed")
+    arguments = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    with distributed.LocalCluster(processes=False, **arguments) as cluster, distributed.Client(cluster) as client:
+        yield client
+
+
+def test_workers_give_the_same_in_the_same_order(toy: Any, client: Any) -> None:
+    from gfx._engine.run import Network
+
+    task = CellEmbedding(Network(toy.model.weights, toy.model.config, 1, "float32"), toy.vocabulary, "mean")
+    each = Job("vectors", task, toy.ids, toy.lengths, by_length(toy.lengths, 2))
+    here = [(cells.number.tolist(), result["vectors"]) for _, cells, result in run([each], description="x")]
+    with settings.override(client=client):
+        there = [(cells.number.tolist(), result["vectors"]) for _, cells, result in run([each], description="x")]
+    assert [rows for rows, _ in here] == [rows for rows, _ in there]
+    for (_, one), (_, other) in zip(here, there, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert _settings.settings.client is None
