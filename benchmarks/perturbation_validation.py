@@ -65,10 +65,7 @@ def some_cells(adata: ad.AnnData, rows: np.ndarray, n: int = N_CELLS) -> ad.AnnD
 
 def controls(adata: ad.AnnData, key: str | None = None) -> dict[str, float]:
     table = gfx.get.controls_df(adata, key=key)
-    return {
-        f"{row.control}: {row.effect}, {row.statistic} over {row.over}": rounded(row.value)
-        for row in table.itertuples()
-    }
+    return {f"{row.control}: {row.measure}, {row.statistic}": rounded(row.value) for row in table.itertuples()}
 
 
 def rounded(value: float, digits: int = 3) -> float | None:
@@ -86,7 +83,7 @@ def blood(folder: Path, model: str | None, figures: Path | None) -> dict[str, ob
     rows, report = [], {}
     for name in LINEAGES:
         cells = some_cells(adata, lineage == name)
-        gfx.tl.delete_genes(cells, genes, model=model, null=N_RANDOM)
+        gfx.tl.delete_genes(cells, genes, model=model, n_random=N_RANDOM)
         rows.append(gfx.get.deletion_df(cells).assign(lineage=name))
         report[f"controls in {name}"] = controls(cells)
         if figures is not None:
@@ -154,7 +151,7 @@ def calibration(folder: Path, model: str | None, figures: Path | None) -> dict[s
     known = gfx.models.load(model or "mini").vocabulary.resolve(cells.var_names) >= 0
     often = cells.var_names[known & (detected >= 0.1)]
     genes = np.random.default_rng(0).choice(often, N_CALIBRATION, replace=False).tolist()
-    gfx.tl.delete_genes(cells, genes, model=model, null=N_RANDOM)
+    gfx.tl.delete_genes(cells, genes, model=model, n_random=N_RANDOM)
     table = gfx.get.deletion_df(cells)
     shift, rank, z, p = (table[column].to_numpy() for column in ("shift_mean", "rank_mean", "z", "p"))
     return {
@@ -185,7 +182,7 @@ def heart(folder: Path, model: str | None, figures: Path | None) -> dict[str, ob
     report: dict[str, object] = {}
 
     pairs = list(combinations([gene for gene in PAIRED if gene in known], 2))
-    gfx.tl.delete_genes(late, [*known, *pairs], model=model, null=N_RANDOM)
+    gfx.tl.delete_genes(late, [*known, *pairs], model=model, n_random=N_RANDOM)
     report["deleted on day 5"] = records(
         gfx.get.deletion_df(late),
         (
@@ -221,7 +218,7 @@ def heart(folder: Path, model: str | None, figures: Path | None) -> dict[str, ob
     report["targets"] = targets(late, known, edges)
     with tempfile.TemporaryDirectory() as twin:
         random = random_twin(gfx.models.load(model or "mini"), Path(twin), seed=0)
-        gfx.tl.delete_genes(late, known, model=random, null=N_RANDOM, key_added="random_weights")
+        gfx.tl.delete_genes(late, known, model=random, n_random=N_RANDOM, key_added="random_weights")
     report["targets, random weights"] = targets(late, known, edges, key="random_weights")
     if figures is not None:
         save(gfx.pl.deletion(late, show=False), figures / "heart_deletion.png")
@@ -243,7 +240,7 @@ def heart(folder: Path, model: str | None, figures: Path | None) -> dict[str, ob
     )
     for tool, start, goal in (("overexpress_genes", "day2", "day5"), ("delete_genes", "day5", "day2")):
         getattr(gfx.tl, tool)(
-            both, known, model=model, groupby="day", start=start, goal=goal, null=N_RANDOM, key_added=tool
+            both, known, model=model, groupby="day", start=start, goal=goal, n_random=N_RANDOM, key_added=tool
         )
         table = gfx.get.deletion_df(both, key=tool)
         report[f"{tool}, {start} to {goal}"] = records(table[table["role"] == "goal"], columns)
@@ -302,13 +299,20 @@ def measured(folder: Path, model: str | None, figures: Path | None) -> dict[str,
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that states cannot be told apart is what is asked here
             gfx.tl.overexpress_genes(
-                adata, gene, model=model, groupby="perturbation", start="control", goal=gene, null=None, key_added="one"
+                adata,
+                gene,
+                model=model,
+                groupby="perturbation",
+                start="control",
+                goal=gene,
+                controls=None,
+                key_added="one",
             )
         table = gfx.get.deletion_df(adata, key="one")
         alternatives = table[table["role"] != "start"].set_index("state")["toward_mean"]
         alternatives = alternatives[[name for name in alternatives.index if "+" not in name]]
         rank = int((alternatives > alternatives[gene]).sum()) + 1
-        areas.append(adata.uns["one"]["controls"]["state_axis"]["auc"])
+        areas.append(gfx.get.controls_df(adata, key="one").set_index("control").loc["state_axis", "value"])
         rows.append(
             {
                 "gene": gene,
@@ -325,7 +329,7 @@ def measured(folder: Path, model: str | None, figures: Path | None) -> dict[str,
     report["mean reciprocal rank by chance"] = rounded(np.mean(1 / np.arange(1, n + 1)))
     report["moves towards its own (no change would be 0)"] = int((found["toward its own"] > 0).sum())
     control = adata[(adata.obs["perturbation"] == "control").to_numpy()].copy()
-    gfx.tl.overexpress_genes(control, single, model=model, null=N_RANDOM)
+    gfx.tl.overexpress_genes(control, single, model=model, n_random=N_RANDOM)
     report["controls"] = controls(control)
     report["agreement of displacements, median cosine with the measured one"] = displacements(adata, single, model)
     return report

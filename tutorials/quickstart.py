@@ -27,7 +27,7 @@ LINEAGES = {
     "NK and cytotoxic cells": ["NKG7", "GNLY"],
     "monocytes": ["S100A9", "LYZ"],
 }
-#: Random sets of genes beside each marker: half of the default, for a quick start.
+#: Random gene sets for each marker: half of the default, for a quick start.
 N_RANDOM = 50
 MEMBERS = {
     "T cells": ["CD4+/CD25 T Reg", "CD4+/CD45RO+ Memory", "CD8+/CD45RA+ Naive Cytotoxic", "CD4+/CD45RA+/CD25- Naive T"],
@@ -59,23 +59,23 @@ def main(folder: Path) -> None:
         ).mean()
         print(f"   nearest neighbours name the cell type of {accuracy:.0%} of held-out cells in {name}")
 
-    say("3. Genes are deleted, beside random genes of the same rank in the same cells")
+    say("3. Genes are deleted and compared with rank-matched random gene sets in the same cells")
     markers = [gene for pair in LINEAGES.values() for gene in pair]
-    gfx.tl.delete_genes(adata, [*markers, ("CD79A", "MS4A1")], null=N_RANDOM)
+    gfx.tl.delete_genes(adata, [*markers, ("CD79A", "MS4A1")], n_random=N_RANDOM)
     controls = gfx.get.controls_df(adata)
-    print("   First, what the ranking has to be held against:")
-    print(controls[controls["statistic"] == "Spearman"].round(2).to_string(index=False))
-    print("   Then, what moves cells most beside random genes:")
+    print("   First the controls: what else explains the ranking?")
+    print(controls[controls["statistic"] == "spearman"].round(2).to_string(index=False))
+    print("   Then the effects, sorted by z-score among random gene sets:")
     columns = ["perturbation", "n_cells", "shift_mean", "position_mean", "context_mean", "random_mean", "z", "p", "fdr"]
     print(gfx.get.deletion_df(adata)[columns].round(5).to_string(index=False))
     together = gfx.get.synergy_df(adata).iloc[0]
     print(
-        f"   {together['perturbation']} together, beyond the sum of displacements: {together['on_vectors_mean']:+.5f}, "
-        f"z {together['on_vectors_z']:+.1f} among random pairs"
+        f"   {together['perturbation']} together shift cells {together['on_vectors_mean']:+.5f} beyond the sum of both "
+        f"displacements (z-score {together['on_vectors_z']:+.1f} among random pairs)"
     )
     compare_lineages(adata)
     moved = gfx.get.gene_effects_df(adata, "CD79A", min_cells=20).head(8)
-    print(f"   genes that CD79A's deletion moves most beyond random ones: {', '.join(moved['gene'])}")
+    print(f"   genes that the deletion of CD79A shifts most, beyond random deletions: {', '.join(moved['gene'])}")
 
     say("4. Attention is read")
     gfx.tl.attention(adata)
@@ -107,7 +107,7 @@ def main(folder: Path) -> None:
 
 
 def compare_lineages(adata: ad.AnnData) -> None:
-    """Ask whether a marker moves its own lineage more than other cells that express it."""
+    """Test whether a marker shifts its own lineage more than other cells that express it."""
     cells = gfx.get.deletion_cells_df(adata).join(adata.obs["bulk_labels"], on="cell")
     wins = 0
     for lineage, pair in LINEAGES.items():
@@ -116,11 +116,9 @@ def compare_lineages(adata: ad.AnnData) -> None:
             own = of_gene["bulk_labels"].isin(MEMBERS[lineage])
             inside, outside = of_gene.loc[own, "shift"].mean(), of_gene.loc[~own, "shift"].mean()
             wins += inside > outside
-            print(f"   {gene:7s} moves {lineage} by {inside:.5f}, other cells that express it by {outside:.5f}")
+            print(f"   {gene:7s} shifts {lineage} by {inside:.5f}, other cells that express it by {outside:.5f}")
     n_markers = sum(map(len, LINEAGES.values()))
-    print(
-        f"   {wins} of {n_markers} markers move their own lineage more; by chance it would be about {n_markers // 2}."
-    )
+    print(f"   {wins} of {n_markers} markers shift their own lineage more; chance gives about {n_markers // 2}.")
 
 
 def save(figure: plt.Figure, path: Path) -> None:
