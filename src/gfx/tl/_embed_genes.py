@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gfx._docs import shared
 from gfx._core.manifest import fingerprint
+from gfx._docs import shared
 from gfx._results import mask_name
 from gfx.tl._prepare import groups_and_rest, open_store, prepare
 

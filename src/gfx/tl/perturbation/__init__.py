@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from gfx import _docs
+from gfx._docs import shared
 from gfx.tl.perturbation._perturb import CONTROLS, perturb
 from gfx.tl.perturbation._shift import check_change, rank_finder
 
@@ -17,8 +17,42 @@ if TYPE_CHECKING:
 
 __all__ = ["delete_genes", "overexpress_genes", "shift_genes"]
 
+SLOTS = """
+`.obsm['{key}' | key_added]` : :class:`numpy.ndarray` (float32, `(n_obs, n_perturbations)`)
+    Shift of each cell; NaN for cells that were not perturbed, because they lack a gene or are not of state `start`.
+`.obsm['{key}_parts' | key_added + '_parts']` : :class:`numpy.ndarray` (float32, `(n_obs, n_perturbations, 3)`)
+    Its composition, position and context part; they add up to the shift.
+`.obsm['{key}_states' | key_added + '_states']` : :class:`numpy.ndarray` (float32, 3 dimensions)
+    With states, `(n_obs, n_perturbations, n_states)`: change of the cosine to each state, in the order of `uns`.
+`.varm['{key}' | key_added]` : :class:`numpy.ndarray` (float32, `(n_vars, n_perturbations)`)
+    Shift of each other gene, mean over the cells that have it; NaN where none does.
+`.varm['{key}_sd' | key_added + '_sd']` : :class:`numpy.ndarray` (float32, `(n_vars, n_perturbations)`)
+    Its standard deviation over these cells.
+`.varm['{key}_n_cells' | key_added + '_n_cells']` : :class:`numpy.ndarray` (int32, `(n_vars, n_perturbations)`)
+    Number of these cells.
+`.varm['{key}_null' | key_added + '_null']` : :class:`numpy.ndarray` (float32, `(n_vars, n_perturbations)`)
+    With random sets, the mean shift of each gene when these are perturbed.
+`.uns['{key}' | key_added]` : :class:`dict`
+    `params`; `perturbations`, their names, and `ensembl_ids`; `states`; `table` and `state_table`, see
+    :func:`gfx.get.deletion_df`; `synergy`, see :func:`gfx.get.synergy_df`; `random_sets` and `random_states`, see
+    :func:`gfx.get.random_sets_df`; `genes_of_all_ranks`, see :func:`gfx.get.rank_trend_df`; `donors` and
+    `donor_states`; `controls`, see :func:`gfx.get.controls_df`; `note`, what the p-values are over.
+"""
 
-@_docs.shared(slots=_docs.perturbation_slots("gfx_delete"))
+ERRORS = """
+ValueError
+    A gene that the model does not know, a gene or set given twice, `start` without `goal`, no raw counts, tokens of
+    another vocabulary, a value outside the choices, or a store that holds another call.
+KeyError
+    No such column in `obs`, or no such state in it.
+TypeError
+    Genes that are no names.
+OSError
+    The store cannot be written; finished blocks are kept.
+"""
+
+
+@shared(slots=SLOTS.replace("{key}", "gfx_delete"), errors=ERRORS)
 def delete_genes(
     adata: Data,
     genes: Genes,
@@ -69,14 +103,16 @@ def delete_genes(
     {model}
     {layer}
     {states}
+    {start}
+    {goal}
     positions
         ``"close"``: the genes behind a deleted one move up, as in the published method. ``"keep"``: the gene is removed
         from attention and from the mean, and every other gene keeps its position.
-    {controls}
+    {controls_of_perturbations}
     {n_random}
     {donor_key}
     {hidden_layer}
-    {pooling_of_perturbations}
+    {pooling_of_shifts}
     {store}
     {rng}
     {key_added}
@@ -91,7 +127,7 @@ def delete_genes(
 
     Raises
     ------
-    {perturbation_errors}
+    {errors}
 
     Warns
     -----
@@ -132,7 +168,7 @@ def delete_genes(
     )
 
 
-@_docs.shared(slots=_docs.perturbation_slots("gfx_overexpress"))
+@shared(slots=SLOTS.replace("{key}", "gfx_overexpress"), errors=ERRORS)
 def overexpress_genes(
     adata: Data,
     genes: Genes,
@@ -175,13 +211,15 @@ def overexpress_genes(
     {model}
     {layer}
     {states}
+    {start}
+    {goal}
     positions
         ``"close"``: the other genes make room, as in the published method. ``"keep"``: they keep their positions.
-    {controls}
+    {controls_of_perturbations}
     {n_random}
     {donor_key}
     {hidden_layer}
-    {pooling_of_perturbations}
+    {pooling_of_shifts}
     {store}
     {rng}
     {key_added}
@@ -196,7 +234,7 @@ def overexpress_genes(
 
     Raises
     ------
-    {perturbation_errors}
+    {errors}
 
     Examples
     --------
@@ -230,7 +268,7 @@ def overexpress_genes(
     )
 
 
-@_docs.shared(slots=_docs.perturbation_slots("gfx_shift"))
+@shared(slots=SLOTS.replace("{key}", "gfx_shift"), errors=ERRORS)
 def shift_genes(
     adata: Data,
     genes: Genes,
@@ -276,11 +314,13 @@ def shift_genes(
     {model}
     {layer}
     {states}
-    {controls}
+    {start}
+    {goal}
+    {controls_of_perturbations}
     {n_random}
     {donor_key}
     {hidden_layer}
-    {pooling_of_perturbations}
+    {pooling_of_shifts}
     {store}
     {rng}
     {key_added}
@@ -295,7 +335,7 @@ def shift_genes(
 
     Raises
     ------
-    {perturbation_errors}
+    {errors}
 
     Examples
     --------

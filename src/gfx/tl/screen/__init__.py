@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from gfx import _docs
 from gfx._core.manifest import fingerprint
 from gfx._core.screening import wanted_places
 from gfx._core.seeds import check_seed, check_whole
+from gfx._docs import shared
 from gfx._results import mask_name
 from gfx.tl._baselines import find_baselines
 from gfx.tl._gene_sets import find_gene_sets
@@ -83,7 +83,7 @@ class FirstOrder:
         check_whole(self.n_probes, "n_probes", 0)
 
 
-@_docs.shared()
+@shared()
 def screen_genes(
     adata: Data,
     *,
