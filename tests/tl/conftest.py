@@ -114,8 +114,21 @@ class SlowModel:
         """Hidden states, `(length, d)`."""
         return self.run(tokens, positions).hidden_states[hidden_layer][0].double().numpy()
 
+    @property
+    def pooling(self) -> str:
+        """How cells become vectors unless something else is asked for."""
+        return "cls" if self.vocabulary.has_cls else "mean"
+
     def is_gene(self, token: int) -> bool:
         return not self.vocabulary.is_special[token]
+
+    def genes(self, row: Sequence[int]) -> list[int]:
+        """Genes of a cell, by rank."""
+        return [token for token in row if self.is_gene(token)]
+
+    def named(self, names: Sequence[str]) -> list[int]:
+        """Tokens of genes by their symbols."""
+        return [int(np.flatnonzero(self.vocabulary.symbols == name)[0]) for name in names]
 
     def vector(self, states: Mapping[int, np.ndarray], how: str) -> np.ndarray:
         """One vector of a cell, from the state of each of its tokens."""
@@ -139,6 +152,22 @@ class SlowModel:
         for place, _, gene in reversed(moved):
             others.insert(place, gene)
         return [self.vocabulary.cls, *others, self.vocabulary.eos] if self.vocabulary.has_cls else others
+
+    def effects(
+        self,
+        rows: Sequence[list[int]],
+        names: Sequence[str],
+        kind: str = "delete",
+        how: str | None = None,
+        **arguments: Any,
+    ) -> dict[int, SlowEffect]:
+        """Effect of deleting or overexpressing genes, by the number of the cell, where that can be done."""
+        genes = self.named(names)
+        return {
+            number: self.effect(row, self.edited(row, genes, kind), genes, how or self.pooling, **arguments)
+            for number, row in enumerate(rows)
+            if any(token not in genes for token in self.genes(row)) and (kind != "delete" or set(genes) <= set(row))
+        }
 
     def effect(
         self,
@@ -174,6 +203,49 @@ class SlowModel:
             genes={str(self.vocabulary.symbols[token]): value for token, value in shifts.items()},
             vectors=(path[0], path[-1]),
         )
+
+
+def laid_out(effects: Mapping[int, SlowEffect], n_cells: int, name: str) -> np.ndarray:
+    """Values of all cells, `(n_cells, ...)`; NaN where there is no effect."""
+    values = {number: getattr(effect, name) for number, effect in effects.items()}
+    missing = np.full(np.shape(next(iter(values.values()))), np.nan)
+    return np.array([values.get(number, missing) for number in range(n_cells)])
+
+
+@pytest.fixture(scope="session")
+def assert_effects() -> Callable[..., None]:
+    """Compare a perturbation, by its number, with the slow effects on cells, toward states and on other genes."""
+
+    def compare(
+        adata: ad.AnnData, number: int, effects: Mapping[int, SlowEffect], key: str
+    ) -> None:
+        for slot, name in ((key, "shift"), (f"{key}_parts", "parts"), (f"{key}_states", "toward")):
+            if slot in adata.obsm:
+                expected = laid_out(effects, adata.n_obs, name)
+                np.testing.assert_allclose(adata.obsm[slot][:, number], expected, atol=1e-5, err_msg=slot)
+        for row, gene in enumerate(adata.var_names):
+            values = [effect.genes[gene] for effect in effects.values() if gene in effect.genes]
+            mean, sd = (np.mean(values), np.std(values)) if values else (np.nan, np.nan)
+            assert adata.varm[f"{key}_n_cells"][row, number] == len(values)
+            np.testing.assert_allclose(adata.varm[key][row, number], mean, atol=1e-5)
+            np.testing.assert_allclose(adata.varm[f"{key}_sd"][row, number], sd, atol=2e-6)
+
+    return compare
+
+
+@pytest.fixture(scope="session")
+def value_of() -> Callable[..., float]:
+    """Look up a number in a table of controls; there is one such row."""
+
+    def find(controls: pd.DataFrame, control: str, statistic: str, measure: str = "shift", column: str = "value"):
+        rows = controls[
+            (controls["control"] == control)
+            & (controls["statistic"] == statistic)
+            & (controls["measure"] == measure)
+        ]
+        return rows[column].item()
+
+    return find
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:

@@ -96,7 +96,7 @@ def draw_random_sets(
     of_set = np.array(perturbation, dtype=np.int64)
     which = np.concatenate(which)
     # Shifts of other genes are added up for each perturbation, over all of its random sets.
-    return RandomSets(Runs(random, np.concatenate(cell), which, of_set[which]), of_set)
+    return RandomSets(Runs(random, np.concatenate(cell), which, of_set[which], len(sets)), of_set)
 
 
 def random_set_table(

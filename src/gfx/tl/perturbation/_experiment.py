@@ -32,8 +32,9 @@ class Runs:
         Tokens of each set of genes.
     cell, which
         Cell and set of each run, int `(n_runs,)`.
-    group
-        Group of each run, in which shifts of the other genes are added up, int `(n_runs,)`; `None` adds nothing up.
+    group, n_groups
+        Group of each run, in which shifts of the other genes are added up, int `(n_runs,)`, and how many groups there
+        are, some of them without runs; `None` adds nothing up.
     effects
         What was measured, an array `(n_runs, ...)` each: `shift`, `rank`, `toward` and so on.
     gene_sums
@@ -44,6 +45,7 @@ class Runs:
     cell: np.ndarray
     which: np.ndarray
     group: np.ndarray | None = None
+    n_groups: int = 0
     effects: dict[str, np.ndarray] = field(default_factory=dict)
     gene_sums: np.ndarray | None = None
 
@@ -108,7 +110,7 @@ class Experiment:
         """List the runs of each set in its cells; with `group`, shifts of other genes are added up for each set."""
         which = np.repeat(np.arange(len(sets)), [len(rows) for rows in cells_of])
         cell = np.concatenate([np.zeros(0, dtype=np.int64), *cells_of]).astype(np.int64)
-        return Runs(sets, cell, which, which if group else None)
+        return Runs(sets, cell, which, which if group else None, len(sets))
 
     def job(
         self,
@@ -139,7 +141,12 @@ class Experiment:
         vocabulary, tokens = self.cells.model.vocabulary, self.cells.tokens
         sets, cell, which, members = _with_single_genes(runs) if together else (runs.sets, runs.cell, runs.which, None)
         if runs.group is not None:
-            runs.gene_sums = np.zeros((3, len(vocabulary), int(runs.group.max(initial=-1)) + 1))
+            runs.gene_sums = np.zeros((3, len(vocabulary), runs.n_groups))
+        n_states = 0 if goals is None else goals.shape[-2]
+        for measure, shape in (("shift", ()), ("rank", ()), ("toward", (n_states,))):  # also where there are no runs
+            runs.effects[measure] = np.full((len(runs), *shape), np.nan, dtype=np.float32)
+        if goals is not None and goals.ndim == 3:  # single genes that only serve for comparison are beside no states
+            goals = goals[np.minimum(np.arange(len(sets)), len(goals) - 1)]
         blocks, runs_of = _blocks(cell, tokens.lengths)
         padded = None if self.new_ranks is None else pad_sets(sets)
 
