@@ -3,9 +3,12 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy import sparse
 
 import gfx
+from gfx.tl.perturbation import _experiment
 
 # The toy cells' states are drawn at random, and most of the time nothing separates them.
 pytestmark = pytest.mark.filterwarnings("ignore:Held-out (cells|donors) of")
@@ -18,16 +21,6 @@ delete_genes = partial(gfx.tl.delete_genes, controls=None)
 
 
 WITH_STATES = {"groupby": "condition", "start": "sick", "goal": "healthy"}
-
-
-def few_genes(cells):
-    """Cell 0 has only the gene, cell 1 only both genes, no cell has TOY7."""
-    counts = cells.X.toarray()
-    gene, other = (cells.var_names.get_loc(name) for name in (GENE, OTHER))
-    counts[:2] = 0
-    counts[0, gene] = counts[1, gene] = counts[1, other] = 3
-    counts[:, cells.var_names.get_loc("TOY7")] = 0
-    cells.X = sparse.csr_matrix(counts)
 
 
 def test_what_is_drawn_follows_the_seed(cells, toy_model, slots):
@@ -43,13 +36,9 @@ def test_what_is_drawn_follows_the_seed(cells, toy_model, slots):
         first.uns["gfx_delete"]["random_sets"]["genes"].tolist()
         != other.uns["gfx_delete"]["random_sets"]["genes"].tolist()
     )
-    seeds = [adata.uns["gfx_delete"]["controls"]["random_weights_seed"] for adata in (first, other)]
-    assert seeds[0] != seeds[1]
+    weights = [adata.uns["gfx_delete"]["table"]["random_weights_shift_mean"] for adata in (first, other)]
+    assert (weights[0] != weights[1]).all()
     np.testing.assert_array_equal(first.obsm["gfx_delete"], other.obsm["gfx_delete"])
-    generated = run(np.random.default_rng(5))
-    assert "rng" not in generated.uns["gfx_delete"]["params"]
-    del first.uns["gfx_delete"]["params"], generated.uns["gfx_delete"]["params"]
-    assert slots(first) == slots(generated)
     assert run(np.int64(5)).uns["gfx_delete"]["params"]["rng"] == 5
 
 
@@ -90,8 +79,8 @@ def test_z_does_not_depend_on_what_else_is_perturbed(cells, toy_model, states):
     assert_same_of_each(many, few, names[:1], ["synergy"])
     assert many["table"]["z"].notna().all()
     pd.testing.assert_frame_equal(many["genes_of_all_ranks"], few["genes_of_all_ranks"], rtol=1e-4, atol=1e-7)
-    pd.testing.assert_frame_equal(many["controls"]["baselines"], few["controls"]["baselines"], atol=1e-3)
-    assert many["controls"]["random_weights_seed"] == few["controls"]["random_weights_seed"]
+    of_all_ranks = [result["controls"].query("statistic != 'spearman_perturbations'") for result in (many, few)]
+    pd.testing.assert_frame_equal(*of_all_ranks, atol=1e-3)
     for key in ("", "_sd", "_null"):
         np.testing.assert_allclose(cells.varm[f"many{key}"][:, [4, 1]], cells.varm[f"few{key}"], atol=1e-6)
 
@@ -107,7 +96,7 @@ def test_z_of_the_shift_does_not_depend_on_states(cells, toy_model):
     assert_same_of_each(found, expected, names, OF_PERTURBATIONS[:-1])
     assert_same_of_each(found, expected, names[2:], ["synergy"])
     np.testing.assert_allclose(found["table"]["p"], expected["table"]["p"])
-    columns = ["rank", "shift", "random_weights_shift_mean"]
+    columns = ["rank", "shift", "random_weights_shift"]
     ours, theirs = (result["genes_of_all_ranks"][columns] for result in (found, expected))
     pd.testing.assert_frame_equal(ours, theirs, rtol=1e-4, atol=1e-7)
 
@@ -125,24 +114,46 @@ def assert_nearly_equal(found, expected, where=""):
         np.testing.assert_array_equal(found, expected, err_msg=where)
 
 
-@pytest.mark.parametrize("most", [1, 15])
+@pytest.mark.parametrize(("n_cells", "n_runs"), [(1, 1), (5, 15)])
 @pytest.mark.parametrize(
-    "arguments", [{}, {"controls": None}, WITH_STATES, {"centroids": "without", **WITH_STATES}], ids=str
+    "arguments", [{}, {"controls": None}, WITH_STATES, {"controls": ["centroids"], **WITH_STATES}], ids=str
 )
 @pytest.mark.filterwarnings("ignore:No cell .*has the genes of")
-def test_results_do_not_depend_on_blocks(cells, toy_model, monkeypatch, most, arguments):
-    few_genes(cells)
+def test_results_do_not_depend_on_blocks(cells, toy_model, monkeypatch, n_cells, n_runs, arguments):
     genes = ["TOY7", GENE, (GENE, OTHER), "TOY21", ("TOY7", GENE), (OTHER, "TOY21", GENE), OTHER]
+    few = cells[:12].copy()
+    few.X = sparse.csr_matrix(few.X.multiply(few.var_names != "TOY7"))
     arguments = {"model": toy_model, "n_random": 5, "donor_key": "donor"} | arguments
-    gfx.tl.delete_genes(cells, genes, key_added="x", **arguments)
-    monkeypatch.setattr(_perturbation_run, "MOST_RUNS", most)
-    blocks, cut = [], _perturbation_run._blocks
-    monkeypatch.setattr(_perturbation_run, "_blocks", lambda n_runs: blocks.extend(cut(n_runs)) or blocks)
-    gfx.tl.delete_genes(cells, genes, key_added="y", **arguments)
-    assert len(blocks) > 1
-    assert_nearly_equal(cells.uns["y"], cells.uns["x"])
-    for held in (cells.obsm, cells.varm):
+    monkeypatch.setattr("gfx.tl.perturbation._controls.N_RANK_SAMPLE", 40)
+    gfx.tl.delete_genes(few, genes, key_added="x", **arguments)
+    monkeypatch.setattr("gfx.tl.perturbation._experiment.CELLS_PER_BLOCK", n_cells)
+    monkeypatch.setattr("gfx.tl.perturbation._experiment.RUNS_PER_BLOCK", n_runs)
+    gfx.tl.delete_genes(few, genes, key_added="y", **arguments)
+    found, expected = few.uns["y"], few.uns["x"]
+    for result in (found, expected):
+        del result["slots"]
+    assert_nearly_equal(found, expected)
+    for held in (few.obsm, few.varm):
         keys = [key for key in held if key == "x" or key.startswith("x_")]
         assert len(keys) >= 2
         for key in keys:
             np.testing.assert_allclose(held["y" + key[1:]], held[key], atol=1e-6, err_msg=key)
+
+
+@pytest.mark.parametrize(
+    "n_runs", [[], [5], [3, 4, 3], [10, 10, 10], [11, 1, 9, 1], [2, 30, 2, 1, 8], [1] * 12], ids=str
+)
+def test_blocks_hold_every_run_once_with_the_longest_cells_first(monkeypatch, n_runs):
+    monkeypatch.setattr(_experiment, "RUNS_PER_BLOCK", 10)
+    monkeypatch.setattr(_experiment, "CELLS_PER_BLOCK", 4)
+    rng = np.random.default_rng(0)
+    lengths, cell = rng.integers(1, 20, len(n_runs) + 3), np.repeat(np.arange(len(n_runs)) + 2, n_runs)
+    cell = rng.permutation(cell)
+    rows, runs = _experiment._blocks(cell, lengths)
+    assert sorted(np.concatenate([*runs, []]).tolist()) == list(range(len(cell)))
+    assert sorted(np.concatenate([*rows, []]).tolist()) == [at + 2 for at in range(len(n_runs))]
+    assert (np.diff(lengths[np.concatenate([*rows, []]).astype(int)]) <= 0).all()
+    for of_block, run in zip(rows, runs, strict=True):
+        assert set(cell[run]) == set(of_block)
+        assert len(of_block) <= 4
+        assert len(run) <= 10 or len(of_block) == 1

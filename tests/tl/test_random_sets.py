@@ -3,9 +3,14 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
+from scipy import stats
+from transformers import BertForMaskedLM
 
 import gfx
+from gfx.models._vocabulary_file import write_vocabulary
 
 # The toy cells' states are drawn at random, and most of the time nothing separates them.
 pytestmark = pytest.mark.filterwarnings("ignore:Held-out (cells|donors) of")
@@ -42,7 +47,7 @@ class Controlled:
 
     def __init__(self, adata, model, slow, **arguments):
         self.adata, self.slow = adata, slow
-        gfx.tl.delete_genes(adata, list(PERTURBED.values()), model=model, n_random=12, donor_key="donor", **arguments)
+        gfx.tl.delete_genes(adata, list(PERTURBED.values()), model=model, controls="random_sets", n_random=12, donor_key="donor", **arguments)
         self.result = adata.uns["gfx_delete"]
         self.rows = slow.tokens(adata)
         self.table = self.result["random_sets"]
@@ -50,7 +55,7 @@ class Controlled:
         by_hand = adata.copy()
         delete_genes(by_hand, list(sets.values()), model=model, key_added="by_hand", **arguments)
         column = {key: at for at, key in enumerate(sets)}
-        #: Each set: the perturbation's number, its genes, cells, and the shifts and movements of these.
+        #: Each set: the perturbation's number, its genes, cells, and their shifts, also toward states.
         self.runs = []
         for name, genes in zip(self.table["perturbation"], self.table["genes"].str.split("+"), strict=True):
             number, at = list(PERTURBED).index(name), column[frozenset(genes)]
@@ -132,7 +137,7 @@ def test_place_among_random_sets(controlled):
 
 def test_p_is_pooled_over_perturbations_of_one_size(cells, toy_model):
     genes = [GENE, OTHER, "TOY21", "TOY165", (GENE, OTHER), (GENE, "TOY21")]
-    gfx.tl.delete_genes(cells, genes, model=toy_model, n_random=8, **WITH_STATES)
+    delete_genes(cells, genes, model=toy_model, controls="random_sets", n_random=8, **WITH_STATES)
     result, sizes = cells.uns["gfx_delete"], np.array([1, 1, 1, 1, 2, 2])
 
     def expected(sets, column):
@@ -175,13 +180,13 @@ def test_excess_over_random_sets_by_donor(controlled):
 
 
 def test_other_genes_when_random_sets_are_deleted(controlled):
-    slow, how = controlled.slow, default_pooling(controlled.slow)
+    slow = controlled.slow
     for number in range(2):
         shifts = {}
         for at, genes, cells, _ in controlled.runs:
             if at == number:
                 rows = [row if place in cells else [] for place, row in enumerate(controlled.rows)]
-                for effect in slow_deletions(slow, rows, genes, how).values():
+                for effect in slow.effects(rows, genes).values():
                     for name, value in effect.genes.items():
                         shifts.setdefault(name, []).append(value)
         runs = [shifts.get(name, []) for name in controlled.adata.var_names]
@@ -191,18 +196,29 @@ def test_other_genes_when_random_sets_are_deleted(controlled):
         np.testing.assert_allclose(controlled.adata.varm["gfx_delete_null"][:, number], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("null", [3, np.int64(7)])
-def test_a_number_of_random_sets(cells, toy_model, null):
-    gfx.tl.delete_genes(cells, [GENE, OTHER], model=toy_model, n_random=null)
-    assert cells.uns["gfx_delete"]["table"]["n_random"].tolist() == [null, null]
+@pytest.mark.parametrize("n_random", [3, np.int64(7)])
+def test_a_number_of_random_sets(cells, toy_model, n_random):
+    delete_genes(cells, [GENE, OTHER], model=toy_model, controls="random_sets", n_random=n_random)
+    assert cells.uns["gfx_delete"]["table"]["n_random"].tolist() == [n_random, n_random]
     assert (cells.uns["gfx_delete"]["random_sets"]["n_cells"] <= 8).all()
-    assert cells.uns["gfx_delete"]["params"]["null"] == null
+    assert cells.uns["gfx_delete"]["params"]["n_random"] == n_random
 
 
-def test_rank_is_a_hundred_sets(cells, toy_model):
+def test_all_controls_run_with_a_hundred_random_sets_by_default(cells, toy_model):
     gfx.tl.delete_genes(cells, GENE, model=toy_model)
-    assert len(cells.uns["gfx_delete"]["random_sets"]) == 100
-    assert cells.uns["gfx_delete"]["params"]["null"] == "rank"
+    result = cells.uns["gfx_delete"]
+    assert len(result["random_sets"]) == result["params"]["n_random"] == 100
+    assert result["params"]["controls"] == ["random_sets", "random_weights", "baselines"]
+    assert {"random_weights", "rank_trend", "detection"} < set(result["controls"]["control"])
+
+
+def test_without_random_sets_none_are_counted(cells, toy_model):
+    delete_genes(cells, GENE, model=toy_model, controls=["baselines", "random_weights"])
+    result = cells.uns["gfx_delete"]
+    assert "n_random" not in result["params"]
+    assert "random_sets" not in result
+    assert result["table"]["n_random"].tolist() == [0]
+    assert result["params"]["controls"] == ["random_weights", "baselines"]  # in their order, whatever was given
 
 
 @pytest.mark.parametrize("states", [{}, WITH_STATES], ids=["plain", "states"])
@@ -212,7 +228,7 @@ def test_random_genes_do_not_stand_out(toy_cells, toy_model, states):
     start = (adata.obs["condition"] == "sick").to_numpy()
     often = np.asarray((adata[start, :200].X > 0).sum(axis=0)).ravel() >= 14
     genes = np.random.default_rng(1).choice(adata.var_names[:200][often], 40, replace=False)
-    gfx.tl.delete_genes(adata, genes, model=toy_model, n_random=20, donor_key="donor", **states)
+    delete_genes(adata, genes, model=toy_model, controls="random_sets", n_random=20, donor_key="donor", **states)
     table = gfx.get.deletion_df(adata, min_cells=5)
     prefix = "toward_" if states else ""
     if states:
@@ -237,7 +253,6 @@ def changed(model, folder, change):
 
 def test_a_gene_that_matters_stands_out(cells, toy_model, tmp_path):
     """In a model for which all genes are nearly the same, but for one."""
-
     planted = int(toy_model.vocabulary.resolve([GENE])[0])
 
     def level(network):
@@ -248,7 +263,7 @@ def test_a_gene_that_matters_stands_out(cells, toy_model, tmp_path):
         network.bert.embeddings.position_embeddings.weight *= 0.01
 
     model = changed(toy_model, tmp_path / "level", level)
-    gfx.tl.delete_genes(cells, [GENE, OTHER], model=model, n_random=19, donor_key="donor")
+    delete_genes(cells, [GENE, OTHER], model=model, controls="random_sets", n_random=19, donor_key="donor")
     first, plain = gfx.get.deletion_df(cells).itertuples()
     assert first.perturbation == GENE
     assert first.z > 5

@@ -4,8 +4,13 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
+from scipy import stats
+from transformers import BertConfig, BertForMaskedLM, BertModel
 
 import gfx
+from gfx.models._vocabulary_file import write_vocabulary
+from gfx.tl.perturbation._controls import RANDOM_WEIGHTS, stream
 
 # The toy cells' states are drawn at random, and most of the time nothing separates them.
 pytestmark = pytest.mark.filterwarnings("ignore:Held-out (cells|donors) of")
@@ -35,59 +40,81 @@ def changed(model, folder, change):
 
 
 @pytest.mark.parametrize(("hidden_layer", "states"), [(-2, {}), (-1, {}), (-2, WITH_STATES)])
-def test_the_random_network(cells, toy_model, tmp_path, hidden_layer, states):
-    """Its shifts are those of a model of the same shape whose weights were drawn with the seed that is told."""
+def test_random_weights_are_those_of_the_seed_in_the_same_cells(
+    cells, toy_model, tmp_path, value_of, hidden_layer, states
+):
+    """Shifts are those of a model of the same shape, whose weights were drawn with the seed."""
     genes = [GENE, OTHER, "TOY21", (GENE, OTHER)]
-    gfx.tl.delete_genes(cells, genes, model=toy_model, n_random=3, hidden_layer=hidden_layer, **states)
-    controls = cells.uns["gfx_delete"]["controls"]
-    n_blocks = 3 if hidden_layer == -1 else 2
+    arguments = {"hidden_layer": hidden_layer, **states}
+    delete_genes(cells, genes, model=toy_model, controls="random_weights", rng=3, **arguments)
+    controls, n_layers = cells.uns["gfx_delete"]["controls"], 3 if hidden_layer == -1 else 2
 
     def draw(network):
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(controls["random_weights_seed"])
-            config = BertConfig.from_pretrained(toy_model.folder, num_hidden_layers=n_blocks)
+            torch.manual_seed(int(stream(3, RANDOM_WEIGHTS).integers(2**31)))
+            config = BertConfig.from_pretrained(toy_model.folder, num_hidden_layers=n_layers)
             drawn = BertModel(config, add_pooling_layer=False)
         network.bert.embeddings.load_state_dict(drawn.embeddings.state_dict())
-        for block, new in zip(network.bert.encoder.layer, drawn.encoder.layer, strict=False):
-            block.load_state_dict(new.state_dict())
+        for layer, new in zip(network.bert.encoder.layer, drawn.encoder.layer, strict=False):
+            layer.load_state_dict(new.state_dict())
 
-    twin = changed(toy_model, tmp_path / "twin", draw)
-    delete_genes(cells, genes, model=twin, hidden_layer=hidden_layer, key_added="twin", **states)
-    table, expected = cells.uns["gfx_delete"]["table"], cells.uns["twin"]["table"]
+    random = changed(toy_model, tmp_path / "random", draw)
+    delete_genes(cells, genes, model=random, key_added="random", **arguments)
+    table, expected = cells.uns["gfx_delete"]["table"], cells.uns["random"]["table"]
     np.testing.assert_allclose(table["random_weights_shift_mean"], expected["shift_mean"], atol=1e-6)
     assert abs(table["random_weights_shift_mean"] / table["shift_mean"] - 1).min() > 0.01
-    assert ("random_weights, toward goal" in controls) == bool(states)
-    # Agreement is asked of single genes alone: the pair is not what most of the perturbations are.
-    agreement = stats.spearmanr(table["shift_mean"][:-1], expected["shift_mean"][:-1]).statistic
     sample = cells.uns["gfx_delete"]["genes_of_all_ranks"]
-    assert controls["random_weights, shift"] == pytest.approx(
-        {
-            "spearman": stats.spearmanr(sample["shift"], sample["random_weights_shift_mean"]).statistic,
-            "n": 200,
-            "spearman_perturbations": agreement,
-            "n_perturbations": 3,
-        }
-    )
+    effects = {"shift": [cells.uns[key]["table"]["shift_mean"] for key in ("gfx_delete", "random")]}
     if states:
-        moved = [
-            cells.uns[key]["state_table"].query("role == 'goal'")["toward_mean"].to_numpy()[:-1]
-            for key in ("gfx_delete", "twin")
-        ]
-        assert controls["random_weights, toward goal"] == pytest.approx(
-            {
-                "spearman": stats.spearmanr(sample["toward_goal"], sample["toward_goal_random_weights"]).statistic,
-                "n": 200,
-                "spearman_perturbations": stats.spearmanr(*moved).statistic,
-                "n_perturbations": 3,
-            }
-        )
-        # A random gene in the twin moves a cell as far towards the twin's mean of the goal as when deleted there.
-        delete_genes(cells, ..., model=twin, hidden_layer=hidden_layer, key_added="every", **states)
+        of_states = [cells.uns[key]["state_table"].query("role == 'goal'") for key in ("gfx_delete", "random")]
+        effects["toward"] = [table["toward_mean"].to_numpy() for table in of_states]
+    agreement = controls[controls["control"] == "random_weights"]
+    assert set(agreement["measure"]) == set(effects)
+    for measure, (of_model, of_random) in effects.items():
+        correlation = stats.spearmanr(sample[measure], sample[f"random_weights_{measure}"]).statistic
+        assert value_of(controls, "random_weights", "spearman", measure) == pytest.approx(correlation)
+        assert value_of(controls, "random_weights", "spearman", measure, "n") == 200
+        # Agreement is asked of single genes alone: the pair is not what most of the perturbations are.
+        statistic = "spearman_perturbations"
+        correlation = stats.spearmanr(of_model[:-1], of_random[:-1]).statistic
+        assert value_of(controls, "random_weights", statistic, measure) == pytest.approx(correlation)
+        assert value_of(controls, "random_weights", statistic, measure, "n") == 3
+    if states:
+        # Random weights have goals of their own: a random gene shifts a cell as far toward them as when deleted there.
+        delete_genes(cells, ..., model=random, key_added="every", **arguments)
         by_hand = cells.obsm["every_states"][..., cells.uns["every"]["states"].tolist().index("healthy")]
         by_hand = by_hand[~np.isnan(by_hand)]
-        distance = abs(sample["toward_goal_random_weights"].to_numpy()[:, None] - by_hand).min(axis=1)
+        distance = abs(sample["random_weights_toward"].to_numpy()[:, None] - by_hand).min(axis=1)
         assert distance.max() < 1e-6
         assert np.std(by_hand) > 1e-4
+
+
+def test_random_weights_see_some_cells_of_a_perturbation(cells, toy_model, monkeypatch):
+    """Those of the seed and the genes, whatever else is perturbed."""
+    runs = {}
+    control = gfx.tl.perturbation._run.random_weights_control
+
+    def kept(experiment, sets, *rest):
+        runs["of"] = control(experiment, sets, *rest)
+        return runs["of"]
+
+    monkeypatch.setattr("gfx.tl.perturbation._run.random_weights_control", kept)
+    monkeypatch.setattr("gfx.tl.perturbation._controls.CELLS_OF_RANDOM_WEIGHTS", 10)
+    chosen = []
+    for genes in ([GENE, OTHER], [OTHER, "TOY21", GENE]):
+        delete_genes(cells, genes, model=toy_model, controls="random_weights")
+        found = runs["of"]
+        number = len(found.genes) + genes.index(GENE)
+        chosen.append(found.random.cell[found.random.which == number].tolist())
+        np.testing.assert_array_equal(found.random.cell, found.model.cell)
+        shift = cells.obsm["gfx_delete"][chosen[-1], genes.index(GENE)]
+        of_model = found.model["shift"][found.model.which == number]
+        np.testing.assert_allclose(of_model, shift, atol=1e-6)
+        expected = found.random["shift"][found.random.which == number].mean()
+        table = cells.uns["gfx_delete"]["table"].set_index("perturbation")
+        assert table.loc[GENE, "random_weights_shift_mean"] == pytest.approx(expected)
+    assert len(set(chosen[0])) == 10 < cells.uns["gfx_delete"]["table"]["n_cells"].max()
+    assert chosen[0] == chosen[1]
 
 
 def test_the_users_random_numbers_stay_as_they_are(cells, toy_model):
@@ -102,7 +129,7 @@ def test_the_users_random_numbers_stay_as_they_are(cells, toy_model):
 def test_genes_of_all_ranks(cells, toy_model):
     """In one cell, a rank says which gene it was."""
     one = cells[[1]].copy()
-    gfx.tl.delete_genes(one, GENE, model=toy_model, n_random=3)
+    delete_genes(one, GENE, model=toy_model, controls="random_weights")
     sample, controls = one.uns["gfx_delete"]["genes_of_all_ranks"], one.uns["gfx_delete"]["controls"]
     assert len(sample) == 200
     gfx.pp.tokenize(one, model=toy_model)
@@ -114,7 +141,7 @@ def test_genes_of_all_ranks(cells, toy_model):
     np.testing.assert_allclose(sample["shift"], one.obsm["every"][0, at], atol=1e-6)
     assert len(set(at)) > len(tokens) / 2
     assert {0, len(tokens) - 1} & set(at)
-    for column, name in (("shift", "rank_trend"), ("random_weights_shift_mean", "rank_trend_random_weights")):
+    for column, name in (("shift", "rank_trend"), ("random_weights_shift", "rank_trend_random_weights")):
         line = stats.linregress(sample["rank"], np.log(sample[column]))
         left = np.log(sample[column]) - line.intercept - line.slope * sample["rank"]
         expected = {
@@ -122,9 +149,10 @@ def test_genes_of_all_ranks(cells, toy_model):
             "slope": line.slope,
             "intercept": line.intercept,
             "sd": np.sqrt((left**2).sum() / 198),
-            "n": 200,
         }
-        assert controls[name] == pytest.approx(expected, rel=1e-4)
+        rows = controls[controls["control"] == name]
+        assert dict(zip(rows["statistic"], rows["value"], strict=True)) == pytest.approx(expected, rel=1e-4)
+        assert (rows["n"] == 200).all()
 
 
 @UNTESTED
@@ -132,7 +160,7 @@ def test_genes_of_all_ranks_are_those_of_the_start(cells, toy_model):
     """Deleting them gives, in the cells of the start, these shifts."""
     few = cells[:3].copy()
     few.obs["state"] = ["start", "goal", "goal"]
-    gfx.tl.delete_genes(few, GENE, model=toy_model, n_random=3, groupby="state", start="start", goal="goal")
+    delete_genes(few, GENE, model=toy_model, controls="random_weights", groupby="state", start="start", goal="goal")
     delete_genes(few, ..., model=toy_model, groupby="state", start="start", goal="goal", key_added="every")
     shifts = few.obsm["every"][0]
     distance = abs(few.uns["gfx_delete"]["genes_of_all_ranks"]["shift"].to_numpy()[:, None] - shifts).min(axis=1)
