@@ -70,13 +70,7 @@ class RunStore:
                 msg = f"Could not begin a store at {path}: {error.strerror}. Nothing was left there."
                 raise OSError(error.errno, msg) from None
             return cls(path)
-        try:
-            stored = zarr.open_group(path, mode="r").attrs.get(MANIFEST)
-        except _DAMAGED:
-            stored = None
-        if not isinstance(stored, dict):
-            msg = f"{path} is no store of gfx. Give `store` a path where nothing is."
-            raise RunStoreError(msg)
+        stored = cls.existing(path, advice="Give `store` a path where nothing is.")[1]
         try:
             differing_versions = compare_manifests(
                 stored, manifest, holder=f"{path} holds a run", advice="Give another `store`, or call as before."
@@ -86,6 +80,30 @@ class RunStore:
         if differing_versions:
             warnings.warn(differing_versions, UserWarning, stacklevel=stacklevel + 1)
         return cls(path)
+
+    @classmethod
+    def existing(cls, path: str | Path, *, advice: str) -> tuple[RunStore, dict[str, Any]]:
+        """Open a store that is there, whatever it holds, and read its manifest.
+
+        Parameters
+        ----------
+        advice
+            What to do if there is none; ends the message.
+
+        Raises
+        ------
+        RunStoreError
+            There is none.
+        """
+        path = Path(path)
+        try:
+            stored = zarr.open_group(path, mode="r").attrs.get(MANIFEST)
+        except _DAMAGED:
+            stored = None
+        if not isinstance(stored, dict):
+            msg = f"{path} is no store of gfx. {advice}"
+            raise RunStoreError(msg)
+        return cls(path), stored
 
     def finished(self, job: str) -> set[int]:
         """List the blocks of a job that are there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 from scipy import sparse
+
+import gfx
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     import anndata as ad
 
@@ -287,3 +292,50 @@ def toy_slow(toy_model) -> SlowModel:
 def slow_v1(toy_model_v1) -> SlowModel:
     """The slow reference for the model without special tokens."""
     return SlowModel(toy_model_v1)
+
+
+@pytest.fixture
+def other_toy_folder(toy_folder: Path, tmp_path: Path) -> Path:
+    """The toy model with weights in another order, so that it has learnt something else."""
+    folder = shutil.copytree(toy_folder, tmp_path / "other")
+    rng = np.random.default_rng(0)
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: rng.permuted(value) for name, value in weights.items()}, folder / "model.safetensors")
+    return folder
+
+
+@dataclass(frozen=True)
+class Screened:
+    """Cells after a screen, and its store."""
+
+    adata: ad.AnnData
+    store: Path
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """What is stored of each gene."""
+        return self.adata.varm["gfx_screen"]
+
+    @property
+    def controls(self) -> pd.DataFrame:
+        """Controls by name and statistic."""
+        return self.adata.uns["gfx_screen"]["controls"].set_index(["control", "statistic"])
+
+    def effects(self, measure: str = "shift") -> np.ndarray:
+        """Effects by cell and gene; NaN where no gene was deleted."""
+        stored = gfx.get.screen_cells(self.adata, self.store, measure=measure).tocoo()
+        out = np.full(stored.shape, np.nan)
+        out[stored.row, stored.col] = stored.data
+        return out
+
+
+@pytest.fixture(scope="session")
+def screen(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Screened]:
+    """Screen a copy of cells, without controls unless they are asked for, and keep the effects in cells."""
+
+    def run(adata: ad.AnnData, model: Model, **arguments: Any) -> Screened:
+        store = tmp_path_factory.mktemp("screens") / "store"
+        chosen = {"controls": None, "store": store} | arguments
+        return Screened(gfx.tl.screen_genes(adata, model=model, copy=True, **chosen), store)
+
+    return run

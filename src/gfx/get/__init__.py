@@ -8,7 +8,7 @@ from gfx.get._controls import controls_df, random_sets_df, rank_trend_df
 from gfx.get._deletion import deletion_cells_df, deletion_df, gene_effects_df
 from gfx.get._gene_scores import gene_scores_df
 from gfx.get._official_statistics import official_statistics_df
-from gfx.get._screen import screen_controls_df, screen_df
+from gfx.get._screen import screen_cells, screen_controls_df, screen_df
 from gfx.get._synergy import synergy_df
 from gfx.get._targets import target_effects_df
 
@@ -28,6 +28,7 @@ __all__ = [
     "random_sets_df",
     "rank_trend_df",
     "roc_df",
+    "screen_cells",
     "screen_controls_df",
     "screen_df",
     "synergy_df",

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from gfx._adata import gene_column, gene_names
+from gfx._core.manifest import fingerprint
 from gfx._core.screening import standing_out
 from gfx._core.statistics import by_chance, false_discovery_rate
 from gfx._keys import screen_keys
+from gfx._results import find
 from gfx.get._result import find_result
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from anndata import AnnData
     from mudata import MuData
+
+    from gfx._run_store import RunStore
+
+_FUNCTION = "tl.screen_genes"
 
 #: How wide the band of genes that do not stand out is, as a z.
 WIDTH = 3
@@ -172,3 +181,108 @@ def screen_controls_df(adata: AnnData | MuData, *, key: str | None = None, mod: 
     """
     _, found = find_result(adata, screen_keys(key).uns, "tl.screen_genes", key=key, mod=mod)
     return found["controls"].reset_index(drop=True).copy()
+
+
+#: What a store and a result of one screen agree in.
+_OF_ONE_SCREEN = (
+    *("weights_sha256", "vocabulary_sha256", "dtype", "hidden_layer", "pooling", "method", "n_probes", "positions"),
+    *("start", "goal", "rng"),
+)
+
+
+def screen_cells(
+    adata: AnnData | MuData,
+    store: str | Path,
+    *,
+    measure: Literal["shift", "toward"] = "shift",
+    key: str | None = None,
+    mod: str | None = None,
+) -> sparse.csr_matrix:
+    """Read the effect of each gene in each cell from the store of a screen.
+
+    Use it to see in which cells a gene matters, or to compare cells that no column of `obs` grouped at the time of the
+    screen. Means over cells are in :func:`gfx.get.screen_df`. Memory: up to three numbers for each gene of each cell.
+
+    Parameters
+    ----------
+    adata
+        After :func:`gfx.tl.screen_genes` with `store`; the same cells and genes in the same order.
+    store
+        The path that was given to it.
+    measure
+        ``"shift"``: cosine shift of the cell without the gene. ``"toward"``: change of its cosine to the goal, above 0
+        where the cell shifts toward it.
+    key
+        The `key_added` of that call.
+    mod
+        Modality of a MuData.
+
+    Returns
+    -------
+    Effects, float32 `(n_obs, n_vars)`. An entry is stored for each gene that was deleted from a cell, even where its
+    effect is 0, and none for all others. Two columns of `adata` that are one gene to the model have the same entries.
+
+    Raises
+    ------
+    ValueError
+        No store of a screen; one of other cells, other genes, or another call; damaged or unfinished blocks; or a
+        measure that the screen does not have.
+    KeyError
+        No such result.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import gfx
+    >>> adata = gfx.datasets.toy()[:20].copy()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     gfx.tl.screen_genes(adata, model="mini", method="first_order", controls=None, store=f"{folder}/screen.zarr")
+    ...     shifts = gfx.get.screen_cells(adata, f"{folder}/screen.zarr")
+    >>> shifts.shape == adata.shape
+    True
+    """
+    from gfx._run_store import RunStore, RunStoreError
+
+    result = find(adata, _FUNCTION, key=key, mod=mod)
+    n_cells = result.read("varm")["n_cells"].to_numpy()
+    opened, manifest = RunStore.existing(store, advice="Give the `store` of the screen.")
+    if manifest.get("function") != _FUNCTION:
+        msg = f"{store} holds a run of `gfx.{manifest.get('function')}`, not of `gfx.{_FUNCTION}`."
+        raise RunStoreError(msg)
+    if manifest.get("cells") != fingerprint(result.adata.obs_names.to_numpy(dtype=object)):
+        msg = f"{store} holds effects in other cells. Read it before cells are left out, reordered or renamed."
+        raise RunStoreError(msg)
+    params = result.uns["params"]
+    if differing := [name for name in _OF_ONE_SCREEN if str(params.get(name)) != str(manifest.get(name))]:
+        msg = f"{store} holds a screen with another {', '.join(differing)} than the result {result.key!r}."
+        raise RunStoreError(msg)
+    measures = [name for name in _MEASURES if f"{name}_mean" in result.read("varm")]
+    if measure not in measures:
+        msg = f"`measure` is one of {measures} in this screen, found {measure!r}."
+        raise ValueError(msg)
+    genes = opened.read("genes", 0)
+    if genes is None or bytes(genes["names"]).hex() != fingerprint(result.adata.var_names.to_numpy(dtype=object)):
+        msg = f"{store} holds effects of other genes. Read it before genes are left out, reordered or renamed."
+        raise RunStoreError(msg)
+    effects = _effects(opened, measure, n_obs=result.adata.n_obs)
+    columns = np.where(genes["token"] < effects.shape[1], genes["token"], -1)  # the last column is empty
+    effects = effects[:, columns]
+    effects.sort_indices()
+    if not np.array_equal(effects.getnnz(axis=0), n_cells):
+        msg = (
+            f"{store} lacks effects that the result {result.key!r} is made of, or has others: blocks are damaged, or "
+            "another call wrote them. Call `gfx.tl.screen_genes` with this `store` again."
+        )
+        raise RunStoreError(msg)
+    return effects
+
+
+def _effects(store: RunStore, measure: str, *, n_obs: int) -> sparse.csr_matrix:
+    """Read the effects of all tokens, `(n_obs, n_tokens + 1)`, as far as blocks are intact."""
+    blocks = [store.read("model", number) for number in sorted(store.finished("model"))]
+    blocks = [block for block in blocks if block is not None]
+    none = np.zeros(0, dtype=np.int32)
+    cell, token = (np.concatenate([none, *(block[name] for block in blocks)]) for name in ("cell", "token"))
+    values = [block["shift"] if measure == "shift" else block["toward"][:, 0] for block in blocks]
+    shape = n_obs, int(token.max(initial=0)) + 2
+    return sparse.csr_matrix((np.concatenate([none.astype(np.float32), *values]), (cell, token)), shape=shape)

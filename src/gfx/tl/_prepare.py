@@ -219,7 +219,8 @@ def open_store(store: str | Path, function: str, cells: Prepared, depends: Mappi
         "torch_version": version("torch"),
         "device": choose_device().type,
         "batch_tokens": settings.batch_tokens,
-        "cells": fingerprint(names, tokens.lengths, (tokens.ids[rows] for rows in pieces(np.arange(len(names))))),
+        "cells": fingerprint(names),
+        "tokens": fingerprint(tokens.lengths, (tokens.ids[rows] for rows in pieces(np.arange(len(names))))),
     }
     return RunStore.open(store, manifest, stacklevel=4)
 

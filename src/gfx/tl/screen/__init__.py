@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from gfx._core.screening import GeneSums
     from gfx._engine.perturb import Comparison
+    from gfx._engine.run import Network
     from gfx._run_store import RunStore
     from gfx._types import Data, Mask, ModelLike
     from gfx.tl._prepare import Prepared
@@ -217,15 +218,14 @@ def screen_genes(
     if groupby is not None and states is None:
         names, group = groups(cells.adata, groupby)
     is_exact, how = n_probes is None, cells.comparison(pooling)
-    if how == "genes" and not is_exact:
-        msg = "`pooling='genes'` has no estimates. Use `pooling='mean'`, or `method='exact'`."
-        raise ValueError(msg)
+    network = cells.network(hidden_layer, "float32")
+    _check_readout(how, network, is_exact=is_exact)
     lengths = cells.lengths(mask_obs)
     lengths = lengths if states is None else np.where(states.is_start, lengths, 0)
     plan = _plan(
         cells,
         lengths,
-        hidden_layer=hidden_layer,
+        network=network,
         n_probes=n_probes,
         positions=positions,
         pooling=how,
@@ -237,12 +237,12 @@ def screen_genes(
         rng=rng,
     )
     params = {
-        **cells.provenance(plan.tasks[MODEL].network),
+        **cells.provenance(network),
         "hidden_layer": hidden_layer,
         "pooling": how,
         "method": "exact" if is_exact else "first_order",
         "positions": positions,
-        "n_probes": plan.tasks[RANDOM].n_probes if RANDOM in plan.tasks else n_probes,
+        "n_probes": None if is_exact and RANDOM not in plan.tasks else plan.tasks[MODEL].n_probes,
         "controls": list(controls),
         "start": start,
         "goal": goal,
@@ -293,6 +293,19 @@ def _seed(rng: int, use: int) -> int:
     return int(np.random.default_rng([rng, use]).integers(2**31))
 
 
+def _check_readout(how: Comparison, network: Network, *, is_exact: bool) -> None:
+    """Refuse what cannot be measured."""
+    if how == "genes" and not is_exact:
+        msg = "`pooling='genes'` has no estimates. Use `pooling='mean'`, or `method='exact'`."
+        raise ValueError(msg)
+    if how == "cls" and network.n_layers == 0:
+        msg = (
+            "`hidden_layer=0` is the input of the first network layer, where `<cls>` is the same in every cell: no "
+            "deletion shifts it. Use `pooling='mean'`, or a later layer such as `hidden_layer=1`."
+        )
+        raise ValueError(msg)
+
+
 def _genes(genes: Iterable[str] | EllipsisType | None, cells: Prepared) -> np.ndarray:
     """Find the tokens to delete, bool `(n_tokens,)`."""
     vocabulary = cells.model.vocabulary
@@ -310,7 +323,7 @@ def _plan(
     cells: Prepared,
     lengths: np.ndarray,
     *,
-    hidden_layer: int,
+    network: Network,
     n_probes: int | None,
     positions: Literal["close", "keep"],
     pooling: Comparison,
@@ -332,7 +345,7 @@ def _plan(
         raise ValueError(msg)
     probes = FirstOrder().n_probes if n_probes is None else n_probes
     task = Screen(
-        network=cells.network(hidden_layer, "float32"),
+        network=network,
         vocabulary=vocabulary,
         is_exact=n_probes is None,
         positions=positions,
@@ -403,8 +416,12 @@ def _open_store(
         "states": None if states is None else fingerprint(states.group, np.array(states.names, dtype=object)),
     }
     opened = open_store(store, _FUNCTION, cells, of_runs)
-    if not opened.finished("genes"):  # for those who read effects by cell
-        opened.write("genes", 0, {"token": cells.gene_tokens})
+    # For those who read effects by cell: the token of each gene of the AnnData, and which genes these are.
+    names = np.frombuffer(bytes.fromhex(fingerprint(cells.adata.var_names.to_numpy(dtype=object))), dtype=np.uint8)
+    genes = {"token": cells.gene_tokens, "names": names}
+    stored = opened.read("genes", 0)
+    if stored is None or any(not np.array_equal(stored[name], genes[name]) for name in genes):
+        opened.write("genes", 0, genes)
     return opened
 
 
