@@ -306,10 +306,10 @@ def other_toy_folder(toy_folder: Path, tmp_path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Screened:
-    """Cells after a screen, and its store."""
+    """Cells after a screen, and its store, if there is one."""
 
     adata: ad.AnnData
-    store: Path
+    store: Path | None
 
     @property
     def table(self) -> pd.DataFrame:
@@ -331,10 +331,10 @@ class Screened:
 
 @pytest.fixture(scope="session")
 def screen(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Screened]:
-    """Screen a copy of cells, without controls unless they are asked for, and keep the effects in cells."""
+    """Screen a copy of cells: without controls unless they are asked for, and with `stored` effects in cells."""
 
-    def run(adata: ad.AnnData, model: Model, **arguments: Any) -> Screened:
-        store = tmp_path_factory.mktemp("screens") / "store"
+    def run(adata: ad.AnnData, model: Model, *, stored: bool = False, **arguments: Any) -> Screened:
+        store = tmp_path_factory.mktemp("screens") / "store" if stored else None
         chosen = {"controls": None, "store": store} | arguments
         return Screened(gfx.tl.screen_genes(adata, model=model, copy=True, **chosen), store)
 

@@ -1,4 +1,4 @@
-"""Screens of cells that are too long, too short, or too few, and calls that fail."""
+"""Screens of cells that are too long, too short, or too few, and calls that fail or are stopped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from scipy import sparse
 
 import gfx
-from gfx.tl._screen_job import ScreenJob
+from gfx._engine.tasks import Screen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,16 +17,14 @@ if TYPE_CHECKING:
 
     import anndata as ad
     from tests.conftest import ToyCells
+    from tests.tl.conftest import Screened
 
     from gfx.models import Model
 
     Slots = dict[str, Any]
     ReadSlots = Callable[[ad.AnnData], Slots]
 
-    from gfx._core.screening import Screened
-    from gfx.tl._screen_job import CellBlock
-
-METHODS = pytest.mark.parametrize("method", ["exact", "first_order"])
+METHODS = pytest.mark.parametrize("method", ["exact", gfx.tl.FirstOrder(n_probes=2)], ids=["exact", "first order"])
 
 
 def n_genes_read(model: Model) -> int:
@@ -47,55 +45,53 @@ def by_rank(adata: ad.AnnData, model: Model) -> list[list[str]]:
 
 
 @METHODS
-def test_cells_longer_than_the_model_reads(toy_cells: ToyCells, any_model: Model, method: str) -> None:
-    """What it reads is screened; what it does not read has no effect, and is not counted."""
-    adata = toy_cells(30)
-    gfx.tl.screen_genes(adata, model=any_model, method=method, n_probes=2, layers=True)
+def test_what_a_long_cell_has_beyond_the_input_of_the_model_is_not_screened(
+    toy_cells: ToyCells, any_model: Model, screen: Callable[..., Screened], method: Any
+) -> None:
+    adata = toy_cells(15)
+    found = screen(adata, any_model, stored=True, method=method)
     room = n_genes_read(any_model)
     ranked = by_rank(adata, any_model)
     assert max(map(len, ranked)) > room > min(map(len, ranked))
-    layer = adata.layers["gfx_screen"].toarray()
+    effects = found.effects()
     n_cells = dict.fromkeys(adata.var_names, 0)
-    for row, names in zip(layer, ranked, strict=True):
-        assert set(adata.var_names[row != 0]) <= set(names[:room])
-        # One or another gene may not matter at all.
-        assert (row != 0).sum() > 0.9 * min(len(names), room)
+    for row, names in zip(effects, ranked, strict=True):
+        assert set(adata.var_names[~np.isnan(row)]) == set(names[:room])
         for name in names[:room]:
             n_cells[name] += 1
-    assert adata.varm["gfx_screen"]["n_cells"].to_dict() == n_cells
+    assert (effects[~np.isnan(effects)] > 0).mean() > 0.9  # one or another gene may not matter at all
+    assert found.table["n_cells"].to_dict() == n_cells
     for name in ("TOY1", "TOY90"):
-        at = adata.var_names.get_loc(name)
-        found = layer[[name in names[:room] for names in ranked], at]
-        np.testing.assert_allclose(adata.varm["gfx_screen"].loc[name, "shift_mean"], found.mean(), rtol=1e-5)
+        of_gene = effects[[name in names[:room] for names in ranked], adata.var_names.get_loc(name)]
+        np.testing.assert_allclose(found.table.loc[name, "shift_mean"], of_gene.mean(), rtol=1e-5)
 
 
 @METHODS
-def test_one_gene(toy_cells: ToyCells, toy_model: Model, method: str) -> None:
-    """It does what it does among all genes; there are no neighbours to hold it against."""
-    every, one = toy_cells(30), toy_cells(30)
-    gfx.tl.screen_genes(every, model=toy_model, method=method, n_probes=2)
-    gfx.tl.screen_genes(one, genes=["TOY90"], model=toy_model, method=method, n_probes=2, layers=True)
-    found = one.varm["gfx_screen"]
+def test_one_gene_alone_has_no_others_to_be_compared_with(
+    toy_cells: ToyCells, toy_model: Model, screen: Callable[..., Screened], method: Any
+) -> None:
+    """Its shifts are those that it has among all genes."""
+    chosen = {"method": method, "controls": "random_weights"}
+    every = screen(toy_cells(15), toy_model, **chosen)
+    one = screen(toy_cells(15), toy_model, genes=["TOY90"], stored=True, **chosen)
     columns = ["n_cells", "rank_mean", "shift_mean", "shift_sd", "random_weights_shift_mean"]
-    np.testing.assert_allclose(found.loc["TOY90", columns], every.varm["gfx_screen"].loc["TOY90", columns], rtol=1e-4)
-    assert found["n_cells"].sum() == found.loc["TOY90", "n_cells"] > 20
-    assert found.filter(like="excess").isna().all(axis=None)
-    assert one.layers["gfx_screen"].getnnz(axis=0).nonzero()[0].tolist() == [one.var_names.get_loc("TOY90")]
-    table = gfx.get.screen_df(one, min_cells=1)
+    np.testing.assert_allclose(one.table.loc["TOY90", columns], every.table.loc["TOY90", columns], rtol=1e-4)
+    assert one.table["n_cells"].sum() == one.table.loc["TOY90", "n_cells"] > 10
+    assert one.table.filter(like="excess").isna().all(axis=None)
+    stored = gfx.get.screen_cells(one.adata, one.store)
+    assert stored.getnnz(axis=0).nonzero()[0].tolist() == [one.adata.var_names.get_loc("TOY90")]
+    table = gfx.get.screen_df(one.adata, min_cells=1)
     assert table["gene"].tolist() == ["TOY90"]
     assert table[["shift_z", "shift_p", "shift_fdr"]].isna().all(axis=None)
 
 
-@METHODS
-def test_one_cell(toy_cells: ToyCells, toy_model: Model, method: str) -> None:
-    several, one = toy_cells(30), toy_cells(30)[[3]].copy()
-    arguments = {"model": toy_model, "method": method, "n_probes": 15, "layers": True}  # all there are: estimates hold
-    gfx.tl.screen_genes(several, **arguments)
-    gfx.tl.screen_genes(one, **arguments)
-    found, expected = one.layers["gfx_screen"].toarray(), several.layers["gfx_screen"][[3]].toarray()
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-    assert set(one.varm["gfx_screen"]["n_cells"]) == {0, 1}
-    assert (found > 0).sum() > 40
+@pytest.mark.parametrize("method", ["exact", gfx.tl.FirstOrder(n_probes=15)], ids=["exact", "all directions"])
+def test_one_cell_alone(toy_cells: ToyCells, toy_model: Model, screen: Callable[..., Screened], method: Any) -> None:
+    several = screen(toy_cells(6), toy_model, method=method, stored=True)
+    one = screen(toy_cells(6)[[3]].copy(), toy_model, method=method, stored=True)
+    np.testing.assert_allclose(one.effects()[0], several.effects()[3], atol=1e-6)
+    assert set(one.table["n_cells"]) == {0, 1}
+    assert (one.effects() > 0).sum() > 40
 
 
 def cell_of(adata: ad.AnnData, *names: str) -> ad.AnnData:
@@ -108,7 +104,7 @@ def cell_of(adata: ad.AnnData, *names: str) -> ad.AnnData:
 
 @METHODS
 def test_a_cell_of_one_gene_cannot_lose_it(
-    toy_cells: ToyCells, any_model: Model, slots: ReadSlots, method: str
+    toy_cells: ToyCells, any_model: Model, slots: ReadSlots, method: Any
 ) -> None:
     one = cell_of(toy_cells(2), "TOY90")
     before = slots(one)
@@ -119,15 +115,15 @@ def test_a_cell_of_one_gene_cannot_lose_it(
 
 @METHODS
 def test_a_cell_of_two_genes_can_lose_either(
-    toy_cells: ToyCells, any_model: Model, method: str, tmp_path: Path
+    toy_cells: ToyCells, any_model: Model, screen: Callable[..., Screened], method: Any
 ) -> None:
     """Another cell of one gene, and one of none, are left out."""
     adata = toy_cells(3)
     rows = [cell_of(adata, *names).X for names in (["TOY90"], ["TOY90", "TOY48"], ["UNKNOWN1"])]
     adata.X = sparse.vstack(rows).tocsr()
-    gfx.tl.screen_genes(adata, model=any_model, method=method, n_probes=2, layers=True, store=tmp_path / "store")
-    assert (adata.layers["gfx_screen"].toarray() != 0).sum(axis=1).tolist() == [0, 2, 0]
-    n_cells = adata.varm["gfx_screen"]["n_cells"]
+    found = screen(adata, any_model, method=method, stored=True)
+    assert (~np.isnan(found.effects())).sum(axis=1).tolist() == [0, 2, 0]
+    n_cells = found.table["n_cells"]
     assert n_cells[n_cells > 0].to_dict() == {"TOY48": 1, "TOY90": 1}
 
 
@@ -135,16 +131,15 @@ def test_a_cell_of_two_genes_can_lose_either(
     ("wrong", "error"),
     [
         ({"method": "quick"}, ValueError),
-        ({"operator": "drop"}, ValueError),
-        ({"null": "shuffled"}, ValueError),
+        ({"positions": "drop"}, ValueError),
+        ({"controls": "shuffled"}, ValueError),
         ({"pooling": "max"}, ValueError),
         ({"pooling": "genes", "method": "first_order"}, ValueError),
-        ({"n_probes": -1}, ValueError),
-        ({"n_probes": 0, "method": "first_order"}, ValueError),
+        ({"method": gfx.tl.FirstOrder(n_probes=0)}, ValueError),
         ({"rng": "today"}, TypeError),
         ({"genes": ["NO_GENE"]}, ValueError),
         ({"hidden_layer": 9}, ValueError),
-        ({"dtype": "int8"}, ValueError),
+        ({"hidden_layer": 0}, ValueError),
         ({"groupby": "nothing"}, KeyError),
         ({"groupby": "cell_type", "start": "a"}, ValueError),
         ({"groupby": "cell_type", "start": "a", "goal": "z"}, KeyError),
@@ -165,7 +160,7 @@ def test_a_wrong_call_changes_nothing(
 ) -> None:
     before = slots(cells)
     with pytest.raises(error):
-        gfx.tl.screen_genes(cells, **{"model": toy_model, "store": tmp_path / "store", "layers": True, **wrong})
+        gfx.tl.screen_genes(cells, **{"model": toy_model, "store": tmp_path / "store", **wrong})
     assert slots(cells) == before
     assert not [*tmp_path.iterdir()]
 
@@ -173,24 +168,25 @@ def test_a_wrong_call_changes_nothing(
 def test_a_failure_amid_a_run_keeps_an_earlier_result(
     cells: ad.AnnData, toy_model: Model, slots: ReadSlots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C in the second block: what was there before stays, and the store has the first."""
-    gfx.tl.screen_genes(cells, model=toy_model, rng=1)
+    """Ctrl-C in the third block: what was there before stays, and the store has the first two."""
+    gfx.tl.screen_genes(cells, model=toy_model, genes="TOY90", rng=1)
     before = slots(cells)
-    run, n_runs = ScreenJob.run, []
+    run, n_runs = Screen.run, []
 
-    def stopped(self: ScreenJob, block: CellBlock) -> Screened:
+    def stopped(self: Screen, *given: Any) -> Any:
         n_runs.append(1)
         if len(n_runs) > 2:
             raise KeyboardInterrupt
-        return run(self, block)
+        return run(self, *given)
 
-    monkeypatch.setattr(ScreenJob, "run", stopped)
+    monkeypatch.setattr(Screen, "run", stopped)
+    chosen = {"model": toy_model, "controls": None}
     with pytest.raises(KeyboardInterrupt):
-        gfx.tl.screen_genes(cells, model=toy_model, layers=True, store=tmp_path / "store")
+        gfx.tl.screen_genes(cells, store=tmp_path / "store", **chosen)
     monkeypatch.undo()
     assert slots(cells) == before
-    assert [path.name for path in (tmp_path / "store/model/shift/c").iterdir()] == ["0"]
+    assert {path.name for path in (tmp_path / "store/model").iterdir()} == {"0", "1"}
     whole = cells.copy()
-    gfx.tl.screen_genes(cells, model=toy_model, layers=True, store=tmp_path / "store")
-    gfx.tl.screen_genes(whole, model=toy_model, layers=True)
+    gfx.tl.screen_genes(cells, store=tmp_path / "store", **chosen)
+    gfx.tl.screen_genes(whole, **chosen)
     assert slots(cells) == slots(whole)

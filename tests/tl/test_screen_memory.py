@@ -32,7 +32,7 @@ import h5py
 import gfx
 
 adata = ad.read_h5ad(sys.argv[1], backed="r")
-gfx.tl.screen_genes(adata, **json.loads(sys.argv[2]))
+gfx.tl.screen_genes(adata, method=gfx.tl.FirstOrder(n_probes=1), **json.loads(sys.argv[2]))
 assert adata.isbacked
 assert adata.varm["gfx_screen"]["n_cells"].sum() > 400 * adata.n_obs / 2
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
@@ -100,7 +100,7 @@ def test_memory_grows_with_tokens_alone(model: Path, tmp_path: Path, with_goal: 
     These are names of cells and the like, and what the allocator does not give back; a second copy of the tokens would
     take more.
     """
-    arguments = {"model": str(model), "method": "first_order", "n_probes": 1, "null": None}
+    arguments = {"model": str(model), "controls": None}
     arguments |= {"groupby": "state", "start": "a", "goal": "b"} if with_goal else {}
     sizes, peaks = np.array([10_000, 100_000]), []
     for n_cells in sizes:
