@@ -101,9 +101,9 @@ def first_order_in_embeddings(job: object, cells: object) -> dict[str, float]:
 def measure(which: str, folder: Path, length: int, n_cells: int, result: Path) -> None:
     """Run one contender in this process."""
     import torch
+    from gfx.tl._screen_job import CellBlock, ScreenJob
 
     from gfx._core.screening import wanted_places
-    from gfx.tl._screen_job import CellBlock, ScreenJob
 
     model = gfx.models.load(folder)
     vocabulary = model.vocabulary
@@ -187,9 +187,10 @@ def estimates_of_random_weights(folder: Path, n_cells: int = 2) -> dict[str, dic
     """Hold movements estimated by derivatives against exact ones; mean over genes, as in the V1 family."""
     from dataclasses import replace
 
+    from gfx.tl._screen_job import CellBlock, ScreenJob
+
     from gfx._core.screening import agreement as in_cell
     from gfx._core.screening import wanted_places
-    from gfx.tl._screen_job import CellBlock, ScreenJob
 
     model = gfx.models.load(folder)
     ids, lengths = make_cells(n_cells, 512, model.vocabulary)

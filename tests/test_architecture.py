@@ -41,6 +41,7 @@ IMPORTS: dict[str, set[str]] = {
     "_keys": {"_results"},
     "_provenance": {"_results"},
     "_tokens": {"_adata", "_core", "_log", "_results"},
+    "_run_store": {"_core"},
     "_engine": {"_core", "_log", "_settings"},
     "models": {"_adata", "_core", "_engine", "_log", "_settings"},
     "pp": {"_adata", "_core", "_log", "_results", "_tokens", "models"},
@@ -52,11 +53,12 @@ IMPORTS: dict[str, set[str]] = {
         "_log",
         "_provenance",
         "_results",
+        "_run_store",
         "_settings",
         "_tokens",
         "models",
     },
-    "get": {"_adata", "_core", "_keys", "_provenance", "_results"},
+    "get": {"_adata", "_core", "_keys", "_provenance", "_results", "_run_store"},
     "pl": {"get"},
     "datasets": {"models"},
 }
@@ -73,6 +75,7 @@ LOADS: dict[str, set[str]] = {
     "_keys": set(),
     "_provenance": set(),
     "_tokens": {"numpy", "pandas", "scipy"},
+    "_run_store": {"numpy", "zarr"},
     "_engine": {"numpy", "optuna", "peft", "safetensors", "torch", "tqdm", "transformers"},
     "models": {
         "anndata",
@@ -87,7 +90,7 @@ LOADS: dict[str, set[str]] = {
         "zarr",
     },
     "pp": {"numpy", "pandas"},
-    "tl": {"anndata", "numpy", "pandas", "scanpy", "scipy", "tqdm", "zarr"},
+    "tl": {"anndata", "numpy", "pandas", "scanpy", "scipy", "tqdm"},
     "get": {"numpy", "pandas", "scipy"},
     "pl": {"matplotlib", "numpy"},
     "datasets": {"anndata", "numpy", "pandas", "scipy"},
@@ -239,7 +242,7 @@ def test_preprocessing_tables_and_plots_work_where_torch_is_missing(
 ) -> None:
     adata = toy_cells(12)
     with gfx.settings.override(verbosity=0):
-        gfx.tl.delete_genes(adata, ["TOY90", "TOY48"], model=toy_folder, null=3)
+        gfx.tl.delete_genes(adata, ["TOY90", "TOY48"], model=toy_folder, n_random=3)
     adata.write_h5ad(tmp_path / "cells.h5ad")
     code = f"""
 import sys

@@ -359,10 +359,10 @@ def test_groups_of_an_earlier_embedding_go_and_those_of_the_users_stay(toy_cells
 
 def test_ways_to_perturb_do_not_overwrite_each_other(toy_cells, toy_model) -> None:
     cells = toy_cells(12)
-    gfx.tl.delete_genes(cells, "TOY90", model=toy_model, key_added="mine", null=None)
+    gfx.tl.delete_genes(cells, "TOY90", model=toy_model, key_added="mine", controls=None)
     before = cells.obsm["mine"].copy()
     with pytest.raises(ValueError, match=r"holds a result of `gfx\.tl\.delete_genes`"):
-        gfx.tl.overexpress_genes(cells, "TOY90", model=toy_model, key_added="mine", null=None)
+        gfx.tl.overexpress_genes(cells, "TOY90", model=toy_model, key_added="mine", controls=None)
     np.testing.assert_array_equal(cells.obsm["mine"], before)
-    gfx.tl.overexpress_genes(cells, "TOY90", model=toy_model, null=None)
+    gfx.tl.overexpress_genes(cells, "TOY90", model=toy_model, controls=None)
     np.testing.assert_array_equal(cells.obsm["mine"], before)

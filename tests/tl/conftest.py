@@ -221,9 +221,7 @@ def laid_out(effects: Mapping[int, SlowEffect], n_cells: int, name: str) -> np.n
 def assert_effects() -> Callable[..., None]:
     """Compare a perturbation, by its number, with the slow effects on cells, toward states and on other genes."""
 
-    def compare(
-        adata: ad.AnnData, number: int, effects: Mapping[int, SlowEffect], key: str
-    ) -> None:
+    def compare(adata: ad.AnnData, number: int, effects: Mapping[int, SlowEffect], key: str) -> None:
         for slot, name in ((key, "shift"), (f"{key}_parts", "parts"), (f"{key}_states", "toward")):
             if slot in adata.obsm:
                 expected = laid_out(effects, adata.n_obs, name)
@@ -244,9 +242,7 @@ def value_of() -> Callable[..., float]:
 
     def find(controls: pd.DataFrame, control: str, statistic: str, measure: str = "shift", column: str = "value"):
         rows = controls[
-            (controls["control"] == control)
-            & (controls["statistic"] == statistic)
-            & (controls["measure"] == measure)
+            (controls["control"] == control) & (controls["statistic"] == statistic) & (controls["measure"] == measure)
         ]
         return rows[column].item()
 

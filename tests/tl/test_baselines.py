@@ -186,7 +186,10 @@ def test_counts_that_are_gone_cost_the_baseline_alone(cells, toy_model, caplog, 
         wanted = expected.uns["gfx_delete"][table].drop(columns="expression_mean", errors="ignore")
         pd.testing.assert_frame_equal(found, wanted)
     assert cells.uns["gfx_delete"]["table"]["expression_mean"].isna().all()
-    assert cells.uns["gfx_delete"]["controls"].query("statistic == 'partial_spearman'")["control"].tolist() == ["detection", "rank"]
+    assert cells.uns["gfx_delete"]["controls"].query("statistic == 'partial_spearman'")["control"].tolist() == [
+        "detection",
+        "rank",
+    ]
 
 
 def test_bugs_are_not_taken_for_counts_that_are_gone(cells, toy_model, slots, monkeypatch):

@@ -47,7 +47,15 @@ class Controlled:
 
     def __init__(self, adata, model, slow, **arguments):
         self.adata, self.slow = adata, slow
-        gfx.tl.delete_genes(adata, list(PERTURBED.values()), model=model, controls="random_sets", n_random=12, donor_key="donor", **arguments)
+        gfx.tl.delete_genes(
+            adata,
+            list(PERTURBED.values()),
+            model=model,
+            controls="random_sets",
+            n_random=12,
+            donor_key="donor",
+            **arguments,
+        )
         self.result = adata.uns["gfx_delete"]
         self.rows = slow.tokens(adata)
         self.table = self.result["random_sets"]

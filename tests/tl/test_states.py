@@ -78,7 +78,9 @@ def test_a_cell_of_nothing_but_the_deleted_gene_keeps_its_place_in_the_centroid(
     delete_genes(cells, GENE, model=toy_model, groupby="cell_type", start="a", goal="b", controls="centroids")
     rows = toy_slow.tokens(cells)
     edited = [toy_slow.edited(row, toy_slow.named([GENE]), "delete") for row in rows]
-    vectors = np.array([toy_slow.cell(new if len(new) > 2 else row, "cls") for row, new in zip(rows, edited, strict=True)])
+    vectors = np.array(
+        [toy_slow.cell(new if len(new) > 2 else row, "cls") for row, new in zip(rows, edited, strict=True)]
+    )
     goals = [vectors[cells.obs["cell_type"] == state].mean(axis=0) for state in "abc"]
     starts = [row if state == "a" else [] for row, state in zip(rows, cells.obs["cell_type"], strict=True)]
     effects = toy_slow.effects(starts, [GENE], goals=goals)
