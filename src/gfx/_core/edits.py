@@ -19,9 +19,6 @@ Positions = Literal["close", "keep"]
 
 Edit = Operator  # to go with its callers
 
-#: Whether the other genes close up behind a gene that is taken out, as published, or keep their positions.
-Positions = Literal["close", "keep"]
-
 #: What a shift is split into, in this order; the parts add up to it.
 PARTS = ("composition", "position", "context")
 

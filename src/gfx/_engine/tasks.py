@@ -8,21 +8,21 @@ from zlib import crc32
 
 import numpy as np
 
+from gfx._core.edits import Edits
 from gfx._core.screening import wanted_places
 from gfx._core.synergy import synergy
 from gfx._engine.attention import sum_attention
 from gfx._engine.device import batch_tokens
 from gfx._engine.first_order import screen_by_derivatives
-from gfx._engine.perturb import Edits, measure_edits
+from gfx._engine.perturb import run_edits
 from gfx._engine.pooling import embed_cells, sum_genes
-from gfx._engine.screen import screen_exactly
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     import torch
 
-    from gfx._core.edits import Edit, Positions
+    from gfx._core.edits import Operator, Positions
     from gfx._core.vocabulary import Vocabulary
     from gfx._engine.perturb import Comparison, EditEffects
     from gfx._engine.pooling import Pooling
@@ -98,7 +98,7 @@ class Perturbation:
     """Effects of perturbing sets of genes, run by run.
 
     Blocks are given, for each run, `cell`, its row in the block, and `set`, int `(n_runs,)`; for moved genes `to`, see
-    :class:`gfx._engine.perturb.Edits`; `members`, the runs of the genes of a set one by one, `(n_runs, largest)`, -1
+    :class:`gfx._core.edits.Edits`; `members`, the runs of the genes of a set one by one, `(n_runs, largest)`, -1
     where there is none; and `group`, in which the shifts of other genes are added up, -1 for none.
 
     Parameters
@@ -117,7 +117,7 @@ class Perturbation:
 
     network: Network
     vocabulary: Vocabulary
-    operator: Edit
+    operator: Operator
     positions: Positions
     pooling: Comparison
     sets: Sequence[np.ndarray]
@@ -126,23 +126,24 @@ class Perturbation:
     keep_vectors: bool = False
 
     def run(self, cells: CellBlock, device: torch.device, report: Callable[[float], None]) -> Result:
-        given = cells.given
-        members = given.get("members")
-        group = given.get("group")
-        groups, gene_groups = (np.zeros(0, np.int64), None) if group is None else np.unique(group, return_inverse=True)
-        effects = measure_edits(
+        given, members = cells.given, cells.given.get("members")
+        groups, of_group = np.zeros(0, dtype=np.int64), {}
+        if "group" in given:  # only those of this block, for sums take memory
+            groups = np.unique(given["group"][given["group"] >= 0])
+            number = np.where(given["group"] >= 0, np.searchsorted(groups, given["group"]), -1)
+            of_group = {"gene_groups": number, "n_groups": len(groups)}
+        effects = run_edits(
             self.network.load(device),
             cells.ids,
             cells.lengths,
             self.vocabulary,
             Edits(self.operator, self.sets, given["cell"], given["set"], given.get("to")),
             how=self.pooling,
-            hold=self.positions == "keep",
+            positions=self.positions,
             split=self.split,
             goals=self.goals,
-            gene_groups=gene_groups,
-            n_groups=len(groups),
             keep_vectors=self.keep_vectors or members is not None,
+            **of_group,
         )
         result = {"shift": effects.shift, "rank": effects.rank, "toward": effects.toward}
         if self.split:
@@ -151,10 +152,8 @@ class Perturbation:
             result["vectors"] = effects.vectors[:, 1]
         if members is not None:
             result |= _synergy(members, effects)
-        if group is not None:
+        if len(groups):
             token, number = np.nonzero(effects.genes[2])
-            counted = groups[number] >= 0
-            token, number = token[counted], number[counted]
             result |= {"gene_token": token, "gene_group": groups[number], "gene_sums": effects.genes[:, token, number]}
         return result
 
@@ -215,22 +214,35 @@ class Screen:
         wanted = cells.given.get("wanted")
         if wanted is None:
             wanted = wanted_places(cells.ids, cells.lengths, self.genes, vocabulary)
-        operator = "hold" if self.positions == "keep" else "delete"
-        how = {"operator": operator, "goals": self.goals, "tokens_at_once": batch_tokens(device)}
-        what = encoder, cells.ids, wanted, cells.lengths, vocabulary
+        row, place = np.nonzero(wanted)
         if self.is_exact:
-            screened = screen_exactly(*what, how=self.pooling, **how)
+            genes, which = np.unique(cells.ids[row, place].astype(np.int64), return_inverse=True)
+            edits = Edits("delete", genes[:, None], row, which)
+            how = {"how": self.pooling, "positions": self.positions, "goals": self.goals}
+            effects = run_edits(encoder, cells.ids, cells.lengths, vocabulary, edits, **how)
+            shift, toward = effects.shift, effects.toward
         else:
             # Directions depend on what a cell is, not on where it stands: a subset of the cells gives the same.
             rows = zip(cells.ids, cells.lengths, strict=True)
-            seeds = [(self.seed, crc32(row[:length].astype("<i8").tobytes())) for row, length in rows]
-            screened = screen_by_derivatives(*what, how=self.pooling, n_probes=self.n_probes, seeds=seeds, **how)
-        row, place = np.nonzero(wanted)
+            screened = screen_by_derivatives(
+                encoder,
+                cells.ids,
+                wanted,
+                cells.lengths,
+                vocabulary,
+                how=self.pooling,
+                operator="hold" if self.positions == "keep" else "delete",
+                goals=self.goals,
+                n_probes=self.n_probes,
+                seeds=[(self.seed, crc32(tokens[:length].astype("<i8").tobytes())) for tokens, length in rows],
+                tokens_at_once=batch_tokens(device),
+            )
+            shift, toward = screened.shift[row, place], screened.toward[row, place]
         n_others = np.maximum(cells.lengths[row] - vocabulary.n_specials - 1, 1)
         return {
             "cell": cells.number[row].astype(np.int32),
             "token": cells.ids[row, place].astype(np.int32),
             "rank": ((place - vocabulary.first_gene) / n_others).astype(np.float32),
-            "shift": screened.shift[row, place],
-            "toward": screened.toward[row, place],
+            "shift": shift,
+            "toward": toward,
         }

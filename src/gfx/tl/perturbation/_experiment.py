@@ -12,7 +12,7 @@ from gfx._core.edits import can_be_perturbed, pad_sets
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from gfx._core.edits import Edit, Positions
+    from gfx._core.edits import Operator, Positions
     from gfx._engine.perturb import Comparison
     from gfx._engine.run import CellBlock, Job, Network, Result
     from gfx.tl._prepare import Prepared
@@ -95,7 +95,7 @@ class Experiment:
 
     cells: Prepared
     network: Network
-    operator: Edit
+    operator: Operator
     positions: Positions
     pooling: Comparison
     lengths: np.ndarray

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
-    from gfx._core.edits import Edit, Positions
+    from gfx._core.edits import Operator, Positions
     from gfx._run_store import RunStore
     from gfx.models import Model
     from gfx.tl._gene_sets import Genes, GeneSets
@@ -48,7 +48,7 @@ def perturb(
     genes: Genes,
     *,
     function: str,
-    operator: Edit,
+    operator: Operator,
     positions: Positions,
     model: str | Path | Model | None,
     layer: str | None,
