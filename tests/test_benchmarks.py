@@ -201,7 +201,7 @@ def test_part_of_the_cells_keeps_every_type(cells: ModuleType) -> None:
 TOGETHER = "held-out cells of the corpus"
 
 
-def test_embedding_quality_runs(  # noqa: PLR0917
+def test_embedding_quality_runs(
     cells: ModuleType,
     folder_of_cells: Path,
     toy_folder: Path,
@@ -372,7 +372,7 @@ def test_masks_cover_genes_alone_and_do_not_change(
         assert len(at) == max(1, round(0.15 * (~special[row]).sum()))
 
 
-def test_masked_gene_quality_runs(  # noqa: PLR0917
+def test_masked_gene_quality_runs(
     masked: ModuleType,
     folder_of_cells: Path,
     toy_folder: Path,
@@ -502,7 +502,7 @@ def test_what_is_fetched_has_its_hash(tasks: ModuleType, address: str, tmp_path:
 
 
 @pytest.mark.parametrize("is_folder", [True, False])
-def test_paper_gene_tasks_run_on_official_tokens(  # noqa: PLR0917
+def test_paper_gene_tasks_run_on_official_tokens(
     is_folder: bool,
     tasks: ModuleType,
     toy_cells: ToyCells,
@@ -566,7 +566,7 @@ def test_folds_are_weighted_by_the_points_of_their_curves(tasks: ModuleType) -> 
     assert tasks.over_folds(metrics, roc) == {"mean": 0.825, "sd": 0.13}
 
 
-def test_classification_runs(  # noqa: PLR0917
+def test_classification_runs(
     classifiers: ModuleType,
     toy_cells: ToyCells,
     toy_folder: Path,

@@ -190,7 +190,7 @@ def test_confusion_is_the_mean_over_seeds(
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("task", TASKS)
-def test_mean_probabilities(  # noqa: PLR0917
+def test_mean_probabilities(
     evaluation: Evaluation,
     truth: dict[str, np.ndarray],
     fold: np.ndarray,

@@ -193,7 +193,7 @@ def by_hand(
 
 
 @pytest.mark.parametrize(("batch_size", "accumulated"), [(8, 1), (2, 4)])
-def test_logged_losses_are_those_of_the_cells_in_turn(  # noqa: PLR0917
+def test_logged_losses_are_those_of_the_cells_in_turn(
     run: Run, learnt: MaskedCells, toy_vocabulary: Vocabulary, tmp_path: Path, batch_size: int, accumulated: int
 ) -> None:
     """Without learning; of accumulated batches the mean, not the sum; in the second epoch other genes are hidden."""
@@ -337,7 +337,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_run_stopped_in_its_second_epoch_ends_as_one_that_was_not(  # noqa: PLR0917
+def test_a_run_stopped_in_its_second_epoch_ends_as_one_that_was_not(
     run: Run,
     toy_vocabulary: Vocabulary,
     tmp_path: Path,

@@ -108,9 +108,7 @@ def logs(x):
         (lambda x: (x > 0).astype(np.float32), "warning", "raw counts in `adata.X`, up to 1", "Only 0 and 1"),
     ],
 )
-def test_values(  # noqa: PLR0917
-    toy_model, toy_cells, change, status, found, advice
-):
+def test_values(toy_model, toy_cells, change, status, found, advice):
     cells = toy_cells(30)
     cells.X = change(cells.X)
     row = findings(cells, toy_model).loc["values"]

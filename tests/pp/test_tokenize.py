@@ -515,9 +515,7 @@ def spoiled(cells, what):
         ("2", {"n_counts": "few", "counts": "normalized"}, ValueError, "counts molecules"),
     ],
 )
-def test_failed_calls_leave_the_object_untouched(  # noqa: PLR0917
-    toy, toy_cells, what, arguments, error, text
-):
+def test_failed_calls_leave_the_object_untouched(toy, toy_cells, what, arguments, error, text):
     cells = spoiled(toy_cells(20), what)
     cells.obs["few"] = 3
     cells.obs["gap"] = [1e6, np.nan] + [1e6] * 18

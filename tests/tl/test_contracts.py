@@ -520,7 +520,7 @@ FILES = [
 
 
 @pytest.mark.parametrize(("name", "how", "key"), FILES)
-def test_files(name, cells, toy_model, tmp_path, how, key):  # noqa: PLR0917
+def test_files(name, cells, toy_model, tmp_path, how, key):
     tool = TOOLS[name]
     tool(cells, model=toy_model, key_added=key)
     read = write_and_read(cells, tmp_path / f"cells.{how}", how)

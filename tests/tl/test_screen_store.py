@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import zarr
+from gfx.tl._screen_store import ScreenStoreError
 
 import gfx
-from gfx.tl._screen_store import ScreenStoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -58,7 +58,7 @@ def test_cells_are_the_official_ones(golden_run, adata, model):
 
 @pytest.mark.parametrize(("official", "ours"), LAYERS)
 @pytest.mark.parametrize("mode", ["cell", "cls"])
-def test_embed(golden_run, adata, model, mode, official, ours):  # noqa: PLR0917
+def test_embed(golden_run, adata, model, mode, official, ours):
     if mode == "cls" and not golden_run.vocabulary.has_cls:
         pytest.skip("this family has no <cls>")
     pooling = "mean" if mode == "cell" else "cls"

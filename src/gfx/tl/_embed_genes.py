@@ -12,6 +12,8 @@ from gfx._results import mask_name
 from gfx.tl._prepare import groups_and_rest, open_store, prepare
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from gfx._types import Data, Mask, ModelLike
 
 

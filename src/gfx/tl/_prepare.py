@@ -18,6 +18,7 @@ from gfx.models import load
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+    from pathlib import Path
 
     import pandas as pd
     from anndata import AnnData

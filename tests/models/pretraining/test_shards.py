@@ -73,7 +73,7 @@ def three(toy_cells: ToyCells, tmp_path: Path) -> list[Path]:
 @pytest.mark.filterwarnings("ignore:Writing zarr v2 data:UserWarning")
 @pytest.mark.parametrize("specials", [True, False])
 @pytest.mark.parametrize("kind", ["memory", "h5ad", "zarr", "dask"])
-def test_cells_are_those_of_the_whole_matrix_in_their_order(  # noqa: PLR0917
+def test_cells_are_those_of_the_whole_matrix_in_their_order(
     kind: str,
     specials: bool,
     toy_cells: ToyCells,
