@@ -15,7 +15,7 @@ def test_departure_states_are_whole_labels(toy_cells, toy_model):
     adata.obs["state"] = np.array(["nf", "n", "hcm"])[np.arange(30) % 3]
     detected = np.asarray((adata.X > 0).sum(axis=0)).ravel() * adata.var_names.str.startswith("TOY")
     gene = adata.var_names[int(np.argmax(detected))]
-    states = {"groupby": "state", "start": "hcm", "goal": "nf", "model": toy_model, "null": None}
+    states = {"groupby": "state", "start": "hcm", "goal": "nf", "model": toy_model, "controls": None}
     without = adata[adata.obs["state"] != "n"].copy()
     gfx.tl.delete_genes(adata, gene, **states)
     gfx.tl.delete_genes(without, gene, **states)

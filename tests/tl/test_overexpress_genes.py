@@ -8,45 +8,13 @@ from scipy import sparse
 
 import gfx
 
-# The toy cells' states are drawn at random, and most of the time nothing tells them apart.
+# The toy cells' states are drawn at random, and most of the time nothing separates them.
 pytestmark = pytest.mark.filterwarnings("ignore:Held-out (cells|donors) of")
 
 #: In nearly all of the toy cells, in some, in few.
 GENE, OTHER, RARE = "TOY90", "TOY48", "TOY7"
 
-overexpress_genes = partial(gfx.tl.overexpress_genes, null=None)
-
-
-def default_pooling(model):
-    return "cls" if model.vocabulary.has_cls else "genes"
-
-
-def tokens_of(slow, names):
-    return [int(np.flatnonzero(slow.vocabulary.symbols == name)[0]) for name in names]
-
-
-def slow_effects(slow, rows, names, how, **arguments):
-    """Effect of bringing genes to the front, on every cell that has another gene; by cell."""
-    genes = tokens_of(slow, names)
-    return {
-        at: slow.effect(row, slow.edited(row, genes, "overexpress"), genes, how, **arguments)
-        for at, row in enumerate(rows)
-        if any(slow.is_gene(token) and token not in genes for token in row)
-    }
-
-
-def assert_like(cells, at, effects, key="gfx_overexpress"):
-    for slot, name in ((key, "shift"), (f"{key}_parts", "parts"), (f"{key}_states", "toward")):
-        if slot in cells.obsm:
-            values = {row: getattr(effect, name) for row, effect in effects.items()}
-            missing = np.full(np.shape(next(iter(values.values()))), np.nan)
-            expected = [values.get(row, missing) for row in range(cells.n_obs)]
-            np.testing.assert_allclose(cells.obsm[slot][:, at], expected, atol=1e-5, err_msg=slot)
-    for row, gene in enumerate(cells.var_names):
-        values = [effect.genes[gene] for effect in effects.values() if gene in effect.genes]
-        assert cells.varm[f"{key}_n_cells"][row, at] == len(values)
-        np.testing.assert_allclose(cells.varm[key][row, at], np.mean(values) if values else np.nan, atol=1e-5)
-        np.testing.assert_allclose(cells.varm[f"{key}_sd"][row, at], np.std(values) if values else np.nan, atol=2e-6)
+overexpress_genes = partial(gfx.tl.overexpress_genes, controls=None)
 
 
 @pytest.fixture
@@ -63,45 +31,61 @@ def kinds_of_cells(cells):
     return cells
 
 
-@pytest.mark.parametrize("operator", ["overexpress", "hold"])
-@pytest.mark.parametrize("pooling", ["auto", "mean"])
-def test_it_is_what_the_published_model_gives(kinds_of_cells, any_model, slow, operator, pooling):
+@pytest.mark.parametrize("positions", ["close", "keep"])
+@pytest.mark.parametrize("pooling", ["auto", "mean", "genes"])
+def test_effects_are_those_of_the_published_model(
+    kinds_of_cells, any_model, slow, assert_effects, positions, pooling
+):
     """One gene, one that few cells have, and three in their order."""
     cells, sets = kinds_of_cells, [(GENE,), (RARE,), (OTHER, RARE, GENE)]
-    overexpress_genes(cells, sets, model=any_model, operator=operator, pooling=pooling)
-    how = default_pooling(any_model) if pooling == "auto" else pooling
+    overexpress_genes(cells, sets, model=any_model, positions=positions, pooling=pooling)
+    how = slow.pooling if pooling == "auto" else pooling
     rows = slow.tokens(cells)
-    for at, names in enumerate(sets):
-        genes = tokens_of(slow, names)
+    for number, names in enumerate(sets):
         is_full = [len(row) == 64 for row in rows]
-        has = [set(genes) <= set(row) for row in rows]
+        has = [set(slow.named(names)) <= set(row) for row in rows]
         assert {(True, False), (False, False)} <= set(zip(is_full, has, strict=True))
-        effects = slow_effects(slow, rows, names, how, hold=operator == "hold")
-        assert set(range(24)) - set(effects) == ({2, 3} if at == 2 else {3})
-        assert_like(cells, at, effects)
+        effects = slow.effects(rows, names, "overexpress", how, hold=positions == "keep")
+        assert set(range(24)) - set(effects) == ({2, 3} if number == 2 else {3})
+        assert_effects(cells, number, effects, "gfx_overexpress")
     assert cells.uns["gfx_overexpress"]["table"]["n_cells"].tolist() == [23, 23, 22]
-    assert cells.uns["gfx_overexpress"]["params"]["operator"] == operator
+    assert cells.uns["gfx_overexpress"]["params"]["positions"] == positions
 
 
-@pytest.mark.parametrize("centroids", ["whole", "without"])
-def test_towards_states(kinds_of_cells, any_model, slow, centroids):
+def test_toward_states_and_their_centroids_without_the_genes(kinds_of_cells, any_model, slow, assert_effects):
     cells, sets = kinds_of_cells, [(GENE,), (OTHER, GENE)]
     overexpress_genes(
-        cells, sets, model=any_model, groupby="cell_type", start="b", goal="c", centroids=centroids, donor_key="donor"
+        cells,
+        sets,
+        model=any_model,
+        groupby="cell_type",
+        start="b",
+        goal="c",
+        controls="centroids",
+        donor_key="donor",
     )
-    how, rows = "cls" if any_model.vocabulary.has_cls else "mean", slow.tokens(cells)
-    some = [row if state == "b" else [] for row, state in zip(rows, cells.obs["cell_type"], strict=True)]
-    for at, names in enumerate(sets):
-        genes = tokens_of(slow, names)
-        vectors = np.full((24, 16), np.nan)
+    rows, state = slow.tokens(cells), cells.obs["cell_type"]
+    starts = [row if of == "b" else [] for row, of in zip(rows, state, strict=True)]
+    table = cells.uns["gfx_overexpress"]["state_table"].set_index("perturbation")
+    for number, names in enumerate(sets):
+        vectors = {"whole": np.full((24, 16), np.nan), "without": np.full((24, 16), np.nan)}
         for place, row in enumerate(rows):
-            without = slow.edited(row, genes, "delete")
+            without = slow.edited(row, slow.named(names), "delete")
             # A cell of nothing else has no vector without them, and keeps that with them.
             left = without if any(map(slow.is_gene, without)) else row
             if row:
-                vectors[place] = slow.cell(row if centroids == "whole" else left, how)
-        goals = [np.nanmean(vectors[cells.obs["cell_type"] == state], axis=0) for state in "abc"]
-        assert_like(cells, at, slow_effects(slow, some, names, default_pooling(any_model), goals=goals))
+                vectors["whole"][place] = slow.cell(row, slow.pooling)
+                vectors["without"][place] = slow.cell(left, slow.pooling)
+        goals = {
+            name: [np.nanmean(of_cells[state == label], axis=0) for label in "abc"]
+            for name, of_cells in vectors.items()
+        }
+        assert_effects(
+            cells, number, slow.effects(starts, names, "overexpress", goals=goals["whole"]), "gfx_overexpress"
+        )
+        without = slow.effects(starts, names, "overexpress", goals=goals["without"])
+        expected = np.mean([effect.toward for effect in without.values()], axis=0)
+        np.testing.assert_allclose(table.loc["+".join(names), "toward_without_mean"], expected, atol=1e-5)
     assert cells.uns["gfx_overexpress"]["donors"]["n_cells"].sum() == len(sets) * 8
 
 
@@ -113,9 +97,9 @@ def test_the_order_of_a_set_matters(cells, toy_model):
     assert abs(cells.obsm["x"] - cells.obsm["y"]).max() > 1e-3
 
 
-def test_a_gene_that_is_the_first_moves_nothing(cells, any_model, slow):
+def test_bringing_the_first_gene_to_the_front_shifts_nothing(cells, any_model, slow):
     """Nor do genes that are the first of a cell in their order."""
-    row = [token for token in slow.tokens(cells)[0] if slow.is_gene(token)]
+    row = slow.genes(slow.tokens(cells)[0])
     one = cells[[0]].copy()
     names = slow.vocabulary.symbols[row[:3]].tolist()
     overexpress_genes(one, [names[0], tuple(names), names[1]], model=any_model)
@@ -129,7 +113,7 @@ def test_a_gene_that_no_cell_has_has_no_rank_but_an_effect(cells, toy_model):
     counts = cells.X.toarray()
     counts[:, cells.var_names.get_loc(RARE)] = 0
     cells.X = sparse.csr_matrix(counts)
-    overexpress_genes(cells, RARE, model=toy_model)
+    overexpress_genes(cells, RARE, model=toy_model, controls="baselines")
     table = cells.uns["gfx_overexpress"]["table"]
     assert table["n_cells"].item() == 24
     assert table["shift_mean"].item() > 1e-3
@@ -145,13 +129,13 @@ def test_random_sets_are_lacked_or_there_like_the_gene(toy_cells, any_model, slo
     counts = few.X.toarray()
     counts[:4, few.var_names.get_loc(GENE)] = 0
     few.X = sparse.csr_matrix(counts)
-    gfx.tl.overexpress_genes(few, GENE, model=any_model, null=15)
-    rows, gene = slow.tokens(few), tokens_of(slow, [GENE])[0]
+    overexpress_genes(few, GENE, model=any_model, controls="random_sets", n_random=15)
+    rows, gene = slow.tokens(few), slow.named([GENE])[0]
     sets = few.uns["gfx_overexpress"]["random_sets"]
     overexpress_genes(few, sets["genes"].tolist(), model=any_model, key_added="by_hand")
     absent = 0
     for at, row in sets.iterrows():
-        other = tokens_of(slow, [row["genes"]])[0]
+        other = slow.named([row["genes"]])[0]
         lacking = [place for place, cell in enumerate(rows) if gene not in cell and other not in cell]
         near = [
             place
@@ -178,11 +162,11 @@ def test_every_gene(cells, toy_model, slots):
     assert (few.uns["gfx_overexpress"]["table"]["n_cells"] == 2).all()  # where it is lacked, it is inserted
 
 
-@pytest.mark.parametrize("operator", ["delete", "shift", None])
-def test_what_cannot_be_done(cells, toy_model, slots, operator):
+@pytest.mark.parametrize("positions", ["hold", "overexpress", None])
+def test_positions_are_kept_or_closed_up(cells, toy_model, slots, positions):
     before = slots(cells)
-    with pytest.raises(ValueError, match=r"`operator` is one of \['overexpress', 'hold'\], found"):
-        overexpress_genes(cells, GENE, model=toy_model, operator=operator)
+    with pytest.raises(ValueError, match=r"`positions` is one of \['close', 'keep'\], found"):
+        overexpress_genes(cells, GENE, model=toy_model, positions=positions)
     assert slots(cells) == before
 
 

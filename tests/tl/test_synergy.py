@@ -16,16 +16,12 @@ GENE, OTHER, THIRD = "TOY90", "TOY48", "TOY165"
 PAIR, TRIPLE = f"{GENE}+{OTHER}", f"{GENE}+{OTHER}+{THIRD}"
 MEASURES = ("on_shifts", "on_vectors")
 
-delete_genes = partial(gfx.tl.delete_genes, null=None)
-
-
-def tokens_of(slow, names):
-    return [int(np.flatnonzero(slow.vocabulary.symbols == name)[0]) for name in names]
+delete_genes = partial(gfx.tl.delete_genes, controls=None)
 
 
 def slow_excess(slow, rows, names, kind, pooling):
     """By cell: together, the sum of shifts, and the shift by the sum of displacements."""
-    genes, found = tokens_of(slow, names), {}
+    genes, found = slow.named(names), {}
     for at, row in enumerate(rows):
         if kind == "overexpress" or set(genes) <= set(row):
 
@@ -59,14 +55,16 @@ def kinds_of_cells(cells):
 
 
 @pytest.mark.parametrize("kind", ["delete", "overexpress"])
-@pytest.mark.parametrize("pooling", ["mean", "auto"])
+@pytest.mark.parametrize("pooling", ["genes", "mean", "auto"])
 def test_it_is_the_genes_one_by_one(kinds_of_cells, any_model, slow, kind, pooling):
+    if pooling == "auto" and slow.pooling == "mean":
+        pytest.skip("the mean, which is tested by name")
     cells = kinds_of_cells
     call = getattr(gfx.tl, f"{kind}_genes")
-    call(cells, [GENE, (GENE, OTHER), (GENE, OTHER, THIRD)], model=any_model, pooling=pooling, null=None, key_added="x")
+    call(cells, [GENE, (GENE, OTHER), (GENE, OTHER, THIRD)], model=any_model, pooling=pooling, controls=None, key_added="x")
     found = cells.uns["x"]["synergy"]
     assert found["perturbation"].tolist() == [PAIR, TRIPLE]
-    how = {"mean": "mean", "auto": "cls" if any_model.vocabulary.has_cls else "genes"}[pooling]
+    how = slow.pooling if pooling == "auto" else pooling
     for _, row in found.iterrows():
         expected = with_excess(slow_excess(slow, slow.tokens(cells), row["perturbation"].split("+"), kind, how))
         assert row["n_cells"] == len(expected) > 5
@@ -99,7 +97,7 @@ def test_genes_that_are_also_deleted_by_themselves(cells, toy_model):
 
 def test_intervals_over_donors(cells, any_model, slow):
     delete_genes(cells, (GENE, OTHER), model=any_model, donor_key="donor")
-    how = "cls" if any_model.vocabulary.has_cls else "genes"
+    how = slow.pooling
     expected = with_excess(slow_excess(slow, slow.tokens(cells), [GENE, OTHER], "delete", how))
     row = cells.uns["gfx_delete"]["synergy"].iloc[0]
     assert row["interval_over"] == "donors"
@@ -122,16 +120,16 @@ def test_one_donor_has_no_interval(cells, toy_model):
 def test_random_pairs(toy_cells, any_model, slow):
     """Their excess, cell by cell beside that of the pair; z and p are the place of the pair among them."""
     few = toy_cells(8)
-    gfx.tl.delete_genes(few, [GENE, (GENE, OTHER)], model=any_model, null=10)
-    how, rows = "cls" if any_model.vocabulary.has_cls else "genes", slow.tokens(few)
+    gfx.tl.delete_genes(few, [GENE, (GENE, OTHER)], model=any_model, controls="random_sets", n_random=10)
+    how, rows = slow.pooling, slow.tokens(few)
     own = with_excess(slow_excess(slow, rows, [GENE, OTHER], "delete", how))
     sets = few.uns["gfx_delete"]["random_sets"].set_index("perturbation")
     assert sets.loc[GENE, ["on_shifts_difference", "on_vectors_difference"]].isna().all(axis=None)
     sets = sets.loc[PAIR]
     assert len(sets) == 10
-    genes = tokens_of(slow, [GENE, OTHER])
+    genes = slow.named([GENE, OTHER])
     for _, row in sets.iterrows():
-        others = tokens_of(slow, row["genes"].split("+"))
+        others = slow.named(row["genes"].split("+"))
         cells = [
             at
             for at in own.index
@@ -159,7 +157,7 @@ def test_random_pairs(toy_cells, any_model, slow):
 def test_p_is_pooled_over_sets_of_one_size(cells, toy_model):
     """Pairs among the random pairs beside all of them, a triple among random triples."""
     genes = [(GENE, OTHER), (GENE, OTHER, THIRD), (GENE, THIRD), GENE]
-    gfx.tl.delete_genes(cells, genes, model=toy_model, null=8)
+    gfx.tl.delete_genes(cells, genes, model=toy_model, controls="random_sets", n_random=8)
     found, sets = cells.uns["gfx_delete"]["synergy"], cells.uns["gfx_delete"]["random_sets"]
     assert found["perturbation"].tolist() == [PAIR, TRIPLE, f"{GENE}+{THIRD}"]
     size = found["perturbation"].str.count(r"\+")
@@ -187,7 +185,7 @@ def test_intervals_do_not_depend_on_what_else_is_perturbed(cells, toy_model):
 
 
 def test_pairs_of_genes_that_are_shifted(cells, toy_model):
-    gfx.tl.shift_genes(cells, [GENE, OTHER, (GENE, OTHER)], quartiles=3, model=toy_model, null=None)
+    gfx.tl.shift_genes(cells, [GENE, OTHER, (GENE, OTHER)], by=("quartiles", 3), model=toy_model, controls=None)
     shift = cells.obsm["gfx_shift"].astype(float)
     both = ~np.isnan(shift[:, 2])
     found = cells.uns["gfx_shift"]["synergy"]
@@ -198,7 +196,7 @@ def test_pairs_of_genes_that_are_shifted(cells, toy_model):
 def test_pairs_in_the_start_alone(cells, toy_model):
     with_states = {"groupby": "condition", "start": "sick", "goal": "healthy"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gfx.tl._cell_states.LOWEST_AUC", 0)  # the toy cells' states are drawn at random
+        patch.setattr("gfx.tl._states.LOWEST_AUC", 0)  # the toy cells' states are drawn at random
         delete_genes(cells, (GENE, OTHER), model=toy_model, key_added="x", **with_states)
     sick = cells[cells.obs["condition"] == "sick"].copy()
     delete_genes(sick, (GENE, OTHER), model=toy_model)

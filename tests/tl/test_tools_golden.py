@@ -17,16 +17,35 @@ pytestmark = [pytest.mark.filterwarnings("ignore:Held-out cells of"), pytest.mar
 
 TOLERANCE = 1e-5
 
-delete_genes = partial(gfx.tl.delete_genes, null=None)
-overexpress_genes = partial(gfx.tl.overexpress_genes, null=None)
-
 #: What the official software calls emb_layer, and what we call hidden_layer.
 LAYERS = [(0, -1), (-1, -2)]
+
+
+@pytest.fixture(autouse=True)
+def in_float32():
+    """On every machine alike."""
+    with gfx.settings.override(dtype="float32"):
+        yield
 
 
 @pytest.fixture
 def model(golden_run):
     return gfx.models.load(golden_run.folder)
+
+
+def published(tool, run):
+    """Call a tool as the official software runs, which compares cells of V1 gene by gene."""
+    return partial(tool, controls=None, pooling="cls" if run.vocabulary.has_cls else "genes")
+
+
+@pytest.fixture
+def delete_genes(golden_run):
+    return published(gfx.tl.delete_genes, golden_run)
+
+
+@pytest.fixture
+def overexpress_genes(golden_run):
+    return published(gfx.tl.overexpress_genes, golden_run)
 
 
 @pytest.fixture
@@ -98,7 +117,7 @@ def assert_spread(run, adata, name_of_run, perturbed, key):
     assert (table["Cosine_sim_stdev"] > 0.01).any()
 
 
-def test_delete_each_gene(golden_run, adata, model):
+def test_delete_each_gene(golden_run, adata, model, delete_genes):
     in_cells = [token for token in golden_run.tokens if (golden_run.ids == token).any()]
     delete_genes(adata, [name(golden_run, token) for token in in_cells], model=model)
     expected = golden_run.run("delete_all")
@@ -116,7 +135,7 @@ def test_delete_each_gene(golden_run, adata, model):
     assert_spread(golden_run, adata, "delete_all_gene", in_cells, "gfx_delete")
 
 
-def test_delete_each_gene_with_states(golden_run, adata, model):
+def test_delete_each_gene_with_states(golden_run, adata, model, delete_genes):
     in_start = golden_run.ids[golden_run.state == "a"]
     tokens = [token for token in golden_run.tokens if (in_start == token).any()]
     names = [name(golden_run, token) for token in tokens]
@@ -136,7 +155,7 @@ def test_delete_each_gene_with_states(golden_run, adata, model):
         assert found["role"] == "goal"
 
 
-def test_delete_a_list_together(golden_run, adata, model):
+def test_delete_a_list_together(golden_run, adata, model, delete_genes):
     ((genes, _), expected), *_ = golden_run.run("delete_list").items()
     together = tuple(name(golden_run, token) for token in genes)
     delete_genes(adata, [together], model=model)
@@ -156,7 +175,7 @@ def test_delete_a_list_together(golden_run, adata, model):
         np.testing.assert_allclose(found, expected, atol=TOLERANCE)
 
 
-def test_delete_pairs_with_an_anchor(golden_run, adata, model):
+def test_delete_pairs_with_an_anchor(golden_run, adata, model, delete_genes):
     expected = golden_run.run("delete_anchor")
     others = [token for token, _ in expected]
     in_all = [token for token in golden_run.tokens if (golden_run.ids == token).any(axis=1).all()]
@@ -178,7 +197,7 @@ def without_the_first(run, values, token, state=None):
     return np.array([values[row] for row in rows if token in genes_in(run, row)[1:]])
 
 
-def test_overexpress_each_gene(golden_run, adata, model):
+def test_overexpress_each_gene(golden_run, adata, model, overexpress_genes):
     expected = golden_run.run("overexpress_all")
     tokens = [token for token, _ in expected]
     overexpress_genes(adata, [name(golden_run, token) for token in tokens], model=model)
@@ -193,7 +212,7 @@ def test_overexpress_each_gene(golden_run, adata, model):
     assert first > 0
 
 
-def test_overexpress_each_gene_with_states(golden_run, adata, model):
+def test_overexpress_each_gene_with_states(golden_run, adata, model, overexpress_genes):
     runs = {state: golden_run.run_states("overexpress_all_states", state) for state in "abc"}
     tokens = [token for token, _ in runs["a"]]
     names = [name(golden_run, token) for token in tokens]
@@ -204,7 +223,7 @@ def test_overexpress_each_gene_with_states(golden_run, adata, model):
             np.testing.assert_allclose(found, runs[state][token, "cell_emb"], atol=TOLERANCE)
 
 
-def test_departure_other_genes_under_overexpression_have_their_own_effects(golden_run, adata, model):
+def test_departure_other_genes_under_overexpression_have_their_own_effects(golden_run, adata, model, overexpress_genes):
     """The official list of affected genes begins one gene too late: each value is filed under the next gene."""
     expected = golden_run.run("overexpress_all_gene", "gene_embs")
     official, right = {}, 0
@@ -224,7 +243,7 @@ def test_departure_other_genes_under_overexpression_have_their_own_effects(golde
         np.testing.assert_allclose(official[key], values, atol=TOLERANCE)
 
 
-def test_overexpress_a_list_together(golden_run, adata, model):
+def test_overexpress_a_list_together(golden_run, adata, model, overexpress_genes):
     ((genes, _), expected), *_ = golden_run.run("overexpress_list").items()
     together = tuple(name(golden_run, token) for token in genes)
     overexpress_genes(adata, [together], model=model)

@@ -23,7 +23,7 @@ def check_change(by: object) -> tuple[str, float]:
         msg = f"`by` is ('quartiles', n) or ('fold_change', x), found {by!r}."
         raise ValueError(msg)
     unit, change = by
-    if unit == "quartiles" and (change != int(change) or not 1 <= abs(change) <= 3):
+    if unit == "quartiles" and abs(change) not in {1, 2, 3}:
         msg = f"Genes move by 1, 2 or 3 quartiles, or by fewer than 0 to inhibit them; found {change!r}."
         raise ValueError(msg)
     if unit == "fold_change" and not (0 < change < np.inf and change != 1):
