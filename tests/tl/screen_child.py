@@ -36,7 +36,7 @@ def screen(cells: str, arguments: dict[str, object]) -> int:
 def main(cells: str, model: str) -> None:
     torch.set_num_threads(1)
     # Compiles and loads all that is needed; no store, whose threads would not be in the children.
-    gfx.tl.screen_genes(ad.read_h5ad(cells), model=model, genes=["TOY90"], null=None)
+    gfx.tl.screen_genes(ad.read_h5ad(cells), model=model, genes=["TOY90"], controls=None)
     print("ready", flush=True)
     for line in sys.stdin:
         asked = json.loads(line)

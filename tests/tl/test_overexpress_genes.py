@@ -33,9 +33,7 @@ def kinds_of_cells(cells):
 
 @pytest.mark.parametrize("positions", ["close", "keep"])
 @pytest.mark.parametrize("pooling", ["auto", "mean", "genes"])
-def test_effects_are_those_of_the_published_model(
-    kinds_of_cells, any_model, slow, assert_effects, positions, pooling
-):
+def test_effects_are_those_of_the_published_model(kinds_of_cells, any_model, slow, assert_effects, positions, pooling):
     """One gene, one that few cells have, and three in their order."""
     cells, sets = kinds_of_cells, [(GENE,), (RARE,), (OTHER, RARE, GENE)]
     overexpress_genes(cells, sets, model=any_model, positions=positions, pooling=pooling)

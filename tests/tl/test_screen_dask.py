@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     Slots = dict[str, Any]
     ReadSlots = Callable[[ad.AnnData], Slots]
 
-# The toy cells' states are drawn at random, and most of the time nothing tells them apart.
+# The toy cells' states are drawn at random, and most of the time they are not separable.
 pytestmark = pytest.mark.filterwarnings("ignore:Held-out cells of")
 
-N_CELLS = 160
+N_CELLS = 40
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +45,9 @@ def client() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def arguments(toy_folder: Path) -> dict[str, Any]:
-    """80 of 160 cells, in 10 blocks, with a goal."""
-    return {"model": toy_folder, "groupby": "condition", "start": "sick", "goal": "healthy", "layers": True}
+    """20 of 40 cells, in 10 blocks each of the model and of random weights, with a goal."""
+    states = {"groupby": "condition", "start": "sick", "goal": "healthy"}
+    return {"model": toy_folder, "controls": "random_weights", **states}
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,11 @@ def expected(
     return slots(adata), store
 
 
+def screen(client: Any, adata: ad.AnnData, **arguments: Any) -> None:
+    with gfx.settings.override(client=client):
+        gfx.tl.screen_genes(adata, **arguments)
+
+
 def files(store: Path) -> dict[str, bytes]:
     return {str(path.relative_to(store)): path.read_bytes() for path in store.rglob("*") if path.is_file()}
 
@@ -67,11 +73,11 @@ def test_workers_do_the_same(
     toy_cells: ToyCells, arguments: dict[str, Any], expected: tuple[Slots, Path], slots: ReadSlots, client: Any
 ) -> None:
     adata = toy_cells(N_CELLS)
-    gfx.tl.screen_genes(adata, client=client, **arguments)
+    screen(client, adata, **arguments)
     assert slots(adata) == expected[0]
 
 
-def test_workers_go_on(
+def test_workers_go_on_from_a_store(
     *,
     toy_cells: ToyCells,
     arguments: dict[str, Any],
@@ -80,22 +86,24 @@ def test_workers_go_on(
     client: Any,
     tmp_path: Path,
 ) -> None:
-    """What one run left undone is done by workers."""
+    """What this process left undone."""
     store = shutil.copytree(expected[1], tmp_path / "store")
-    for block in (0, 3, 9):
-        shutil.rmtree(store / "model" / "shift" / "c" / str(block))
+    for block in ("model/0", "model/3", "random_weights/9", "states_model/0"):
+        shutil.rmtree(store / block)
     adata = toy_cells(N_CELLS)
-    gfx.tl.screen_genes(adata, client=client, store=store, **arguments)
+    screen(client, adata, store=store, **arguments)
     assert slots(adata) == expected[0]
     assert files(store) == files(expected[1])
 
 
-def test_estimates_by_workers(toy_cells: ToyCells, toy_folder: Path, slots: ReadSlots, client: Any) -> None:
+def test_estimates_of_workers_are_the_same(
+    toy_cells: ToyCells, toy_folder: Path, slots: ReadSlots, client: Any
+) -> None:
     """Random directions are those of the cell, whoever draws them."""
-    arguments = {"model": toy_folder, "method": "first_order", "n_probes": 2}
-    here, there = toy_cells(150), toy_cells(150)
+    arguments = {"model": toy_folder, "method": gfx.tl.FirstOrder(n_probes=2), "controls": None}
+    here, there = toy_cells(24), toy_cells(24)
     gfx.tl.screen_genes(here, **arguments)
-    gfx.tl.screen_genes(there, client=client, **arguments)
+    screen(client, there, **arguments)
     assert slots(there) == slots(here)
 
 
@@ -118,7 +126,7 @@ def kill_when(is_time: Callable[[], bool], pids: list[int]) -> threading.Thread:
 
 
 @pytest.mark.parametrize("n_killed", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_workers_that_die(
+def test_others_take_over_from_workers_that_die(
     *,
     toy_cells: ToyCells,
     arguments: dict[str, Any],
@@ -128,13 +136,12 @@ def test_workers_that_die(
     tmp_path: Path,
     n_killed: int,
 ) -> None:
-    """kill -9 of one, or of both, amid the run: others take over, and every bit is the same."""
+    """kill -9 of one, or of both, amid the run: every bit is the same."""
     client.wait_for_workers(2)
     before, store = pids(client), tmp_path / "store"
-    chunks = store / "model" / "shift" / "c"
-    killer = kill_when(lambda: chunks.exists() and len([*chunks.iterdir()]) > 1, before[:n_killed])
+    killer = kill_when(lambda: (store / "model" / "1").exists(), before[:n_killed])
     adata = toy_cells(N_CELLS)
-    gfx.tl.screen_genes(adata, client=client, store=store, **arguments)
+    screen(client, adata, store=store, **arguments)
     assert not killer.is_alive()  # it was killed before this was done
     assert slots(adata) == expected[0]
     assert files(store) == files(expected[1])
@@ -150,15 +157,15 @@ def test_a_worker_that_dies_without_a_store(
     began = time.monotonic()
     killer = kill_when(lambda: time.monotonic() > began + 0.3, pids(client)[:1])
     adata = toy_cells(N_CELLS)
-    gfx.tl.screen_genes(adata, client=client, **arguments)
+    screen(client, adata, **arguments)
     assert not killer.is_alive()  # it was killed before this was done
     assert slots(adata) == expected[0]
 
 
-def test_a_failure_of_a_worker_is_told(
+def test_a_failure_of_a_worker_is_raised_and_nothing_is_written(
     *, toy_cells: ToyCells, arguments: dict[str, Any], slots: ReadSlots, client: Any, toy_folder: Path, tmp_path: Path
 ) -> None:
-    """It sees no weights where we do; nothing is written."""
+    """It finds no weights where this process does."""
     from gfx.models import load
 
     folder = shutil.copytree(toy_folder, tmp_path / "model")
@@ -171,5 +178,5 @@ def test_a_failure_of_a_worker_is_told(
 
     client.submit(hide, pure=False).result()
     with pytest.raises(FileNotFoundError):
-        gfx.tl.screen_genes(adata, client=client, **(arguments | {"model": model, "start": None, "goal": None}))
+        screen(client, adata, **(arguments | {"model": model, "start": None, "goal": None}))
     assert slots(adata) == before

@@ -1,4 +1,4 @@
-"""What a store of a screen refuses, survives, and does again."""
+"""What the store of a screen refuses, goes on with, survives, and runs again."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ import os
 import resource
 import shutil
 import subprocess
+import warnings
+from collections import Counter
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import zarr
-from gfx.tl._screen_store import ScreenStoreError
 
 import gfx
+from gfx._run_store import RunStore, RunStoreError
+from gfx.tl.screen import _run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,11 +31,10 @@ if TYPE_CHECKING:
     Slots = dict[str, Any]
     ReadSlots = Callable[[ad.AnnData], Slots]
 
-# The toy cells' states are drawn at random, and most of the time nothing tells them apart.
+# The toy cells' states are drawn at random, and most of the time they are not separable.
 pytestmark = pytest.mark.filterwarnings("ignore:Held-out cells of")
 
-#: Block, shift of the model: one chunk of a store.
-CHUNK = "model/shift/c/{}/0"
+N_CELLS = 12
 
 
 def files(store: Path) -> dict[str, bytes]:
@@ -41,15 +42,21 @@ def files(store: Path) -> dict[str, bytes]:
     return {str(path.relative_to(store)): path.read_bytes() for path in store.rglob("*") if path.is_file()}
 
 
+def times(store: Path) -> dict[Path, int]:
+    """When each file and folder of a store was written."""
+    return {path: path.stat().st_mtime_ns for path in store.rglob("*")}
+
+
 @pytest.fixture(scope="module")
 def arguments(toy_folder: Path) -> dict[str, Any]:
-    """20 of 40 cells, two in a block, with a goal."""
-    return {"model": toy_folder, "groupby": "condition", "start": "sick", "goal": "healthy", "layers": True}
+    """6 of 12 cells, two in a block, with a goal and a random-weights model."""
+    states = {"groupby": "condition", "start": "sick", "goal": "healthy"}
+    return {"model": toy_folder, "controls": "random_weights", **states}
 
 
 @pytest.fixture
 def adata(toy_cells: ToyCells) -> ad.AnnData:
-    return toy_cells(40)
+    return toy_cells(N_CELLS)
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +64,8 @@ def whole(
     toy_cells: ToyCells, arguments: dict[str, Any], slots: ReadSlots, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Slots]:
     """A store that was finished at once, and what came out."""
-    store, adata = tmp_path_factory.mktemp("whole") / "store", toy_cells(40)
-    with pytest.warns(UserWarning, match="Held-out cells of"):
-        gfx.tl.screen_genes(adata, store=store, **arguments)
+    store, adata = tmp_path_factory.mktemp("whole") / "store", toy_cells(N_CELLS)
+    gfx.tl.screen_genes(adata, store=store, **arguments)
     return store, slots(adata)
 
 
@@ -69,35 +75,125 @@ def store(whole: tuple[Path, Slots], tmp_path: Path) -> Path:
     return shutil.copytree(whole[0], tmp_path / "store")
 
 
-# --- what is refused -----------------------------------------------------------------------------------------------
+@pytest.fixture
+def assert_goes_on(
+    toy_cells: ToyCells, arguments: dict[str, Any], whole: tuple[Path, Slots], slots: ReadSlots
+) -> Callable[[Path], None]:
+    """Screen with a store, to the same result and the same store to the last bit."""
+
+    def go_on(store: Path) -> None:
+        adata = toy_cells(N_CELLS)
+        gfx.tl.screen_genes(adata, store=store, **arguments)
+        assert slots(adata) == whole[1]
+        assert files(store) == files(whole[0])
+
+    return go_on
 
 
-def edited(store: Path, **changed: object) -> None:
-    """Write something else about a store into it."""
-    path = store / "zarr.json"
-    noted = json.loads(path.read_text())
-    noted["attributes"]["gfx_screen"] |= changed
-    path.write_text(json.dumps(noted))
+# --- what is read, and how often ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changed", [{"format": 2}, {"gfx_version": "0.0.1"}, {"torch_version": "1.0"}])
-def test_a_store_of_another_version_is_refused(
-    adata: ad.AnnData, arguments: dict[str, Any], store: Path, slots: ReadSlots, changed: dict[str, Any]
+def test_a_finished_screen_is_read_block_by_block_each_once(
+    store: Path, assert_goes_on: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    edited(store, **changed)
-    assert_refused(adata, store, slots, *changed, **arguments)
+    """And nothing is written."""
+    reads: Counter[tuple[str, int]] = Counter()
+    read = RunStore.read
+
+    def counted(self: RunStore, job: str, number: int) -> Any:
+        reads[job, number] += 1
+        return read(self, job, number)
+
+    monkeypatch.setattr(RunStore, "read", counted)
+    before = times(store)
+    assert_goes_on(store)
+    assert times(store) == before
+    of_cells = [(job, number) for job in ("model", "random_weights") for number in range(3)]
+    expected = [*of_cells, ("states_model", 0), ("states_random_weights", 0), ("genes", 0)]
+    assert reads == dict.fromkeys(expected, 1)
+
+
+def test_what_is_missing_is_run_and_what_is_there_is_read_once(
+    store: Path, assert_goes_on: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(store / "model" / "1")
+    shutil.rmtree(store / "random_weights")
+    reads: Counter[tuple[str, int]] = Counter()
+    read = RunStore.read
+    monkeypatch.setattr(RunStore, "read", lambda self, *block: reads.update([block]) or read(self, *block))
+    assert_goes_on(store)
+    blocks = [("model", 0), ("model", 2), ("states_model", 0), ("states_random_weights", 0), ("genes", 0)]
+    assert reads == dict.fromkeys(blocks, 1)
+
+
+def test_effects_in_cells_can_be_summed_up_otherwise(
+    adata: ad.AnnData, arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    """Groups and baselines are no part of what a store holds."""
+    chosen = {"model": arguments["model"], "store": tmp_path / "store"}
+    gfx.tl.screen_genes(adata, controls=None, **chosen)
+    before = times(tmp_path / "store")
+    gfx.tl.screen_genes(adata, groupby="condition", controls="baselines", **chosen)
+    assert "gfx_screen_groups" in adata.varm
+    assert "detection" in adata.varm["gfx_screen"]
+    assert times(tmp_path / "store") == before
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+
+def edit_manifest(store: Path, **changed: object) -> None:
+    path = store / "zarr.json"
+    group = json.loads(path.read_text())
+    group["attributes"]["gfx"] |= changed
+    path.write_text(json.dumps(group))
 
 
 def assert_refused(adata: ad.AnnData, store: Path, slots: ReadSlots, *names: str, **arguments: Any) -> None:
     """What differs is named, and nothing is changed."""
-    before, there = slots(adata), files(store)
-    with pytest.raises(ScreenStoreError) as caught:
+    before, stored = slots(adata), files(store)
+    with pytest.raises(RunStoreError) as caught:
         gfx.tl.screen_genes(adata, store=store, **arguments)
-    said = str(caught.value)
-    assert str(store) in said
-    assert f"another {', '.join(sorted(names))};" in said
+    message = str(caught.value)
+    assert str(store) in message
+    assert f"another {', '.join(sorted(names))}, which" in message
     assert slots(adata) == before
-    assert files(store) == there
+    assert files(store) == stored
+
+
+def test_a_store_of_another_format_is_refused(
+    adata: ad.AnnData, arguments: dict[str, Any], store: Path, slots: ReadSlots
+) -> None:
+    edit_manifest(store, format=1)
+    assert_refused(adata, store, slots, "format", **arguments)
+
+
+@pytest.mark.parametrize(
+    "versions",
+    [{"gfx_version": "0.0.1"}, {"torch_version": "1.13"}, {"gfx_version": "0.0.1", "torch_version": "1.13"}],
+    ids=lambda versions: "+".join(versions),  # noqa: PLW0108 - pytest wants a plain function
+)
+def test_a_store_of_other_versions_goes_on_with_a_warning_that_names_them(
+    *,
+    adata: ad.AnnData,
+    arguments: dict[str, Any],
+    whole: tuple[Path, Slots],
+    store: Path,
+    slots: ReadSlots,
+    versions: dict[str, str],
+) -> None:
+    """The warning points at the call. Blocks that are there are kept, missing ones are run."""
+    began = json.loads((store / "zarr.json").read_text())["attributes"]["gfx"]
+    edit_manifest(store, **versions)
+    shutil.rmtree(store / "model" / "1")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        gfx.tl.screen_genes(adata, store=store, **arguments)
+    (warning,) = [each for each in caught if "that began with" in str(each.message)]
+    for name, version in versions.items():
+        assert f"{name.removesuffix('_version')} {version} (now {began[name]})" in str(warning.message)
+    assert warning.filename == __file__
+    assert slots(adata) == whole[1]
 
 
 @pytest.mark.parametrize(
@@ -106,16 +202,14 @@ def assert_refused(adata: ad.AnnData, store: Path, slots: ReadSlots, *names: str
         ({"rng": 1}, ["rng"]),
         ({"hidden_layer": -1}, ["hidden_layer"]),
         ({"pooling": "mean"}, ["pooling"]),
-        ({"operator": "delete"}, ["operator"]),
-        ({"dtype": "bfloat16"}, ["dtype"]),
-        ({"null": None}, ["n_probes", "null"]),
-        ({"n_probes": 2}, ["n_probes"]),
-        ({"genes": [f"TOY{at}" for at in range(1, 200)]}, ["genes"]),
-        ({"genes": ["TOY90", "TOY48"]}, ["cells", "genes"]),
-        ({"mask_obs": np.arange(40) < 30}, ["cells"]),
-        ({"start": "healthy", "goal": "sick"}, ["cells", "goal", "start", "states"]),
-        ({"start": None, "goal": None}, ["cells", "goal", "groupby", "start", "states"]),
-        ({"method": "first_order", "n_probes": 2}, ["cells_per_block", "method", "n_probes"]),
+        ({"positions": "keep"}, ["positions"]),
+        ({"controls": None}, ["controls", "n_probes"]),
+        ({"genes": [f"TOY{n}" for n in range(1, 200)]}, ["genes"]),
+        ({"genes": ["TOY90", "TOY48"]}, ["genes", "screened_cells"]),
+        ({"mask_obs": np.arange(N_CELLS) < 9}, ["screened_cells"]),
+        ({"start": "healthy", "goal": "sick"}, ["goal", "screened_cells", "start"]),
+        ({"start": None, "goal": None}, ["goal", "groupby", "screened_cells", "start", "states"]),
+        ({"method": gfx.tl.FirstOrder(n_probes=2)}, ["cells_per_block", "method", "n_probes"]),
     ],
     ids=lambda value: "+".join(value),  # noqa: PLW0108 - pytest wants a plain function
 )
@@ -131,40 +225,39 @@ def test_a_store_of_other_parameters_is_refused(
     assert_refused(adata, store, slots, *names, **(arguments | changed))
 
 
-def test_effects_in_cells_can_be_summed_up_otherwise(
-    adata: ad.AnnData, arguments: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize("changed", [{"dtype": "bfloat16"}, {"batch_tokens": 1000}])
+@pytest.mark.filterwarnings("ignore:.*bfloat16")
+def test_a_store_of_other_settings_is_refused(
+    adata: ad.AnnData, arguments: dict[str, Any], store: Path, slots: ReadSlots, changed: dict[str, Any]
 ) -> None:
-    """Groups are no part of what a store holds."""
-    arguments = {"model": arguments["model"], "null": None, "store": tmp_path / "store"}
-    gfx.tl.screen_genes(adata, **arguments)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*")}
-    gfx.tl.screen_genes(adata, groupby="condition", **arguments)
-    assert "gfx_screen_groups" in adata.varm
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*")} == before
+    """Those that change the last digits."""
+    with gfx.settings.override(**changed):
+        assert_refused(adata, store, slots, *changed, **arguments)
 
 
 def test_a_store_of_other_cells_is_refused(
     adata: ad.AnnData, toy_cells: ToyCells, arguments: dict[str, Any], store: Path, slots: ReadSlots
 ) -> None:
-    assert_refused(adata[:30].copy(), store, slots, "cells", "states", **arguments)
-    assert_refused(adata[::-1].copy(), store, slots, "cells", "states", **arguments)
-    assert_refused(toy_cells(40, seed=1), store, slots, "cells", "states", **arguments)
+    others = ["cells", "screened_cells", "states", "tokens"]
+    assert_refused(adata[:9].copy(), store, slots, *others, **arguments)
+    assert_refused(adata[::-1].copy(), store, slots, *others, **arguments)
+    assert_refused(toy_cells(N_CELLS, seed=1), store, slots, "screened_cells", "tokens", **arguments)
     renamed = adata.copy()
-    renamed.obs_names = [f"other{at}" for at in range(40)]
+    renamed.obs_names = [f"other{number}" for number in range(N_CELLS)]
     assert_refused(renamed, store, slots, "cells", **arguments)
 
 
 def test_a_store_of_another_goal_is_refused(
     adata: ad.AnnData, arguments: dict[str, Any], store: Path, slots: ReadSlots
 ) -> None:
-    """The cells that are screened are the same, those that they should become are not."""
+    """The cells that are screened are the same, those of the goal are not."""
     fewer = adata.copy()
     fewer.obs.loc[fewer.obs_names[1], "condition"] = np.nan
     assert_refused(fewer, store, slots, "states", **arguments)
     counts = adata.X.toarray()
     counts[1] = counts[3]
     adata.X = type(adata.X)(counts)
-    assert_refused(adata, store, slots, "states", **arguments)
+    assert_refused(adata, store, slots, "tokens", **arguments)
 
 
 def test_a_store_of_another_model_is_refused(
@@ -177,7 +270,8 @@ def test_a_store_of_another_model_is_refused(
     slots: ReadSlots,
     tmp_path: Path,
 ) -> None:
-    names = ["cells", "genes", "model", "pooling", "states", "vocabulary", "vocabulary_sha256", "weights_sha256"]
+    names = ["genes", "model", "pooling", "screened_cells", "tokens"]
+    names += ["vocabulary", "vocabulary_sha256", "weights_sha256"]
     assert_refused(adata, store, slots, *names, **(arguments | {"model": toy_folder_v1}))
     retrained = shutil.copytree(toy_folder, tmp_path / "other" / toy_folder.name)
     weights = bytearray((retrained / "model.safetensors").read_bytes())
@@ -208,7 +302,7 @@ def a_zarr_array(path: Path) -> None:
 
 
 def a_group_with_our_name(path: Path) -> None:
-    zarr.create_group(path).attrs["gfx_screen"] = "mine"
+    zarr.create_group(path).attrs["gfx"] = "mine"
 
 
 def a_broken_group(path: Path) -> None:
@@ -225,126 +319,60 @@ def test_what_is_no_store_is_left_alone(
 ) -> None:
     path = tmp_path / "theirs"
     make(path)
-    before, there = slots(adata), files(tmp_path)
-    with pytest.raises(ScreenStoreError, match=r"theirs is (no store|a zarr store, but not one) of a screen"):
+    before, stored = slots(adata), files(tmp_path)
+    with pytest.raises(RunStoreError, match=r"theirs is no store of gfx\. Give `store` a path where nothing is"):
         gfx.tl.screen_genes(adata, store=path, **arguments)
     assert slots(adata) == before
-    assert files(tmp_path) == there
+    assert files(tmp_path) == stored
     assert path.exists()
 
 
-# --- what is torn --------------------------------------------------------------------------------------------------
+# --- what is damaged ------------------------------------------------------------------------------------------------
 
 
-def cut(path: Path, *, to: float) -> None:
-    os.truncate(path, int(path.stat().st_size * to))
-
-
-def flipped(path: Path, *, at: float) -> None:
-    content = bytearray(path.read_bytes())
-    content[int((len(content) - 1) * at)] ^= 1
-    path.write_bytes(content)
-
-
-def gone(path: Path) -> None:
-    path.unlink()
-
-
-def zeros(path: Path) -> None:
-    """What some file systems leave after a power failure."""
-    path.write_bytes(bytes(path.stat().st_size))
-
-
-DAMAGES = {
-    **{f"cut to {to}": partial(cut, to=to) for to in (0, 0.001, 0.1, 0.5, 0.9, 0.999)},
-    **{f"flipped at {at}": partial(flipped, at=at) for at in (0, 0.01, 0.5, 0.99, 1)},
-    "gone": gone,
-    "zeros": zeros,
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_torn_block_is_done_again(
-    *,
-    adata: ad.AnnData,
-    arguments: dict[str, Any],
-    whole: tuple[Path, Slots],
-    store: Path,
-    slots: ReadSlots,
-    damage: Callable[[Path], None],
+@pytest.mark.parametrize(
+    "block", ["model/1", "random_weights/2", "states_model/0", "states_random_weights/0", "genes/0"]
+)
+def test_a_damaged_block_is_run_again_and_no_other(
+    store: Path, assert_goes_on: Callable[[Path], None], block: str
 ) -> None:
-    """The last one, and not the others."""
-    damage(store / CHUNK.format(2))
-    others = [store / CHUNK.format(at) for at in (0, 1)]
-    before = [path.stat().st_mtime_ns for path in others]
-    gfx.tl.screen_genes(adata, store=store, **arguments)
-    assert slots(adata) == whole[1]
-    assert files(store) == files(whole[0])
-    assert [path.stat().st_mtime_ns for path in others] == before
+    """Whatever job it belongs to; `test_run.py` damages blocks in more ways."""
+    before = {path: time for path, time in times(store).items() if path.is_file() and store / block not in path.parents}
+    for chunk in [path for path in (store / block).glob("*/c/**/*") if path.is_file()]:
+        os.truncate(chunk, chunk.stat().st_size // 2)
+    assert_goes_on(store)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-@pytest.mark.parametrize("measure", ["model/shift", "model/toward", "random_weights/shift", "random_weights/toward"])
-def test_a_block_that_lacks_anything_is_done_again(
-    *,
-    adata: ad.AnnData,
-    arguments: dict[str, Any],
-    whole: tuple[Path, Slots],
-    store: Path,
-    slots: ReadSlots,
-    measure: str,
+def test_a_damaged_block_of_estimates_is_run_again(
+    toy_cells: ToyCells, toy_folder: Path, slots: ReadSlots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.rmtree(store / measure / "c" / "1")
-    gfx.tl.screen_genes(adata, store=store, **arguments)
-    assert slots(adata) == whole[1]
-    assert files(store) == files(whole[0])
-
-
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-@pytest.mark.parametrize("name", ["model", "random_weights"])
-def test_a_goal_that_is_torn_is_told(
-    *,
-    adata: ad.AnnData,
-    arguments: dict[str, Any],
-    store: Path,
-    slots: ReadSlots,
-    name: str,
-    damage: Callable[[Path], None],
-) -> None:
-    """Blocks that are done and others would move towards different cells."""
-    damage(store / "goals" / name / "c" / "0" / "0")
-    before, there = slots(adata), files(store)
-    with pytest.raises(ScreenStoreError, match="is damaged: what cells should move towards cannot be read"):
-        gfx.tl.screen_genes(adata, store=store, **arguments)
-    assert slots(adata) == before
-    assert files(store) == there
-
-
-def test_estimates_are_done_again(toy_cells: ToyCells, toy_folder: Path, slots: ReadSlots, tmp_path: Path) -> None:
-    """By derivatives, which draw random directions: those of each cell are its own."""
-    arguments = {"model": toy_folder, "method": "first_order", "n_probes": 2, "store": tmp_path / "store"}
-    first, second = toy_cells(150), toy_cells(150)
-    gfx.tl.screen_genes(first, **arguments)
-    there = files(tmp_path)
-    assert len([name for name in there if name.startswith("store/model/shift/c")]) == 2
-    gone(tmp_path / "store" / CHUNK.format(0))
-    gfx.tl.screen_genes(second, **arguments)
+    """Random directions are drawn for each cell by itself; exact checks and candidates are blocks as well."""
+    monkeypatch.setitem(_run.CELLS_PER_BLOCK, False, 16)
+    monkeypatch.setattr(_run, "CELLS_PER_CANDIDATE", 2)
+    store = tmp_path / "store"
+    chosen = {"model": toy_folder, "method": gfx.tl.FirstOrder(n_probes=2), "controls": None, "store": store}
+    first, second = toy_cells(30), toy_cells(30)
+    gfx.tl.screen_genes(first, **chosen)
+    before = files(store)
+    assert {path.name for path in (store / "model").iterdir()} == {"0", "1"}
+    for block in ("model/0", "exact_check/2", "candidates/0"):
+        (store / block / "shift/c/0").unlink()
+    gfx.tl.screen_genes(second, **chosen)
     assert slots(second) == slots(first)
-    assert files(tmp_path) == there
+    assert files(store) == before
 
 
-def test_what_a_beginning_left_is_no_store(
-    adata: ad.AnnData, arguments: dict[str, Any], whole: tuple[Path, Slots], slots: ReadSlots, tmp_path: Path
+def test_what_a_killed_beginning_left_is_no_store(
+    whole: tuple[Path, Slots], assert_goes_on: Callable[[Path], None], tmp_path: Path
 ) -> None:
-    """Killed before the store was there: it is made anew, whatever lies about."""
     part = shutil.copytree(whole[0], tmp_path / "store.part")
     (part / "zarr.json").write_text("{")
-    gfx.tl.screen_genes(adata, store=tmp_path / "store", **arguments)
-    assert slots(adata) == whole[1]
-    assert files(tmp_path / "store") == files(whole[0])
+    assert_goes_on(tmp_path / "store")
     assert not part.exists()
 
 
-# --- a full disk ---------------------------------------------------------------------------------------------------
+# --- a full disk ----------------------------------------------------------------------------------------------------
 
 PAGE = 4096
 
@@ -372,12 +400,11 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         subprocess.run(["umount", path], check=True)
 
 
-def n_at_begin(store: Path) -> int:
-    """How many files a store has before anything is measured."""
-    return len([name for name in files(store) if not name.startswith(("model/", "random_weights/"))]) + 6
+def finished_blocks(store: Path) -> set[Path]:
+    return {path for job in store.iterdir() if job.is_dir() for path in job.iterdir() if path.name.isdecimal()}
 
 
-@pytest.mark.parametrize("n_chunks", [1, 5, 11])
+@pytest.mark.parametrize(("n_files", "n_blocks"), [(4, 0), (14, 3), (40, 5), (70, 8)])
 def test_a_full_disk_loses_nothing(
     *,
     adata: ad.AnnData,
@@ -385,46 +412,48 @@ def test_a_full_disk_loses_nothing(
     whole: tuple[Path, Slots],
     slots: ReadSlots,
     small_disk: Callable[[int], Path],
-    n_chunks: int,
+    assert_goes_on: Callable[[Path], None],
+    n_files: int,
+    n_blocks: int,
 ) -> None:
-    """12 chunks there should be. The screen stops, the cells are as they were; with more room it goes on."""
-    disk = small_disk(n_at_begin(whole[0]) + n_chunks)
+    """The screen stops, the cells are as they were, whole blocks are kept; with more room it goes on."""
+    disk = small_disk(n_files)
     before = slots(adata)
-    n_blocks = n_chunks // 4
-    with pytest.raises(OSError, match=f"{disk / 'store'}: No space left on device. .* {n_blocks} block") as caught:
+    with pytest.raises(
+        OSError, match=f"{disk / 'store'}: No space left on device.* finished before are kept"
+    ) as caught:
         gfx.tl.screen_genes(adata, store=disk / "store", **arguments)
     assert caught.value.errno == errno.ENOSPC
     assert slots(adata) == before
-    kept = files(disk / "store")
-    assert len(kept) == n_at_begin(whole[0]) + n_chunks
-    written = {disk / "store" / name: (disk / "store" / name).stat().st_mtime_ns for name in kept if "/c/" in name}
+    kept = finished_blocks(disk / "store")
+    assert len(kept) == n_blocks
+    assert files(disk / "store").items() <= files(whole[0]).items()  # and no part of any other block
+    written = {path: path.stat().st_mtime_ns for block in kept for path in block.rglob("*")}
 
     small_disk(2 * len(files(whole[0])))  # room is made
-    gfx.tl.screen_genes(adata, store=disk / "store", **arguments)
-    assert slots(adata) == whole[1]
-    assert files(disk / "store") == files(whole[0])
-    done = [path for path in written if path.parent.name in map(str, range(n_blocks))]
-    assert all(path.stat().st_mtime_ns == written[path] for path in done)
+    assert_goes_on(disk / "store")
+    assert {path: path.stat().st_mtime_ns for path in written} == written
 
 
 def test_a_disk_too_small_to_begin(
+    *,
     adata: ad.AnnData,
     arguments: dict[str, Any],
     whole: tuple[Path, Slots],
     slots: ReadSlots,
     small_disk: Callable[[int], Path],
+    assert_goes_on: Callable[[Path], None],
 ) -> None:
-    disk = small_disk(n_at_begin(whole[0]) // 2)
+    disk = small_disk(1)
+    (disk / "full").write_bytes(bytes(PAGE))
     before = slots(adata)
     with pytest.raises(OSError, match=f"{disk / 'store'}: No space left on device") as caught:
         gfx.tl.screen_genes(adata, store=disk / "store", **arguments)
     assert caught.value.errno == errno.ENOSPC
     assert slots(adata) == before
-    assert not (disk / "store").exists()
+    assert [path.name for path in disk.iterdir()] == ["full"]
     small_disk(2 * len(files(whole[0])))  # room is made
-    gfx.tl.screen_genes(adata, store=disk / "store", **arguments)
-    assert slots(adata) == whole[1]
-    assert files(disk / "store") == files(whole[0])
+    assert_goes_on(disk / "store")
 
 
 @contextmanager
@@ -439,19 +468,22 @@ def files_no_larger_than(size: int) -> Iterator[None]:
 
 
 def test_a_write_that_fails_loses_nothing(
-    adata: ad.AnnData, arguments: dict[str, Any], whole: tuple[Path, Slots], slots: ReadSlots, tmp_path: Path
+    *,
+    adata: ad.AnnData,
+    arguments: dict[str, Any],
+    store: Path,
+    slots: ReadSlots,
+    assert_goes_on: Callable[[Path], None],
 ) -> None:
-    """The same where nobody may make a disk: one chunk is too large to be written."""
-    store, before = tmp_path / "store", slots(adata)
-    chunks = {name: len(content) for name, content in files(whole[0]).items() if "/c/" in name}
-    largest = max(chunks.values())
-    with files_no_larger_than(largest - 1), pytest.raises(OSError, match=f"{store}: File too large") as caught:
+    """The same where nobody may make a disk: files of the missing block are too large to be written."""
+    shutil.rmtree(store / "model" / "2")
+    before, stored = slots(adata), files(store)
+    with files_no_larger_than(100), pytest.raises(OSError, match=f"{store}: File too large") as caught:
         gfx.tl.screen_genes(adata, store=store, **arguments)
     assert caught.value.errno == errno.EFBIG
     assert slots(adata) == before
-    gfx.tl.screen_genes(adata, store=store, **arguments)
-    assert slots(adata) == whole[1]
-    assert files(store) == files(whole[0])
+    assert files(store) == stored
+    assert_goes_on(store)
 
 
 def test_a_folder_that_cannot_be_written_to(

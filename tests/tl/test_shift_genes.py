@@ -296,7 +296,10 @@ def test_by_has_no_default(cells, toy_model):
 
 
 def test_numbers_of_numpy(cells, toy_model):
-    for given, plain in ((("quartiles", np.int64(1)), ("quartiles", 1)), (["fold_change", np.float64(2.0)], ("fold_change", 2))):
+    for given, plain in (
+        (("quartiles", np.int64(1)), ("quartiles", 1)),
+        (["fold_change", np.float64(2.0)], ("fold_change", 2)),
+    ):
         shift_genes(cells, GENE, by=given, model=toy_model, key_added="given")
         shift_genes(cells, GENE, by=plain, model=toy_model, key_added="plain")
         assert cells.uns["given"]["params"]["by"] == cells.uns["plain"]["params"]["by"]

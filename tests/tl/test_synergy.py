@@ -61,7 +61,14 @@ def test_it_is_the_genes_one_by_one(kinds_of_cells, any_model, slow, kind, pooli
         pytest.skip("the mean, which is tested by name")
     cells = kinds_of_cells
     call = getattr(gfx.tl, f"{kind}_genes")
-    call(cells, [GENE, (GENE, OTHER), (GENE, OTHER, THIRD)], model=any_model, pooling=pooling, controls=None, key_added="x")
+    call(
+        cells,
+        [GENE, (GENE, OTHER), (GENE, OTHER, THIRD)],
+        model=any_model,
+        pooling=pooling,
+        controls=None,
+        key_added="x",
+    )
     found = cells.uns["x"]["synergy"]
     assert found["perturbation"].tolist() == [PAIR, TRIPLE]
     how = slow.pooling if pooling == "auto" else pooling
