@@ -139,7 +139,7 @@ def test_others_take_over_from_workers_that_die(
     """kill -9 of one, or of both, amid the run: every bit is the same."""
     client.wait_for_workers(2)
     before, store = pids(client), tmp_path / "store"
-    killer = kill_when(lambda: (store / "model" / "1").exists(), before[:n_killed])
+    killer = kill_when((store / "model" / "1").exists, before[:n_killed])
     adata = toy_cells(N_CELLS)
     screen(client, adata, store=store, **arguments)
     assert not killer.is_alive()  # it was killed before this was done
