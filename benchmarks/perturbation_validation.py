@@ -126,7 +126,7 @@ def compare_lineages(of_gene: pd.DataFrame) -> dict[str, float | None]:
     columns = {
         "z": "z",
         "shift": "shift_mean",
-        "shift_random_weights": "shift_random_weights",
+        "shift_random_weights": "random_weights_shift_mean",
         "expression": "expression_mean",
     }
     out: dict[str, float | None] = {}

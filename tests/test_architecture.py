@@ -58,7 +58,7 @@ IMPORTS: dict[str, set[str]] = {
         "_tokens",
         "models",
     },
-    "get": {"_adata", "_core", "_keys", "_provenance", "_results", "_run_store"},
+    "get": {"_adata", "_core", "_results", "_run_store"},
     "pl": {"get"},
     "datasets": {"models"},
 }
@@ -91,8 +91,8 @@ LOADS: dict[str, set[str]] = {
     },
     "pp": {"numpy", "pandas"},
     "tl": {"anndata", "numpy", "pandas", "scanpy", "scipy", "tqdm"},
-    "get": {"numpy", "pandas", "scipy"},
-    "pl": {"matplotlib", "numpy"},
+    "get": {"numpy", "pandas", "scipy", "sklearn"},
+    "pl": {"adjustText", "matplotlib", "numpy"},
     "datasets": {"anndata", "numpy", "pandas", "scipy"},
 }
 

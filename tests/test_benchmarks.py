@@ -411,7 +411,7 @@ def test_lineages_are_told_from_the_names_of_types(validation: ModuleType) -> No
 def test_other_lineages_are_weighted_by_their_cells(validation: ModuleType) -> None:
     of_gene = pd.DataFrame(
         {"own": [True, False, False, False], "n_cells": [9, 10, 30, 2], "z": [2.0, 1.0, 3.0, np.nan]}
-    ).assign(shift_mean=[0.3, 0.1, 0.2, 0.9], shift_random_weights=0.0, expression_mean=1.0)
+    ).assign(shift_mean=[0.3, 0.1, 0.2, 0.9], random_weights_shift_mean=0.0, expression_mean=1.0)
     found = validation.compare_lineages(of_gene)
     assert found["z_own"] == 2
     assert found["z_others"] == pytest.approx(2.5)
@@ -436,9 +436,9 @@ def test_blood_is_asked_by_lineage(validation: ModuleType, tmp_path: Path, monke
     assert report["own lineage above others, z"]["genes"] <= 3
     for name in ("T", "B"):
         assert {
-            "rank: shift, Spearman over genes of all ranks",
-            "random weights: shift, Spearman over perturbations",
-            "detection: shift, partial Spearman over genes of all ranks",
+            "rank: shift, spearman",
+            "random_weights: shift, spearman_perturbations",
+            "detection: shift, partial_spearman",
         } <= set(report[f"controls in {name}"])
 
 

@@ -24,7 +24,7 @@ DECLARED = {requirement.name: requirement for requirement in map(Requirement, PR
 EXTRAS = ("lora", "search")
 
 DISTRIBUTION = {"sklearn": "scikit-learn"}
-CONDA = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+CONDA = {"torch": "pytorch", "matplotlib": "matplotlib-base", "adjustText": "adjusttext"}
 # Declared, though gfx does not import it itself.
 NEEDED_BY_OTHERS = {
     "accelerate": "transformers' Trainer, which trains models, needs it",

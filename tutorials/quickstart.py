@@ -81,9 +81,9 @@ def main(folder: Path) -> None:
     gfx.tl.attention(adata)
     attended = gfx.get.attention_df(adata, min_cells=20).groupby("gene")["ratio"].mean().nlargest(10)
     print(f"   genes attended to most, over all heads: {', '.join(attended.index)}")
-    top = gfx.get.attention_ranks_df(adata).query("rank <= 20").groupby("block")["ratio"].mean()
-    for block, ratio in top.items():
-        print(f"   block {block} gives the top 20 genes of a cell {ratio:.2f} times what even attention would")
+    top = gfx.get.attention_ranks_df(adata).query("rank <= 20").groupby("layer")["ratio"].mean()
+    for layer, ratio in top.items():
+        print(f"   layer {layer} gives the top 20 genes of a cell {ratio:.2f} times what uniform attention would")
 
     say("Pictures and data")
     with plt.rc_context({"figure.dpi": 120}):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gfx._core.synergy import synergy
+from gfx._core.statistics import synergy
 
 N_GENES, N_CELLS, WIDTH = 3, 20, 8
 

@@ -5,7 +5,7 @@ import pytest
 
 import gfx
 
-BLOCKS, HEADS = 3, 2
+LAYERS, HEADS = 3, 2
 
 
 @pytest.fixture(scope="module", params=[None, "mine"])
@@ -23,13 +23,13 @@ def adata(toy_cells, toy_model, key):
 def test_attention_df(adata, key):
     slot = key or "gfx_attention"
     table = gfx.get.attention_df(adata, key=key)
-    assert table.columns.tolist() == ["gene", "block", "head", "attention", "uniform", "ratio", "n_cells"]
+    assert table.columns.tolist() == ["gene", "layer", "head", "attention", "uniform", "ratio", "n_cells"]
     seen = adata.var[f"{slot}_n_cells"] > 0
-    assert len(table) == seen.sum() * BLOCKS * HEADS
+    assert len(table) == seen.sum() * LAYERS * HEADS
     assert not table.isna().any(axis=None)
     for row in table.sample(50, random_state=0).itertuples():
         at = adata.var_names.get_loc(row.gene)
-        assert row.attention == adata.varm[slot][at, (row.block - 1) * HEADS + row.head - 1]
+        assert row.attention == adata.varm[slot][at, (row.layer - 1) * HEADS + row.head - 1]
         assert row.uniform == adata.var[f"{slot}_uniform"].iloc[at]
         assert row.n_cells == adata.var[f"{slot}_n_cells"].iloc[at]
         assert row.ratio == pytest.approx(row.attention / row.uniform)
@@ -39,17 +39,17 @@ def test_attention_df(adata, key):
 def test_genes_of_few_cells_are_left_out(adata, key, min_cells):
     table = gfx.get.attention_df(adata, key=key, min_cells=min_cells)
     enough = adata.var[f"{key or 'gfx_attention'}_n_cells"] >= max(min_cells, 1)
-    assert len(table) == enough.sum() * BLOCKS * HEADS
+    assert len(table) == enough.sum() * LAYERS * HEADS
     assert set(table["gene"]) == set(adata.var_names[enough])
 
 
 def test_attention_ranks_df(adata, key):
     result = adata.uns[key or "gfx_attention"]
     table = gfx.get.attention_ranks_df(adata, key=key)
-    assert table.columns.tolist() == ["block", "head", "rank", "attention", "uniform", "ratio", "n_cells"]
+    assert table.columns.tolist() == ["layer", "head", "rank", "attention", "uniform", "ratio", "n_cells"]
     assert len(table) == result["ranks"].size
     for row in table.sample(50, random_state=0).itertuples():
-        assert row.attention == result["ranks"][row.block - 1, row.head - 1, row.rank - 1]
+        assert row.attention == result["ranks"][row.layer - 1, row.head - 1, row.rank - 1]
         assert row.uniform == result["ranks_uniform"][row.rank - 1]
         assert row.n_cells == result["ranks_n_cells"][row.rank - 1]
         assert row.ratio == pytest.approx(row.attention / row.uniform)
@@ -60,18 +60,18 @@ def test_attention_ranks_df(adata, key):
 def test_attention_heads_df(adata, key):
     result = adata.uns[key or "gfx_attention"]
     table = gfx.get.attention_heads_df(adata, key=key)
-    assert table.columns.tolist() == ["block", "head", "entropy", "special"]
+    assert table.columns.tolist() == ["layer", "head", "entropy", "special"]
     for row in table.itertuples():
-        assert row.entropy == result["entropy"][row.block - 1, row.head - 1]
-        assert row.special == result["special"][row.block - 1, row.head - 1]
-    assert len(table) == BLOCKS * HEADS
+        assert row.entropy == result["entropy"][row.layer - 1, row.head - 1]
+        assert row.special == result["special"][row.layer - 1, row.head - 1]
+    assert len(table) == LAYERS * HEADS
     assert table["entropy"].between(0, 1).all()
 
 
 def test_tables_agree_with_each_other(adata, key):
     """A cell's attention goes to genes and special tokens: by gene and by rank it adds up to the same."""
     by_gene, by_rank = gfx.get.attention_df(adata, key=key), gfx.get.attention_ranks_df(adata, key=key)
-    special = gfx.get.attention_heads_df(adata, key=key).set_index(["block", "head"])["special"]
+    special = gfx.get.attention_heads_df(adata, key=key).set_index(["layer", "head"])["special"]
     for table in (by_gene, by_rank):
-        total = (table["attention"] * table["n_cells"]).groupby([table["block"], table["head"]]).sum() / 18
+        total = (table["attention"] * table["n_cells"]).groupby([table["layer"], table["head"]]).sum() / 18
         np.testing.assert_allclose(total, 1 - special, atol=1e-5)

@@ -236,7 +236,9 @@ def test_groups_that_are_not_there(genes: ad.AnnData, predicted: ad.AnnData, toy
 def test_which_result(toy_cells: ToyCells, classified: Classified, cells: ad.AnnData, get: str) -> None:
     read = getattr(gfx.get, get)
     adata = toy_cells()
-    with pytest.raises(KeyError, match=r"`gfx.tl.classify_genes` or `gfx.tl.classify_cells` in `adata.uns`. Run one"):
+    with pytest.raises(
+        KeyError, match=r"`gfx.tl.classify_genes` or `gfx.tl.classify_cells` in .*Run one of them first"
+    ):
         read(adata)
     classified(adata, "tl.predict_genes")  # not one of those that tell how well
     with pytest.raises(KeyError, match="Run one of them first"):
@@ -244,27 +246,29 @@ def test_which_result(toy_cells: ToyCells, classified: Classified, cells: ad.Ann
     classified(adata, "tl.classify_cells", key="mine", tasks=CELLS)
     pd.testing.assert_frame_equal(read(adata), read(cells))
     classified(adata, "tl.classify_genes", tasks=LABELS)
-    with pytest.raises(KeyError, match=r"say which one: `key=` one of \['gfx_gene_class', 'mine'\]"):
-        read(adata)
+    assert read(adata)["task"].unique().tolist() == ["labels"]  # under its default name
     pd.testing.assert_frame_equal(read(adata, key="mine"), read(cells))
     assert read(adata, key="gfx_gene_class")["task"].unique().tolist() == ["labels"]
-    with pytest.raises(KeyError, match=r"Did not find 'other' in .* here: \['gfx_gene_class', 'mine'\]"):
+    classified(adata, "tl.classify_cells", tasks=CELLS)
+    with pytest.raises(KeyError, match=r"choose one with `key=`: \['gfx_cell_class', 'gfx_gene_class', 'mine'\]"):
+        read(adata)
+    del adata.uns["gfx_cell_class"]
+    with pytest.raises(KeyError, match=r"Did not find 'other' in .*: \['gfx_gene_class', 'mine'\]"):
         read(adata, key="other")
-    with pytest.raises(KeyError, match=r"'gfx_predicted_genes'.* was written by 'tl.predict_genes', not by"):
+    with pytest.raises(KeyError, match=r"'gfx_predicted_genes'.* was written by `gfx.tl.predict_genes`, not by"):
         read(adata, key="gfx_predicted_genes")
 
 
 def test_which_result_of_genes(toy_cells: ToyCells, classified: Classified) -> None:
     adata = classified(toy_cells(), "tl.classify_cells")
-    with pytest.raises(KeyError, match=r"`gfx.tl.classify_genes` or `gfx.tl.predict_genes` in `adata.uns`. Run one"):
+    with pytest.raises(KeyError, match=r"`gfx.tl.classify_genes` or `gfx.tl.predict_genes` in .*Run one of them first"):
         gfx.get.gene_scores_df(adata)
-    with pytest.raises(KeyError, match=r"written by 'tl.classify_cells', not by .*Run one of them first"):
+    with pytest.raises(KeyError, match=r"written by `gfx.tl.classify_cells`, not by .*Run one of them first"):
         gfx.get.gene_scores_df(adata, key="gfx_cell_class")
     classified(adata, "tl.predict_genes", key="mine")
     assert "learnt" in gfx.get.gene_scores_df(adata)
     classified(adata, "tl.classify_genes")
-    with pytest.raises(KeyError, match=r"`key=` one of \['gfx_gene_class', 'mine'\]"):
-        gfx.get.gene_scores_df(adata)
+    assert "label" in gfx.get.gene_scores_df(adata)  # under its default name
     assert "learnt" in gfx.get.gene_scores_df(adata, key="mine")
     assert "label" in gfx.get.gene_scores_df(adata, key="gfx_gene_class")
 

@@ -20,10 +20,10 @@ ALL_RANKS = "genes of all ranks"
 def perturbed(toy_cells, toy_model):
     """With random sets, under another name with states, and under a third with neither."""
     adata = toy_cells(48)
-    gfx.tl.delete_genes(adata, GENES, model=toy_model, null=5)
-    gfx.tl.delete_genes(adata, GENES, model=toy_model, null=5, key_added="states", donor_key="donor", **STATES)
-    gfx.tl.delete_genes(adata, GENES, model=toy_model, null=None, key_added="alone")
-    gfx.tl.delete_genes(adata, GENES, model=toy_model, null=None, key_added="states_alone", **STATES)
+    gfx.tl.delete_genes(adata, GENES, model=toy_model, n_random=5)
+    gfx.tl.delete_genes(adata, GENES, model=toy_model, n_random=5, key_added="states", donor_key="donor", **STATES)
+    gfx.tl.delete_genes(adata, GENES, model=toy_model, controls=None, key_added="alone")
+    gfx.tl.delete_genes(adata, GENES, model=toy_model, controls=None, key_added="states_alone", **STATES)
     return adata
 
 
@@ -69,140 +69,123 @@ def test_random_sets_with_states(perturbed):
 @pytest.mark.parametrize("name", ["random_sets_df", "rank_trend_df"])
 def test_without_null_there_is_none(perturbed, name):
     for key in ("alone", "states_alone"):
-        with pytest.raises(KeyError, match=r"This result has no .*made with `null=None`\. Leave `null` out"):
+        with pytest.raises(
+            KeyError, match=rf"The result '{key}' of `gfx.tl.delete_genes` has no .* without this control"
+        ):
             getattr(gfx.get, name)(perturbed, key=key)
-    with pytest.raises(KeyError, match=r"Did not find 'other' in `adata\.uns`\. Run `gfx\.tl\.delete_genes\(adata"):
-        getattr(gfx.get, name)(perturbed, key="other")
 
 
 # --- genes of all ranks ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("key", "effects"), [("gfx_delete", ["shift"]), ("states", ["shift", "toward_goal"])])
-def test_rank_trend(perturbed, key, effects):
-    table = gfx.get.rank_trend_df(perturbed, key=key)
-    pd.testing.assert_frame_equal(table, perturbed.uns[key]["genes_of_all_ranks"].reset_index(drop=True))
-    assert table.columns.tolist() == ["rank", *[f"{e}{of}" for e in effects for of in ("", "_random_weights")]]
+@pytest.mark.parametrize(("key", "measures"), [("gfx_delete", ["shift"]), ("states", ["shift", "toward"])])
+def test_rank_trend(perturbed, key, measures):
+    table, stored = gfx.get.rank_trend_df(perturbed, key=key), perturbed.uns[key]["genes_of_all_ranks"]
+    assert table.columns.tolist() == ["rank", *[f"{of}{m}" for m in measures for of in ("", "random_weights_")]]
+    np.testing.assert_array_equal(table, stored)
     assert len(table) == 200
     assert table["rank"].between(0, 1).all()
     assert table["rank"].min() < 0.1
     assert table["rank"].max() > 0.9
-    assert set(table.attrs) == {"trend", "trend_random_weights"}
-    for column, name in {"shift": "trend", "shift_random_weights": "trend_random_weights"}.items():
-        drawn = table[table[column] > 0]
-        slope, intercept = np.polyfit(drawn["rank"], np.log(drawn[column]), 1)
-        left = np.log(drawn[column]) - intercept - slope * drawn["rank"]
+    assert set(table.attrs) == {"trend", "random_weights_trend"}
+    for of in ("", "random_weights_"):
+        drawn = table[table[f"{of}shift"] > 0]
+        slope, intercept = np.polyfit(drawn["rank"], np.log(drawn[f"{of}shift"]), 1)
+        left = np.log(drawn[f"{of}shift"]) - intercept - slope * drawn["rank"]
         expected = {"intercept": intercept, "slope": slope, "sd": np.sqrt((left**2).sum() / (len(drawn) - 2))}
-        assert table.attrs[name] == pytest.approx(expected, abs=1e-6)
+        assert table.attrs[f"{of}trend"] == pytest.approx(expected, abs=1e-6)
     table["shift"] = 0.0  # a copy: the result stays as it is
     assert gfx.get.rank_trend_df(perturbed, key=key)["shift"].gt(0).any()
 
 
 # --- controls -------------------------------------------------------------------------------------------------------
 
-COLUMNS = ["control", "effect", "statistic", "value", "n", "over"]
-BASELINES = ["detection", "expression", "rank of gene"]
+COLUMNS = ["control", "measure", "statistic", "value", "n"]
+BASELINES = ["rank", "detection", "expression"]
+BOTH = ["spearman", "partial_spearman"]
 
 
 def index_of(table):
-    return table.set_index([*COLUMNS[:3], "over"])
+    assert table.columns.tolist() == COLUMNS
+    assert not table.duplicated(COLUMNS[:3]).any()
+    return table.set_index(COLUMNS[:3])
 
 
 def rank_correlation(x, y):
     return pd.Series(np.asarray(x)).corr(pd.Series(np.asarray(y)), method="spearman")
 
 
-def baseline_rows(effects, names, over):
-    kinds = ("Spearman", "partial Spearman")
-    return [(name, effect, kind, over) for effect in effects for name in names for kind in kinds]
+def random_weights(measure):
+    return [("random_weights", measure, statistic) for statistic in ("spearman", "spearman_perturbations")]
 
 
-def assert_baselines(table, controls, over):
-    for row in controls["baselines"].itertuples():
-        name = "rank of gene" if row.baseline == "rank" else row.baseline
-        for statistic, value in {"Spearman": row.spearman, "partial Spearman": row.partial_spearman}.items():
-            found = index_of(table).loc[(name, row.effect, statistic, over)]
-            np.testing.assert_array_equal(found["value"], value)
-            assert found["n"] == row.n
+def baselines(measures, names):
+    return [(name, measure, statistic) for measure in measures for name in names for statistic in BOTH]
+
+
+TREND = [("random_weights", "shift", "rank_spearman"), ("random_weights", "shift", "rank_slope")]
 
 
 def test_controls(perturbed):
-    table = gfx.get.controls_df(perturbed)
-    assert table.columns.tolist() == COLUMNS
-    assert [*index_of(table).index] == [
-        ("rank", "shift", "Spearman", ALL_RANKS),
-        ("rank", "shift", "slope of the logarithm", ALL_RANKS),
-        ("rank, random weights", "shift", "Spearman", ALL_RANKS),
-        ("rank, random weights", "shift", "slope of the logarithm", ALL_RANKS),
-        ("random weights", "shift", "Spearman", ALL_RANKS),
-        ("random weights", "shift", "Spearman", "perturbations"),
-        *baseline_rows(["shift"], BASELINES, ALL_RANKS),
-    ]
-    rows, sample = index_of(table), gfx.get.rank_trend_df(perturbed)
-    for control, column, trend in (
-        ("rank", "shift", "trend"),
-        ("rank, random weights", "shift_random_weights", "trend_random_weights"),
+    rows, sample = index_of(gfx.get.controls_df(perturbed, key="gfx_delete")), gfx.get.rank_trend_df(perturbed)
+    expected = [*random_weights("shift"), *TREND, ("rank", "shift", "slope"), *baselines(["shift"], BASELINES)]
+    assert set(rows.index) == set(expected)
+    for control, column, prefix, trend in (
+        ("rank", "shift", "", "trend"),
+        ("random_weights", "random_weights_shift", "rank_", "random_weights_trend"),
     ):
-        found = rows.loc[(control, "shift", "Spearman", ALL_RANKS)]
         drawn = sample[sample[column] > 0]
+        found = rows.loc[(control, "shift", f"{prefix}spearman")]
         assert found["value"] == pytest.approx(rank_correlation(drawn["rank"], drawn[column]))
         assert found["n"] == len(drawn)
-        slope = rows.loc[(control, "shift", "slope of the logarithm", ALL_RANKS)]
-        assert slope["value"] == sample.attrs[trend]["slope"]
+        slope = rows.loc[(control, "shift", f"{prefix}slope")]
+        assert slope["value"] == pytest.approx(sample.attrs[trend]["slope"])
         assert slope["n"] == len(drawn)
-    both = rows.loc[("random weights", "shift", "Spearman", ALL_RANKS)]
-    assert both["value"] == pytest.approx(rank_correlation(sample["shift"], sample["shift_random_weights"]))
+    both = rows.loc[("random_weights", "shift", "spearman")]
+    assert both["value"] == pytest.approx(rank_correlation(sample["shift"], sample["random_weights_shift"]))
     assert both["n"] == 200
     # Four single genes and a pair: the pair is left out.
-    assert rows.loc[("random weights", "shift", "Spearman", "perturbations"), "n"] == 4
-    assert_baselines(table, perturbed.uns["gfx_delete"]["controls"], ALL_RANKS)
-    assert table["value"].notna().all()
-    assert table.loc[table["statistic"] != "slope of the logarithm", "value"].between(-1, 1).all()
+    assert rows.loc[("random_weights", "shift", "spearman_perturbations"), "n"] == 4
+    assert rows["value"].notna().all()
+    is_slope = rows.index.get_level_values("statistic").str.endswith("slope")
+    assert rows.loc[~is_slope, "value"].between(-1, 1).all()
 
 
 def test_controls_with_states(perturbed):
-    table = gfx.get.controls_df(perturbed, key="states")
-    effects = ["shift", "toward goal"]
-    assert [*index_of(table).index] == [
-        ("rank", "shift", "Spearman", ALL_RANKS),
-        ("rank", "shift", "slope of the logarithm", ALL_RANKS),
-        ("rank, random weights", "shift", "Spearman", ALL_RANKS),
-        ("rank, random weights", "shift", "slope of the logarithm", ALL_RANKS),
-        *[("random weights", effect, "Spearman", over) for effect in effects for over in (ALL_RANKS, "perturbations")],
-        ("state axis", "toward goal", "AUC", "folds of donors"),
-        *baseline_rows(effects, [*BASELINES, "logfc"], ALL_RANKS),
-    ]
-    rows, sample = index_of(table), gfx.get.rank_trend_df(perturbed, key="states")
-    found = rows.loc[("random weights", "toward goal", "Spearman", ALL_RANKS), "value"]
-    assert found == pytest.approx(rank_correlation(sample["toward_goal"], sample["toward_goal_random_weights"]))
-    axis = perturbed.uns["states"]["controls"]["state_axis"]
-    found = rows.loc[("state axis", "toward goal", "AUC", "folds of donors")]
-    assert (found["value"], found["n"]) == (axis["auc"], axis["n_folds"])
-    assert_baselines(table, perturbed.uns["states"]["controls"], ALL_RANKS)
+    rows, sample = (
+        index_of(gfx.get.controls_df(perturbed, key="states")),
+        gfx.get.rank_trend_df(perturbed, key="states"),
+    )
+    measures = ["shift", "toward"]
+    expected = [*random_weights("shift"), *random_weights("toward"), *TREND, ("rank", "shift", "slope")]
+    expected += [*baselines(measures, [*BASELINES, "logfc"]), ("state_axis", "toward", "auc")]
+    assert set(rows.index) == set(expected)
+    assert len(rows) == len(expected)
+    found = rows.loc[("random_weights", "toward", "spearman"), "value"]
+    assert found == pytest.approx(rank_correlation(sample["toward"], sample["random_weights_toward"]))
+    assert 0 <= rows.loc[("state_axis", "toward", "auc"), "value"] <= 1
+    assert rows.loc[("state_axis", "toward", "auc"), "n"] > 0
 
 
-def test_controls_without_null_are_over_the_perturbations(perturbed):
+def test_controls_without_random_genes_are_over_the_perturbations(perturbed):
     """Fewer than ten genes say nothing about what their ranking follows."""
-    table = gfx.get.controls_df(perturbed, key="alone")
-    assert [*index_of(table).index] == baseline_rows(["shift"], BASELINES, "perturbations")
-    assert (table["n"] == 4).all()
-    assert table["value"].isna().all()
-    assert_baselines(table, perturbed.uns["alone"]["controls"], "perturbations")
-    table = gfx.get.controls_df(perturbed, key="states_alone")
-    assert [*index_of(table).index] == [
-        ("state axis", "toward goal", "AUC", "folds of cells"),
-        *baseline_rows(["shift", "toward goal"], [*BASELINES, "logfc"], "perturbations"),
-    ]
+    rows = index_of(gfx.get.controls_df(perturbed, key="alone"))
+    assert rows.index.tolist() == baselines(["shift"], BASELINES)
+    assert (rows["n"] == 4).all()
+    assert rows["value"].isna().all()
+    rows = index_of(gfx.get.controls_df(perturbed, key="states_alone"))
+    expected = [*baselines(["shift", "toward"], [*BASELINES, "logfc"]), ("state_axis", "toward", "auc")]
+    assert set(rows.index) == set(expected)
 
 
 def test_controls_over_enough_perturbations(toy_cells, toy_model):
     adata = toy_cells(30)
     genes = [f"TOY{at}" for at in (90, 48, 165, 171, 137, 88, 80, 75, 47, 192, 50, 60)]
-    gfx.tl.delete_genes(adata, genes, model=toy_model, null=None)
+    gfx.tl.delete_genes(adata, genes, model=toy_model, controls=None)
     rows = index_of(gfx.get.controls_df(adata))
     effects = gfx.get.deletion_df(adata, min_cells=1).dropna(subset=["shift_mean"])
     assert len(effects) >= 10
     for control, column in {"detection": "detection", "expression": "expression_mean"}.items():
-        found = rows.loc[(control, "shift", "Spearman", "perturbations")]
+        found = rows.loc[(control, "shift", "spearman")]
         assert found["value"] == pytest.approx(rank_correlation(effects["shift_mean"], effects[column]))
         assert found["n"] == len(effects)

@@ -13,7 +13,7 @@ NAMES = ["+".join(pair) for pair in PAIRS]
 @pytest.fixture(scope="module")
 def pairs(toy_cells, toy_model):
     adata = toy_cells(30)
-    gfx.tl.delete_genes(adata, [*PAIRS, "TOY90"], model=toy_model, null=9)
+    gfx.tl.delete_genes(adata, [*PAIRS, "TOY90"], model=toy_model, n_random=9)
     return adata
 
 
@@ -69,7 +69,7 @@ def test_few_cells_say_nothing_and_are_no_test(pairs):
 
 def test_without_random_sets_by_effect(toy_cells, toy_model):
     adata = toy_cells(30)
-    gfx.tl.overexpress_genes(adata, PAIRS, model=toy_model, null=None, donor_key="donor", key_added="mine")
+    gfx.tl.overexpress_genes(adata, PAIRS, model=toy_model, controls=None, donor_key="donor", key_added="mine")
     table = gfx.get.synergy_df(adata)
     assert table["on_vectors_mean"].is_monotonic_decreasing
     assert table.filter(regex="_(z|p|fdr)$").isna().all(axis=None)
@@ -79,6 +79,6 @@ def test_without_random_sets_by_effect(toy_cells, toy_model):
 
 def test_no_set_of_several_genes(toy_cells, toy_model):
     adata = toy_cells(6)
-    gfx.tl.delete_genes(adata, "TOY90", model=toy_model, null=None)
+    gfx.tl.delete_genes(adata, "TOY90", model=toy_model, controls=None)
     with pytest.raises(KeyError, match=r"No genes were perturbed together in any cell\. Give tuples of genes"):
         gfx.get.synergy_df(adata)

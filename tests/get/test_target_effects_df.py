@@ -13,8 +13,8 @@ TARGETS = {"direct": ["TOY48", "TOY165", "TOY192", "TOY137"], "indirect": ["TOY8
 def deleted(toy_cells, toy_model):
     """With random sets, and under another name without."""
     adata = toy_cells(30)
-    gfx.tl.delete_genes(adata, ["TOY90", "TOY171"], model=toy_model, null=9)
-    gfx.tl.delete_genes(adata, ["TOY90", "TOY171"], model=toy_model, null=None, key_added="plain")
+    gfx.tl.delete_genes(adata, ["TOY90", "TOY171"], model=toy_model, n_random=9)
+    gfx.tl.delete_genes(adata, ["TOY90", "TOY171"], model=toy_model, controls=None, key_added="plain")
     return adata
 
 

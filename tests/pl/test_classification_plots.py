@@ -138,7 +138,9 @@ def test_roc_of_several_classes(cells: ad.AnnData) -> None:
 
 
 def test_roc_errors(genes: ad.AnnData, cells: ad.AnnData) -> None:
-    with pytest.raises(KeyError, match=r"several values of 'task'.* `task=` one of \['cell_type', 'condition'\]"):
+    with pytest.raises(
+        KeyError, match=r"several values of 'task'; choose one with `task=`: \['cell_type', 'condition'\]"
+    ):
         gfx.pl.roc(cells)
     with pytest.raises(KeyError, match=r"Did not find the task 'x'. Present: \['cell_type', 'condition'\]"):
         gfx.pl.roc(cells, task="x")
@@ -202,7 +204,7 @@ def test_confusion_of_many_classes_writes_no_shares(toy_cells, classified) -> No
 def test_confusion_errors(genes: ad.AnnData, cells: ad.AnnData) -> None:
     with pytest.raises(KeyError, match=r"Did not find the method 'pca'. Present: \['expression', 'majority', 'model'"):
         gfx.pl.confusion(genes, method="pca")
-    with pytest.raises(KeyError, match=r"say which one: `task=` one of"):
+    with pytest.raises(KeyError, match=r"choose one with `task=`: "):
         gfx.pl.confusion(cells)
 
 
@@ -329,7 +331,7 @@ def test_predicted_genes_are_drawn_by_score_and_learnt_ones_marked(predicted: ad
     assert marks.get_xdata().tolist() == (np.flatnonzero(table["learnt"]) + 1).tolist()
     assert (marks.get_ydata() < 0).all()
     assert ax.get_ylim()[0] < marks.get_ydata().min()
-    assert legend(ax) == [f"all genes ({len(table)})", f"learnt ({table['learnt'].sum()})"]
+    assert legend(ax) == [f"all genes ({len(table)})", f"training set ({table['learnt'].sum()})"]
     assert table.loc[:3, "learnt"].any() or table.loc[len(table) - 4 :, "learnt"].any()  # some would be named else
     new = table.loc[~table["learnt"], "gene"].tolist()
     assert set(named(ax)) == {*new[:4], *new[-4:]}
@@ -372,7 +374,7 @@ def test_learning_curve_draws_every_number_of_cells(
             assert band_at(band, row.n_cells) == pytest.approx((row.mean - row.sd, row.mean + row.sd))
     assert ax.get_xscale() == "log"
     assert [text.get_text() for text in ax.get_xticklabels()] == ["100", "500", "2,000"]
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("cells trained on", label)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("training cells", label)
 
 
 def test_learning_curve_of_one_seed_and_of_one_point(genes: ad.AnnData) -> None:
@@ -388,7 +390,7 @@ def test_learning_curve_of_one_seed_and_of_one_point(genes: ad.AnnData) -> None:
 def test_learning_curve_errors(genes: ad.AnnData, cells: ad.AnnData) -> None:
     with pytest.raises(KeyError, match=r"Did not find the metric 'f1'. Present: \['auc', 'accuracy', 'macro_f1'\]"):
         gfx.pl.learning_curve(genes, metric="f1")
-    with pytest.raises(KeyError, match=r"`task=` one of \['cell_type', 'condition'\]"):
+    with pytest.raises(KeyError, match=r"choose one with `task=`: \['cell_type', 'condition'\]"):
         gfx.pl.learning_curve(cells)
     with pytest.raises(KeyError, match="Did not find the unit 'gene'"):
         gfx.pl.learning_curve(cells, task="condition", unit="gene")
@@ -419,7 +421,7 @@ def test_without_a_result_or_with_two_the_error_says_what_to_do(toy_cells, class
         draw(adata)
     for key in ("one", "other"):
         classified(adata, "tl.classify_genes", key=key)
-    with pytest.raises(KeyError, match=r"`key=` one of \['one', 'other'\]"):
+    with pytest.raises(KeyError, match=r"choose one with `key=`: \['one', 'other'\]"):
         draw(adata)
     assert draw(adata, key="other", show=False).has_data()
 

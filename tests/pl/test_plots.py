@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import gfx
-from gfx.pl._labels import name_points
+from gfx.pl._style import label_points
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +44,7 @@ def deleted(toy_cells, toy_model) -> ad.AnnData:
     given = {"model": toy_model, "null": 6}
     gfx.tl.delete_genes(adata, genes, **given)
     gfx.tl.delete_genes(adata, genes, groupby="cell_type", start="a", goal="b", key_added="by_state", **given)
-    gfx.tl.delete_genes(adata, genes, model=toy_model, null=None, key_added="alone")
+    gfx.tl.delete_genes(adata, genes, model=toy_model, controls=None, key_added="alone")
     return adata
 
 
@@ -136,7 +136,7 @@ def test_synergy_draws_excess_interval_and_random_pairs(deleted: ad.AnnData) -> 
 
 
 def test_synergy_errors(deleted: ad.AnnData) -> None:
-    with pytest.raises(ValueError, match="no set was perturbed in at least 1000 cells"):
+    with pytest.raises(ValueError, match="no perturbation was made in at least 1000 cells"):
         gfx.pl.synergy(deleted, min_cells=1000)
     _, ax = plt.subplots()
     with pytest.raises(ValueError, match="draws on 2 axes, found 1"):
@@ -160,7 +160,7 @@ def test_gene_effects_stand_beside_random_perturbations(deleted: ad.AnnData, key
     assert len(ax.lines) == (beside == "random_shift")
     with pytest.raises(KeyError, match="Did not find the perturbation 'X'"):
         gfx.pl.gene_effects(deleted, "X")
-    with pytest.raises(ValueError, match="no gene is seen in at least 1000 cells"):
+    with pytest.raises(ValueError, match="no gene is in at least 1000 cells"):
         gfx.pl.gene_effects(deleted, name, min_cells=1000)
 
 
@@ -185,13 +185,12 @@ def test_rank_trend_draws_random_genes_line_band_and_perturbations(deleted: ad.A
     axes = gfx.pl.rank_trend(deleted, show=False)
     sample, table = gfx.get.rank_trend_df(deleted), gfx.get.deletion_df(deleted)
     assert [ax.get_title() for ax in axes] == ["model", "random weights"]
-    for ax, column, effect in zip(
-        axes, ("shift", "shift_random_weights"), ("shift_mean", "shift_random_weights"), strict=True
-    ):
+    for ax, prefix in zip(axes, ("", "random_weights_"), strict=True):
+        column, effect = f"{prefix}shift", f"{prefix}shift_mean"
         drawn = sample[sample[column] > 0]
         (cloud,) = [c for c in points(ax, "0.6") if len(c) > 3]
         np.testing.assert_allclose(cloud, drawn[["rank", column]])
-        trend = sample.attrs["trend" if column == "shift" else "trend_random_weights"]
+        trend = sample.attrs[f"{prefix}trend"]
         (line,) = ax.lines
         x, y = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
         assert (x.min(), x.max()) == (0, 1)
@@ -231,7 +230,7 @@ def test_rank_trend_on_axes_given_and_errors(deleted: ad.AnnData) -> None:
     assert len(plt.get_fignums()) == 1
     with pytest.raises(ValueError, match="draws on 2 axes, found 3"):
         gfx.pl.rank_trend(deleted, ax=axes)
-    with pytest.raises(KeyError, match=r"no genes of all ranks: it was made with `null=None`"):
+    with pytest.raises(KeyError, match=r"has no genes of all ranks, because that call ran without this control"):
         gfx.pl.rank_trend(deleted, key="alone")
     with pytest.raises(KeyError, match="Did not find 'other'"):
         gfx.pl.rank_trend(deleted, key="other")
@@ -244,7 +243,7 @@ def test_names_of_points_stand_apart_and_on_no_point() -> None:
     ax.scatter(x, 10**y)
     ax.set_yscale("log")
     ax.set_xlim(0, 1)
-    name_points(ax, [f"GENE{at}" for at in range(40)], x, 10**y, apart=4)
+    label_points(ax, [f"GENE{at}" for at in range(40)], x, 10**y)
     figure.canvas.draw()
     boxes = [mpl.text.Text.get_window_extent(text) for text in ax.texts]
     assert 8 < len(boxes) < 40  # there is not room for all
@@ -260,8 +259,8 @@ def test_names_of_points_stand_on_no_other_point() -> None:
     figure, ax = plt.subplots(figsize=(5, 4), layout="constrained")
     ax.set(xlim=(0, 1), ylim=(0, 1))
     others = np.column_stack([np.linspace(0.5, 0.6, 20), np.full(20, 0.53)])  # where the name would go
-    name_points(ax, ["GENE"], np.array([0.5]), np.array([0.5]), apart=2)
-    name_points(ax, ["GENE"], np.array([0.5]), np.array([0.5]), apart=2, others=others)
+    label_points(ax, ["GENE"], np.array([0.5]), np.array([0.5]))
+    label_points(ax, ["GENE"], np.array([0.5]), np.array([0.5]), others=others)
     figure.canvas.draw()
     first, second = (mpl.text.Text.get_window_extent(text) for text in ax.texts)
     assert any(first.contains(*point) for point in ax.transData.transform(others))
@@ -281,7 +280,7 @@ def test_deletion_with_states_draws_the_goal_or_the_state_asked_for(deleted: ad.
     table = gfx.get.deletion_df(deleted, key="by_state", min_cells=1)
     for state in (None, "c"):
         ax = gfx.pl.deletion(deleted, state=state, **given)
-        assert f"towards {state or 'b'}" in ax.get_xlabel()
+        assert f"toward {state or 'b'}" in ax.get_xlabel()
         rows = table[table["state"] == (state or "b")]
         np.testing.assert_allclose(diamonds(ax)[:, 0], rows["toward_mean"])
         random = gfx.get.random_sets_df(deleted, key="by_state").query("state == @state" if state else "state == 'b'")
@@ -301,7 +300,7 @@ def test_deletion_draws_no_random_sets_where_their_movement_is_not_known(deleted
         deleted,
         common_genes(deleted),
         model=toy_model,
-        null=6,
+        n_random=6,
         groupby="cell_type",
         start="a",
         goal="b",
@@ -336,11 +335,11 @@ def test_attention_heatmap_and_profiles_show_the_tables(attended: ad.AnnData) ->
     table = gfx.get.attention_heads_df(attended)
     image = heads.get_images()[0].get_array()
     for row in table.itertuples():
-        assert image[row.block - 1, row.head - 1] == pytest.approx(row.entropy)
-    n_blocks, n_heads = image.shape
-    # A line per head, one per block, and the dotted line of even attention.
-    assert len(ranks.lines) == n_blocks * n_heads + n_blocks + 1
-    first = gfx.get.attention_ranks_df(attended).query("block == 1 and head == 1 and rank == 1")["ratio"].item()
+        assert image[row.layer - 1, row.head - 1] == pytest.approx(row.entropy)
+    n_layers, n_heads = image.shape
+    # A line per head, one per layer, and the dotted line of even attention.
+    assert len(ranks.lines) == n_layers * n_heads + n_layers + 1
+    first = gfx.get.attention_ranks_df(attended).query("layer == 1 and head == 1 and rank == 1")["ratio"].item()
     assert ranks.lines[0].get_ydata()[0] == pytest.approx(first)
 
 
@@ -349,7 +348,7 @@ def test_attention_wants_two_axes(attended: ad.AnnData) -> None:
     with pytest.raises(ValueError, match="draws on 2 axes, found 3"):
         gfx.pl.attention(attended, ax=axes)
     assert gfx.pl.attention(attended, ax=axes[:2], min_cells=1, show=False) == [axes[0], axes[1]]
-    with pytest.raises(ValueError, match="No rank is reached by 1000 cells"):
+    with pytest.raises(ValueError, match="no rank is in at least 1000 cells"):
         gfx.pl.attention(attended, min_cells=1000)
 
 
@@ -363,7 +362,7 @@ def test_without_a_result_the_error_names_the_call(toy_cells, plot: str, call: s
 
 
 def test_plotting_needs_no_torch(deleted: ad.AnnData, toy_model, tmp_path) -> None:
-    gfx.tl.screen_genes(deleted, model=toy_model, key_added="screened", null=None)
+    gfx.tl.screen_genes(deleted, model=toy_model, key_added="screened", controls=None)
     deleted.write_h5ad(tmp_path / "deleted.h5ad")
     code = f"""
 import sys, anndata, gfx, matplotlib
@@ -392,7 +391,7 @@ def screened(toy_cells, toy_model) -> ad.AnnData:
     """With some genes that stand out, which random weights make of nothing."""
     adata = toy_cells()
     gfx.tl.screen_genes(adata, model=toy_model, groupby="cell_type")
-    gfx.tl.screen_genes(adata, model=toy_model, groupby="cell_type", start="a", goal="b", null=None, key_added="mine")
+    gfx.tl.screen_genes(adata, model=toy_model, groupby="cell_type", start="a", goal="b", controls=None, key_added="mine")
     genes = adata.varm["gfx_screen"]
     common = genes.index[genes["n_cells"] >= 20]
     adata.varm["gfx_screen"].loc[common[:30], "shift_excess"] = (np.linspace(1, 2, 30) * (-1) ** np.arange(30)).astype(
@@ -438,7 +437,7 @@ def test_screen_draws_every_gene_and_colours_those_beyond_the_band(
     assert (len(filled) > 0) == (key is None)
     assert len(open_) + len(filled) == (z > 3).sum() > 0
     assert ax.get_title() == ("all cells" if key is None else "a")
-    assert ("towards b" in ax.get_ylabel()) == (effect == "toward")
+    assert ("toward b" in ax.get_ylabel()) == (effect == "toward")
 
 
 def test_screen_draws_the_band_along_the_rank(screened: ad.AnnData) -> None:

@@ -116,7 +116,7 @@ STATES = {"groupby": "cell_type", "start": "a", "goal": "b", "n_random": 5, "don
 DELETIONS = {
     name: getattr(gfx.get, name) for name in ("deletion_df", "deletion_cells_df", "gene_effects_df", "synergy_df")
 }
-SCREENS = {name: getattr(gfx.get, name) for name in ("screen_df", "screen_controls_df")}
+SCREENS = {name: getattr(gfx.get, name) for name in ("screen_df", "controls_df")}
 PROBE = {"method": "linear_probe", "n_splits": 2, "n_repeats": 1, "controls": None}
 LABELS = {"x": [f"TOY{n}" for n in range(1, 100, 2)], "y": [f"TOY{n}" for n in range(2, 101, 2)]}
 CLASSES = {"varm:{key}": ("float32", (2,)), "varm:{key}_sd": ("float32", (2,)), "var:{key}_n_cells": ("int32", ())}

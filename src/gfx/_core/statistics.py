@@ -1,4 +1,4 @@
-"""What an effect is worth: against random sets of genes, over donors, beside what is known without a model."""
+"""Statistics of effects: compared with random sets of genes, over donors, and with baselines without a model."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from scipy import stats
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: Share of the intervals.
+#: Coverage of the intervals.
 COVERAGE = 0.95
 
-#: Folds of the cross-validated state axis.
+#: Folds of the cross-validation of the state axis.
 N_FOLDS = 5
 
-#: Fewer observations say nothing about what a ranking follows.
+#: Observations that a ranking has to have before it is correlated with anything.
 FEWEST_RANKED = 10
 
-#: Draws of a bootstrap.
+#: Resamples of a bootstrap.
 N_DRAWS = 1_000
 
 
@@ -35,10 +35,10 @@ def moments(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def against_random(differences: np.ndarray) -> tuple[float, np.ndarray]:
-    """Place an effect among those of random sets, and each of these among the others.
+    """Compare an effect with those of random sets, and each of these with the other random sets.
 
-    The replicates are sets of genes, not cells. Noise of the few cells behind each is part of their spread, so z is
-    rather too small than too large.
+    The replicates are sets of genes, not cells. The spread of random sets includes the noise of the few cells behind
+    each, so z is conservative.
 
     Parameters
     ----------
@@ -47,9 +47,9 @@ def against_random(differences: np.ndarray) -> tuple[float, np.ndarray]:
 
     Returns
     -------
-    z of the effect: its distance from the mean random set in standard deviations of random sets, above 0 for an effect
-    above theirs; and z of each random set among the others, which is what z looks like by chance. NaN with fewer than
-    three sets, or where they do not differ.
+    z of the effect: its distance from the mean random set in standard deviations of random sets, positive for a larger
+    effect; and the leave-one-out z of each random set, the null distribution of z. NaN with fewer than three sets, or
+    where they do not differ.
     """
     values = differences[~np.isnan(differences)].astype(np.float64)
     n = len(values)
@@ -65,10 +65,10 @@ def against_random(differences: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 def by_chance(z: np.ndarray, random_z: np.ndarray) -> np.ndarray:
-    """Two-sided p of each z among those of random sets, pooled; NaN for NaN, and where there are none.
+    """Two-sided p-value of each z: the fraction of the z of random sets that are at least as extreme.
 
-    Pooled over perturbations, for what a z of random sets looks like is alike beside each, while 100 sets beside one
-    cannot tell rare from very rare. No p is below 2 / (number of random sets + 1).
+    The null is pooled over perturbations, because z is on the same scale in all of them, and 100 sets of one alone
+    would bound p at 2 / 101. No p is below 2 / (number of random sets + 1). NaN for NaN, and without random sets.
     """
     out = np.full(len(z), np.nan)
     known = ~np.isnan(z)
@@ -81,7 +81,7 @@ def by_chance(z: np.ndarray, random_z: np.ndarray) -> np.ndarray:
 
 
 def false_discovery_rate(p: np.ndarray) -> np.ndarray:
-    """Adjust p-values by Benjamini and Hochberg; what is NaN stays so and does not count as a test."""
+    """Adjust p-values by Benjamini and Hochberg; NaN stays NaN and does not count as a test."""
     out = np.full(len(p), np.nan)
     tested = ~np.isnan(p)
     if tested.any():
@@ -94,7 +94,7 @@ def false_discovery_rate(p: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Interval:
-    """Mean over replicates, its 95 % interval, and p against 0; NaN where there are too few."""
+    """Mean over replicates, its 95 % interval, and p against 0; NaN where there are too few replicates."""
 
     mean: float
     low: float
@@ -116,109 +116,106 @@ def over_donors(values: np.ndarray) -> Interval:
 
 
 def donors_beside_random(values: np.ndarray, random_sd: float, n_random: int) -> float:
-    """Ask over donors whether a gene is other than random genes: p of Student's t.
+    """Test over donors whether a gene differs from random genes: p of Welch's t-test.
 
-    A gene is never just like the average gene: a test of its donors alone would call every gene special, given enough
-    of them. So its mean over donors has to stand out from random genes, too: the variance is that between donors, over
-    their number, and that between random sets, of one more and of their mean. Degrees of freedom by Welch and
-    Satterthwaite.
+    No gene behaves exactly like the average gene, so a test of its donors alone calls every gene special, given enough
+    donors. The mean over donors is therefore compared with one more random gene: the variance of that side is the
+    spread between random sets, of one more set and of their mean.
 
     Parameters
     ----------
     values
         Excess over the mean random set, one value per donor.
     random_sd, n_random
-        Spread of the random sets, and how many there are.
+        Standard deviation of the random sets, and their number.
     """
     values = values[~np.isnan(values)].astype(np.float64)
-    n = len(values)
-    if n < 2 or n_random < 3 or not random_sd > 0:
+    if len(values) < 2 or n_random < 3 or not random_sd > 0:
         return np.nan
-    of_donors, of_genes = values.var(ddof=1) / n, random_sd**2 * (1 + 1 / n_random)
-    freedom = (of_donors + of_genes) ** 2 / (of_donors**2 / (n - 1) + of_genes**2 / (n_random - 1))
-    return float(2 * stats.t.sf(abs(values.mean()) / np.sqrt(of_donors + of_genes), freedom))
+    of_donors = (values.mean(), values.std(ddof=1), len(values))
+    of_genes = (0, random_sd * np.sqrt(n_random + 1), n_random)
+    return float(stats.ttest_ind_from_stats(*of_donors, *of_genes, equal_var=False).pvalue)
 
 
 def over_cells(values: np.ndarray, rng: np.random.Generator) -> Interval:
-    """Mean over cells with its bootstrap interval; no p, for cells are not replicates."""
+    """Mean over cells with its bootstrap interval; no p-value, because cells are not replicates."""
     values = values[~np.isnan(values)].astype(np.float64)
     n = len(values)
+    mean = float(values.mean()) if n else np.nan
     if n < 2:
-        return Interval(float(values.mean()) if n else np.nan, np.nan, np.nan, np.nan, n)
-    means = np.array([rng.choice(values, n).mean() for _ in range(N_DRAWS)])
-    low, high = np.quantile(means, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
-    return Interval(float(values.mean()), float(low), float(high), np.nan, n)
+        return Interval(mean, np.nan, np.nan, np.nan, n)
+    low, high = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=N_DRAWS,
+        batch=max(1, 10_000_000 // n),  # bounds memory
+        confidence_level=COVERAGE,
+        method="percentile",
+        random_state=rng,
+    ).confidence_interval
+    return Interval(mean, float(low), float(high), np.nan, n)
 
 
 # --- rankings ------------------------------------------------------------------------------------------------------
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Rank correlation over what both know; NaN for fewer than three, or where one of them is constant."""
+    """Rank correlation over the pairs that are finite; NaN for fewer than three, or where one side is constant."""
     both = np.isfinite(x) & np.isfinite(y)
-    x, y = stats.rankdata(x[both]), stats.rankdata(y[both])
-    if len(x) < 3 or x.std() == 0 or y.std() == 0:
+    x, y = x[both].astype(np.float64), y[both].astype(np.float64)
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return np.nan
-    return float(np.corrcoef(x, y)[0, 1])
+    return float(stats.spearmanr(x, y).statistic)
 
 
 def partial_spearman(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> float:
-    """Rank correlation of what the ranks of `given`, `(n, n_given)`, leave unexplained of the ranks of x and y.
+    """Rank correlation of x and y after regressing the ranks of `given`, `(n, n_given)`, out of their ranks.
 
     NaN where no more observations are left than there are variables to take out.
     """
-    given = given.reshape(len(x), -1)
-    whole = np.isfinite(np.column_stack([x, y, given])).all(axis=1)
-    if whole.sum() < given.shape[1] + 4:
+    values = np.column_stack([x, y, given.reshape(len(x), -1)]).astype(np.float64)
+    values = values[np.isfinite(values).all(axis=1)]
+    if len(values) < values.shape[1] + 2:
         return np.nan
-    ranks = [stats.rankdata(column) for column in (x[whole], y[whole], *given[whole].T)]
-    others = np.column_stack([np.ones(whole.sum()), *ranks[2:]])
-    left = [values - others @ np.linalg.lstsq(others, values, rcond=None)[0] for values in ranks[:2]]
-    if min(rest.std() for rest in left) < 1e-9 * whole.sum():
+    ranks = stats.rankdata(values, axis=0)
+    others = np.column_stack([np.ones(len(ranks)), ranks[:, 2:]])
+    residuals = ranks[:, :2] - others @ np.linalg.lstsq(others, ranks[:, :2], rcond=None)[0]
+    if residuals.std(axis=0).min() < 1e-9 * len(ranks):
         return np.nan
-    return float(np.corrcoef(*left)[0, 1])
+    return float(np.corrcoef(*residuals.T)[0, 1])
 
 
 def beside_baselines(effect: np.ndarray, baselines: Mapping[str, np.ndarray]) -> list[dict[str, float | str]]:
-    """Tell how much of a ranking each baseline gives by itself, and given the others."""
+    """Correlate a ranking with each baseline, alone and given the other baselines."""
     known = {name: values for name, values in baselines.items() if np.isfinite(values).any()}
     rows = []
     for name, values in known.items():
         n = int((np.isfinite(effect) & np.isfinite(values)).sum())
         others = [other for key, other in known.items() if key != name]
         given = np.column_stack(others) if others else np.zeros((len(effect), 0))
-        rows.append(
-            {
-                "baseline": name,
-                "spearman": spearman(effect, values) if n >= FEWEST_RANKED else np.nan,
-                "partial_spearman": partial_spearman(effect, values, given) if n >= FEWEST_RANKED else np.nan,
-                "n": n,
-            }
-        )
+        row = {"baseline": name, "spearman": np.nan, "partial_spearman": np.nan, "n": n}
+        if n >= FEWEST_RANKED:
+            row |= {"spearman": spearman(effect, values), "partial_spearman": partial_spearman(effect, values, given)}
+        rows.append(row)
     return rows
 
 
 def rank_trend(rank: np.ndarray, shift: np.ndarray) -> dict[str, float]:
-    """Fit how the effect of a random gene follows its rank: a line through the logarithms of shifts.
+    """Fit how the effect of a random gene depends on its rank: a line through the logarithms of shifts.
 
     Returns
     -------
-    `spearman`; `intercept` and `slope` of the natural logarithm of the shift over the rank from 0 to 1; `sd` of what
-    is left; `n`.
+    `spearman`; `intercept` and `slope` of the natural logarithm of the shift over the rank from 0 to 1; `sd` of the
+    residuals; `n`.
     """
     usable = np.isfinite(rank) & (shift > 0)
     rank, logs = rank[usable].astype(np.float64), np.log(shift[usable].astype(np.float64))
     if len(rank) < 3 or np.ptp(rank) == 0:
         return dict.fromkeys(("spearman", "intercept", "slope", "sd"), np.nan) | {"n": len(rank)}
     line = stats.linregress(rank, logs)
-    left = logs - line.intercept - line.slope * rank
-    return {
-        "spearman": spearman(rank, logs),
-        "intercept": float(line.intercept),
-        "slope": float(line.slope),
-        "sd": float(left.std(ddof=2)),
-        "n": len(rank),
-    }
+    residuals = logs - line.intercept - line.slope * rank
+    fit = {"intercept": float(line.intercept), "slope": float(line.slope), "sd": float(residuals.std(ddof=2))}
+    return {"spearman": spearman(rank, logs)} | fit | {"n": len(rank)}
 
 
 # --- states --------------------------------------------------------------------------------------------------------
@@ -227,44 +224,103 @@ def rank_trend(rank: np.ndarray, shift: np.ndarray) -> dict[str, float]:
 def axis_auc(
     vectors: np.ndarray, is_goal: np.ndarray, donor: np.ndarray | None, rng: np.random.Generator
 ) -> tuple[float, int]:
-    """Ask whether held-out cells of two states can be told apart along the line between the states' means.
+    """Test whether held-out cells of two states are separable along the line between the means of the states.
 
     Parameters
     ----------
     vectors
         Embedding of the cells of both states, `(n_cells, d)`.
     is_goal
-        Which are of the goal.
+        Which cells are of the goal, bool `(n_cells,)`.
     donor
-        Donor of each cell: whole donors are held out. `None` holds out random cells, which says less.
+        Donor of each cell: whole donors are held out. `None` holds out random cells, which is weaker evidence.
 
     Returns
     -------
-    Mean area under the ROC curve over the folds that hold cells of both states out (0.5 is chance), and the number of
+    Mean area under the ROC curve over the folds that hold out cells of both states (0.5 is chance), and the number of
     these folds; NaN and 0 if there is none.
     """
+    from gfx._core.folds import each_fold, folds  # loads scikit-learn, which tables do without
+
+    unit = np.arange(len(is_goal)) if donor is None else np.unique(donor, return_inverse=True)[1]
+    n_units = min(len(np.unique(unit[state])) for state in (is_goal, ~is_goal))
+    if n_units < 2:
+        return np.nan, 0
+    seed = int(rng.integers(2**31))
+    fold = folds(is_goal.astype(np.int64), min(N_FOLDS, n_units), seed, None if donor is None else unit)
     areas = []
-    for held in _folds(is_goal, donor, rng):
-        fit = ~held
-        if any(not (part & state).any() for part in (held, fit) for state in (is_goal, ~is_goal)):
-            continue
-        axis = vectors[fit & is_goal].mean(axis=0) - vectors[fit & ~is_goal].mean(axis=0)
-        areas.append(auc(vectors[held & is_goal] @ axis, vectors[held & ~is_goal] @ axis))
+    for _, training, held_out in each_fold(fold):
+        if all((part & state).any() for part in (held_out, training) for state in (is_goal, ~is_goal)):
+            axis = vectors[training & is_goal].mean(axis=0) - vectors[training & ~is_goal].mean(axis=0)
+            areas.append(auc(vectors[held_out & is_goal] @ axis, vectors[held_out & ~is_goal] @ axis))
     return (float(np.mean(areas)), len(areas)) if areas else (np.nan, 0)
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:
     """Probability that a positive scores above a negative, ties counted half."""
+    # In float64: ranks keep the precision of what is ranked, and sums of ranks in float32 are off.
+    positive, negative = positive.astype(np.float64), negative.astype(np.float64)
     return float(stats.mannwhitneyu(positive, negative).statistic / (len(positive) * len(negative)))
 
 
-def _folds(is_goal: np.ndarray, donor: np.ndarray | None, rng: np.random.Generator) -> list[np.ndarray]:
-    """Cut cells, or donors, into folds that each have their share of both states."""
-    unit = np.arange(len(is_goal)) if donor is None else np.unique(donor, return_inverse=True)[1]
-    mostly_goal = np.bincount(unit, is_goal) * 2 > np.bincount(unit)
-    groups = [group for group in (np.flatnonzero(mostly_goal), np.flatnonzero(~mostly_goal)) if len(group)]
-    n_folds = max(2, min(N_FOLDS, *(len(group) for group in groups)))
-    fold = np.empty(len(mostly_goal), dtype=int)
-    for group in groups:
-        fold[group] = rng.permutation(len(group)) % n_folds
-    return [fold[unit] == at for at in range(n_folds)]
+# --- genes perturbed together --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Synergy:
+    """Excess of the effect of a gene set over the sum of the effects of its genes, for each cell, `(n_cells,)` each.
+
+    Parameters
+    ----------
+    together
+        Shift of the cell with all genes perturbed.
+    summed
+        Sum of the shifts with one gene perturbed at a time.
+    displaced
+        1 - cosine of the cell's vector before and after, all genes perturbed: `together`, unless shifts are means over
+        genes.
+    composed
+        The same if the displacements of the vector, one gene at a time, simply added up.
+    """
+
+    together: np.ndarray
+    summed: np.ndarray
+    displaced: np.ndarray
+    composed: np.ndarray
+
+    @property
+    def on_shifts(self) -> np.ndarray:
+        """Excess over the sum of shifts, the measure of the 2023 paper."""
+        return self.together - self.summed
+
+    @property
+    def on_vectors(self) -> np.ndarray:
+        """Excess over the sum of displacements, which expects that two genes displace a cell in the same direction."""
+        return self.displaced - self.composed
+
+
+def synergy(
+    before: np.ndarray, together: np.ndarray, singles: np.ndarray, shift: np.ndarray, single_shifts: np.ndarray
+) -> Synergy:
+    """Compare a gene set with its genes in the same cells.
+
+    A cosine is not linear: 1 - cosine grows with the square of a small displacement, so two genes with the same
+    displacement have four times the shift of one, not twice. The sum of displacements takes that into account.
+
+    Parameters
+    ----------
+    before, together
+        The cell before and with all genes perturbed, `(n_cells, d)`.
+    singles
+        The cell with one gene perturbed at a time, `(n_genes, n_cells, d)`.
+    shift, single_shifts
+        Shifts of the cell, `(n_cells,)` and `(n_genes, n_cells)`.
+    """
+    composed = before + (singles - before).sum(axis=0)
+    return Synergy(shift, single_shifts.sum(axis=0), _cosine_shift(before, together), _cosine_shift(before, composed))
+
+
+def _cosine_shift(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    before, after = before.astype(np.float64), after.astype(np.float64)
+    lengths = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
+    return 1 - (before * after).sum(axis=1) / lengths

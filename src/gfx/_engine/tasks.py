@@ -10,7 +10,7 @@ import numpy as np
 
 from gfx._core.edits import Edits
 from gfx._core.screening import wanted_places
-from gfx._core.synergy import synergy
+from gfx._core.statistics import synergy
 from gfx._engine.attention import sum_attention
 from gfx._engine.device import batch_tokens
 from gfx._engine.first_order import screen_by_derivatives

@@ -7,36 +7,49 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from gfx._keys import attention_keys
-from gfx.get._result import find_result
+from gfx._docs import shared
+from gfx._results import find
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
-_FUNCTION = "tl.attention"
+
+def _by_head(values: np.ndarray, inner: dict[str, np.ndarray]) -> pd.DataFrame:
+    """One row a network layer, head and inner entry of `values`, `(n_layers, n_heads, n)`."""
+    n_layers, n_heads, n = values.shape
+    return pd.DataFrame(
+        {
+            "layer": np.repeat(np.arange(1, n_layers + 1), n_heads * n),
+            "head": np.tile(np.repeat(np.arange(1, n_heads + 1), n), n_layers),
+            **{name: np.tile(column, n_layers * n_heads) for name, column in inner.items()},
+            "value": values.ravel(),
+        }
+    )
 
 
+def _beside_uniform(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    table = table.rename(columns={"value": "attention"})
+    return table.assign(ratio=table["attention"] / table["uniform"])[columns]
+
+
+@shared()
 def attention_df(
     adata: AnnData | MuData, *, key: str | None = None, min_cells: int = 1, mod: str | None = None
 ) -> pd.DataFrame:
-    """Tabulate the attention that each gene receives, one row a gene, block and head.
+    """Tabulate the attention that each gene receives, one row a gene, network layer and head.
 
     Parameters
     ----------
-    adata
-        After :func:`gfx.tl.attention`.
-    key
-        The `key_added` of that call.
-    min_cells
-        Genes seen in fewer cells are left out.
-    mod
-        Modality of a MuData.
+    {after_attention}
+    {key}
+    {min_cells}
+    {mod}
 
     Returns
     -------
-    Columns `gene`, `block` and `head` (from 1), `attention`, `uniform` (what even attention would give), `ratio` of
-    the two, `n_cells`.
+    Columns `gene`, `layer` and `head` (from 1), `attention` (mean over cells with the gene), `uniform` (what uniform
+    attention would give), `ratio` of the two, and `n_cells`.
 
     Raises
     ------
@@ -49,44 +62,37 @@ def attention_df(
     >>> adata = gfx.datasets.toy()
     >>> gfx.tl.attention(adata, model="mini")
     >>> gfx.get.attention_df(adata).columns.tolist()
-    ['gene', 'block', 'head', 'attention', 'uniform', 'ratio', 'n_cells']
+    ['gene', 'layer', 'head', 'attention', 'uniform', 'ratio', 'n_cells']
     """
-    keys = attention_keys(key)
-    found, result = find_result(adata, keys.uns, _FUNCTION, key=key, mod=mod)
-    n_blocks, n_heads = int(result["n_blocks"]), int(result["n_heads"])
-    seen = found.var[keys.var].to_numpy() >= max(min_cells, 1)
-    values = np.asarray(found.varm[keys.varm])[seen]
-    uniform = np.repeat(found.var[keys.var_uniform].to_numpy()[seen], n_blocks * n_heads)
-    n_genes = int(seen.sum())
-    return pd.DataFrame(
-        {
-            "gene": np.repeat(found.var_names.to_numpy()[seen], n_blocks * n_heads),
-            "block": np.tile(np.repeat(np.arange(1, n_blocks + 1), n_heads), n_genes),
-            "head": np.tile(np.arange(1, n_heads + 1), n_genes * n_blocks),
-            "attention": values.ravel(),
-            "uniform": uniform,
-            "ratio": values.ravel() / uniform,
-            "n_cells": np.repeat(found.var[keys.var].to_numpy()[seen], n_blocks * n_heads),
-        }
-    )
+    result = find(adata, "tl.attention", key=key, mod=mod)
+    n_cells = result.read("var", "n_cells").to_numpy()
+    seen = n_cells >= max(min_cells, 1)
+    n_layers, n_heads = np.shape(result.uns["entropy"])
+    values = np.asarray(result.read("varm"))[seen].T.reshape(n_layers, n_heads, seen.sum())
+    genes = {
+        "number": np.arange(seen.sum()),
+        "gene": result.adata.var_names.to_numpy()[seen],
+        "uniform": result.read("var", "uniform").to_numpy()[seen],
+        "n_cells": n_cells[seen],
+    }
+    table = _by_head(values, genes).sort_values("number", kind="stable", ignore_index=True)
+    return _beside_uniform(table, ["gene", "layer", "head", "attention", "uniform", "ratio", "n_cells"])
 
 
+@shared()
 def attention_ranks_df(adata: AnnData | MuData, *, key: str | None = None, mod: str | None = None) -> pd.DataFrame:
-    """Tabulate the attention by rank of the attended gene, one row a block, head and rank.
+    """Tabulate attention by the rank of the attended gene, one row a network layer, head and rank.
 
     Parameters
     ----------
-    adata
-        After :func:`gfx.tl.attention`.
-    key
-        The `key_added` of that call.
-    mod
-        Modality of a MuData.
+    {after_attention}
+    {key}
+    {mod}
 
     Returns
     -------
-    Columns `block` and `head` (from 1), `rank` (from 1, the top gene), `attention`, `uniform`, `ratio` and `n_cells`,
-    the cells that have so many genes.
+    Columns `layer` and `head` (from 1), `rank` (1 is the highest), `attention`, `uniform` (what uniform attention would
+    give), `ratio` of the two, and `n_cells`, the cells that have a gene of this rank.
 
     Raises
     ------
@@ -101,39 +107,25 @@ def attention_ranks_df(adata: AnnData | MuData, *, key: str | None = None, mod: 
     >>> gfx.get.attention_ranks_df(adata)["rank"].min()
     np.int64(1)
     """
-    _, result = find_result(adata, attention_keys(key).uns, _FUNCTION, key=key, mod=mod)
-    ranks = np.asarray(result["ranks"])
-    n_blocks, n_heads, n_ranks = ranks.shape
-    uniform = np.tile(np.asarray(result["ranks_uniform"]), n_blocks * n_heads)
-    return pd.DataFrame(
-        {
-            "block": np.repeat(np.arange(1, n_blocks + 1), n_heads * n_ranks),
-            "head": np.tile(np.repeat(np.arange(1, n_heads + 1), n_ranks), n_blocks),
-            "rank": np.tile(np.arange(1, n_ranks + 1), n_blocks * n_heads),
-            "attention": ranks.ravel(),
-            "uniform": uniform,
-            "ratio": ranks.ravel() / uniform,
-            "n_cells": np.tile(np.asarray(result["ranks_n_cells"]), n_blocks * n_heads),
-        }
-    )
+    uns = find(adata, "tl.attention", key=key, mod=mod).uns
+    values, uniform = np.asarray(uns["ranks"]), np.asarray(uns["ranks_uniform"])
+    ranks = {"rank": np.arange(1, len(uniform) + 1), "uniform": uniform, "n_cells": np.asarray(uns["ranks_n_cells"])}
+    columns = ["layer", "head", "rank", "attention", "uniform", "ratio", "n_cells"]
+    return _beside_uniform(_by_head(values, ranks), columns)
 
 
+@shared()
 def attention_heads_df(adata: AnnData | MuData, *, key: str | None = None, mod: str | None = None) -> pd.DataFrame:
-    """Tabulate how each head spends its attention, one row a block and head.
+    """Tabulate how each head distributes its attention, one row a network layer and head.
 
     Parameters
     ----------
-    adata
-        After :func:`gfx.tl.attention`.
-    key
-        The `key_added` of that call.
-    mod
-        Modality of a MuData.
+    {after_attention}
+    {key}
+    {mod}
 
-    Returns
-    -------
-    Columns `block` and `head` (from 1); `entropy`, 1 for even attention and 0 for attention to one position;
-    `special`, the share that goes to `<cls>` and `<eos>`.
+    Returns ------- Columns `layer` and `head` (from 1); `entropy`, relative to that of uniform attention: 1 for uniform
+    attention, 0 for attention to one position; `special`, the fraction of attention to `<cls>` and `<eos>`.
 
     Raises
     ------
@@ -148,13 +140,6 @@ def attention_heads_df(adata: AnnData | MuData, *, key: str | None = None, mod: 
     >>> gfx.get.attention_heads_df(adata).shape
     (16, 4)
     """
-    _, result = find_result(adata, attention_keys(key).uns, _FUNCTION, key=key, mod=mod)
-    n_blocks, n_heads = int(result["n_blocks"]), int(result["n_heads"])
-    return pd.DataFrame(
-        {
-            "block": np.repeat(np.arange(1, n_blocks + 1), n_heads),
-            "head": np.tile(np.arange(1, n_heads + 1), n_blocks),
-            "entropy": np.asarray(result["entropy"]).ravel(),
-            "special": np.asarray(result["special"]).ravel(),
-        }
-    )
+    uns = find(adata, "tl.attention", key=key, mod=mod).uns
+    table = _by_head(np.asarray(uns["entropy"])[..., None], {}).rename(columns={"value": "entropy"})
+    return table.assign(special=np.asarray(uns["special"]).ravel())

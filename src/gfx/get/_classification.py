@@ -1,90 +1,57 @@
-"""Tables of classes that were learnt: how well, against what, and what is taken for what."""
+"""Tables of classified genes and cells: performance, ROC curves, confusion, and scores of genes."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from gfx._adata import pick
-from gfx._provenance import made_by
+from gfx._adata import gene_column, gene_names
+from gfx._docs import shared
+from gfx._results import CLASSIFICATIONS, find
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from anndata import AnnData
     from mudata import MuData
 
-_FUNCTIONS = ("tl.classify_genes", "tl.classify_cells")
-
-#: Methods that stand before the baselines, and the one that stands behind them.
+#: Methods in front of all baselines, and the one behind them.
 _FIRST, _LAST = ("model", "random_weights"), "majority"
 
-
-def find_only(
-    data: AnnData | MuData, functions: Sequence[str], *, key: str | None, mod: str | None
-) -> tuple[AnnData, str, Mapping[str, Any]]:
-    """Return the AnnData, the slot in `uns` and the result there: the one named `key`, or the only one there is.
-
-    Raises
-    ------
-    KeyError
-        There is none that one of these functions wrote, or several that could be meant.
-    """
-    adata = pick(data, mod)
-    there = sorted(name for name, entry in adata.uns.items() if made_by(entry) in functions)
-    calls = " or ".join(f"`gfx.{function}`" for function in functions)
-    if key is None:
-        if not there:
-            msg = f"Did not find a result of {calls} in `adata.uns`. Run one of them first."
-            raise KeyError(msg)
-        if len(there) > 1:
-            msg = f"There are several results of {calls}; say which one: `key=` one of {there}."
-            raise KeyError(msg)
-        return adata, there[0], adata.uns[there[0]]
-    if key in there:
-        return adata, key, adata.uns[key]
-    writer = made_by(adata.uns.get(key))
-    wrong = (
-        f"Did not find {key!r} in `adata.uns`."
-        if writer is None
-        else f"`adata.uns[{key!r}]` was written by {writer!r}, not by {calls}."
-    )
-    msg = f"{wrong} Results of {calls} here: {there}.{'' if there else ' Run one of them first.'}"
-    raise KeyError(msg)
+_HELD_OUT, _PREDICTED = "tl.classify_genes", "tl.predict_genes"
 
 
+@shared()
 def classification_df(adata: AnnData | MuData, *, key: str | None = None, mod: str | None = None) -> pd.DataFrame:
-    """Tabulate how well classes are told apart in genes or cells held out, by the model and by what it is held against.
+    """Tabulate how well held-out genes or cells are classified, by the model and by its controls.
 
-    For each task, unit and metric the model comes first, then the same network with random weights, then methods that
-    need no model. What the model has learnt is the distance between its row and these.
+    For each task, unit and metric, the model comes first, then the model with random weights, then baselines without a
+    model. What pretraining contributes is the difference between the first row and these.
 
     Parameters
     ----------
-    adata
-        After :func:`gfx.tl.classify_genes` or :func:`gfx.tl.classify_cells`.
-    key
-        The `key_added` of that call, or its default name; `None` takes the only result there is.
-    mod
-        Modality of a MuData.
+    {after_classifying}
+    {key}
+    {mod}
 
     Returns
     -------
-    One row a task, unit, metric and method, trained on as many cells as were allowed (for fewer see
+    One row a task, unit, metric and method, for the largest training set (for smaller ones see
     :func:`gfx.get.learning_curve_df`). Columns:
 
-    - `task`: the classes that were learnt, ``"labels"`` or a column of `var` or `obs`;
+    - `task`: ``"labels"``, or the column of `var` or `obs` with the classes;
     - `unit`: what is scored, ``"gene"`` (mean over its cells), ``"occurrence"`` (a gene in a cell) or ``"cell"``;
-    - `method`: ``"model"``; ``"random_weights"``, a network of the same shape that has learnt nothing before;
-      baselines without a network; ``"majority"``, always the commonest class;
-    - `n_cells`: cells trained on at most;
+    - `method`: ``"model"``; ``"random_weights"``, the same architecture without pretraining; baselines without a model;
+      ``"majority"``, which always predicts the most frequent class;
+    - `n_cells`: maximum number of training cells;
     - `metric`: ``"auc"``, ``"accuracy"`` or ``"macro_f1"``;
-    - `mean`: over seeds; accuracy and macro F1 of all that a seed held out, AUC as the mean over its folds that have
-      more than one class, for scores of two folds' models do not compare; `sd`: over seeds, NaN with one;
+    - `mean`: over repeats. Accuracy and macro F1 are of all that is held out in a repeat; AUC is the mean over its
+    folds
+      with more than one class, because scores of the models of two folds are not comparable; `sd`: over repeats, NaN
+      with one;
     - `low` and `high`: 95 % bootstrap interval over genes, donors or cells; NaN for occurrences;
-    - `n_seeds`; `n_folds`, the folds of all seeds that a value comes from; `n`, the genes, occurrences or cells scored.
+    - `n_seeds`, the number of repeats; `n_folds`, the number of folds of all repeats behind the value; `n`, the number
+      of genes, occurrences or cells scored.
 
     ``attrs["note"]`` says what was held out.
 
@@ -97,35 +64,33 @@ def classification_df(adata: AnnData | MuData, *, key: str | None = None, mod: s
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", method="linear_probe", n_seeds=1)
+    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", method="linear_probe", n_repeats=1)
     >>> table = gfx.get.classification_df(adata)
     >>> table.loc[0, ["task", "unit", "method"]].tolist()
     ['cell_type', 'cell', 'model']
     """
-    _, _, found = find_only(adata, _FUNCTIONS, key=key, mod=mod)
-    table = found["summary"]
+    uns = find(adata, *CLASSIFICATIONS, key=key, mod=mod).uns
+    table = uns["summary"]
     most = table.groupby(["task", "unit", "method", "metric"], observed=True)["n_cells"].transform("max")
     table = _in_order(table[table["n_cells"] == most])
-    table.attrs["note"] = str(found["note"])
+    table.attrs["note"] = str(uns["note"])
     return table
 
 
+@shared()
 def learning_curve_df(adata: AnnData | MuData, *, key: str | None = None, mod: str | None = None) -> pd.DataFrame:
-    """Tabulate how well classes are told apart after training on few cells, and on more.
+    """Tabulate how well held-out genes or cells are classified after training on few and on more cells.
 
     Parameters
     ----------
-    adata
-        After :func:`gfx.tl.classify_genes` or :func:`gfx.tl.classify_cells`.
-    key
-        The `key_added` of that call, or its default name; `None` takes the only result there is.
-    mod
-        Modality of a MuData.
+    {after_classifying}
+    {key}
+    {mod}
 
     Returns
     -------
-    The rows and columns of :func:`gfx.get.classification_df`, and one row more for each smaller number of cells that
-    was trained on, `n_cells`, in rising order. There, `low` and `high` are NaN.
+    The rows and columns of :func:`gfx.get.classification_df`, and one more row for each smaller training set, sorted by
+    `n_cells`. There, `low` and `high` are NaN.
 
     Raises
     ------
@@ -136,31 +101,36 @@ def learning_curve_df(adata: AnnData | MuData, *, key: str | None = None, mod: s
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", method="linear_probe", n_seeds=1)
+    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", method="linear_probe", n_repeats=1)
     >>> gfx.get.learning_curve_df(adata)["method"].iloc[0]
     'model'
     """
-    _, _, found = find_only(adata, _FUNCTIONS, key=key, mod=mod)
-    return _in_order(found["summary"])
+    return _in_order(find(adata, *CLASSIFICATIONS, key=key, mod=mod).uns["summary"])
 
 
+def _in_order(table: pd.DataFrame) -> pd.DataFrame:
+    """Sort rows: task, unit and metric as they first appear, and within each the model before all other methods."""
+    methods = [*_FIRST, *sorted(set(table["method"]) - {*_FIRST, _LAST}), _LAST]
+    keys = [pd.factorize(table[column])[0] for column in ("metric", "unit", "task")]
+    order = np.lexsort([table["n_cells"], table["method"].map(methods.index), *keys])  # the last key counts most
+    return table.iloc[order].reset_index(drop=True)
+
+
+@shared()
 def roc_df(adata: AnnData | MuData, *, key: str | None = None, mod: str | None = None) -> pd.DataFrame:
-    """Tabulate ROC curves, one for each fold and seed.
+    """Tabulate ROC curves, one for each fold and repeat.
 
     Parameters
     ----------
-    adata
-        After :func:`gfx.tl.classify_genes` or :func:`gfx.tl.classify_cells`.
-    key
-        The `key_added` of that call, or its default name; `None` takes the only result there is.
-    mod
-        Modality of a MuData.
+    {after_classifying}
+    {key}
+    {mod}
 
     Returns
     -------
-    Columns `task`, `unit` and `method` as in :func:`gfx.get.classification_df`; `seed` and `fold`; `class`, the class
-    that is scored against all others, the second one where there are two; `fpr`, the false positive rate, at 101 places
-    from 0 to 1; `tpr`, the true positive rate there.
+    Columns `task`, `unit` and `method` as in :func:`gfx.get.classification_df`; `seed`, the repeat, and `fold`;
+    `class`, the class that is scored against all others, the second one where there are two; `fpr`, 101 false positive
+    rates from 0 to 1; `tpr`, the true positive rate there.
 
     Raises
     ------
@@ -171,31 +141,28 @@ def roc_df(adata: AnnData | MuData, *, key: str | None = None, mod: str | None =
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", method="linear_probe", n_seeds=1)
+    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", method="linear_probe", n_repeats=1)
     >>> gfx.get.roc_df(adata).columns.tolist()
     ['task', 'unit', 'method', 'seed', 'fold', 'class', 'fpr', 'tpr']
     """
-    _, _, found = find_only(adata, _FUNCTIONS, key=key, mod=mod)
-    return found["roc"].reset_index(drop=True).copy()
+    return find(adata, *CLASSIFICATIONS, key=key, mod=mod).uns["roc"].reset_index(drop=True).copy()
 
 
+@shared()
 def confusion_df(adata: AnnData | MuData, *, key: str | None = None, mod: str | None = None) -> pd.DataFrame:
-    """Tabulate which class is taken for which, in genes or cells held out.
+    """Tabulate the confusion matrix of held-out genes or cells.
 
     Parameters
     ----------
-    adata
-        After :func:`gfx.tl.classify_genes` or :func:`gfx.tl.classify_cells`.
-    key
-        The `key_added` of that call, or its default name; `None` takes the only result there is.
-    mod
-        Modality of a MuData.
+    {after_classifying}
+    {key}
+    {mod}
 
     Returns
     -------
-    One row a pair of classes, those that never occur included. Columns `task`, `unit` and `method` as in
+    One row a pair of classes, also of pairs that never occur. Columns `task`, `unit` and `method` as in
     :func:`gfx.get.classification_df`; `true` and `predicted`, the classes; `n`, the number of genes or cells, mean over
-    seeds; `share`, of those of this true class, NaN if there are none.
+    repeats; `share`, its fraction of the true class, NaN if that is empty.
 
     Raises
     ------
@@ -206,21 +173,110 @@ def confusion_df(adata: AnnData | MuData, *, key: str | None = None, mod: str | 
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", method="linear_probe", n_seeds=1)
+    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", method="linear_probe", n_repeats=1)
     >>> gfx.get.confusion_df(adata).columns.tolist()
     ['task', 'unit', 'method', 'true', 'predicted', 'n', 'share']
     """
-    _, _, found = find_only(adata, _FUNCTIONS, key=key, mod=mod)
-    table = found["confusion"].reset_index(drop=True).copy()
+    table = find(adata, *CLASSIFICATIONS, key=key, mod=mod).uns["confusion"].reset_index(drop=True).copy()
     total = table.groupby(["task", "unit", "method", "true"], observed=True)["n"].transform("sum")
     table["share"] = table["n"] / total.where(total > 0)
     return table
 
 
-def _in_order(table: pd.DataFrame) -> pd.DataFrame:
-    """Sort rows: task, unit and metric as they first appear, in each the model before all other methods."""
-    methods = sorted(set(table["method"]) - {*_FIRST, _LAST})
-    place = {method: at for at, method in enumerate([*_FIRST, *methods, _LAST])}
-    keys = [pd.factorize(table[column])[0] for column in ("metric", "unit", "task")]
-    order = np.lexsort([table["n_cells"], table["method"].map(place), *keys])  # the last key counts most
-    return table.iloc[order].reset_index(drop=True)
+@shared()
+def gene_scores_df(
+    adata: AnnData | MuData,
+    group: str | None = None,
+    *,
+    key: str | None = None,
+    min_cells: int = 10,
+    names: str | None = None,
+    mod: str | None = None,
+) -> pd.DataFrame:
+    """Tabulate the class probabilities of each gene, one row a gene.
+
+    After :func:`gfx.tl.classify_genes` these are labelled genes, each scored by models that were trained without it.
+    After :func:`gfx.tl.predict_genes` they are all genes in the model's vocabulary; those that it was trained on are
+    marked, because their scores are no predictions.
+
+    Parameters
+    ----------
+    {after_scoring}
+    {group}
+    {key}
+    {min_cells}
+    {names}
+    {mod}
+
+    Returns
+    -------
+    Columns:
+
+    - `gene`;
+    - `label`, the given class, or after :func:`gfx.tl.predict_genes` `learnt`, whether the model was trained on the
+    gene;
+    - `predicted`, the class with the highest score; `n_cells`, the number of cells the gene was scored in;
+    - for each class `score_<class>`, its mean probability over these cells, and without `group` `sd_<class>`, the
+      standard deviation.
+
+    Sorted by the score of the last class, descending. ``attrs["task"]`` names the task, ``attrs["classes"]`` its
+    classes.
+
+    Raises
+    ------
+    KeyError
+        No such result or group, several results and no `key`, or no such column in `var`.
+
+    Examples
+    --------
+    >>> import gfx
+    >>> adata = gfx.datasets.toy()
+    >>> t_cell = ["CD3D", "CD3E", "CD3G", "CD2", "IL7R", "TRAT1", "CD5", "CD27"]
+    >>> b_cell = ["MS4A1", "CD79A", "CD79B", "CD19", "BANK1", "BLK", "HLA-DRA", "CD74"]
+    >>> labels = {"T": t_cell, "B": b_cell}
+    >>> gfx.tl.classify_genes(adata, labels, model="mini", method="linear_probe", n_repeats=1)
+    >>> gfx.get.gene_scores_df(adata).columns.tolist()
+    ['gene', 'label', 'predicted', 'n_cells', 'score_T', 'sd_T', 'score_B', 'sd_B']
+    """
+    result = find(adata, _HELD_OUT, _PREDICTED, key=key, mod=mod)
+    held_out = result.function == _HELD_OUT
+    ((task, classes),) = result.uns["tasks"].items()
+    classes = [str(name) for name in classes]
+    table = pd.DataFrame({"gene": gene_names(gene_column(result.adata.var, names))})
+    if held_out:
+        table["label"] = _categorical(result.read("var"), classes)
+    else:
+        table["learnt"] = result.read("var", "learnt").to_numpy()
+    if group is None:
+        table["predicted"] = _categorical(result.read("var", "predicted" if held_out else ""), classes)
+        table["n_cells"] = result.read("var", "n_cells").to_numpy()
+        parts = {"score": np.asarray(result.read("varm")), "sd": np.asarray(result.read("varm", "sd"))}
+    else:
+        groups = [str(name) for name in result.uns.get("groups", [])]
+        if group not in groups:
+            raise KeyError(_no_such_group(group, groups, result.key, held_out=held_out))
+        scores, n_cells = (
+            np.asarray(result.read("varm", part))[:, groups.index(group)] for part in ("groups", "groups_n_cells")
+        )
+        best = np.where(np.isnan(scores).any(axis=1), -1, scores.argmax(axis=1))
+        table["predicted"], table["n_cells"] = pd.Categorical.from_codes(best, classes), n_cells
+        parts = {"score": scores}
+    columns = {f"{part}_{name}": parts[part][:, at] for at, name in enumerate(classes) for part in parts}
+    table = pd.concat([table, pd.DataFrame(columns)], axis=1)
+    table = table[table["n_cells"] >= max(min_cells, 1)]
+    table = table.sort_values(f"score_{classes[-1]}", ascending=False, kind="stable", ignore_index=True)
+    table.attrs |= {"task": task, "classes": classes}
+    return table
+
+
+def _categorical(values: pd.Series, classes: list[str]) -> pd.Categorical:
+    """Return classes in their order, all of them: subsetting an AnnData drops those that none of its genes has."""
+    return pd.Categorical(values.astype(object), categories=classes)
+
+
+def _no_such_group(group: str, groups: list[str], key: str, *, held_out: bool) -> str:
+    if held_out:
+        return f"`adata.uns[{key!r}]` is of `gfx.{_HELD_OUT}`, which scores genes in all cells. Leave `group` out."
+    if not groups:
+        return f"`adata.uns[{key!r}]` has no groups. Give `groupby=` to `gfx.{_PREDICTED}`, or leave `group` out."
+    return f"Did not find the group {group!r}. Present: {groups}."

@@ -1,83 +1,557 @@
-"""Find what perturbing genes left in an AnnData."""
+"""Tables of perturbed genes: cells, single cells, other genes, sets of genes, and their random controls."""
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
+from scipy import stats
 
-from gfx._adata import pick
-from gfx._keys import PERTURBATIONS, perturbation_keys
-from gfx._provenance import made_by
-from gfx.get._result import find_result
+from gfx._core.edits import PARTS
+from gfx._core.statistics import auc, donors_beside_random, false_discovery_rate, over_donors
+from gfx._core.statistics import rank_trend as fit_rank_trend
+from gfx._docs import shared
+from gfx._results import PERTURBATIONS, find
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
     from mudata import MuData
 
-    from gfx._keys import PerturbationKeys
+    from gfx._results import Slots
+
+#: Columns that describe the perturbation, not its effect: they stay where too few cells were perturbed.
+_DESCRIPTIVE = ("perturbation", "n_cells", "n_donors", "state", "role", "detection", "expression_mean", "logfc")
+
+#: Columns that compare with random sets or with random weights.
+_RANDOM = ("random_mean", "random_sd", "n_random", "random_n_cells", "z", "p", "fdr", "random_weights_shift_mean")
+
+#: Non-target genes that each target is matched with.
+N_MATCHED = 10
 
 
-@dataclass(frozen=True)
-class PerturbationResult:
-    """A finished result: where it lies, its names, and its tables."""
-
-    adata: AnnData
-    function: str
-    keys: PerturbationKeys
-    uns: Mapping[str, Any]
-
-    @property
-    def names(self) -> list[str]:
-        """Perturbations, in the order of the columns."""
-        return [str(name) for name in self.uns["perturbations"]]
-
-    @property
-    def states(self) -> list[str]:
-        """Names of the states; empty if there are none."""
-        return [str(name) for name in self.uns.get("states", [])]
-
-    def obsm(self, slot: str) -> np.ndarray:
-        """Read an array of cells."""
-        return np.asarray(self.adata.obsm[getattr(self.keys, slot)])
-
-    def varm(self, slot: str) -> np.ndarray:
-        """Read an array of genes."""
-        return np.asarray(self.adata.varm[getattr(self.keys, slot)])
-
-    def number_of(self, perturbation: str) -> int:
-        """Find the column of a perturbation."""
-        if perturbation not in self.names:
-            close = difflib.get_close_matches(perturbation, self.names, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            shown = self.names[:10] + ["..."] * (len(self.names) > 10)
-            msg = f"Did not find the perturbation {perturbation!r}.{hint} Present: {shown}."
-            raise KeyError(msg)
-        return self.names.index(perturbation)
+def _find(data: AnnData | MuData, key: str | None, mod: str | None) -> Slots:
+    return find(data, *PERTURBATIONS, key=key, mod=mod)
 
 
-def find_perturbation(data: AnnData | MuData, *, key: str | None, mod: str | None) -> PerturbationResult:
-    """Return the result named `key`; `None` takes the one under a default name, or else the only one there is.
+def names_of(result: Slots, entry: str) -> list[str]:
+    """Read a list of names, such as `perturbations` or `states`; empty if there is none."""
+    return [str(name) for name in np.atleast_1d(np.asarray(result.uns.get(entry, []), dtype=object))]
+
+
+@shared()
+def deletion_df(
+    adata: AnnData | MuData,
+    *,
+    key: str | None = None,
+    min_cells: int = 10,
+    min_donors: int = 2,
+    mod: str | None = None,
+) -> pd.DataFrame:
+    """Tabulate the effect of each perturbation on cells, compared with random genes of the same rank.
+
+    One row a perturbation, or a perturbation and state. Sorted by z-score, descending: perturbing any gene shifts the
+    embedding, so what counts is how much more than perturbing random genes of the same rank in the same cells. With
+    states, perturbations are sorted by the z-score of the shift toward the goal, each with its states.
+
+    Parameters
+    ----------
+    {after_perturbing}
+    {key}
+    min_cells, min_donors
+        Effects of perturbations in fewer cells are NaN, and so is everything over fewer donors.
+    {mod}
+
+    Returns
+    -------
+    Columns:
+
+    - `perturbation`; `n_cells`, the number of perturbed cells;
+    - `shift_mean` and `shift_sd`: mean and standard deviation over these cells of the shift (1 - cosine between the
+      embedding before and after); `composition_mean`, `position_mean` and `context_mean`, the parts of `shift_mean`,
+      which add up to it; `rank_mean`, the mean rank of the genes (0 is the first gene of a cell, 1 the last);
+    - with random sets, which are rank-matched random gene sets perturbed in the same cells: `random_mean`, their mean
+      effect; `random_sd`, the standard deviation over sets of the difference from the perturbation in the same cells;
+      `n_random`, the number of sets; `random_n_cells`, the median number of cells of a set, with one or two of which
+      only large effects are detectable; `z`, the z-score: `shift_mean` less `random_mean`, divided by `random_sd`; `p`,
+      the p-value, two-sided: the fraction of leave-one-out z-scores of the random sets of all perturbations of the same
+      number of genes that are at least as extreme; `fdr`, the false discovery rate: p adjusted over perturbations by
+      Benjamini and Hochberg; `random_weights_shift_mean`, the mean shift in a model with random weights;
+    - `detection`, the fraction of cells with the gene (for a set, the mean over its genes); `expression_mean`, the mean
+      logarithm of normalised counts; with states `logfc`, the log2 fold change from start to goal;
+    - with states `state`, `role` (start, goal, alternative), and in columns that begin with `toward_` the same
+      statistics of the shift toward the state (change of the cosine to its centroid) as of the shift;
+    - with `donor_key`, statistics of the excess, which is the effect less the mean effect of random sets in the same
+      cells: `n_donors`; the mean over donors `donor_mean` with its 95 % interval `donor_low` to `donor_high`;
+      `donor_p`, the p-value of a test whether this mean differs from that of random genes, given the spread of both
+      donors and genes; `donor_fdr`. Without random sets, mean and interval are of the effect itself, and there is no
+      test. With states, all of these are of the shift toward the state.
+
+    ``attrs["note"]`` says what the replicates of the p-values are.
 
     Raises
     ------
     KeyError
-        There is none, or several that could be meant.
+        No such result.
+
+    Examples
+    --------
+    >>> import gfx
+    >>> adata = gfx.datasets.toy()
+    >>> gfx.tl.delete_genes(adata, ["CD3D", "MS4A1"], model="mini", n_random=10)
+    >>> table = gfx.get.deletion_df(adata)
+    >>> table.columns[:7].tolist()
+    ['perturbation', 'n_cells', 'shift_mean', 'shift_sd', 'composition_mean', 'position_mean', 'context_mean']
     """
-    adata = pick(data, mod)
-    there = {name: made_by(entry) for name, entry in adata.uns.items() if made_by(entry) in PERTURBATIONS}
-    usual = {default: function for function, default in PERTURBATIONS.items()}
-    slot = key
-    if key is None:
-        meant = sorted(name for name, function in there.items() if usual.get(name) == function) or sorted(there)
-        if len(meant) > 1:
-            msg = f"There are several results; say which one: `key=` one of {meant}."
-            raise KeyError(msg)
-        slot = meant[0] if meant else perturbation_keys("tl.delete_genes").uns
-    function = there.get(slot) or usual.get(slot, "tl.delete_genes")
-    adata, uns = find_result(data, slot, function, key=key, mod=mod)
-    return PerturbationResult(adata, function, perturbation_keys(function, slot), uns)
+    result = _find(adata, key, mod)
+    table = result.uns["table"].reset_index(drop=True)
+    table = table.rename(columns={"shift_random_weights": "random_weights_shift_mean"})
+    has_states = bool(names_of(result, "states"))
+    if has_states:
+        table = table.merge(result.uns["state_table"].drop(columns="n_cells"), on="perturbation", how="left")
+    else:
+        table = table.drop(columns="logfc")
+    if "donors" in result.uns:
+        table = pd.concat([table, _over_donors(result, table, min_donors, has_states=has_states)], axis=1)
+    effects = [column for column in table if column not in _DESCRIPTIVE and table[column].dtype.kind == "f"]
+    table.loc[table["n_cells"] < min_cells, effects] = np.nan
+    for p in ("p", "toward_p", "donor_p"):
+        if p in table:
+            table.insert(table.columns.get_loc(p) + 1, f"{p.removesuffix('p')}fdr", _fdr(table, p))
+    if not (table["n_random"] > 0).any():
+        table = table.drop(columns=[column for column in table if column.removeprefix("toward_") in _RANDOM])
+    measure = "toward" if has_states else "shift"
+    z = "toward_z" if has_states else "z"
+    by = z if z in table and table[z].notna().any() else f"{measure}_mean"
+    # A perturbation is where its goal belongs; its other states follow.
+    ranked = (table[table["role"] == "goal"] if has_states else table).sort_values(by, ascending=False, kind="stable")
+    place = {name: at for at, name in enumerate(ranked["perturbation"])}
+    table = table.iloc[np.argsort(table["perturbation"].map(place), kind="stable")].reset_index(drop=True)
+    table.attrs["note"] = str(result.uns["note"])
+    return table
+
+
+def _fdr(table: pd.DataFrame, p: str) -> pd.Series:
+    """Adjust p-values over perturbations, separately for each state."""
+    if p == "p":  # of the shift, which is repeated in the rows of all states
+        once = table.drop_duplicates("perturbation")
+        fdr = dict(zip(once["perturbation"], false_discovery_rate(once[p].to_numpy()), strict=True))
+        return table["perturbation"].map(fdr)
+    states = table["state"] if "state" in table else np.zeros(len(table))
+    return table.groupby(states, observed=True)[p].transform(lambda values: false_discovery_rate(values.to_numpy()))
+
+
+def _over_donors(result: Slots, table: pd.DataFrame, min_donors: int, *, has_states: bool) -> pd.DataFrame:
+    """Intervals and tests over donors, in the rows of the table."""
+    has_random = "random_sets" in result.uns
+    measure, prefix = ("toward", "toward_") if has_states else ("shift", "")
+    groups = ["perturbation", "state"] if has_states else ["perturbation"]
+    donors = result.uns["donor_states" if has_states else "donors"]
+    by_group = dict(list(donors.groupby(groups, observed=True)[f"{measure}_{'excess' if has_random else 'mean'}"]))
+    rows = []
+    for row in table.to_dict("records"):
+        values = by_group.get(tuple(row[name] for name in groups), pd.Series(dtype=float)).to_numpy(dtype=np.float64)
+        interval = over_donors(values)
+        p = donors_beside_random(values, row[f"{prefix}random_sd"], row[f"{prefix}n_random"]) if has_random else np.nan
+        statistics = (interval.mean, interval.low, interval.high, p)
+        rows.append((interval.n, *(statistics if interval.n >= min_donors else [np.nan] * 4)))
+    return pd.DataFrame(
+        rows, columns=["n_donors", "donor_mean", "donor_low", "donor_high", "donor_p"], index=table.index
+    )
+
+
+@shared()
+def deletion_cells_df(adata: AnnData | MuData, *, key: str | None = None, mod: str | None = None) -> pd.DataFrame:
+    """Tabulate the effect on every cell, one row a cell and perturbation (and state).
+
+    Parameters
+    ----------
+    {after_perturbing}
+    {key}
+    {mod}
+
+    Returns
+    -------
+    Columns `cell`, `perturbation`, `shift` (1 - cosine), and its parts `composition`, `position` and `context`, which
+    add up to it; with states `state` and `toward`, the change of the cosine to the centroid of the state. Cells that
+    were not perturbed are left out.
+
+    Raises
+    ------
+    KeyError
+        No such result.
+
+    Examples
+    --------
+    >>> import gfx
+    >>> adata = gfx.datasets.toy()
+    >>> gfx.tl.delete_genes(adata, "CD3D", model="mini", controls=None)
+    >>> gfx.get.deletion_cells_df(adata).columns.tolist()
+    ['cell', 'perturbation', 'shift', 'composition', 'position', 'context']
+    """
+    result = _find(adata, key, mod)
+    shift, parts = np.asarray(result.read("obsm")), np.asarray(result.read("obsm", "parts"))
+    cell, perturbation = np.nonzero(~np.isnan(shift))
+    table = pd.DataFrame(
+        {
+            "cell": result.adata.obs_names.to_numpy()[cell],
+            "perturbation": np.asarray(names_of(result, "perturbations"), dtype=object)[perturbation],
+            "shift": shift[cell, perturbation],
+            **{part: parts[cell, perturbation, at] + 0.0 for at, part in enumerate(PARTS)},
+        }
+    )
+    states = names_of(result, "states")
+    if not states:
+        return table
+    toward = np.asarray(result.read("obsm", "states"))[cell, perturbation]
+    of_states = [table.assign(state=state, toward=toward[:, at]) for at, state in enumerate(states)]
+    return pd.concat(of_states, ignore_index=True)
+
+
+@shared()
+def gene_effects_df(
+    adata: AnnData | MuData,
+    perturbation: str | None = None,
+    *,
+    key: str | None = None,
+    min_cells: int = 10,
+    mod: str | None = None,
+) -> pd.DataFrame:
+    """Tabulate the shift of each other gene, compared with its shift when random genes are perturbed.
+
+    Some genes shift whatever is done to a cell, and some perturbations shift all genes. The excess corrects for both.
+
+    Parameters
+    ----------
+    {after_perturbing}
+    perturbation
+        Its name, such as ``"GATA4"`` or ``"GATA4+TBX5"``. `None` tabulates all perturbations.
+    {key}
+    min_cells
+        Genes that are in fewer perturbed cells than this are left out.
+    {mod}
+
+    Returns
+    -------
+    Columns `perturbation`, `gene`, `shift` (1 - cosine, mean over cells), `shift_sd` and `n_cells`. With random sets,
+    `random_shift`, the mean shift of the gene when these are perturbed, NaN if fewer than five of their cells have the
+    gene; and `excess`, the log2 ratio of `shift` to `random_shift` less its median over genes: 1 means twice as much
+    beyond random sets as the median gene. Sorted by `excess`, or else by `shift`, descending.
+
+    Raises
+    ------
+    KeyError
+        No such result, or no such perturbation in it.
+
+    Examples
+    --------
+    >>> import gfx
+    >>> adata = gfx.datasets.toy()
+    >>> gfx.tl.delete_genes(adata, "CD3D", model="mini", n_random=10)
+    >>> gfx.get.gene_effects_df(adata, "CD3D").columns.tolist()
+    ['perturbation', 'gene', 'shift', 'shift_sd', 'n_cells', 'random_shift', 'excess']
+    """
+    result = _find(adata, key, mod)
+    names = names_of(result, "perturbations")
+    if perturbation is not None and perturbation not in names:
+        close = difflib.get_close_matches(perturbation, names, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        shown = names[:10] + ["..."] * (len(names) > 10)
+        msg = f"Did not find the perturbation {perturbation!r}.{hint} Present: {shown}."
+        raise KeyError(msg)
+    slots = {"shift": "", "shift_sd": "sd", "n_cells": "n_cells"}
+    if result.has("varm", "null"):
+        slots["random_shift"] = "null"
+    values = {column: np.asarray(result.read("varm", part)) for column, part in slots.items()}
+    tables = []
+    for at in range(len(names)) if perturbation is None else [names.index(perturbation)]:
+        seen = values["n_cells"][:, at] >= max(min_cells, 1)
+        columns = {column: of_all[seen, at] for column, of_all in values.items()}
+        genes = result.adata.var_names.to_numpy()[seen]
+        table = pd.DataFrame({"perturbation": names[at], "gene": genes, **columns})
+        if "random_shift" in table:
+            table["excess"] = _excess(table["shift"].to_numpy(), table["random_shift"].to_numpy())
+        by = "excess" if "excess" in table else "shift"
+        tables.append(table.sort_values(by, ascending=False, kind="stable"))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _excess(shift: np.ndarray, random: np.ndarray) -> np.ndarray:
+    """log2 ratio to the shift under random sets, less its median; NaN where one of them is 0 or unknown."""
+    usable = (shift > 0) & (random > 0)
+    ratio = np.full(len(shift), np.nan)
+    ratio[usable] = np.log2(shift[usable].astype(np.float64) / random[usable])
+    return ratio - np.median(ratio[usable]) if usable.any() else ratio
+
+
+@shared()
+def target_effects_df(
+    adata: AnnData | MuData,
+    targets: Mapping[str, Sequence[str]],
+    *,
+    perturbation: str | None = None,
+    key: str | None = None,
+    min_cells: int = 10,
+    mod: str | None = None,
+) -> pd.DataFrame:
+    """Test whether known targets of a gene shift more than other genes when it is perturbed :cite:p:`Theodoris2023`.
+
+    The paper compared direct with indirect targets of GATA4 and TBX5, and both with housekeeping genes, by rank-sum
+    tests over genes. A gene that is in many cells, or that shifts whatever is done, is no evidence. The effect tested
+    is therefore the excess over random sets where these were run, and each set is also compared with matched genes,
+    which are in a similar number of cells and shift to a similar extent when random sets are perturbed.
+
+    Parameters
+    ----------
+    {after_perturbing}
+    targets
+        Sets of genes by name, such as ``{"direct": [...], "indirect": [...]}``, as they are called in `var_names`.
+    perturbation
+        Its name. `None` tests all perturbations.
+    {key}
+    min_cells
+        Genes that are in fewer perturbed cells than this are left out.
+    {mod}
+
+    Returns
+    -------
+    One row a perturbation and comparison: `perturbation`, `targets` and `others`, the sets compared (``"all other
+    genes"``, ``"matched genes"``, or another set of `targets`); `n_targets`, `n_others`; `median_targets`,
+    `median_others`, medians of `effect`, which is ``"excess"`` or ``"shift"`` of :func:`gfx.get.gene_effects_df`;
+    `auc`, the probability that a target has a larger effect than another gene; `p`, two-sided Wilcoxon rank-sum test
+    over genes; `fdr`, p adjusted over all rows by Benjamini and Hochberg. NaN where a set has fewer than two genes.
+
+    Raises
+    ------
+    KeyError
+        No such result or perturbation.
+    ValueError
+        `targets` is empty, or none of a set's genes is among `var_names`.
+
+    Examples
+    --------
+    >>> import gfx
+    >>> adata = gfx.datasets.toy()
+    >>> gfx.tl.delete_genes(adata, "CD3D", model="mini", n_random=10)
+    >>> gfx.get.target_effects_df(adata, {"complex": ["CD3E", "CD3G", "CD247"]})["others"].tolist()
+    ['all other genes', 'matched genes']
+    """
+    effects = gene_effects_df(adata, perturbation, key=key, min_cells=min_cells, mod=mod)
+    effect = "excess" if "excess" in effects else "shift"
+    effects = effects.dropna(subset=[effect])
+    sets = _check_targets(targets, _find(adata, key, mod).adata)
+    rows = []
+    for name, genes in effects.groupby("perturbation", sort=False):
+        values = genes[effect].to_numpy(dtype=np.float64)
+        matched_by = genes[["n_cells", *(["random_shift"] if "random_shift" in genes else [])]]
+        percentiles = matched_by.rank(pct=True).to_numpy()
+        is_target = {label: genes["gene"].isin(members).to_numpy() for label, members in sets.items()}
+        in_none = ~np.logical_or.reduce(list(is_target.values()))
+        labels = list(sets)
+        for number, label in enumerate(labels):
+            members = is_target[label]
+            comparisons = {"all other genes": in_none, "matched genes": _matched(members, in_none, percentiles)}
+            comparisons |= {other: is_target[other] & ~members for other in labels[number + 1 :]}
+            rows += [
+                {"perturbation": name, "targets": label, "others": other, "effect": effect}
+                | _rank_sum(values[members], values[compared])
+                for other, compared in comparisons.items()
+            ]
+    columns = ["perturbation", "targets", "others", "effect", *_rank_sum(np.zeros(0), np.zeros(0))]
+    table = pd.DataFrame(rows, columns=columns)
+    return table.assign(fdr=false_discovery_rate(table["p"].to_numpy(dtype=np.float64)))
+
+
+def _check_targets(targets: Mapping[str, Sequence[str]], adata: AnnData) -> dict[str, set[str]]:
+    if not hasattr(targets, "items") or not targets:
+        msg = '`targets` maps names to genes, such as {"direct": ["MYH6", "MYH7"]}; found ' + f"{targets!r}."
+        raise ValueError(msg)
+    sets = {str(label): set(map(str, genes)) for label, genes in targets.items()}
+    for label, genes in sets.items():
+        if not genes & set(adata.var_names):
+            msg = (
+                f"None of the {len(genes)} genes of {label!r}, such as {sorted(genes)[:3]}, is in `adata.var_names`, "
+                f"such as {adata.var_names[:3].tolist()}. Give them as they are called there."
+            )
+            raise ValueError(msg)
+    return sets
+
+
+def _matched(targets: np.ndarray, candidates: np.ndarray, percentiles: np.ndarray) -> np.ndarray:
+    """Candidates that are nearest to a target by the percentiles of what is matched, bool `(n_genes,)`."""
+    matched = np.zeros(len(targets), dtype=bool)
+    numbers = np.flatnonzero(candidates)
+    for target in np.flatnonzero(targets):
+        distance = abs(percentiles[numbers] - percentiles[target]).sum(axis=1)
+        matched[numbers[np.argsort(distance, kind="stable")[:N_MATCHED]]] = True
+    return matched
+
+
+def _rank_sum(targets: np.ndarray, others: np.ndarray) -> dict[str, float]:
+    enough = min(len(targets), len(others)) > 1
+    return {
+        "n_targets": len(targets),
+        "n_others": len(others),
+        "median_targets": float(np.median(targets)) if len(targets) else np.nan,
+        "median_others": float(np.median(others)) if len(others) else np.nan,
+        "auc": auc(targets, others) if enough else np.nan,
+        "p": float(stats.ranksums(targets, others).pvalue) if enough else np.nan,
+    }
+
+
+@shared()
+def synergy_df(
+    adata: AnnData | MuData, *, key: str | None = None, min_cells: int = 10, mod: str | None = None
+) -> pd.DataFrame:
+    """Tabulate the effect of genes perturbed together beyond their single effects :cite:p:`Theodoris2023`.
+
+    There are two measures of the excess, taken cell by cell. *On shifts*, as published: the shift with all genes
+    perturbed less the sum of the shifts with one gene perturbed. But 1 - cosine grows with the square of a small
+    displacement: two genes that displace a cell equally and in the same direction have four times the shift of one,
+    and look synergistic. *On vectors*: the shift with all genes perturbed less the shift if the displacements simply
+    added up. Random pairs of genes have an excess of both kinds, too; compare with them by z-score and p-value.
+
+    Parameters
+    ----------
+    adata
+        After perturbing tuples of genes, such as ``gfx.tl.delete_genes(adata, [("GATA4", "TBX5")])``.
+    {key}
+    min_cells
+        Effects of sets in fewer cells are NaN.
+    {mod}
+
+    Returns ------- One row a set of several genes: `perturbation`, `n_cells`; `together_mean`, the mean shift with all
+    genes perturbed, and `summed_mean`, the sum of the shifts with one gene perturbed; `displaced_mean` and
+    `composed_mean`, 1 - cosine of the cell's vector with all genes perturbed, and with the sum of displacements
+    (`together_mean` and `displaced_mean` differ with ``pooling="genes"`` alone). In columns that begin with
+    `on_shifts_` and `on_vectors_`, for each measure `mean`, the excess; its 95 % interval `low` to `high`; and `z`, `p`
+    and `fdr`, which compare it with rank-matched random sets as in :func:`gfx.get.deletion_df`. `interval_over` is
+    ``"donors"``, or ``"cells"``, which are not replicates. Sorted by `on_vectors_z`, descending.
+
+    Raises
+    ------
+    KeyError
+        No such result, or no set of several genes in it.
+
+    Examples
+    --------
+    >>> import gfx
+    >>> adata = gfx.datasets.toy()
+    >>> gfx.tl.delete_genes(adata, ("CD3D", "CD3E"), model="mini", n_random=10)
+    >>> gfx.get.synergy_df(adata)["perturbation"].tolist()
+    ['CD3D+CD3E']
+    """
+    result = _find(adata, key, mod)
+    if "synergy" not in result.uns:
+        msg = (
+            "No genes were perturbed together in any cell. Give tuples of genes, such as "
+            '`gfx.tl.delete_genes(adata, [("GATA4", "TBX5")])`.'
+        )
+        raise KeyError(msg)
+    table = result.uns["synergy"].reset_index(drop=True).copy()
+    table.loc[table["n_cells"] < min_cells, table.select_dtypes("floating").columns] = np.nan
+    for p in ("on_shifts_p", "on_vectors_p"):
+        fdr = false_discovery_rate(table[p].to_numpy())
+        table.insert(table.columns.get_loc(p) + 1, f"{p.removesuffix('p')}fdr", fdr)
+    table = table.sort_values(["on_vectors_z", "on_vectors_mean"], ascending=False, kind="stable", ignore_index=True)
+    table.attrs["note"] = str(result.uns["note"])
+    return table
+
+
+@shared()
+def random_sets_df(adata: AnnData | MuData, *, key: str | None = None, mod: str | None = None) -> pd.DataFrame:
+    """Tabulate the rank-matched random gene sets of each perturbation, one row a set (and state).
+
+    Parameters
+    ----------
+    {after_perturbing}
+    {key}
+    {mod}
+
+    Returns
+    -------
+    Columns `perturbation`; `genes`, the random set; `n_cells`, the cells it was perturbed in; `rank_mean`;
+    `shift_mean`; `difference`, its shift less that of the perturbation in the same cells. Where genes were perturbed
+    together, `on_shifts_difference` and `on_vectors_difference`, the same of the two measures of
+    :func:`gfx.get.synergy_df`. With states `state`, `toward_mean` and `toward_difference`.
+
+    Raises
+    ------
+    KeyError
+        No such result, or one without random sets.
+
+    Examples
+    --------
+    >>> import gfx
+    >>> adata = gfx.datasets.toy()
+    >>> gfx.tl.delete_genes(adata, "CD3D", model="mini", n_random=10)
+    >>> gfx.get.random_sets_df(adata).columns.tolist()
+    ['perturbation', 'genes', 'n_cells', 'rank_mean', 'shift_mean', 'difference']
+    """
+    result = _find(adata, key, mod)
+    table = _table_of_control(result, "random_sets", "random gene sets")
+    if "random_states" not in result.uns:
+        return table
+    # Sets are matched by their order, because two sets may have the same symbols.
+    columns = ["state", "toward_mean", "toward_difference"]
+    of_states = [
+        table.assign(**{column: rows[column].to_numpy() for column in columns})
+        for _, rows in result.uns["random_states"].groupby("state", sort=False, observed=True)
+    ]
+    return pd.concat(of_states).sort_index(kind="stable").reset_index(drop=True)
+
+
+@shared()
+def rank_trend_df(adata: AnnData | MuData, *, key: str | None = None, mod: str | None = None) -> pd.DataFrame:
+    """Tabulate the effects of random genes of all ranks, in the model and in a model with random weights.
+
+    Parameters
+    ----------
+    {after_perturbing}
+    {key}
+    {mod}
+
+    Returns
+    -------
+    One row a random gene in a random cell: `rank`, its rank in the cell (0 is the first gene, 1 the last); `shift` and,
+    with states, `toward`, the shift toward the goal; `random_weights_shift` and `random_weights_toward`, the same in
+    the model with random weights. ``attrs["trend"]`` and ``attrs["random_weights_trend"]`` hold the lines fitted to the
+    natural logarithms of shifts: `intercept`, `slope`, and `sd` of the residuals.
+
+    Raises
+    ------
+    KeyError
+        No such result, or one without random genes.
+
+    Examples
+    --------
+    >>> import gfx
+    >>> adata = gfx.datasets.toy()
+    >>> gfx.tl.delete_genes(adata, "CD3D", model="mini", n_random=10)
+    >>> gfx.get.rank_trend_df(adata).columns.tolist()
+    ['rank', 'shift', 'random_weights_shift']
+    """
+    table = _table_of_control(_find(adata, key, mod), "genes_of_all_ranks", "genes of all ranks")
+    table.columns = [
+        f"random_weights_{column.removesuffix('_random_weights')}" if column.endswith("_random_weights") else column
+        for column in table.columns.str.replace("toward_goal", "toward")
+    ]
+    for prefix in ("", "random_weights_"):
+        trend = fit_rank_trend(table["rank"].to_numpy(), table[f"{prefix}shift"].to_numpy())
+        table.attrs[f"{prefix}trend"] = {name: trend[name] for name in ("intercept", "slope", "sd")}
+    return table
+
+
+def _table_of_control(result: Slots, entry: str, description: str) -> pd.DataFrame:
+    """Copy the table of a control, or say that the call ran without it."""
+    uns: Mapping[str, Any] = result.uns
+    if entry not in uns:
+        msg = (
+            f"The result {result.key!r} of `gfx.{result.function}` has no {description}, because that call ran without "
+            "this control. Run it again with its default controls."
+        )
+        raise KeyError(msg)
+    return uns[entry].reset_index(drop=True).copy()

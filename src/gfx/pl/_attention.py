@@ -1,4 +1,4 @@
-"""Attention per block and head, and by rank of the attended gene."""
+"""Plot of attention."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gfx._docs import shared
 from gfx.get import attention_heads_df, attention_ranks_df
-from gfx.pl._figure import axes_for, figure_of, show_if_wanted
+from gfx.pl._style import axes_for, figure_of, finish
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _N_BINS = 40
 
 
+@shared()
 def attention(
     adata: AnnData | MuData,
     *,
@@ -31,29 +33,22 @@ def attention(
     mod: str | None = None,
     show: bool | None = None,
 ) -> list[Axes]:
-    """Draw how evenly each head attends, and which ranks it attends to.
+    """Draw how uniformly each head attends, and to which ranks.
 
-    Left: entropy of each head's attention, 1 when it looks at all genes alike. Right: attention by rank of the attended
-    gene, divided by what even attention would give (the dotted line); a thin line is a head, a thick one its block.
+    Left: relative entropy of each head's attention, 1 for uniform attention. Right: attention by rank of the attended
+    gene, divided by uniform attention (dotted line). A thin line is a head, a thick one the mean of a network layer.
 
     Parameters
     ----------
-    adata
-        After :func:`gfx.tl.attention`.
-    key
-        The `key_added` of that call.
+    {after_attention}
+    {key}
     min_cells
-        Ranks that fewer cells reach are left out.
-    cmap
-        Colour map of the left panel.
-    figsize
-        Size of a new figure in inches.
-    ax
-        Two axes to draw on; `None` makes a figure.
-    mod
-        Modality of a MuData.
-    show
-        Call `matplotlib.pyplot.show`; `None` follows scanpy's setting.
+        Ranks that fewer cells than this have are left out.
+    {cmap}
+    {figsize}
+    {two_axes}
+    {mod}
+    {show}
 
     Returns
     -------
@@ -64,7 +59,7 @@ def attention(
     KeyError
         No such result.
     ValueError
-        Another number of axes than two, or no rank that enough cells reach.
+        Another number of axes than two, or no rank that enough cells have.
 
     Examples
     --------
@@ -73,55 +68,51 @@ def attention(
     >>> gfx.tl.attention(adata, model="mini")
     >>> heads, ranks = gfx.pl.attention(adata, show=False)
     >>> heads.get_xlabel(), heads.get_ylabel()
-    ('head', 'block (layer)')
+    ('head', 'network layer')
     """
     import matplotlib as mpl
 
     heads, ranks = attention_heads_df(adata, key=key, mod=mod), attention_ranks_df(adata, key=key, mod=mod)
     ranks = ranks[ranks["n_cells"] >= min_cells]
     if ranks.empty:
-        msg = f"No rank is reached by {min_cells} cells; lower `min_cells`."
+        msg = f"There is nothing to draw: no rank is in at least {min_cells} cells (`min_cells`)."
         raise ValueError(msg)
-    n_blocks, n_heads = int(heads["block"].max()), int(heads["head"].max())
-    if figsize is None:
-        figsize = (6.8 + 0.35 * n_heads, 3.6)
-    left, right = axes_for(ax, 2, figsize, widths=(1.4 + 0.35 * n_heads, 5))
-    image = left.imshow(
-        heads["entropy"].to_numpy().reshape(n_blocks, n_heads), cmap=cmap, vmax=1, aspect="auto", origin="lower"
-    )
-    left.set_xticks(range(n_heads), [str(head) for head in range(1, n_heads + 1)])
-    left.set_yticks(range(n_blocks), [str(block) for block in range(1, n_blocks + 1)])
-    left.set_xlabel("head")
-    left.set_ylabel("block (layer)")
-    left.set_title("evenness of attention", fontsize="medium")
+    entropy = heads.pivot(index="layer", columns="head", values="entropy")
+    n_layers, n_heads = entropy.shape
+    axes = axes_for(ax, 2, figsize or (6.8 + 0.35 * n_heads, 3.6), widths=(1.4 + 0.35 * n_heads, 5))
+    left, right = axes
+    image = left.imshow(entropy.to_numpy(), cmap=cmap, vmax=1, aspect="auto", origin="lower")
+    left.set_xticks(range(n_heads), entropy.columns.astype(str))
+    left.set_yticks(range(n_layers), entropy.index.astype(str))
+    left.set(xlabel="head", ylabel="network layer")
+    left.set_title("uniformity of attention", fontsize="medium")
     figure_of(left).colorbar(image, ax=left, label="entropy / log(length)")
 
-    colours = mpl.colormaps["tab10" if n_blocks <= 10 else "tab20"](np.arange(n_blocks) % 20)
-    for block, colour in zip(range(1, n_blocks + 1), colours, strict=True):
-        of_block = ranks[ranks["block"] == block]
-        for _, of_head in of_block.groupby("head"):
+    colours = mpl.colormaps["tab10" if n_layers <= 10 else "tab20"](np.arange(n_layers) % 20)
+    for colour, (layer, of_layer) in zip(colours, ranks.groupby("layer"), strict=True):
+        for _, of_head in of_layer.groupby("head"):
             right.plot(*_profile(of_head), color=colour, linewidth=0.6, alpha=0.5)
-        right.plot(*_profile(of_block), color=colour, linewidth=2, label=str(block))
+        right.plot(*_profile(of_layer), color=colour, linewidth=2, label=str(layer))
     right.axhline(1, color="0.3", linewidth=0.8, linestyle=":")
     right.set_xscale("log")
     right.set_yscale("log", base=2)
     right.yaxis.set_major_formatter("{x:g}")
     right.xaxis.set_major_formatter("{x:g}")
-    right.set_xlabel("rank of the attended gene (1 = top)")
-    right.set_ylabel("attention / even attention")
+    right.set(xlabel="rank of the attended gene (1 is the highest)", ylabel="attention / uniform attention")
     right.set_title("attention by rank", fontsize="medium")
-    right.legend(title="block", fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    show_if_wanted(show=show)
-    return [left, right]
+    right.legend(title="layer", fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    finish(right, show=show)
+    return axes
 
 
-def _profile(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+def _profile(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Average neighbouring ranks in bins of equal width on the logarithm, weighted by cells."""
-    edges = np.geomspace(1, frame["rank"].max() + 1, _N_BINS)
-    at = np.digitize(frame["rank"], edges)
-    cells = frame["n_cells"].to_numpy()
+    edges = np.geomspace(1, table["rank"].max() + 1, _N_BINS)
+    at = np.digitize(table["rank"], edges)
+    cells = table["n_cells"].to_numpy()
     weight = np.bincount(at, cells)
     filled = weight > 0
-    rank = np.bincount(at, cells * frame["rank"].to_numpy())[filled] / weight[filled]
-    ratio = np.bincount(at, cells * frame["ratio"].to_numpy())[filled] / weight[filled]
+    rank, ratio = (
+        np.bincount(at, cells * table[name].to_numpy())[filled] / weight[filled] for name in ("rank", "ratio")
+    )
     return rank, ratio

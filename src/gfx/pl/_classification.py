@@ -1,56 +1,451 @@
-"""What plots of learnt classes share: which rows they draw, and how a method looks."""
+"""Plots of classified genes and cells: ROC curves, confusion, learning curves, and scores of genes."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from gfx._docs import shared
+from gfx.get import classification_df, confusion_df, gene_scores_df, learning_curve_df, roc_df
+from gfx.pl._style import axes_for, figure_of, finish, label_points
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import pandas as pd
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from mudata import MuData
 
-_MODEL, _RANDOM, CHANCE = "model", "random_weights", "majority"
+#: Always the most frequent class.
+_CHANCE = "majority"
 
-#: Baselines without a network; red is the model's.
+#: Baselines without a model; red is the model's.
 _COLOURS = ("C0", "C1", "C4", "C5", "C8", "C9")
 
+#: Labels of metrics on axes.
+_METRICS = {"auc": "AUC", "accuracy": "accuracy", "macro_f1": "macro F1"}
 
-def rows_of(table: pd.DataFrame, column: str, wanted: str | None, argument: str | None = None) -> pd.DataFrame:
-    """Keep the rows with one value of a column: the one wanted, or the only one there is."""
-    present = [str(value) for value in table[column].unique()]
-    argument = argument or column
-    if wanted is None and len(present) > 1:
-        msg = f"There are several values of {column!r}; say which one: `{argument}=` one of {present}."
+#: Classes whose shares are written into the squares of a confusion matrix, and sizes of training sets on an axis; with
+#: more there is no room.
+_MOST_WRITTEN, _MOST_TICKS = 12, 8
+
+#: Half the width of a strip of genes, and where the names beside it begin, if strips are 1 apart.
+_HALF, _NAMES = 0.2, 0.28
+
+#: Room for names before the first sorted gene and behind the last one, and their distance, as shares of all genes.
+_ROOM, _OFF = 0.28, 0.04
+
+
+# --- performance ----------------------------------------------------------------------------------------------------
+
+
+@shared()
+def roc(
+    adata: AnnData | MuData,
+    *,
+    task: str | None = None,
+    unit: str | None = None,
+    class_name: str | None = None,
+    key: str | None = None,
+    figsize: tuple[float, float] | None = None,
+    ax: Axes | None = None,
+    mod: str | None = None,
+    show: bool | None = None,
+) -> Axes:
+    """Draw the mean ROC curves of the model, of random weights and of baselines, for held-out genes or cells.
+
+    A line is the mean true positive rate over folds and repeats, its band one standard deviation of these to either
+    side. Red: the model. Grey: the model with random weights. Other colours: baselines without a model. The dotted
+    diagonal is chance. The legend gives the AUC: its mean over folds, then mean and standard deviation over repeats.
+
+    Parameters
+    ----------
+    {after_classifying}
+    {task}
+    {unit}
+    class_name
+        The class scored against all others. `None` draws the mean over classes, or with two classes the second one.
+    {key}
+    {figsize}
+    {ax}
+    {mod}
+    {show}
+
+    Returns
+    -------
+    The axes. Its data: :func:`gfx.get.roc_df` and, for the AUC, :func:`gfx.get.classification_df`. With one of several
+    classes the legend has no AUC, because that is over all of them.
+
+    Raises
+    ------
+    KeyError
+        No such result, task, unit or class, or several results or tasks and none given.
+
+    Examples
+    --------
+    >>> import gfx
+    >>> adata = gfx.datasets.toy()
+    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", method="linear_probe", n_repeats=1)
+    >>> gfx.pl.roc(adata, show=False).get_xlabel()
+    'false positive rate'
+    """
+    table = _of_unit(_select(roc_df(adata, key=key, mod=mod), "task", task), unit)
+    classes = [str(name) for name in table["class"].unique()]
+    if class_name is not None:
+        table = _select(table, "class", class_name)
+    summary = classification_df(adata, key=key, mod=mod)
+    summary = summary[(summary["task"] == table["task"].iloc[0]) & (summary["unit"] == table["unit"].iloc[0])]
+    methods = [method for method in summary["method"].unique() if method in set(table["method"]) and method != _CHANCE]
+    has_auc = class_name is None or len(classes) == 1
+    auc = summary[summary["metric"] == "auc"].set_index("method")
+    (ax,) = axes_for(ax, 1, figsize or (4.6, 4.6))
+    ax.plot([0, 1], [0, 1], color="0.3", linewidth=0.9, linestyle=":", zorder=1)
+    for method, look in _looks(methods).items():
+        # First over classes, so that a curve is one fold of one repeat.
+        curves = table[table["method"] == method].groupby(["seed", "fold", "fpr"])["tpr"].mean().unstack("fpr")
+        mean, sd = curves.mean().to_numpy(), curves.std().to_numpy()
+        label = _spelled(method)
+        if has_auc and method in auc.index:
+            label += f" {auc.at[method, 'mean']:.2f}"
+            label += f" ± {auc.at[method, 'sd']:.2f}" if np.isfinite(auc.at[method, "sd"]) else ""
+        ax.plot(curves.columns, mean, label=label, **look)
+        if len(curves) > 1:
+            low, high = np.clip([mean - sd, mean + sd], 0, 1)
+            ax.fill_between(curves.columns, low, high, color=look["color"], alpha=0.15, linewidth=0, zorder=1)
+    ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel="false positive rate", ylabel="true positive rate")
+    ax.set_aspect("equal")
+    single = class_name or (classes[0] if len(classes) == 1 else None)
+    ax.set_title(f"{single} against all others" if single else f"mean of {len(classes)} classes", fontsize="medium")
+    ax.legend(title="AUC" if has_auc else None, loc="lower right", frameon=False, fontsize="small")
+    finish(ax, show=show)
+    return ax
+
+
+@shared()
+def learning_curve(
+    adata: AnnData | MuData,
+    *,
+    task: str | None = None,
+    unit: str | None = None,
+    metric: str = "auc",
+    key: str | None = None,
+    figsize: tuple[float, float] | None = None,
+    ax: Axes | None = None,
+    mod: str | None = None,
+    show: bool | None = None,
+) -> Axes:
+    """Draw how well held-out genes or cells are classified, against the number of training cells.
+
+    A line is a method: the mean over repeats, with one standard deviation to either side. Where the line of the model
+    is flat, more cells would not help; where that of a baseline meets it, the model is of use for small data only.
+
+    Parameters
+    ----------
+    {after_classifying}
+    {task}
+    {unit}
+    metric
+        ``"auc"``, ``"accuracy"`` or ``"macro_f1"``.
+    {key}
+    {figsize}
+    {ax}
+    {mod}
+    {show}
+
+    Returns
+    -------
+    The axes. Its data: :func:`gfx.get.learning_curve_df`.
+
+    Raises
+    ------
+    KeyError
+        No such result, task, unit or metric, or several results or tasks and none given.
+
+    Examples
+    --------
+    >>> import gfx
+    >>> adata = gfx.datasets.toy()
+    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", method="linear_probe", n_repeats=1)
+    >>> gfx.pl.learning_curve(adata, show=False).get_xlabel()
+    'training cells'
+    """
+    table = _of_unit(_select(learning_curve_df(adata, key=key, mod=mod), "task", task), unit)
+    table = _select(table, "metric", metric)
+    (ax,) = axes_for(ax, 1, figsize or (5.2, 3.8))
+    for method, look in _looks(table["method"].unique()).items():
+        of_method = table[table["method"] == method]
+        n_cells, mean, sd = (of_method[column].to_numpy() for column in ("n_cells", "mean", "sd"))
+        ax.plot(n_cells, mean, marker="o", markersize=4, label=_spelled(method), **look)
+        ax.fill_between(n_cells, mean - sd, mean + sd, color=look["color"], alpha=0.15, linewidth=0, zorder=1)
+    ax.set_xscale("log")
+    numbers = sorted(table["n_cells"].unique())
+    if len(numbers) <= _MOST_TICKS:
+        ax.set_xticks(numbers, [f"{n:,}" for n in numbers])
+        ax.minorticks_off()
+    else:
+        ax.xaxis.set_major_formatter("{x:,.0f}")
+    ax.set(xlabel="training cells", ylabel=f"{_METRICS.get(metric, metric)} ({table['unit'].iloc[0]}s)")
+    ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    finish(ax, show=show)
+    return ax
+
+
+@shared()
+def confusion(
+    adata: AnnData | MuData,
+    *,
+    task: str | None = None,
+    method: str = "model",
+    key: str | None = None,
+    cmap: str = "viridis",
+    figsize: tuple[float, float] | None = None,
+    ax: Axes | None = None,
+    mod: str | None = None,
+    show: bool | None = None,
+) -> Axes:
+    """Draw the confusion matrix of held-out genes or cells.
+
+    A row is a true class, with the number of its genes or cells; its squares add up to 1, so that large classes do not
+    look better than small ones. Grey rows are empty.
+
+    Parameters
+    ----------
+    {after_classifying}
+    {task}
+    method
+        ``"model"``, ``"random_weights"`` or a baseline.
+    {key}
+    {cmap}
+    {figsize}
+    {ax}
+    {mod}
+    {show}
+
+    Returns
+    -------
+    The axes. Its data: :func:`gfx.get.confusion_df`.
+
+    Raises
+    ------
+    KeyError
+        No such result, task or method, or several results or tasks and none given.
+
+    Examples
+    --------
+    >>> import gfx
+    >>> adata = gfx.datasets.toy()
+    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", method="linear_probe", n_repeats=1)
+    >>> gfx.pl.confusion(adata, show=False).get_ylabel()
+    'true class (cells)'
+    """
+    import matplotlib as mpl
+
+    table = _select(_select(confusion_df(adata, key=key, mod=mod), "task", task), "method", method)
+    classes = [str(name) for name in table["true"].unique()]
+    shares, numbers = (
+        table.pivot(index="true", columns="predicted", values=value).loc[classes, classes].to_numpy()
+        for value in ("share", "n")
+    )
+    n_classes, longest = len(classes), max(map(len, classes))
+    side = min(max(2.0, 0.46 * n_classes), 12)
+    room = (side + 2.6 + 0.085 * longest, side + 0.8 + 0.06 * longest)  # squares and names
+    (ax,) = axes_for(ax, 1, figsize or room)
+    colours = mpl.colormaps[cmap].with_extremes(bad="lightgray")
+    image = ax.imshow(np.ma.masked_invalid(shares), cmap=colours, vmin=0, vmax=1)
+    if n_classes <= _MOST_WRITTEN:
+        for (row, column), share in np.ndenumerate(shares):
+            if share >= 0.005:  # else it would be written as 0.00
+                dark = np.dot(colours(share)[:3], (0.299, 0.587, 0.114)) < 0.5
+                look = {"ha": "center", "va": "center", "fontsize": "small", "color": "w" if dark else "k"}
+                ax.text(column, row, f"{share:.2f}", **look)
+    ax.set_xticks(range(n_classes), classes)
+    totals = zip(classes, numbers.sum(axis=1), strict=True)
+    ax.set_yticks(range(n_classes), [f"{name} ({n:,.0f})" for name, n in totals])
+    if n_classes > 2 or longest > 8:
+        ax.tick_params(axis="x", rotation=45)
+        for label in ax.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
+    ax.set(xlabel="predicted class", ylabel=f"true class ({table['unit'].iloc[0]}s)")
+    figure_of(ax).colorbar(image, ax=ax, label="share of the true class", shrink=0.8)
+    finish(show=show)
+    return ax
+
+
+def _select(table: pd.DataFrame, column: str, value: str | None) -> pd.DataFrame:
+    """Keep the rows with one value of a column: the given one, or else the only one."""
+    present = [str(name) for name in table[column].unique()]
+    if value is None and len(present) > 1:
+        msg = f"There are several values of {column!r}; choose one with `{column}=`: {present}."
         raise KeyError(msg)
-    if wanted is not None and wanted not in present:
-        msg = f"Did not find the {column} {wanted!r}. Present: {present}."
+    if value is not None and value not in present:
+        msg = f"Did not find the {column} {value!r}. Present: {present}."
         raise KeyError(msg)
-    return table if wanted is None else table[table[column] == wanted]
+    return table if value is None else table[table[column] == value]
 
 
-def rows_of_unit(table: pd.DataFrame, unit: str | None) -> pd.DataFrame:
+def _of_unit(table: pd.DataFrame, unit: str | None) -> pd.DataFrame:
     """Keep the rows of genes, cells or occurrences; `None` takes genes or cells, whichever were classified."""
-    present = set(table["unit"])
-    usual = next((one for one in ("gene", "cell") if one in present), None)
-    return rows_of(table, "unit", unit or usual)
+    usual = next((name for name in ("gene", "cell") if name in set(table["unit"])), None)
+    return _select(table, "unit", unit or usual)
 
 
-def looks_of(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return colour, width and place of the line of each method, in the order of the legend."""
-    others = iter(range(1000))
-    looks = {}
-    for method in methods:
-        if method == _MODEL:
-            looks[method] = {"color": "C3", "linewidth": 2, "zorder": 4}
-        elif method == _RANDOM:
-            looks[method] = {"color": "0.6", "linewidth": 1.4, "zorder": 2}
-        elif method == CHANCE:
-            looks[method] = {"color": "0.3", "linewidth": 0.9, "linestyle": ":", "zorder": 1}
-        else:
-            looks[method] = {"color": _COLOURS[next(others) % len(_COLOURS)], "linewidth": 1.4, "zorder": 3}
-    return looks
+def _looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return colour, width and order of the line of each method, in the order of the legend."""
+    fixed = {
+        "model": {"color": "C3", "linewidth": 2, "zorder": 4},
+        "random_weights": {"color": "0.6", "linewidth": 1.4, "zorder": 2},
+        _CHANCE: {"color": "0.3", "linewidth": 0.9, "linestyle": ":", "zorder": 1},
+    }
+    baselines = [method for method in methods if method not in fixed]
+    colours = {method: _COLOURS[at % len(_COLOURS)] for at, method in enumerate(baselines)}
+    return {
+        method: fixed.get(method) or {"color": colours[method], "linewidth": 1.4, "zorder": 3} for method in methods
+    }
 
 
-def spelled(method: str) -> str:
-    """Spell a method for a legend."""
+def _spelled(method: str) -> str:
     return method.replace("_", " ")
+
+
+# --- genes ----------------------------------------------------------------------------------------------------------
+
+
+@shared()
+def gene_scores(
+    adata: AnnData | MuData,
+    group: str | None = None,
+    *,
+    class_name: str | None = None,
+    n_names: int = 5,
+    names: str | None = None,
+    key: str | None = None,
+    min_cells: int = 10,
+    figsize: tuple[float, float] | None = None,
+    ax: Axes | None = None,
+    mod: str | None = None,
+    show: bool | None = None,
+) -> Axes:
+    """Draw the probability of a class for each gene: held-out genes by label, or predicted genes by score.
+
+    After :func:`gfx.tl.classify_genes`: a strip is a label, a point a gene, scored by models that were trained without
+    it. Red genes are predicted to be of another class than their label. The highest and lowest genes of each strip are
+    named, which are the most confident predictions and the largest errors.
+
+    After :func:`gfx.tl.predict_genes`: all genes, sorted by score, descending. Blue strokes at the bottom mark genes of
+    the training set; the highest and lowest of all other genes are named.
+
+    Parameters
+    ----------
+    {after_scoring}
+    {group}
+    class_name
+        The class whose probability is drawn. `None` draws the last one.
+    n_names
+        Number of genes to name at either end; fewer where there is no room.
+    {names}
+    {key}
+    {min_cells}
+    {figsize}
+    {ax}
+    {mod}
+    {show}
+
+    Returns
+    -------
+    The axes. Its data: :func:`gfx.get.gene_scores_df`.
+
+    Raises
+    ------
+    KeyError
+        No such result, group or class, several results and no `key`, or no such column in `var`.
+    ValueError
+        No gene was scored in enough cells.
+
+    Examples
+    --------
+    >>> import gfx
+    >>> adata = gfx.datasets.toy()
+    >>> t_cell = ["CD3D", "CD3E", "CD3G", "CD2", "IL7R", "TRAT1", "CD5", "CD27"]
+    >>> b_cell = ["MS4A1", "CD79A", "CD79B", "CD19", "BANK1", "BLK", "HLA-DRA", "CD74"]
+    >>> labels = {"T": t_cell, "B": b_cell}
+    >>> gfx.tl.classify_genes(adata, labels, model="mini", method="linear_probe", n_repeats=1)
+    >>> gfx.pl.gene_scores(adata, min_cells=1, show=False).get_ylabel()
+    "probability of 'B'"
+    """
+    table = gene_scores_df(adata, group, key=key, min_cells=min_cells, names=names, mod=mod)
+    if table.empty:
+        msg = f"There is nothing to draw: no gene was scored in at least {min_cells} cells (`min_cells`)."
+        raise ValueError(msg)
+    classes = table.attrs["classes"]
+    class_name = classes[-1] if class_name is None else class_name
+    if class_name not in classes:
+        msg = f"Did not find the class {class_name!r}. Present: {classes}."
+        raise KeyError(msg)
+    score = f"score_{class_name}"
+    table = table.sort_values(score, ascending=False, kind="stable")
+    held_out = "label" in table
+    width = min(2.1 * len(classes) + 2.2, 16) if held_out else 6.4
+    (ax,) = axes_for(ax, 1, figsize or (width, 4.6))
+    if len(classes) == 2:
+        ax.axhline(0.5, color="0.3", linewidth=0.8, linestyle=":", zorder=0)
+    ax.set(ylim=(-0.03, 1.03), ylabel=f"probability of {class_name!r}")
+    draw = _draw_strips if held_out else _draw_sorted
+    columns = draw(ax, table, score, n_names)
+    if group is not None:
+        ax.set_title(group)
+    for genes, x, y, column in columns:
+        label_points(ax, genes, x, y, column=column)
+    finish(ax, show=show)
+    return ax
+
+
+def _draw_strips(ax: Axes, table: pd.DataFrame, score: str, n_names: int) -> list[tuple]:
+    """Draw genes by their label; return what to name, and the column of the names."""
+    jitter = np.random.default_rng(0)  # the same picture every time
+    classes, columns = table.attrs["classes"], []
+    for strip, label in enumerate(classes):
+        genes = table[table["label"] == label]
+        y = genes[score].to_numpy()
+        ends = _ends(len(genes), n_names)
+        x = jitter.uniform(-_HALF, _HALF, len(genes))
+        x[ends] = np.abs(x[ends])  # named genes stand on the side of their names
+        x += strip
+        wrong = (genes["predicted"] != label).to_numpy()
+        for chosen, colour in ((~wrong, "0.6"), (wrong, "C3")):
+            ax.scatter(x[chosen], y[chosen], s=12, color=colour, alpha=0.8, linewidths=0, zorder=2)
+        columns.append((genes["gene"].to_numpy()[ends], x[ends], y[ends], strip + _NAMES))
+    ax.set_xticks(range(len(classes)), [f"{label}\n({np.sum(table['label'] == label):,} genes)" for label in classes])
+    ax.set(xlim=(-0.4, len(classes) - 0.3), xlabel="label of the gene")
+    for colour, label in (("0.6", "predicted as labelled"), ("C3", "otherwise")):
+        ax.scatter([], [], s=12, color=colour, linewidths=0, label=label)
+    ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return columns
+
+
+def _draw_sorted(ax: Axes, table: pd.DataFrame, score: str, n_names: int) -> list[tuple]:
+    """Draw genes from the highest score to the lowest; return what to name, and the column of the names."""
+    import matplotlib as mpl
+
+    n, genes, trained = len(table), table["gene"].to_numpy(), table["learnt"].to_numpy(dtype=bool)
+    x, y = np.arange(1, n + 1), table[score].to_numpy()
+    ax.scatter(x, y, s=6 if n > 500 else 14, color="0.6", linewidths=0, label=f"all genes ({n:,})", zorder=2)
+    below = np.full(trained.sum(), -0.07)  # at the bottom, because points may be too many to tell colours apart
+    stroke = {"linestyle": "none", "marker": "|", "markersize": 9, "markeredgewidth": 0.7, "alpha": 0.6, "color": "C0"}
+    ax.plot(x[trained], below, label=f"training set ({trained.sum():,})", zorder=2, **stroke)
+    ticks = mpl.ticker.MaxNLocator(4, integer=True).tick_values(0, n)
+    ax.set_xticks([tick for tick in ticks if 0 <= tick <= n])
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+    ax.set(xlim=(-_ROOM * n, (1 + _ROOM) * n), ylim=(-0.11, 1.03), xlabel="genes by score, descending")
+    ax.spines["bottom"].set_bounds(0, n)
+    ax.legend(frameon=False, fontsize="small", loc="upper right")
+    new = np.flatnonzero(~trained)
+    sides = (new[:n_names], -_OFF * n), (new[n_names:][::-1][:n_names], (1 + _OFF) * n)
+    return [(genes[side], x[side], y[side], column) for side, column in sides]
+
+
+def _ends(n: int, n_names: int) -> np.ndarray:
+    """First and last places of n, the outermost first."""
+    inwards = np.stack([np.arange(n), np.arange(n)[::-1]], axis=1)[: min(n_names, -(-n // 2))].ravel()
+    return inwards[np.sort(np.unique(inwards, return_index=True)[1])]

@@ -1,4 +1,4 @@
-"""Every gene of a screen against its rank, and those that stand out."""
+"""Plot of a screen."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gfx._docs import shared
 from gfx.get import screen_df
-from gfx.pl._figure import axes_for, show_if_wanted
-from gfx.pl._labels import name_points
+from gfx.pl._style import axes_for, finish, label_points
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,14 +18,15 @@ if TYPE_CHECKING:
     from mudata import MuData
 
 _LABELS = {
-    "shift": "shift beyond genes of like rank (1 - cosine)",
-    "toward": "towards {goal} beyond genes of like rank (cosine)",
+    "shift": "excess shift over genes of similar rank (1 - cosine)",
+    "toward": "excess shift toward {goal} over genes of similar rank (cosine)",
 }
 
 #: Genes to either side that the drawn band is smoothed over.
 _ABOUT = 50
 
 
+@shared()
 def screen(
     adata: AnnData | MuData,
     groups: str | Sequence[str] | None = None,
@@ -40,38 +41,31 @@ def screen(
     mod: str | None = None,
     show: bool | None = None,
 ) -> list[Axes]:
-    """Draw what every gene does beside genes of neighbouring rank, against its rank.
+    """Draw the excess of every gene of a screen against its rank.
 
-    Grey: genes that lie among those alike in rank and number of cells, within three robust standard deviations.
-    Coloured: genes beyond; filled, where a network with random weights hardly ever puts a gene so far out (fdr 0.1).
-    Each gene has limits of its own, `shift_low` and `shift_high` of the table; the band is their median over 101 genes
-    of neighbouring rank, so that a gene in few cells may be grey beyond it. The farthest genes are named, as far as
-    there is room.
+    Grey genes lie within three robust standard deviations of genes that are similar in rank and number of cells; red
+    genes lie beyond. Filled red genes are also significant (FDR 0.1) compared with a model with random weights. Each
+    gene has limits of its own, `shift_low` and `shift_high` of the table; the band is their median over 101 genes of
+    similar rank, so a gene in few cells may be grey beyond it. The genes with the largest absolute z-score are named,
+    as far as there is room.
 
     Parameters
     ----------
-    adata
-        After :func:`gfx.tl.screen_genes`.
+    {after_screening}
     groups
-        Groups of the `groupby` of that call, a panel each; `None` is all cells.
+        Groups of the `groupby` of that call, a panel each. `None` draws all cells.
     effect
-        ``"shift"`` or ``"toward"``; `None` is ``"toward"`` if there is a goal.
+        ``"shift"`` or ``"toward"``. `None` is ``"toward"`` if there is a goal.
     n_names
-        How many genes to name.
-    names
-        Column of `var` with their names; `None` is `var_names`.
-    key
-        The `key_added` of that call.
-    min_cells
-        Genes in fewer cells are left out.
-    figsize
-        Size of a new figure in inches.
+        Number of genes to name.
+    {names}
+    {key}
+    {min_cells}
+    {figsize}
     ax
-        Axes to draw on, one for each panel; `None` makes a figure.
-    mod
-        Modality of a MuData.
-    show
-        Call `matplotlib.pyplot.show`; `None` follows scanpy's setting.
+        Axes to draw on, one for each panel. `None` makes a new figure.
+    {mod}
+    {show}
 
     Returns
     -------
@@ -88,7 +82,7 @@ def screen(
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.screen_genes(adata, model="mini", method="first_order", groupby="cell_type", n_probes=2)
+    >>> gfx.tl.screen_genes(adata, model="mini", method="first_order", groupby="cell_type", method=gfx.tl.FirstOrder(2))
     >>> [panel.get_title() for panel in gfx.pl.screen(adata, ["B cell", "T cell"], show=False)]
     ['B cell', 'T cell']
     """
@@ -97,49 +91,44 @@ def screen(
     if not all(map(len, tables)):
         msg = f"There is nothing to draw: no gene is in at least {min_cells} cells (`min_cells`)."
         raise ValueError(msg)
-    there = [name for name in ("toward", "shift") if f"{name}_mean" in tables[0]]
-    effect = there[0] if effect is None else effect
-    if effect not in there:
-        msg = f"Did not find the effect {effect!r}. Present: {there}."
+    effects = [name for name in ("toward", "shift") if f"{name}_mean" in tables[0]]
+    effect = effects[0] if effect is None else effect
+    if effect not in effects:
+        msg = f"Did not find the effect {effect!r}. Present: {effects}."
         raise KeyError(msg)
-    given = [ax] if ax is not None and not isinstance(ax, list | tuple | np.ndarray) else ax
-    axes = axes_for(given, len(panels), figsize or (5.2 * len(panels), 4.2))
-    named = []
+    axes = axes_for(ax, len(panels), figsize or (5.2 * len(panels), 4.2))
+    labels = []
     for panel, group, table in zip(axes, panels, tables, strict=True):
         rank, excess, z = (table[name].to_numpy() for name in ("rank_mean", f"{effect}_excess", f"{effect}_z"))
         low, high = (table[f"{effect}_{side}"].to_numpy() for side in ("low", "high"))
-        out = (excess < low) | (excess > high)
-        rare = out & (np.asarray(table.get(f"{effect}_fdr", z * np.nan)) <= 0.1)
-        panel.scatter(rank[~out], excess[~out], s=6, color="0.7", linewidths=0, zorder=1)
+        beyond = (excess < low) | (excess > high)
+        significant = beyond & (np.asarray(table.get(f"{effect}_fdr", z * np.nan)) <= 0.1)
+        panel.scatter(rank[~beyond], excess[~beyond], s=6, color="0.7", linewidths=0, zorder=1)
         along = np.argsort(rank, kind="stable")
         along = along[np.isfinite(low[along])]
         if len(along):
             edges = _smooth(low[along]), _smooth(high[along])
             panel.fill_between(rank[along], *edges, color="0.9", linewidth=0, zorder=0)
-        for some, face in ((out & ~rare, "none"), (rare, "C3")):
-            panel.scatter(rank[some], excess[some], s=18, facecolors=face, edgecolors="C3", linewidths=0.8, zorder=2)
+        for genes, face in ((beyond & ~significant, "none"), (significant, "C3")):
+            panel.scatter(rank[genes], excess[genes], s=18, facecolors=face, edgecolors="C3", linewidths=0.8, zorder=2)
         panel.axhline(0, color="0.4", linewidth=0.6, zorder=1)
-        panel.set(
-            xlim=(-0.02, 1.02),
-            xlabel="mean rank of the gene (0 first, 1 last)",
-            title=group or table.attrs.get("start", "all cells"),
-        )
+        title = group or table.attrs.get("start", "all cells")
+        panel.set(xlim=(-0.02, 1.02), xlabel="mean rank of the gene (0 first, 1 last)", title=title)
         panel.margins(y=0.12)
-        panel.spines[["top", "right"]].set_visible(False)
-        far = np.flatnonzero(out)
+        far = np.flatnonzero(beyond)
         far = far[np.argsort(-np.abs(z[far]), kind="stable")[:n_names]]
-        unnamed = np.setdiff1d(np.flatnonzero(out), far)
+        unnamed = np.setdiff1d(np.flatnonzero(beyond), far)
         others = np.column_stack([rank[unnamed], excess[unnamed]])
-        named.append((table["gene"].to_numpy()[far].tolist(), rank[far], excess[far], others))
+        labels.append((table["gene"].to_numpy()[far].tolist(), rank[far], excess[far], others))
     axes[0].set_ylabel(_LABELS[effect].format(goal=tables[0].attrs.get("goal")))
-    for panel, (genes, x, y, others) in zip(axes, named, strict=True):
-        name_points(panel, genes, x, y, apart=2.5, others=others)
-    show_if_wanted(show=show)
+    for panel, (genes, x, y, others) in zip(axes, labels, strict=True):
+        label_points(panel, genes, x, y, others=others)
+    finish(*axes, show=show)
     return axes
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Take the median of each value and those about it: a band that differs from gene to gene is a brush."""
+    """Take the median of each value and those around it."""
     half = min(_ABOUT, len(values) // 8)
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(values, half, mode="reflect"), 2 * half + 1)
     return np.median(windows, axis=1)

@@ -14,7 +14,7 @@ from scipy import stats
 from sklearn.mixture import GaussianMixture
 
 import gfx
-from gfx._core import official_statistics as official
+from gfx.get import _official as official
 
 TOLERANCE = 1e-5
 #: Columns of tokens, and "cell_emb" among them.
@@ -80,8 +80,8 @@ def test_official_goal_state_shift(golden_run, edit):
 
 @pytest.mark.parametrize("edit", ["delete", "overexpress"])
 def test_official_goal_state_shift_of_one(golden_run, edit):
-    _, goal, alternatives = state_shifts(golden_run, f"{edit}_list_states")
-    found = official.goal_state_shift_of_one(goal[:, 0], {name: values[:, 0] for name, values in alternatives.items()})
+    genes, goal, alternatives = state_shifts(golden_run, f"{edit}_list_states")
+    found = official.goal_state_shift(genes, goal, alternatives)
     assert_same(found, official_table(golden_run, f"{edit}_list_states_goal_state_shift"))
 
 
@@ -129,7 +129,7 @@ def null_cosines(golden_run):
 
     def cosines(ids):
         model = gfx.models.load(golden_run.folder)
-        gfx.tl.delete_genes(adata, list(ids), model=model, hidden_layer=-1, null=None)
+        gfx.tl.delete_genes(adata, list(ids), model=model, hidden_layer=-1, controls=None)
         return 1 - adata.obsm["gfx_delete"].astype(np.float64)
 
     return cosines

@@ -1,0 +1,406 @@
+"""Plots of perturbed genes: effects on cells and on other genes, compared with random sets."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gfx._docs import shared
+from gfx.get import deletion_cells_df, deletion_df, gene_effects_df, random_sets_df, rank_trend_df, synergy_df
+from gfx.pl._style import axes_for, figure_of, finish, label_points
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pandas as pd
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from mudata import MuData
+
+#: Random sets drawn in a row at most; the bar is over all of them.
+_MAX_POINTS = 200
+
+#: Letters that fit beside the axes.
+_WIDEST = 60
+
+_MEASURES = {"on_shifts": "beyond the sum of shifts", "on_vectors": "beyond the sum of displacements"}
+
+
+# --- rows of effects ------------------------------------------------------------------------------------------------
+
+
+@shared()
+def deletion(
+    adata: AnnData | MuData,
+    *,
+    key: str | None = None,
+    state: str | None = None,
+    n_top: int | None = None,
+    min_cells: int = 10,
+    cmap: str = "viridis",
+    figsize: tuple[float, float] | None = None,
+    ax: Axes | None = None,
+    mod: str | None = None,
+    show: bool | None = None,
+) -> Axes:
+    """Draw the shift of cells when genes are perturbed, compared with random genes of the same rank.
+
+    A row is a perturbation, sorted by z-score. Grey: its random sets, a point each, with a bar from their 5th to their
+    95th percentile. The diamond is the mean over cells of the perturbation; the thin line reaches from the 5th to the
+    95th percentile of its cells. Only a diamond outside the grey bar says anything about the gene. Its colour is the
+    mean rank of the genes; white if no cell has them.
+
+    Parameters
+    ----------
+    {after_perturbing}
+    {key}
+    state
+        With states: draw the shift toward this state. `None` draws the goal.
+    n_top
+        Number of perturbations to draw, those with the largest z-score first. `None` draws all.
+    {min_cells_of_sets}
+    {cmap}
+    {figsize}
+    {ax}
+    {mod}
+    {show}
+
+    Returns
+    -------
+    The axes. Its data: :func:`gfx.get.deletion_df`, :func:`gfx.get.random_sets_df` and
+    :func:`gfx.get.deletion_cells_df`.
+
+    Raises
+    ------
+    KeyError
+        No such result or no such state.
+    ValueError
+        No perturbation has enough cells.
+
+    Examples
+    --------
+    >>> import gfx
+    >>> adata = gfx.datasets.toy()
+    >>> gfx.tl.delete_genes(adata, ["CD3D", "MS4A1"], model="mini", n_random=10)
+    >>> ax = gfx.pl.deletion(adata, show=False)
+    >>> ax.get_xlabel()
+    'shift of the cell (1 - cosine)'
+    """
+    import matplotlib as mpl
+
+    table = deletion_df(adata, key=key, min_cells=min_cells, mod=mod)
+    cells = deletion_cells_df(adata, key=key, mod=mod)
+    random = random_sets_df(adata, key=key, mod=mod) if "z" in table else None
+    measure, prefix, label = "shift", "", "shift of the cell (1 - cosine)"
+    if "state" in table:
+        state = table.loc[table["role"] == "goal", "state"].iloc[0] if state is None else state
+        if state not in set(table["state"]):
+            msg = f"Did not find the state {state!r}. Present: {sorted(set(table['state']))}."
+            raise KeyError(msg)
+        table, cells = table[table["state"] == state], cells[cells["state"] == state]
+        random = None if random is None else random[random["state"] == state]
+        measure, prefix, label = "toward", "toward_", f"shift toward {state} (change of cosine)"
+    elif state is not None:
+        msg = f"`state={state!r}`, but genes were perturbed without states. Give `groupby=`, `start=` and `goal=`."
+        raise KeyError(msg)
+    table = _drawn(table, f"{measure}_mean", n_top, min_cells)
+    (ax,) = axes_for(ax, 1, figsize or (7.2, max(2.6, 1.3 + 0.36 * len(table))))
+    colours, jitter = mpl.colormaps[cmap], np.random.default_rng(0)  # the same picture every time
+    for row, effect in enumerate(table.to_dict("records")):
+        mean, is_row = effect[f"{measure}_mean"], cells["perturbation"] == effect["perturbation"]
+        _draw_random(ax, row, mean + _random_values(random, effect["perturbation"], f"{prefix}difference"), jitter)
+        ax.plot(np.percentile(cells.loc[is_row, measure], [5, 95]), [row, row], color="0.25", linewidth=0.9, zorder=2)
+        face = colours(effect["rank_mean"]) if np.isfinite(effect["rank_mean"]) else "white"
+        ax.scatter(mean, row, marker="D", s=42, color=[face], edgecolors="black", linewidths=0.8, zorder=3)
+    _label_rows(ax, table, prefix if random is not None else None, label)
+    ax.set_ylabel("perturbed genes (cells)")
+    bar = figure_of(ax).colorbar(
+        mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), colours), ax=ax, shrink=0.8, aspect=12, pad=0.02
+    )
+    bar.set_ticks([0, 1], labels=["first", "last"])
+    bar.set_label("mean rank of the genes")
+    bar.ax.invert_yaxis()
+    finish(ax, show=show)
+    return ax
+
+
+@shared()
+def synergy(
+    adata: AnnData | MuData,
+    *,
+    key: str | None = None,
+    n_top: int | None = None,
+    min_cells: int = 10,
+    figsize: tuple[float, float] | None = None,
+    ax: Sequence[Axes] | None = None,
+    mod: str | None = None,
+    show: bool | None = None,
+) -> list[Axes]:
+    """Draw the effect of genes perturbed together beyond their single effects, compared with random sets.
+
+    A row is a set, a panel a measure of the excess (see :func:`gfx.get.synergy_df`). Grey: rank-matched random sets in
+    the same cells, a point each, with a bar from their 5th to their 95th percentile; they have an excess, too. The
+    diamond is the mean over cells, the line its 95 % interval.
+
+    Parameters
+    ----------
+    adata
+        After perturbing tuples of genes.
+    {key}
+    n_top
+        Number of sets to draw, those with the largest z-score first. `None` draws all.
+    {min_cells_of_sets}
+    {figsize}
+    {two_axes}
+    {mod}
+    {show}
+
+    Returns
+    -------
+    The axes, one a measure. Their data: :func:`gfx.get.synergy_df` and :func:`gfx.get.random_sets_df`.
+
+    Raises
+    ------
+    KeyError
+        No such result, or no genes perturbed together in it.
+    ValueError
+        No set has enough cells.
+
+    Examples
+    --------
+    >>> import gfx
+    >>> adata = gfx.datasets.toy()
+    >>> gfx.tl.delete_genes(adata, ("CD3D", "CD3E"), model="mini", n_random=10)
+    >>> len(gfx.pl.synergy(adata, show=False))
+    2
+    """
+    table = _drawn(synergy_df(adata, key=key, min_cells=min_cells, mod=mod), "on_vectors_mean", n_top, min_cells)
+    random = random_sets_df(adata, key=key, mod=mod) if table["on_vectors_z"].notna().any() else None
+    if random is not None:
+        random = random.drop_duplicates(["perturbation", "genes", "difference"])  # one row a set, whatever the states
+    axes = axes_for(ax, 2, figsize or (9.6, max(2.8, 1.6 + 0.4 * len(table))))
+    jitter = np.random.default_rng(0)
+    for panel, (measure, title) in zip(axes, _MEASURES.items(), strict=True):
+        for row, excess in enumerate(table.to_dict("records")):
+            mean = excess[f"{measure}_mean"]
+            of_sets = _random_values(random, excess["perturbation"], f"{measure}_difference")
+            _draw_random(panel, row, mean + of_sets, jitter)
+            interval = [excess[f"{measure}_low"], excess[f"{measure}_high"]]
+            panel.plot(interval, [row, row], color="black", linewidth=1.2, zorder=2)
+            panel.scatter(mean, row, marker="D", s=36, color="white", edgecolors="black", linewidths=1, zorder=3)
+        _label_rows(panel, table, f"{measure}_", "excess shift (1 - cosine)")
+        panel.set_title(title)
+    axes[1].tick_params(axis="y", labelleft=False)
+    axes[0].set_ylabel("genes perturbed together (cells)")
+    finish(*axes, show=show)
+    return axes
+
+
+def _drawn(table: pd.DataFrame, effect: str, n_top: int | None, min_cells: int) -> pd.DataFrame:
+    table = table[table[effect].notna()]
+    if table.empty:
+        msg = f"There is nothing to draw: no perturbation was made in at least {min_cells} cells (`min_cells`)."
+        raise ValueError(msg)
+    return table if n_top is None else table.head(n_top)
+
+
+def _random_values(random: pd.DataFrame | None, perturbation: str, difference: str) -> np.ndarray:
+    """Differences of the random sets from their perturbation; none if there are no sets."""
+    if random is None:
+        return np.zeros(0)
+    return random.loc[random["perturbation"] == perturbation, difference].dropna().to_numpy()
+
+
+def _draw_random(ax: Axes, row: int, values: np.ndarray, jitter: np.random.Generator) -> None:
+    """Draw random sets as grey points, with a bar from their 5th to their 95th percentile and a line at the median."""
+    if not len(values):
+        return
+    low, middle, high = np.percentile(values, [5, 50, 95])
+    ax.barh(row, high - low, left=low, height=0.62, color="0.9", linewidth=0, zorder=0.5)
+    ax.plot([middle, middle], [row - 0.31, row + 0.31], color="0.6", linewidth=1.2, zorder=1)
+    points = values if len(values) <= _MAX_POINTS else jitter.choice(values, _MAX_POINTS, replace=False)
+    heights = row + jitter.uniform(-0.25, 0.25, len(points))
+    ax.scatter(points, heights, s=5, color="0.6", alpha=0.55, linewidths=0, zorder=1.5)
+
+
+def _label_rows(ax: Axes, table: pd.DataFrame, prefix: str | None, label: str) -> None:
+    """Name the rows on the left, the first on top, and write z and p on the right, if there is a prefix of these."""
+    names = [f"{name} ({n:,})" for name, n in zip(table["perturbation"], table["n_cells"], strict=True)]
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    places = [] if prefix is None else zip(table[f"{prefix}z"], table[f"{prefix}p"], strict=True)
+    for row, (z, p) in enumerate(places):
+        note = f"z {round(z, 1) + 0.0:+.1f}" if np.isfinite(z) else ""
+        note += f", p {p:.2g}" if note and np.isfinite(p) else ""
+        ax.annotate(
+            note, (1.01, row), xycoords=("axes fraction", "data"), va="center", fontsize="small", annotation_clip=False
+        )
+    ax.axvline(0, color="0.3", linewidth=0.8, linestyle=":", zorder=0)
+    # Effects are small numbers: few ticks, with the power of ten once at the end of the axis.
+    ax.locator_params(axis="x", nbins=5)
+    ax.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3), useMathText=True)
+    ax.xaxis.labelpad = 16  # below the power of ten, however long the label is
+    ax.set_xlabel(label)
+
+
+# --- clouds of points -----------------------------------------------------------------------------------------------
+
+
+@shared()
+def gene_effects(
+    adata: AnnData | MuData,
+    perturbation: str,
+    *,
+    targets: Mapping[str, Sequence[str]] | None = None,
+    key: str | None = None,
+    n_top: int = 10,
+    min_cells: int = 10,
+    figsize: tuple[float, float] | None = None,
+    ax: Axes | None = None,
+    mod: str | None = None,
+    show: bool | None = None,
+) -> Axes:
+    """Draw the shift of each other gene, against its shift when random sets are perturbed instead.
+
+    On the dashed line are genes with the same ratio of the two as the median gene (excess 0); what is specific to the
+    perturbation is above it. The genes with the largest excess are named, as far as there is room. Without random sets,
+    the number of cells takes their place.
+
+    Parameters
+    ----------
+    {after_perturbing}
+    perturbation
+        Its name, such as ``"GATA4"`` or ``"GATA4+TBX5"``.
+    targets
+        Sets of genes to colour, such as ``{"direct targets": ["MYH6", "MYH7"]}``.
+    {key}
+    n_top
+        Number of genes to name.
+    min_cells
+        Genes that are in fewer perturbed cells than this are left out.
+    {figsize}
+    {ax}
+    {mod}
+    {show}
+
+    Returns
+    -------
+    The axes. Its data: :func:`gfx.get.gene_effects_df`.
+
+    Raises
+    ------
+    KeyError
+        No such result or perturbation.
+    ValueError
+        No gene is in enough cells.
+
+    Examples
+    --------
+    >>> import gfx
+    >>> adata = gfx.datasets.toy()
+    >>> gfx.tl.delete_genes(adata, "CD3D", model="mini", n_random=10)
+    >>> gfx.pl.gene_effects(adata, "CD3D", show=False).get_ylabel()
+    'shift of a gene when CD3D is perturbed (1 - cosine)'
+    """
+    table = gene_effects_df(adata, perturbation, key=key, min_cells=min_cells, mod=mod)
+    has_random = "random_shift" in table
+    beside = "random_shift" if has_random else "n_cells"
+    table = table[(table["shift"] > 0) & (table[beside] > 0)]
+    if table.empty:
+        msg = f"There is nothing to draw: no gene is in at least {min_cells} cells (`min_cells`)."
+        raise ValueError(msg)
+    (ax,) = axes_for(ax, 1, figsize or (5.2, 4.6))
+    ax.scatter(table[beside], table["shift"], s=8, color="0.6", alpha=0.6, linewidths=0, zorder=1)
+    if has_random:
+        ends = np.array([table[beside].min(), table[beside].max()])
+        median = 2 ** np.log2(table["shift"].astype(float) / table[beside]).median()  # where the excess is 0
+        ax.plot(ends, median * ends, color="0.3", linewidth=0.9, linestyle="--", zorder=2, label="as the median gene")
+    for number, (name, genes) in enumerate((targets or {}).items()):
+        members = table[table["gene"].isin(list(genes))]
+        look = {"s": 26, "color": f"C{number}", "edgecolors": "white", "linewidths": 0.5, "zorder": 3}
+        ax.scatter(members[beside], members["shift"], label=f"{name} ({len(members)})", **look)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlabel("its shift when random sets are perturbed (1 - cosine)" if has_random else "cells with the gene")
+    measured = f"shift of a gene when {perturbation} is perturbed"
+    # Sets of genes have long names.
+    fits = len(measured) < _WIDEST - 12
+    ax.set_ylabel(f"{measured} (1 - cosine)" if fits else f"{textwrap.fill(measured, _WIDEST)}\n(1 - cosine)")
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(frameon=False, fontsize="small")
+    named = table.head(n_top)
+    label_points(ax, named["gene"].tolist(), named[beside].to_numpy(), named["shift"].to_numpy())
+    finish(ax, show=show)
+    return ax
+
+
+@shared()
+def rank_trend(
+    adata: AnnData | MuData,
+    *,
+    key: str | None = None,
+    min_cells: int = 10,
+    figsize: tuple[float, float] | None = None,
+    ax: Sequence[Axes] | None = None,
+    mod: str | None = None,
+    show: bool | None = None,
+) -> list[Axes]:
+    """Draw the effect of random genes against their rank, in the model and in a model with random weights.
+
+    Grey: random genes, each in one random cell, with the fitted line and twice its standard deviation. Diamonds are the
+    perturbations at their mean rank, named as far as there is room. If both panels look alike, and the diamonds lie in
+    the band, effects reflect rank, not gene identity.
+
+    Parameters
+    ----------
+    {after_perturbing}
+    {key}
+    {min_cells_of_sets}
+    {figsize}
+    {two_axes}
+    {mod}
+    {show}
+
+    Returns
+    -------
+    The axes: the model, and random weights. Their data: :func:`gfx.get.rank_trend_df` and :func:`gfx.get.deletion_df`.
+
+    Raises
+    ------
+    KeyError
+        No such result, or one without random genes.
+
+    Examples
+    --------
+    >>> import gfx
+    >>> adata = gfx.datasets.toy()
+    >>> gfx.tl.delete_genes(adata, ["CD3D", "MS4A1"], model="mini", n_random=10)
+    >>> [panel.get_title() for panel in gfx.pl.rank_trend(adata, show=False)]
+    ['model', 'random weights']
+    """
+    sample = rank_trend_df(adata, key=key, mod=mod)
+    table = deletion_df(adata, key=key, min_cells=min_cells, mod=mod).drop_duplicates("perturbation")
+    axes = axes_for(ax, 2, figsize or (8.4, 3.6))
+    line, labels = np.linspace(0, 1, 50), []
+    diamond = {"marker": "D", "s": 36, "color": "white", "edgecolors": "black", "linewidths": 1, "zorder": 3}
+    for panel, prefix, title in zip(axes, ("", "random_weights_"), ("model", "random weights"), strict=True):
+        drawn = sample[sample[f"{prefix}shift"] > 0]
+        panel.scatter(drawn["rank"], drawn[f"{prefix}shift"], s=8, color="0.6", alpha=0.6, linewidths=0, zorder=1)
+        trend = sample.attrs[f"{prefix}trend"]
+        middle = trend["intercept"] + trend["slope"] * line
+        panel.plot(line, np.exp(middle), color="0.3", linewidth=1, zorder=2)
+        low, high = (np.exp(middle + side * trend["sd"]) for side in (-2, 2))
+        panel.fill_between(line, low, high, color="0.85", linewidth=0, zorder=0)
+        effect = f"{prefix}shift_mean"
+        known = table[(table[effect] > 0) & table["rank_mean"].notna()]
+        panel.scatter(known["rank_mean"], known[effect], **diamond)
+        panel.set_yscale("log")
+        panel.set(xlim=(-0.02, 1.02), title=title, xlabel="rank of the gene (0 first, 1 last)")
+        labels.append((known["perturbation"].tolist(), known["rank_mean"].to_numpy(), known[effect].to_numpy()))
+    axes[0].set_ylabel("shift of the cell (1 - cosine)")
+    for panel, of_panel in zip(axes, labels, strict=True):
+        label_points(panel, *of_panel)
+    finish(*axes, show=show)
+    return axes
