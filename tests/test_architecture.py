@@ -38,8 +38,6 @@ IMPORTS: dict[str, set[str]] = {
     "_core": set(),
     "_adata": {"_core"},
     "_results": {"_adata", "_log"},
-    "_keys": {"_results"},
-    "_provenance": {"_results"},
     "_tokens": {"_adata", "_core", "_log", "_results"},
     "_run_store": {"_core"},
     "_engine": {"_core", "_log", "_settings"},
@@ -49,9 +47,7 @@ IMPORTS: dict[str, set[str]] = {
         "_adata",
         "_core",
         "_engine",
-        "_keys",
         "_log",
-        "_provenance",
         "_results",
         "_run_store",
         "_settings",
@@ -72,8 +68,6 @@ LOADS: dict[str, set[str]] = {
     "_core": {"numba", "numpy", "pandas", "scipy", "sklearn"},
     "_adata": {"numpy", "pandas", "scipy"},
     "_results": {"numpy"},
-    "_keys": set(),
-    "_provenance": set(),
     "_tokens": {"numpy", "pandas", "scipy"},
     "_run_store": {"numpy", "zarr"},
     "_engine": {"numpy", "optuna", "peft", "safetensors", "torch", "tqdm", "transformers"},
@@ -268,11 +262,8 @@ adata.write_h5ad({str(tmp_path / "out.h5ad")!r})
 # --- public functions -----------------------------------------------------------------------------------------------
 
 MOST_PARAMETERS = 18
-#: Functions that still have more.
-MORE_PARAMETERS = {"tl.screen_genes": 23}
-
-#: Functions that still take what the settings say.
-NOT_FROM_SETTINGS = {"tl.screen_genes"}
+#: What the settings say, in no signature.
+SETTINGS = {"device", "dtype", "batch_size", "client"}
 
 
 def public(*modules: str) -> list[tuple[str, object]]:
@@ -320,9 +311,8 @@ def test_readers_take_the_data_first_and_keep_their_options_named(name: str, fun
 def test_no_function_has_more_than_eighteen_parameters(name: str, function: object) -> None:
     if inspect.isfunction(function):
         parameters = inspect.signature(function).parameters
-        assert len(parameters) <= MORE_PARAMETERS.get(name, MOST_PARAMETERS)
-        assert len(parameters) > MOST_PARAMETERS or name not in MORE_PARAMETERS, "this exception is no longer needed"
-        assert not {"dtype", "batch_size", "client"} & set(parameters) or name in NOT_FROM_SETTINGS
+        assert len(parameters) <= MOST_PARAMETERS
+        assert not SETTINGS & set(parameters)
 
 
 @pytest.mark.parametrize(("name", "function"), public(*MODULES))

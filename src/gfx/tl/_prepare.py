@@ -9,23 +9,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from gfx._adata import cell_mask, copied, gene_names, obs_column, pick
+from gfx._adata import cell_mask, gene_names, obs_column
 from gfx._core.manifest import fingerprint
-from gfx._results import Slots, claim, made_by, record
+from gfx._results import Slots, claim, record
 from gfx._settings import settings
 from gfx._tokens import find_tokens
 from gfx.models import load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
-    import pandas as pd
     from anndata import AnnData
     from transformers import BertModel
 
     from gfx._engine.run import CellBlock, Job, Network, Result
-    from gfx._keys import PredictedCellsKeys
     from gfx._run_store import RunStore
     from gfx._tokens import Tokens
     from gfx._types import Data, Mask, ModelLike, Pooling
@@ -160,32 +158,6 @@ def groups(adata: AnnData, groupby: str) -> tuple[list[str], np.ndarray]:
     return [str(name) for name in column.cat.categories], column.cat.codes.to_numpy(dtype=np.int64)
 
 
-def classes(values: pd.Series, where: str) -> tuple[list[str], np.ndarray]:
-    """Read a column as classes that can be learnt: those there are, and the class of each row, int64, -1 for none.
-
-    Blank text is no class: that is how tables that were written by hand, or read from CSV, leave a row out.
-
-    Raises
-    ------
-    ValueError
-        Two values that are one as text, for the names of classes are text.
-    """
-    values = values.astype("category")
-    given = values.cat.categories
-    column = values.cat.set_categories([name for name in given if not (isinstance(name, str) and not name.strip())])
-    column = column.cat.remove_unused_categories()
-    names = [str(name) for name in column.cat.categories]
-    alike = sorted({name for name in names if names.count(name) > 1})
-    if alike:
-        kinds = sorted({type(name).__name__ for name in column.cat.categories if str(name) in alike})
-        msg = (
-            f"`{where}` has values of several types ({', '.join(kinds)}) that read alike as text: {alike}. Write each "
-            f"class in one way, as `{where}.astype(str)` does where no value is missing."
-        )
-        raise ValueError(msg)
-    return names, column.cat.codes.to_numpy(dtype=np.int64)
-
-
 def groups_and_rest(adata: AnnData, groupby: str | None) -> tuple[list[str], np.ndarray]:
     """Read groups as :func:`groups` does, none without `groupby`.
 
@@ -233,56 +205,6 @@ def check_choice(name: str, given: object, choices: tuple[object, ...]) -> None:
         raise ValueError(msg)
 
 
-def put(held: MutableMapping[str, Any], slots: Mapping[str, Any], *, is_ours: bool) -> None:
-    """Write what there is; what an earlier call of ours left in the other slots goes, what is the user's own stays."""
-    for key, values in slots.items():
-        if values is not None:
-            held[key] = values
-        elif is_ours and key in held:
-            del held[key]
-
-
-def claim_task_columns(
-    adata: AnnData, tasks: Iterable[str], keys: PredictedCellsKeys, *, reads: Iterable[str | None] = ()
-) -> None:
-    """Refuse to write over columns of `obs` that the user has: those of tasks, but for our own of an earlier call.
-
-    Parameters
-    ----------
-    reads
-        Columns that the call itself reads: if they are our own of an earlier call, they would be lost, too.
-    """
-    before = _tasks_before(adata, keys.uns)
-    _refuse_taken("adata.obs", [keys.of(task) for task in tasks if task not in before and keys.of(task) in adata.obs])
-    _refuse_taken("adata.obs", [column for column in reads if column in map(keys.of, before)])
-
-
-def claim_gene_columns(adata: AnnData, columns: Iterable[str], slot: str) -> None:
-    """Refuse to write over columns of `var` that the user has: those there, unless a result of ours is in `slot`."""
-    if slot not in adata.uns:
-        _refuse_taken("adata.var", [column for column in columns if column in adata.var])
-
-
-def _refuse_taken(where: str, taken: list[str]) -> None:
-    if taken:
-        msg = (
-            f"`{where}` has {taken}, which would be written over. Choose another name with `key_added=`, or rename or "
-            "delete what is there."
-        )
-        raise ValueError(msg)
-
-
-def drop_task_columns(adata: AnnData, tasks: Iterable[str], keys: PredictedCellsKeys) -> None:
-    """Drop columns of tasks that our earlier result has and the next one lacks: nothing would say whose they are."""
-    for column in map(keys.of, _tasks_before(adata, keys.uns).keys() - set(tasks)):
-        if column in adata.obs:
-            del adata.obs[column]
-
-
-def _tasks_before(adata: AnnData, slot: str) -> Mapping[str, Any]:
-    return adata.uns[slot]["tasks"] if slot in adata.uns else {}
-
-
 def vectors_of(results: Iterable[tuple[Job, CellBlock, Result]], n_obs: int) -> dict[str, np.ndarray]:
     """Lay the vectors of embedding jobs where their cells are, float32 `(n_obs, d)`; NaN for all others."""
     vectors: dict[str, np.ndarray] = {}
@@ -305,21 +227,10 @@ def prepare(
     layer: str | None,
     mod: str | None,
     copy: bool,
-    key_added: str | None = None,
-    slot: str | None = None,
+    key_added: str | None,
 ) -> Prepared:
-    """Claim the slots of a tool, and find the cells, the model and the tokens that it runs on; writes nothing.
-
-    `slot` is for tools that do not write through `cells.slots` yet: only their record is claimed.
-    """
-    if slot is None:
-        slots = claim(data, function, key_added, mod=mod, copy=copy)
-    else:
-        slots = Slots(pick(data, mod), function, slot)
-        if slot in slots.adata.uns and made_by(slots.uns) != function:
-            slots.claim()
-        data = copied(data, copy=copy)
-        slots = Slots(pick(data, mod), function, slot, data if copy else None)
+    """Claim the slots of a tool, and find the cells, the model and the tokens that it runs on; writes nothing."""
+    slots = claim(data, function, key_added, mod=mod, copy=copy)
     loaded = load(model)
     tokens = find_tokens(slots.adata, loaded.vocabulary, loaded.max_length, layer=layer)
     if not (tokens.lengths > 0).any():
