@@ -84,7 +84,7 @@ FILES = sorted(Path(gfx.__file__).parent.rglob("*.py"))
 
 
 #: Rooms that do not use the table yet.
-NOT_YET = ("get", "pl", "tl", "models")
+NOT_YET = ("get", "pl", "models")
 
 
 def names(module):

@@ -391,7 +391,9 @@ def screened(toy_cells, toy_model) -> ad.AnnData:
     """With some genes that stand out, which random weights make of nothing."""
     adata = toy_cells()
     gfx.tl.screen_genes(adata, model=toy_model, groupby="cell_type")
-    gfx.tl.screen_genes(adata, model=toy_model, groupby="cell_type", start="a", goal="b", controls=None, key_added="mine")
+    gfx.tl.screen_genes(
+        adata, model=toy_model, groupby="cell_type", start="a", goal="b", controls=None, key_added="mine"
+    )
     genes = adata.varm["gfx_screen"]
     common = genes.index[genes["n_cells"] >= 20]
     adata.varm["gfx_screen"].loc[common[:30], "shift_excess"] = (np.linspace(1, 2, 30) * (-1) ** np.arange(30)).astype(

@@ -10,9 +10,11 @@ import numpy as np
 from gfx import _log
 from gfx._adata import gene_column, obs_column
 from gfx.tl._gene_sets import refuse_unknown, unknown_genes
-from gfx.tl._prepare import check_choice, classes
+from gfx.tl._prepare import check_choice
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from gfx._core.vocabulary import Vocabulary
     from gfx.tl._prepare import Prepared
 
@@ -178,3 +180,29 @@ def _refuse_slash(column: str, element: str) -> None:
     if "/" in column:
         msg = f"The column {column!r} has a '/', which files cannot hold in a name. Rename it in `{element}`."
         raise ValueError(msg)
+
+
+def classes(values: pd.Series, where: str) -> tuple[list[str], np.ndarray]:
+    """Read a column as classes that can be learnt: those there are, and the class of each row, int64, -1 for none.
+
+    Blank text is no class: that is how tables that were written by hand, or read from CSV, leave a row out.
+
+    Raises
+    ------
+    ValueError
+        Two values that are one as text, for the names of classes are text.
+    """
+    values = values.astype("category")
+    given = values.cat.categories
+    column = values.cat.set_categories([name for name in given if not (isinstance(name, str) and not name.strip())])
+    column = column.cat.remove_unused_categories()
+    names = [str(name) for name in column.cat.categories]
+    alike = sorted({name for name in names if names.count(name) > 1})
+    if alike:
+        kinds = sorted({type(name).__name__ for name in column.cat.categories if str(name) in alike})
+        msg = (
+            f"`{where}` has values of several types ({', '.join(kinds)}) that read alike as text: {alike}. Write each "
+            f"class in one way, as `{where}.astype(str)` does where no value is missing."
+        )
+        raise ValueError(msg)
+    return names, column.cat.codes.to_numpy(dtype=np.int64)
