@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from gfx._docs import shared
+from gfx._results import TABLE
 from gfx.tl.perturbation._perturb import CONTROLS, perturb
 from gfx.tl.perturbation._shift import check_change, rank_finder
 
@@ -39,6 +40,12 @@ SLOTS = """
     `donor_states`; `controls`, see :func:`gfx.get.controls_df`; `note`, what the p-values are over.
 """
 
+
+def _slots(function: str) -> str:
+    """Say what a function writes under its default name or another."""
+    return SLOTS.replace("{key}", TABLE[function].default)
+
+
 ERRORS = """
 ValueError
     A gene that the model does not know, a gene or set given twice, `start` without `goal`, no raw counts, tokens of
@@ -52,7 +59,7 @@ OSError
 """
 
 
-@shared(slots=SLOTS.replace("{key}", "gfx_delete"), errors=ERRORS)
+@shared(slots=_slots("tl.delete_genes"), errors=ERRORS)
 def delete_genes(
     adata: Data,
     genes: Genes,
@@ -168,7 +175,7 @@ def delete_genes(
     )
 
 
-@shared(slots=SLOTS.replace("{key}", "gfx_overexpress"), errors=ERRORS)
+@shared(slots=_slots("tl.overexpress_genes"), errors=ERRORS)
 def overexpress_genes(
     adata: Data,
     genes: Genes,
@@ -268,7 +275,7 @@ def overexpress_genes(
     )
 
 
-@shared(slots=SLOTS.replace("{key}", "gfx_shift"), errors=ERRORS)
+@shared(slots=_slots("tl.shift_genes"), errors=ERRORS)
 def shift_genes(
     adata: Data,
     genes: Genes,
