@@ -128,8 +128,8 @@ def null_cosines(golden_run):
     adata = ad.AnnData(counts, var=pd.DataFrame(index=genes))
 
     def cosines(ids):
-        model = gfx.models.load(golden_run.folder)
-        gfx.tl.delete_genes(adata, list(ids), model=model, hidden_layer=-1, controls=None)
+        model, pooling = gfx.models.load(golden_run.folder), "cls" if golden_run.vocabulary.has_cls else "genes"
+        gfx.tl.delete_genes(adata, list(ids), model=model, hidden_layer=-1, controls=None, pooling=pooling)
         return 1 - adata.obsm["gfx_delete"].astype(np.float64)
 
     return cosines
