@@ -38,7 +38,7 @@ LENGTHS = (128, 512, 1024, 2048)
 LENGTHS_OF_AGREEMENT = (300, 680)
 #: Exact screens: what is compared, and how precisely.
 EXACT = tuple(
-    "-".join(parts) for parts in itertools.product(("mean", "cls"), ("float32", "bfloat16"), ("hold", "delete"))
+    "-".join(parts) for parts in itertools.product(("mean", "cls"), ("float32", "bfloat16"), ("keep", "close"))
 )
 #: Deletions that are timed: enough for a steady rate.
 N_NAIVE, N_EXACT = 192, 512
@@ -58,7 +58,7 @@ def make_cells(n_cells: int, length: int, vocabulary: object, seed: int = 0) -> 
     return np.array(rows, dtype=np.uint16), np.full(n_cells, length)
 
 
-def naive(folder: Path, cell: list[int], places: range, operator: str) -> np.ndarray:
+def naive(folder: Path, cell: list[int], places: range, positions: str) -> np.ndarray:
     """Delete genes from one cell as a plain script would; shifts of the mean and of `<cls>`, `(2, n_places)`."""
     import torch
     from transformers import BertForMaskedLM
@@ -71,7 +71,7 @@ def naive(folder: Path, cell: list[int], places: range, operator: str) -> np.nda
             edited = [[*cell[:place], *cell[place + 1 :]] for place in places[start : start + NAIVE_BATCH]]
             given = {"input_ids": torch.tensor(edited)}
             given["attention_mask"] = torch.ones_like(given["input_ids"])
-            if operator == "hold":
+            if positions == "keep":
                 whole = range(len(cell))
                 left = [[*whole[:place], *whole[place + 1 :]] for place in places[start : start + NAIVE_BATCH]]
                 given["position_ids"] = torch.tensor(left)
@@ -81,15 +81,40 @@ def naive(folder: Path, cell: list[int], places: range, operator: str) -> np.nda
     return np.concatenate(shifts, axis=1)
 
 
-def first_order_in_embeddings(job: object, cells: object) -> dict[str, float]:
-    """Time a first-order screen towards one goal, and an embedding of the same cells."""
-    from gfx._engine.pooling import embed_cells
+def make_task(model: object, *, method: str, how: str, dtype: str, positions: str, goals: np.ndarray | None) -> object:
+    """Screen all genes, up to the layer before the last."""
+    from gfx._engine.run import Network
+    from gfx._engine.tasks import Screen
 
-    encoder = job.encoder()
+    return Screen(
+        network=Network(model.weights, model.config, model.n_blocks - 1, dtype),
+        vocabulary=model.vocabulary,
+        is_exact=method == "exact",
+        positions=positions,
+        pooling=how,
+        genes=~model.vocabulary.is_special,
+        goals=goals,
+        n_probes=0,
+        seed=0,
+    )
+
+
+def run_here(task: object, cells: object) -> dict[str, np.ndarray]:
+    """Run a task in this process, as the runner does."""
+    from gfx._engine.device import choose_device
+
+    return task.run(cells, choose_device(), lambda _share: None)
+
+
+def first_order_in_embeddings(task: object, cells: object) -> dict[str, float]:
+    """Time a first-order screen toward one goal, and an embedding of the same cells."""
+    from gfx._engine.tasks import CellEmbedding
+
+    embedding = CellEmbedding(task.network, task.vocabulary, "cls")
     times = {}
     for name, run in (
-        ("embedding", lambda: embed_cells(encoder, cells.ids, cells.lengths, job.vocabulary, how="cls")),
-        ("toward", lambda: job.run(cells)),
+        ("embedding", lambda: run_here(embedding, cells)),
+        ("toward", lambda: run_here(task, cells)),
     ):
         run()
         start = time.perf_counter()
@@ -101,55 +126,51 @@ def first_order_in_embeddings(job: object, cells: object) -> dict[str, float]:
 def measure(which: str, folder: Path, length: int, n_cells: int, result: Path) -> None:
     """Run one contender in this process."""
     import torch
-    from gfx.tl._screen_job import CellBlock, ScreenJob
 
     from gfx._core.screening import wanted_places
+    from gfx._engine.run import CellBlock
 
     model = gfx.models.load(folder)
     vocabulary = model.vocabulary
     ids, lengths = make_cells(n_cells, length, vocabulary)
     told: dict[str, float] = {}
     if which.startswith("naive"):
-        places, operator = range(1, min(N_NAIVE, length - 2) + 1), which.partition("-")[2]
-        naive(folder, ids[0].tolist(), places[:NAIVE_BATCH], operator)
+        places, positions = range(1, min(N_NAIVE, length - 2) + 1), which.partition("-")[2]
+        naive(folder, ids[0].tolist(), places[:NAIVE_BATCH], positions)
         start = time.perf_counter()
-        np.save(result, naive(folder, ids[0].tolist(), places, operator))
+        np.save(result, naive(folder, ids[0].tolist(), places, positions))
         told["deletions"] = len(places)
     else:
         is_exact = which != "first_order"
         method = "exact" if is_exact else "first_order"
-        how, dtype, operator = which.split("-") if is_exact else ("cls", "float32", "hold")
+        how, dtype, positions = which.split("-") if is_exact else ("cls", "float32", "keep")
         goals = np.random.default_rng(0).standard_normal((1, model.hidden_size))
-        job = ScreenJob(
-            weights=model.weights,
-            config=model.config,
-            n_blocks=model.n_blocks - 1,
-            vocabulary=vocabulary,
+        task = make_task(
+            model,
             method=method,
-            operator=operator,
             how=how,
-            n_probes=0,
-            goals=goals if method == "first_order" else None,
-            seed=0,
             dtype=dtype,
+            positions=positions,
+            goals=goals if method == "first_order" else None,
         )
         wanted = wanted_places(ids, lengths, np.ones(len(vocabulary), dtype=bool), vocabulary)
         if method == "exact":
             wanted[:, 1 + max(1, N_EXACT * 512 // length // n_cells) :] = False  # longer ones take longer
-        cells = CellBlock(np.arange(n_cells), ids, lengths, wanted)
-        warm = CellBlock(cells.number[:1], ids[:1], lengths[:1], wanted[:1] & (np.arange(length) < 64))
-        job.run(warm)
+        cells = CellBlock(np.arange(n_cells), ids, lengths, {"wanted": wanted})
+        few = {"wanted": wanted[:1] & (np.arange(length) < 64)}
+        run_here(task, CellBlock(cells.number[:1], ids[:1], lengths[:1], few))  # loads the network
         start = time.perf_counter()
-        found = job.run(cells)
+        effects = run_here(task, cells)
         told["deletions"] = int(wanted.sum())
-        np.save(result, found.shift[0] if method == "exact" else found.toward[0, :, 0])
+        of_cell = effects["cell"] == 0
+        np.save(result, (effects["shift"] if method == "exact" else effects["toward"][:, 0])[of_cell])
     told["seconds"] = time.perf_counter() - start
     told["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if which == "first_order":
-        told |= first_order_in_embeddings(job, cells)
+        told |= first_order_in_embeddings(task, cells)
     if which in EXACT:
         told["matmul_peak_gflops"] = matmul_peak(getattr(torch, dtype))
-        told["gflops"] = deletion_gflop(model.config, length - 1, how, operator) * told["deletions"] / told["seconds"]
+        told["gflops"] = deletion_gflop(model.config, length - 1, how, positions) * told["deletions"] / told["seconds"]
         told["share_of_peak"] = told["gflops"] / told["matmul_peak_gflops"]
     print(json.dumps(told))
 
@@ -169,7 +190,7 @@ def matmul_peak(dtype: object) -> float:
     return best
 
 
-def deletion_gflop(config: dict[str, int], length: int, how: str, operator: str) -> float:
+def deletion_gflop(config: dict[str, int], length: int, how: str, positions: str) -> float:
     """Products of matrices that a deletion needs in all blocks but the last, as they are computed.
 
     The first block's projections are shared by all deletions of a cell, and where positions are held its attention
@@ -179,45 +200,33 @@ def deletion_gflop(config: dict[str, int], length: int, how: str, operator: str)
     attention, after = 4 * length**2 * width, 2 * length * width * (width + 2 * inner)
     project, n_blocks = 6 * length * width**2, config["num_hidden_layers"] - 1
     n_whole = n_blocks - 1 if how == "cls" else n_blocks
-    n_attended = n_whole - 1 if operator == "hold" else n_whole
+    n_attended = n_whole - 1 if positions == "keep" else n_whole
     return 1e-9 * (n_whole * after + n_attended * attention + (n_whole - 1) * project)
 
 
 def estimates_of_random_weights(folder: Path, n_cells: int = 2) -> dict[str, dict[str, float]]:
-    """Hold movements estimated by derivatives against exact ones; mean over genes, as in the V1 family."""
-    from dataclasses import replace
-
-    from gfx.tl._screen_job import CellBlock, ScreenJob
-
+    """Compare estimates of shifts toward a goal with exact ones; mean over genes, as in the V1 family."""
     from gfx._core.screening import agreement as in_cell
-    from gfx._core.screening import wanted_places
+    from gfx._engine.run import CellBlock
 
     model = gfx.models.load(folder)
-    ids, lengths = make_cells(n_cells, 512, model.vocabulary)
-    cells = CellBlock(
-        np.arange(n_cells),
-        ids,
-        lengths,
-        wanted_places(ids, lengths, np.ones(len(model.vocabulary), dtype=bool), model.vocabulary),
-    )
+    cells = CellBlock(np.arange(n_cells), *make_cells(n_cells, 512, model.vocabulary))
+    goals = np.random.default_rng(0).standard_normal((1, model.hidden_size))
     told = {}
-    for operator in ("hold", "delete"):
-        job = ScreenJob(
-            weights=model.weights,
-            config=model.config,
-            n_blocks=model.n_blocks - 1,
-            vocabulary=model.vocabulary,
-            method="first_order",
-            operator=operator,
-            how="mean",
-            n_probes=0,
-            goals=np.random.default_rng(0).standard_normal((1, model.hidden_size)),
-            seed=0,
-            dtype="float32",
+    for positions in ("keep", "close"):
+        estimated, exact = (
+            run_here(
+                make_task(model, method=method, how="mean", dtype="float32", positions=positions, goals=goals), cells
+            )
+            for method in ("first_order", "exact")
         )
-        estimated, exact = (one.run(cells).toward[..., 0] for one in (job, replace(job, method="exact")))
-        each = np.array([in_cell(*pair) for pair in zip(estimated, exact, strict=True)])
-        told[operator] = {"cell_spearman": float(each[:, 0].mean()), "cell_recall": float(each[:, 1].mean())}
+        each = np.array(
+            [
+                in_cell(*(effects["toward"][effects["cell"] == cell, 0] for effects in (estimated, exact)))
+                for cell in range(n_cells)
+            ]
+        )
+        told[positions] = {"cell_spearman": float(each[:, 0].mean()), "cell_recall": float(each[:, 1].mean())}
     return told
 
 
@@ -236,23 +245,23 @@ def run_alone(which: str, folder: Path, result: Path, *, length: int = 512, n_ce
 def compare(folder: Path) -> dict[str, object]:
     random_model(folder / "model", SHAPES["V1-shape"])
     runs, found = {}, {}
-    for which in ("naive-hold", "naive-delete", *EXACT, "first_order"):
+    for which in ("naive-keep", "naive-close", *EXACT, "first_order"):
         result = folder / f"{which}.npy"
         runs[which] = run_alone(which, folder / "model", result, n_cells=32 if which == "first_order" else 1)
         found[which] = np.load(result)
     agree = {}
     for which in EXACT:
-        how, dtype, operator = which.split("-")
-        of_naive = found[f"naive-{operator}"][["mean", "cls"].index(how)]
-        ours, precise = found[which], found[f"{how}-float32-{operator}"]
+        how, dtype, positions = which.split("-")
+        of_naive = found[f"naive-{positions}"][["mean", "cls"].index(how)]
+        ours, precise = found[which], found[f"{how}-float32-{positions}"]
         there = ~np.isnan(precise)
         agree[which] = {
-            "largest difference from naive": float(np.abs(ours[1 : len(of_naive) + 1] - of_naive).max()),
+            "largest difference from naive": float(np.abs(ours[: len(of_naive)] - of_naive).max()),
             "mean shift of naive": float(of_naive.mean()),
         }
         if dtype == "bfloat16":
             agree[which]["Spearman with float32"] = float(spearmanr(ours[there], precise[there])[0])
-    slow = {which: f"naive-{which.split('-')[2] if which in EXACT else 'hold'}" for which in (*EXACT, "first_order")}
+    slow = {which: f"naive-{which.split('-')[2] if which in EXACT else 'keep'}" for which in (*EXACT, "first_order")}
     return {
         "model": "V1-10M's shape and number of tokens, random weights, 512 tokens a cell",
         "runs": runs,
@@ -268,65 +277,66 @@ def compare(folder: Path) -> dict[str, object]:
         "by_length": {
             length: {
                 which: run_alone(which, folder / "model", folder / "x.npy", length=length)["deletions_per_second"]
-                for which in ("mean-float32-hold", "mean-bfloat16-hold")
+                for which in ("mean-float32-keep", "mean-bfloat16-keep")
             }
             for length in LENGTHS
         },
         "by_cells": {
-            n: run_alone("mean-bfloat16-hold", folder / "model", folder / "x.npy", n_cells=n)["deletions_per_second"]
+            n: run_alone("mean-bfloat16-keep", folder / "model", folder / "x.npy", n_cells=n)["deletions_per_second"]
             for n in (1, 8)
         },
     }
 
 
 def agreement(
-    data: Path, n_cells: int, operators: list[str], probes: list[int], store: Path | None
+    data: Path, n_cells: int, all_positions: list[str], probes: list[int], store: Path | None
 ) -> dict[str, object]:
     """Hold estimates of the embedded model against exact results in real cells."""
     adata = ad.read_h5ad(data)
     gfx.pp.tokenize(adata, model="mini", gene_ids="ensembl_id")
-    adata = adata[adata.obs["gfx_tokens_n"].between(*LENGTHS_OF_AGREEMENT)].copy()  # exact results take their time
+    n_tokens = (adata.obsm["gfx_tokens"] > 0).sum(axis=1)
+    is_short = (n_tokens >= LENGTHS_OF_AGREEMENT[0]) & (n_tokens <= LENGTHS_OF_AGREEMENT[1])
+    adata = adata[is_short].copy()  # exact results take their time
     types = adata.obs["cell_type"].astype(str)
     often = types.value_counts().index[:2]
     rows = np.flatnonzero(types == often[0])[:n_cells]
     keep = np.union1d(rows, np.flatnonzero(types == often[1])[:200])
     some = adata[keep].copy()
     some.obs["state"] = np.where(np.isin(keep, rows), "start", "goal")
-    states = {"model": "mini", "groupby": "state", "start": "start", "goal": "goal", "null": None, "layers": True}
+    states = {"model": "mini", "groupby": "state", "start": "start", "goal": "goal", "controls": None}
     told: dict[str, object] = {"cells": len(rows), "start": often[0], "goal": often[1]}
     told["runs"] = {}
-    for operator, n_probes in itertools.product(operators, probes):
-        if n_probes == probes[0]:
-            kept = None if store is None else store / operator
-            exact, exact_seconds = screened(some, method="exact", operator=operator, store=kept, **states)
-        found, seconds = screened(some, method="first_order", operator=operator, n_probes=n_probes, **states)
-        told["runs"][f"{operator}, {n_probes} probes"] = {
-            "seconds": seconds,
-            "exact_seconds": exact_seconds,
-            **{measure: beside(exact, found, measure) for measure in ("shift", "toward")},
-        }
+    with tempfile.TemporaryDirectory() as folder:
+        for positions, n_probes in itertools.product(all_positions, probes):
+            if n_probes == probes[0]:
+                kept = (Path(folder) if store is None else store) / positions
+                exact, exact_seconds = screened(some, kept, positions=positions, **states)
+            method = gfx.tl.FirstOrder(n_probes=n_probes)
+            here = Path(folder) / f"{positions} {n_probes}"
+            found, seconds = screened(some, here, method=method, positions=positions, **states)
+            told["runs"][f"{positions}, {n_probes} probes"] = {
+                "seconds": seconds,
+                "exact_seconds": exact_seconds,
+                **{measure: beside((exact, kept), (found, here), measure) for measure in ("shift", "toward")},
+            }
     return told
 
 
-def screened(adata: ad.AnnData, **how: object) -> tuple[ad.AnnData, float]:
+def screened(adata: ad.AnnData, store: Path, **how: object) -> tuple[ad.AnnData, float]:
     start = time.perf_counter()
-    found = gfx.tl.screen_genes(adata, copy=True, **how)
+    found = gfx.tl.screen_genes(adata, store=store, copy=True, **how)
     return found, time.perf_counter() - start
 
 
-def beside(exact: ad.AnnData, found: ad.AnnData, measure: str) -> dict[str, float]:
+def beside(exact: tuple[ad.AnnData, Path], found: tuple[ad.AnnData, Path], measure: str) -> dict[str, float]:
     """Spearman of gene means, and in single cells Spearman and the share of the 50 largest in 100 candidates."""
     from gfx._core.screening import agreement as in_cell
 
-    layer = "gfx_screen" if measure == "shift" else "gfx_screen_toward"
-    tables = [one.varm["gfx_screen"] for one in (exact, found)]
+    tables = [adata.varm["gfx_screen"] for adata, _ in (exact, found)]
     often = tables[0]["n_cells"] >= 10
     means = [table.loc[often, f"{measure}_mean"] for table in tables]
-    cells = []
-    for one, other in zip(exact.layers[layer].tocsr(), found.layers[layer].tocsr(), strict=True):
-        if one.nnz:
-            cells.append(in_cell(other.toarray()[0, one.indices], one.data))
-    cells = np.array(cells)
+    effects = [gfx.get.screen_cells(adata, store, measure=measure) for adata, store in (exact, found)]
+    cells = np.array([in_cell(other.data, one.data) for one, other in zip(*effects, strict=True) if one.nnz])
     return {
         "gene_means_spearman": float(spearmanr(*means)[0]),
         "genes": int(often.sum()),
@@ -339,7 +349,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--cells", type=int, default=200)
-    parser.add_argument("--operators", nargs="+", default=["hold", "delete"])
+    parser.add_argument("--positions", nargs="+", default=["keep", "close"])
     parser.add_argument("--probes", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--store", type=Path, help="where the exact screen is kept; a stopped one goes on")
     parser.add_argument("--only-agreement", action="store_true", help="leave the timing out")
@@ -357,7 +367,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             told["speed"] = compare(Path(folder))
     if given.data is not None:
-        told["agreement"] = agreement(given.data, given.cells, given.operators, given.probes, given.store)
+        told["agreement"] = agreement(given.data, given.cells, given.positions, given.probes, given.store)
     print(json.dumps(told, indent=1))
 
 

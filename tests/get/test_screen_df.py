@@ -39,14 +39,16 @@ def grouped(toy_cells: ToyCells, toy_model: Model) -> ad.AnnData:
 @pytest.fixture(scope="module")
 def with_goal(toy_cells: ToyCells, toy_model: Model) -> ad.AnnData:
     adata = toy_cells(48)
-    gfx.tl.screen_genes(adata, model=toy_model, method=gfx.tl.FirstOrder(2), key_added="mine", **STATES)
+    gfx.tl.screen_genes(
+        adata, model=toy_model, method=gfx.tl.FirstOrder(n_probes=2), positions="keep", key_added="mine", **STATES
+    )
     return adata
 
 
 @pytest.fixture(scope="module")
 def alone(toy_cells: ToyCells, toy_model: Model) -> ad.AnnData:
     adata = toy_cells(24)
-    gfx.tl.screen_genes(adata, model=toy_model, controls=None)
+    gfx.tl.screen_genes(adata, model=toy_model, controls="baselines")
     return adata
 
 
@@ -178,7 +180,7 @@ def test_the_table_says_what_it_is(grouped: ad.AnnData, with_goal: ad.AnnData, a
     table = gfx.get.screen_df(with_goal, key="mine")
     assert (table.attrs["start"], table.attrs["goal"]) == ("b", "a")
     assert table.attrs["approx"] is True
-    assert "random weights" in table.attrs["note"]
+    assert "random-weights model" in table.attrs["note"]
     assert gfx.get.screen_df(grouped).attrs["approx"] is False
     assert not {"start", "goal"} & set(gfx.get.screen_df(grouped).attrs)
     assert "no p-value" in gfx.get.screen_df(alone).attrs["note"]
