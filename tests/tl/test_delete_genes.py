@@ -26,7 +26,7 @@ delete_genes = partial(gfx.tl.delete_genes, controls=None)
 
 @pytest.mark.parametrize("positions", ["close", "keep"])
 @pytest.mark.parametrize("hidden_layer", [-2, -1])
-def test_effects_are_those_of_the_published_model(cells, any_model, slow, assert_effects, hidden_layer, positions):  # noqa: PLR0917
+def test_effects_are_those_of_the_published_model(cells, any_model, slow, assert_effects, hidden_layer, positions):
     """Two genes, each and together; with states; against lists, one cell at a time."""
     delete_genes(
         cells,

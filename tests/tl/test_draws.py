@@ -119,7 +119,7 @@ def assert_nearly_equal(found, expected, where=""):
     "arguments", [{}, {"controls": None}, WITH_STATES, {"controls": ["centroids"], **WITH_STATES}], ids=str
 )
 @pytest.mark.filterwarnings("ignore:No cell .*has the genes of")
-def test_results_do_not_depend_on_blocks(cells, toy_model, monkeypatch, n_cells, n_runs, arguments):  # noqa: PLR0917
+def test_results_do_not_depend_on_blocks(cells, toy_model, monkeypatch, n_cells, n_runs, arguments):
     genes = ["TOY7", GENE, (GENE, OTHER), "TOY21", ("TOY7", GENE), (OTHER, "TOY21", GENE), OTHER]
     few = cells[:12].copy()
     few.X = sparse.csr_matrix(few.X.multiply(few.var_names != "TOY7"))

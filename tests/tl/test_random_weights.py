@@ -40,7 +40,7 @@ def changed(model, folder, change):
 
 
 @pytest.mark.parametrize(("hidden_layer", "states"), [(-2, {}), (-1, {}), (-2, WITH_STATES)])
-def test_random_weights_are_those_of_the_seed_in_the_same_cells(  # noqa: PLR0917
+def test_random_weights_are_those_of_the_seed_in_the_same_cells(
     cells, toy_model, tmp_path, value_of, hidden_layer, states
 ):
     """Shifts are those of a model of the same shape, whose weights were drawn with the seed."""

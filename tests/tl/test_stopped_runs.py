@@ -73,7 +73,7 @@ def call(name: str, adata: AnnData, **arguments: Any) -> AnnData:
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("name", ["embed", "embed_genes", "delete_genes"])
-def test_a_stopped_run_goes_on_to_the_same_result(cells, toy_model, slots, calls, tmp_path, name, share):  # noqa: PLR0917
+def test_a_stopped_run_goes_on_to_the_same_result(cells, toy_model, slots, calls, tmp_path, name, share):
     """To the last bit; what is finished is not run again."""
     expected, store = call(name, cells, model=toy_model), tmp_path / "run.zarr"
     n_blocks, calls.n = calls.n, 0
