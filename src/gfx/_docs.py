@@ -118,6 +118,8 @@ names
     Column of `var` with gene names to show. `None` uses `var_names`.
 min_cells
     Genes in fewer cells than this are left out.
+min_cells [min_perturbed_cells]
+    Genes that are in fewer perturbed cells than this are left out.
 min_cells [min_cells_of_sets]
     Perturbations in fewer cells than this are left out.
 ax

@@ -230,8 +230,7 @@ def gene_effects_df(
     perturbation
         Its name, such as ``"GATA4"`` or ``"GATA4+TBX5"``. `None` tabulates all perturbations.
     {key}
-    min_cells
-        Genes that are in fewer perturbed cells than this are left out.
+    {min_perturbed_cells}
     {mod}
 
     Returns
@@ -312,8 +311,7 @@ def target_effects_df(
     perturbation
         Its name. `None` tests all perturbations.
     {key}
-    min_cells
-        Genes that are in fewer perturbed cells than this are left out.
+    {min_perturbed_cells}
     {mod}
 
     Returns

@@ -278,8 +278,7 @@ def gene_effects(
     {key}
     n_top
         Number of genes to name.
-    min_cells
-        Genes that are in fewer perturbed cells than this are left out.
+    {min_perturbed_cells}
     {figsize}
     {ax}
     {mod}
