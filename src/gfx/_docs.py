@@ -76,8 +76,8 @@ controls [controls_of_perturbations]
     What to compare results with, a sequence of names; `None` runs no control. ``"random_sets"``: rank-matched
     random gene sets in the same cells. ``"random_weights"``: the same model with random weights. ``"baselines"``:
     detection, expression, rank and fold change. On request also ``"centroids"``: a marker gene helps define its own
-    state, so this gives the shift toward centroids of cells without the perturbed genes, at the cost of a pass over the
-    cells of all states for each perturbation.
+    state, so this gives the shift toward centroids of cells without the perturbed genes, at the cost of a pass over
+    the cells of all states for each perturbation.
 n_random
     Number of rank-matched random gene sets for each perturbation.
 donor_key

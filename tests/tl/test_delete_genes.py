@@ -229,7 +229,7 @@ def test_no_perturbation_in_any_cell(cells, toy_model, tmp_path, value_of, state
     assert result["random_sets"].empty
     assert result["donors"].empty
     assert "synergy" not in result
-    assert value_of(result["controls"], "rank_trend", "slope", column="n") == 200  # of genes that are there
+    assert value_of(result["controls"], "rank", "slope", column="n") == 200  # of genes that are there
     assert np.isnan(cells.varm["gfx_delete_null"]).all()
     assert gfx.get.deletion_df(cells)["donor_p"].isna().all()
     cells.write_h5ad(tmp_path / "cells.h5ad")

@@ -124,8 +124,10 @@ def attention_heads_df(adata: AnnData | MuData, *, key: str | None = None, mod: 
     {key}
     {mod}
 
-    Returns ------- Columns `layer` and `head` (from 1); `entropy`, relative to that of uniform attention: 1 for uniform
-    attention, 0 for attention to one position; `special`, the fraction of attention to `<cls>` and `<eos>`.
+    Returns
+    -------
+    Columns `layer` and `head` (from 1); `entropy`, relative to that of uniform attention: 1 for uniform attention, 0
+    for attention to one position; `special`, the fraction of attention to `<cls>` and `<eos>`.
 
     Raises
     ------

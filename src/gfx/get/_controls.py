@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from gfx._docs import shared
 from gfx._results import PERTURBATIONS, find
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
+    import pandas as pd
     from anndata import AnnData
     from mudata import MuData
-
-_COLUMNS = ["control", "measure", "statistic", "value", "n"]
 
 
 @shared()
@@ -35,10 +30,11 @@ def controls_df(adata: AnnData | MuData, *, key: str | None = None, mod: str | N
     {key}
     {mod}
 
-    Returns ------- Columns `control`; `measure`, ``"shift"`` (of the cell) or ``"toward"`` (the goal); `statistic`;
-    `value`; and `n`, the number of genes, perturbations, folds or cells behind the value. Perturbations are compared
-    over 200 random genes of all ranks (without these, over the perturbations themselves), screens over all genes. By
-    control:
+    Returns
+    -------
+    Columns `control`; `measure`, ``"shift"`` (of the cell) or ``"toward"`` (the goal); `statistic`; `value`; and `n`,
+    the number of genes, perturbations, folds or cells behind the value. Perturbations are compared over 200 random
+    genes of all ranks (without these, over the perturbations themselves), screens over all genes. By control:
 
     ``"random_weights"``
         `spearman`: rank correlation of the effects in the model with those in a model with random weights, in the same
@@ -69,30 +65,5 @@ def controls_df(adata: AnnData | MuData, *, key: str | None = None, mod: str | N
     >>> gfx.get.controls_df(adata)["control"].unique().tolist()
     ['random_weights', 'rank', 'detection', 'expression']
     """
-    controls = find(adata, *PERTURBATIONS, "tl.screen_genes", key=key, mod=mod).uns["controls"]
-    if not isinstance(controls, pd.DataFrame):
-        controls = pd.DataFrame(_rows(controls), columns=_COLUMNS)
-    return controls[_COLUMNS].reset_index(drop=True)
-
-
-def _rows(controls: Mapping[str, Any]) -> Iterator[tuple[str, str, str, float, int]]:
-    """Turn the nested report of a perturbation into rows."""
-    trend, random_trend = (controls.get(name) for name in ("rank_trend", "rank_trend_random_weights"))
-    for name, measure in (("shift", "shift"), ("toward goal", "toward")):
-        if (agreement := controls.get(f"random_weights, {name}")) is not None:
-            yield "random_weights", measure, "spearman", float(agreement["spearman"]), int(agreement["n"])
-            of_sets = float(agreement["spearman_perturbations"]), int(agreement["n_perturbations"])
-            yield "random_weights", measure, "spearman_perturbations", *of_sets
-    if trend is not None:
-        for statistic in ("spearman", "slope"):
-            yield "random_weights", "shift", f"rank_{statistic}", float(random_trend[statistic]), int(random_trend["n"])
-        for statistic in ("spearman", "slope"):
-            yield "rank", "shift", statistic, float(trend[statistic]), int(trend["n"])
-    baselines = controls["baselines"].sort_values("baseline", key=lambda names: names != "rank", kind="stable")
-    for row in baselines.itertuples():
-        measure = "shift" if row.effect == "shift" else "toward"
-        if trend is None or (row.baseline, measure) != ("rank", "shift"):
-            yield row.baseline, measure, "spearman", float(row.spearman), int(row.n)
-        yield row.baseline, measure, "partial_spearman", float(row.partial_spearman), int(row.n)
-    if (axis := controls.get("state_axis")) is not None:
-        yield "state_axis", "toward", "auc", float(axis["auc"]), int(axis["n_folds"])
+    result = find(adata, *PERTURBATIONS, "tl.screen_genes", key=key, mod=mod)
+    return result.uns["controls"].reset_index(drop=True).copy()

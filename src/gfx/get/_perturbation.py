@@ -421,13 +421,15 @@ def synergy_df(
         Effects of sets in fewer cells are NaN.
     {mod}
 
-    Returns ------- One row a set of several genes: `perturbation`, `n_cells`; `together_mean`, the mean shift with all
-    genes perturbed, and `summed_mean`, the sum of the shifts with one gene perturbed; `displaced_mean` and
-    `composed_mean`, 1 - cosine of the cell's vector with all genes perturbed, and with the sum of displacements
-    (`together_mean` and `displaced_mean` differ with ``pooling="genes"`` alone). In columns that begin with
-    `on_shifts_` and `on_vectors_`, for each measure `mean`, the excess; its 95 % interval `low` to `high`; and `z`, `p`
-    and `fdr`, which compare it with rank-matched random sets as in :func:`gfx.get.deletion_df`. `interval_over` is
-    ``"donors"``, or ``"cells"``, which are not replicates. Sorted by `on_vectors_z`, descending.
+    Returns
+    -------
+    One row a set of several genes: `perturbation`, `n_cells`; `together_mean`, the mean shift with all genes perturbed,
+    and `summed_mean`, the sum of the shifts with one gene perturbed; `displaced_mean` and `composed_mean`, 1 - cosine
+    of the cell's vector with all genes perturbed, and with the sum of displacements (`together_mean` and
+    `displaced_mean` differ with ``pooling="genes"`` alone). In columns that begin with `on_shifts_` and `on_vectors_`,
+    for each measure `mean`, the excess; its 95 % interval `low` to `high`; and `z`, `p` and `fdr`, which compare it
+    with rank-matched random sets as in :func:`gfx.get.deletion_df`. `interval_over` is ``"donors"``, or ``"cells"``,
+    which are not replicates. Sorted by `on_vectors_z`, descending.
 
     Raises
     ------

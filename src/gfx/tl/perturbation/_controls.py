@@ -186,12 +186,10 @@ class RandomWeightsControl:
             rows.append(
                 ("random_weights", measure, "spearman_perturbations", agreement[1], int(np.isfinite(of_sets[0]).sum()))
             )
-        trends = []
-        for name, column in (("rank_trend", "shift"), ("rank_trend_random_weights", "random_weights_shift")):
+        for control, prefix, column in (("random_weights", "rank_", "random_weights_shift"), ("rank", "", "shift")):
             trend = rank_trend(sample["rank"].to_numpy(), sample[column].to_numpy())
-            statistics = ("spearman", "slope", "intercept", "sd")
-            trends += [(name, "shift", statistic, trend[statistic], trend["n"]) for statistic in statistics]
-        return [*trends, *rows], sample
+            rows += [(control, "shift", f"{prefix}{name}", trend[name], trend["n"]) for name in ("spearman", "slope")]
+        return rows, sample
 
 
 def random_weights_control(

@@ -10,7 +10,7 @@ import pandas as pd
 
 from gfx._core.edits import find_places
 from gfx._core.statistics import moments
-from gfx.tl._baselines import compare_with_baselines, find_baselines
+from gfx.tl._baselines import CONTROL_COLUMNS, compare_with_baselines, find_baselines
 from gfx.tl._prepare import vectors_of
 from gfx.tl.perturbation._controls import (
     AXIS,
@@ -105,11 +105,8 @@ def run_perturbations(
         "note": _note(None if donor is None else donor[experiment.lengths > 0], has_random_sets=random is not None),
     }
     rows = []
-    if states is not None:
-        rows.append(("state_axis", "toward", "auc", goals.axis["auc"], goals.axis["n_folds"]))
     if weights is not None:
-        weights_rows, uns["genes_of_all_ranks"] = weights.compare(states)
-        rows += weights_rows
+        rows, uns["genes_of_all_ranks"] = weights.compare(states)
     baselines = None
     if "baselines" in controls:
         wanted = [*sets.tokens, *([] if weights is None else [weights.genes])]
@@ -118,8 +115,11 @@ def run_perturbations(
         sets, states, effects, perturbed, baselines=baselines, random=random, weights=weights, vocabulary=vocabulary
     )
     if baselines is not None:
-        rows += _baseline_rows(sets, states, uns, baselines, weights)
-    uns["controls"] = pd.DataFrame(rows, columns=["control", "measure", "statistic", "value", "n"])
+        known = {row[:3] for row in rows}  # the rank in the perturbed cell says more than the mean rank of the gene
+        rows += [row for row in _baseline_rows(sets, states, uns, baselines, weights) if row[:3] not in known]
+    if states is not None:
+        rows.append(("state_axis", "toward", "auc", goals.axis["auc"], goals.axis["n_folds"]))
+    uns["controls"] = pd.DataFrame(rows, columns=list(CONTROL_COLUMNS))
     if donor is not None:
         uns |= donor_tables(sets.names, states, effects, donor, random)
     if "together" in perturbed.effects:
