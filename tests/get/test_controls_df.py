@@ -22,8 +22,8 @@ def perturbed(toy_cells, toy_model):
     adata = toy_cells(48)
     gfx.tl.delete_genes(adata, GENES, model=toy_model, n_random=5)
     gfx.tl.delete_genes(adata, GENES, model=toy_model, n_random=5, key_added="states", donor_key="donor", **STATES)
-    gfx.tl.delete_genes(adata, GENES, model=toy_model, controls=None, key_added="alone")
-    gfx.tl.delete_genes(adata, GENES, model=toy_model, controls=None, key_added="states_alone", **STATES)
+    gfx.tl.delete_genes(adata, GENES, model=toy_model, controls="baselines", key_added="alone")
+    gfx.tl.delete_genes(adata, GENES, model=toy_model, controls="baselines", key_added="states_alone", **STATES)
     return adata
 
 
@@ -181,7 +181,7 @@ def test_controls_without_random_genes_are_over_the_perturbations(perturbed):
 def test_controls_over_enough_perturbations(toy_cells, toy_model):
     adata = toy_cells(30)
     genes = [f"TOY{at}" for at in (90, 48, 165, 171, 137, 88, 80, 75, 47, 192, 50, 60)]
-    gfx.tl.delete_genes(adata, genes, model=toy_model, controls=None)
+    gfx.tl.delete_genes(adata, genes, model=toy_model, controls="baselines")
     rows = index_of(gfx.get.controls_df(adata))
     effects = gfx.get.deletion_df(adata, min_cells=1).dropna(subset=["shift_mean"])
     assert len(effects) >= 10

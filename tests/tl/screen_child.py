@@ -1,7 +1,8 @@
 """Screens cells in processes that a test may kill; what takes seconds is done once, before they are forked.
 
-Each line of input is a JSON of `cells`, the path of an h5ad file, `arguments`, and `kill_after`, in how many seconds to
-kill it, if at all. The answer is a line that says how it ended: 0, or minus the signal.
+Each line of input is a JSON of `cells`, the path of an h5ad file, `arguments`, `kill_at`, the number of finished blocks to
+wait for, and `kill_after`, the seconds to wait then before it is killed. The answer is a line that says how it ended: 0,
+or minus the signal.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import signal
 import sys
 import time
 import traceback
+from pathlib import Path
 
 import anndata as ad
 import torch
@@ -33,6 +35,13 @@ def screen(cells: str, arguments: dict[str, object]) -> int:
     os._exit(0)
 
 
+def n_finished(store: Path) -> int:
+    """Count the blocks of the model and of random weights that are there."""
+    return len(
+        [block for job in ("model", "random_weights") for block in store.glob(f"{job}/*") if block.name.isdecimal()]
+    )
+
+
 def main(cells: str, model: str) -> None:
     torch.set_num_threads(1)
     # Compiles and loads all that is needed; no store, whose threads would not be in the children.
@@ -41,9 +50,10 @@ def main(cells: str, model: str) -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         child = screen(asked["cells"], asked["arguments"])
-        if asked["kill_after"] is not None:
-            time.sleep(asked["kill_after"])
-            os.kill(child, signal.SIGKILL)
+        while n_finished(Path(asked["arguments"]["store"])) < asked["kill_at"]:
+            time.sleep(0.001)
+        time.sleep(asked["kill_after"])
+        os.kill(child, signal.SIGKILL)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 

@@ -193,7 +193,7 @@ def test_the_method_by_name_is_that_of_eight_probes(toy_cells: ToyCells, toy_mod
 def test_without_probes_shifts_are_left_out(toy_cells: ToyCells, toy_model: Model, screen: Screen) -> None:
     method = gfx.tl.FirstOrder(n_probes=0)
     chosen = {"method": method, "positions": "keep", "controls": "random_weights"}
-    found = screen(toy_cells(36), toy_model, stored=True, **chosen, **STATES)
+    found = screen(toy_cells(72), toy_model, stored=True, **chosen, **STATES)
     assert not [name for name in found.table if "shift" in name and not name.startswith("exact_")]
     assert found.table["n_cells"].max() >= FEWEST_CELLS
     assert np.isfinite(found.effects("toward")).any()
