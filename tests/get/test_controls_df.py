@@ -101,7 +101,7 @@ def test_rank_trend(perturbed, key, measures):
 # --- controls -------------------------------------------------------------------------------------------------------
 
 COLUMNS = ["control", "measure", "statistic", "value", "n"]
-BASELINES = ["rank", "detection", "expression"]
+BASELINES = ["detection", "expression", "rank"]
 BOTH = ["spearman", "partial_spearman"]
 
 

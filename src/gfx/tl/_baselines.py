@@ -36,19 +36,19 @@ class Baselines:
 
     Parameters
     ----------
-    rank
-        Mean rank of the gene where it is detected, 0 the first gene of a cell.
     detection
         Share of the cells whose encoding has the gene.
     expression
-        Mean logarithm of its normalized counts.
+        Mean logarithm of its normalised counts.
+    rank
+        Its mean rank where it is detected, 0 the first gene of a cell.
     logfc
         log2 fold change from start to goal, as scanpy defines it.
     """
 
-    rank: np.ndarray
     detection: np.ndarray
     expression: np.ndarray
+    rank: np.ndarray
     logfc: np.ndarray
 
     def of(self, sets: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
@@ -76,7 +76,7 @@ def find_baselines(cells: Prepared, lengths: np.ndarray, states: States | None, 
     except CountsNotAtHandError as problem:
         _log.info(f"Expression is not among the baselines, for the counts are not at hand: {problem.args[0]}")
         expression, fold = nothing, nothing
-    return Baselines(mean_rank, detection, expression, fold)
+    return Baselines(detection, expression, mean_rank, fold)
 
 
 def describe_genes(cells: Prepared, lengths: np.ndarray) -> np.ndarray:
