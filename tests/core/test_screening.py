@@ -18,7 +18,7 @@ from gfx._core.screening import (
     GeneSums,
     Screened,
     agreement,
-    beside_neighbours,
+    excess_over_neighbours,
     standing_out,
     wanted_places,
 )
@@ -86,10 +86,16 @@ def test_nothing_is_known_before_it_is_measured() -> None:
     assert np.isnan(found.toward).all()
 
 
-# --- beside neighbours ------------------------------------------------------------------------------------------------
+# --- excess over neighbours ---------------------------------------------------------------------------------------
 
 
-def naive_beside_neighbours(values: np.ndarray) -> np.ndarray:
+def excess_of_cells(values: np.ndarray) -> np.ndarray:
+    """Runs of cells one after the other, laid out again as a row each."""
+    cell = np.repeat(np.arange(len(values)), values.shape[1])
+    return excess_over_neighbours(values.ravel(), cell).reshape(values.shape)
+
+
+def naive_excess(values: np.ndarray) -> np.ndarray:
     """One gene at a time: at the ends the genes on the one side count twice, for there are none on the other."""
     out = np.full(values.shape, np.nan)
     for row, cell in zip(out, values, strict=True):
@@ -105,24 +111,24 @@ def naive_beside_neighbours(values: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("n_genes", [NEIGHBOURS + 1, NEIGHBOURS + 2, 2 * NEIGHBOURS + 1, 90])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_beside_neighbours(rng: np.random.Generator, n_genes: int, dtype: type) -> None:
+def test_excess_over_neighbours(rng: np.random.Generator, n_genes: int, dtype: type) -> None:
     values = rng.lognormal(size=(3, n_genes + 15)).astype(dtype)
     for row in values:  # special tokens, padding, and genes that are not screened lie between
         row[rng.permutation(n_genes + 15)[:15]] = np.nan
     before = values.copy()
-    found = beside_neighbours(values)
+    found = excess_of_cells(values)
     assert found.dtype == np.float64
     np.testing.assert_array_equal(np.isnan(found), np.isnan(values))
-    np.testing.assert_allclose(found, naive_beside_neighbours(values))
+    np.testing.assert_allclose(found, naive_excess(values))
     np.testing.assert_array_equal(values, before)
 
 
 @pytest.mark.parametrize("n_genes", [0, 1, NEIGHBOURS])
-def test_few_genes_have_no_neighbours_to_be_held_against(n_genes: int) -> None:
+def test_cells_of_few_genes_have_no_neighbours_to_compare_with(n_genes: int) -> None:
     values = np.full((2, 30), np.nan)
     values[0, :n_genes] = 1
     values[1, : NEIGHBOURS + 1] = 1
-    found = beside_neighbours(values)
+    found = excess_of_cells(values)
     assert np.isnan(found[0]).all()
     np.testing.assert_array_equal(found[1, : NEIGHBOURS + 1], 0)
 
@@ -131,7 +137,7 @@ def test_a_trend_with_the_rank_goes_and_a_gene_that_does_more_stays(rng: np.rand
     trend = np.geomspace(1, 0.1, 400)
     values = np.tile(trend, (2, 1))
     values[0, 200] += 0.05
-    found = beside_neighbours(values)
+    found = excess_of_cells(values)
     inner = slice(NEIGHBOURS, -NEIGHBOURS)
     np.testing.assert_allclose(found[1, inner], 0, atol=1e-12)
     assert found[0, 200] == pytest.approx(0.05, abs=0.002)  # itself is one of the 41

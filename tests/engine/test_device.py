@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from gfx import settings
+from gfx._core.edits import Edits
 from gfx._engine.attention import mean_attention, sum_attention
 from gfx._engine.device import (
     batch_tokens,
@@ -17,7 +18,7 @@ from gfx._engine.device import (
     sum_dtype,
     workers,
 )
-from gfx._engine.perturb import Edits, measure_edits
+from gfx._engine.perturb import run_edits
 from gfx._engine.pooling import embed_cells, mean_genes, sum_genes
 
 
@@ -146,11 +147,13 @@ def everything(toy, encoder, eager):
     sets = [genes[:1], genes[1:2], genes[:2]]
     cell, which = np.nonzero([[set(one) <= set(row) and len(row) > 4 for one in sets] for row in toy.cells()])
     goals = np.eye(2, 16)
-    deleted = measure_edits(
+    deleted = run_edits(
         encoder,
         *cells,
         Edits("delete", sets, cell, which),
         how="mean",
+        positions="close",
+        split=True,
         goals=goals,
         gene_groups=which,
         n_groups=len(sets),

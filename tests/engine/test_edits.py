@@ -302,19 +302,12 @@ def test_rank_of_the_only_gene():
     assert ranks_of(find_places(rows, rows[:, 1:2]), lengths, vocab).tolist() == [0]
 
 
-@given(edits_of_cells(), st.sets(st.integers(0, N_GENES - 1)), st.lists(st.integers(0, N_GENES - 1), max_size=2))
-def test_single_deletions_are_the_wanted_genes_of_cells_that_have_another_one(case, wanted, few):
-    vocab, _, rows, lengths, _, _, _ = case
-    short = cell(vocab, list(dict.fromkeys(few))) if few else []
-    rows, lengths = laid_out(vocab, [*(row[:n].tolist() for row, n in zip(rows, lengths, strict=True)), short])
-    rows[np.arange(rows.shape[1]) >= lengths[:, None]] = len(vocab) - 1  # no padding to lean on
-    genes = vocab.is_special.copy()  # special tokens are no genes, even if asked for
-    genes[[gene + len(vocab) - N_GENES for gene in wanted]] = True
-    edits = single_deletions(rows, lengths, genes, vocab)
-    expected = []
-    for number, (row, n) in enumerate(zip(rows.tolist(), lengths, strict=True)):
-        ranking = [token for token in row[:n] if not vocab.is_special[token]]
-        expected += [(number, token) for token in ranking if genes[token] and len(ranking) > 1]
+@given(edits_of_cells(), st.integers(0, 2**32 - 1))
+def test_genes_at_places_are_deleted_one_at_a_time(case, seed):
+    vocab, _, rows, _, _, _, _ = case
+    places = ~vocab.is_special[rows] & np.random.default_rng(seed).integers(0, 2, rows.shape, dtype=bool)
+    edits = single_deletions(rows, places)
+    expected = [(cell, rows[cell, place]) for cell, place in np.argwhere(places)]
     assert edits.operator == "delete"
     assert list(zip(edits.cell.tolist(), edits.sets[edits.which, 0].tolist(), strict=True)) == expected
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from gfx._core.edits import Edits
 from gfx._engine.encoder import blocks_needed, load_encoder
-from gfx._engine.perturb import Edits, measure_edits
+from gfx._engine.perturb import run_edits
 from gfx._engine.pooling import embed_cells, mean_genes, sum_genes
 from gfx.models import load
 
@@ -80,17 +81,17 @@ def comparison(run):
     return "cls" if run.vocabulary.has_cls else "genes"
 
 
-def measure(run, kind, sets, goals=None):
+def measure(run, operator, sets, goals=None):
     """Perturb every set wherever all its genes are, in the order of the official cells; genes edit by edit."""
     pairs = [
         (row, at) for at, genes in enumerate(sets) for row in run.order if set(genes) <= set(run.ids[row].tolist())
     ]
     cell, which = np.array(pairs).T
-    edits = Edits(kind, [np.array(genes) for genes in sets], cell, which)
+    edits = Edits(operator, [np.array(genes) for genes in sets], cell, which)
     wanted = {"gene_groups": np.arange(len(cell)), "n_groups": len(cell)}
     how = comparison(run)
-    found = measure_edits(
-        encoder(run), run.ids, run.lengths, run.vocabulary, edits, how=how, split=False, goals=goals, **wanted
+    found = run_edits(
+        encoder(run), run.ids, run.lengths, run.vocabulary, edits, how=how, positions="close", goals=goals, **wanted
     )
     return edits, found
 
@@ -205,16 +206,16 @@ def test_overexpress_all_states(golden_run, each_gene_overexpressed):
     check_states(golden_run, each_gene_overexpressed, "overexpress_all_states", golden_run.tokens, where=where)
 
 
-@pytest.mark.parametrize("kind", ["delete", "overexpress"])
-def test_list(golden_run, centroids, kind):
-    expected = golden_run.run(f"{kind}_list")
+@pytest.mark.parametrize("operator", ["delete", "overexpress"])
+def test_list(golden_run, centroids, operator):
+    expected = golden_run.run(f"{operator}_list")
     ((genes, _),) = expected
-    edits, found = measure(golden_run, kind, [genes], centroids)
+    edits, found = measure(golden_run, operator, [genes], centroids)
     assert len(edits) == len(golden_run.ids)  # every cell has them
     check_cells(edits, found, expected, [genes])
     ours = gene_similarities(golden_run, edits, found, [genes])
-    check_genes(golden_run.run(f"{kind}_list", "gene_embs"), ours)
-    check_states(golden_run, (edits, found), f"{kind}_list_states", [genes])
+    check_genes(golden_run.run(f"{operator}_list", "gene_embs"), ours)
+    check_states(golden_run, (edits, found), f"{operator}_list_states", [genes])
 
 
 def test_delete_anchor(golden_run):

@@ -8,15 +8,15 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from gfx._core.edits import Edits, single_deletions
 from gfx._core.screening import wanted_places
 from gfx._engine.attention import mean_attention, sum_attention
 from gfx._engine.class_scores import of_cells, of_genes, of_occurrences, probabilities
 from gfx._engine.classifier import Head, make_classifier
 from gfx._engine.examples import LabelledCells, Padded
-from gfx._engine.first_order import screen_by_derivatives
-from gfx._engine.perturb import Edits, measure_edits
+from gfx._engine.first_order import estimate_deletions
+from gfx._engine.perturb import run_edits
 from gfx._engine.pooling import embed_cells, mean_genes, sum_genes
-from gfx._engine.screen import screen_exactly
 
 
 def embed_genes(*cells, n_groups, **chosen):
@@ -92,37 +92,49 @@ def test_cells_and_genes(toy):
         check(near, results(far_encoder(toy)))
 
 
-def edits(toy, kind):
+def edits(toy, operator):
     """Two sets in each cell that has tokens; three genes that no cell has make full cells lose their last ones."""
     genes = np.flatnonzero(~toy.vocabulary.is_special)
     absent = np.setdiff1d(genes, np.unique(toy.ids))
-    sets = [absent[:3], genes[:1]] if kind == "overexpress" else [genes[:1], genes[1:2]]
+    sets = [absent[:3], genes[:1]] if operator == "overexpress" else [genes[:1], genes[1:2]]
     cells = np.flatnonzero(toy.lengths > toy.vocabulary.n_specials + 1)
     assert toy.lengths.max() + 3 > toy.model.max_length
     cell, which = np.tile(cells, 2), np.repeat([0, 1], len(cells))
-    return Edits(kind, sets, cell, which, np.full((len(cell), 1), 4) if kind == "shift" else None)
+    return Edits(operator, sets, cell, which, np.full((len(cell), 1), 4) if operator == "shift" else None)
 
 
 def everything(toy, encoder, some, **wanted):
     """All that can be measured of edits, and with goals of each set."""
-    return measure_edits(
+    return run_edits(
         encoder,
         toy.ids,
         toy.lengths,
         toy.vocabulary,
         some,
-        **({"goals": np.eye(3, 16), "gene_groups": some.which, "n_groups": 2, "keep_vectors": True} | wanted),
+        **(
+            {
+                "goals": np.eye(3, 16),
+                "gene_groups": some.which,
+                "n_groups": 2,
+                "keep_vectors": True,
+                "split": True,
+                "positions": "close",
+            }
+            | wanted
+        ),
     )
 
 
-@pytest.mark.parametrize("kind", ["delete", "overexpress", "shift"])
-def test_edits(toy, kind):
-    some = edits(toy, kind)
+@pytest.mark.parametrize("operator", ["delete", "overexpress", "shift"])
+def test_edits(toy, operator):
+    some = edits(toy, operator)
 
     def results(encoder):
         for how in (*toy.poolings, "genes"):
             yield from vars(everything(toy, encoder, some, how=how)).values()
-        yield from vars(everything(toy, encoder, some, how="mean", hold=True, goals=np.ones((2, 3, 16)))).values()
+        yield from vars(
+            everything(toy, encoder, some, how="mean", positions="keep", goals=np.ones((2, 3, 16)))
+        ).values()
         yield from vars(everything(toy, encoder, some, how="mean", split=False, gene_groups=None)).values()
 
     near = list(results(toy.encoder()))
@@ -172,26 +184,30 @@ def test_new_tensors_name_their_device(toy):
     with torch.device("meta"):
         embed_cells(encoder, *cells, how="mean")
         embed_genes(encoder, *cells, group=np.zeros(len(toy.ids), dtype=np.int64), n_groups=1)
-        for kind in ("delete", "overexpress", "shift"):
+        for operator in ("delete", "overexpress", "shift"):
             for split in (True, False):
-                everything(toy, encoder, edits(toy, kind), how="mean", split=split)
+                everything(toy, encoder, edits(toy, operator), how="mean", split=split)
         attention_of(eager, *cells)
 
 
-@pytest.mark.parametrize("operator", ["hold", "delete"])
-def test_screens(toy, operator):
-    wanted = wanted_places(toy.ids, toy.lengths, np.ones(len(toy.vocabulary), dtype=bool), toy.vocabulary)
-    cells = toy.ids, wanted, toy.lengths, toy.vocabulary
+@pytest.mark.parametrize("positions", ["keep", "close"])
+def test_screens(toy, positions):
+    every_gene = single_deletions(
+        toy.ids, wanted_places(toy.ids, toy.lengths, ~toy.vocabulary.is_special, toy.vocabulary)
+    )
+    cells = toy.ids, toy.lengths, toy.vocabulary, every_gene
     goals = np.random.default_rng(0).standard_normal((2, toy.model.hidden_size))
-    how = {"operator": operator, "goals": goals, "tokens_at_once": 500}
+    given = {"positions": positions, "goals": goals}
 
     def results(encoder):
         for pooling in (*toy.poolings, "genes"):
-            yield from vars(screen_exactly(encoder, *cells, how=pooling, **how)).values()
+            yield from measured(run_edits(encoder, *cells, how=pooling, **given))
         seeds = [(0, row) for row in range(len(toy.ids))]
         for pooling in toy.poolings:
-            found = screen_by_derivatives(encoder, *cells, how=pooling, n_probes=2, seeds=seeds, **how)
-            yield from vars(found).values()
+            yield from measured(estimate_deletions(encoder, *cells, how=pooling, n_probes=2, seeds=seeds, **given))
+
+    def measured(runs):
+        return runs.shift, runs.toward, runs.rank
 
     near = list(results(toy.encoder()))
     with FarDevice():

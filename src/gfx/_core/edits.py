@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -56,24 +57,32 @@ class Edits:
     def __len__(self) -> int:
         return len(self.cell)
 
+    def of_cells(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of the edits of some cells, and which of these cells each is in, both `(n,)`."""
+        order, cells = self._by_cell
+        first, last = (np.searchsorted(cells, rows, side) for side in ("left", "right"))
+        numbers = [order[start:end] for start, end in zip(first, last, strict=True)]
+        return np.concatenate([order[:0], *numbers]), np.repeat(np.arange(len(rows)), last - first)
 
-def single_deletions(ids: np.ndarray, lengths: np.ndarray, genes: np.ndarray, vocabulary: Vocabulary) -> Edits:
-    """Delete each wanted gene of each cell by itself: cell after cell, in the order of their genes.
+    @cached_property
+    def _by_cell(self) -> tuple[np.ndarray, np.ndarray]:
+        order = np.argsort(self.cell, kind="stable")
+        return order, self.cell[order]
 
-    Cells of a single gene are left out, since nothing would remain to compare.
+
+def single_deletions(ids: np.ndarray, places: np.ndarray) -> Edits:
+    """Delete genes one at a time: cell after cell, in the order of their genes.
 
     Parameters
     ----------
-    ids, lengths
-        Tokens `(n_cells, longest)` and lengths `(n_cells,)`.
-    genes
-        Which tokens to delete at all, bool `(n_tokens,)`.
+    ids
+        Tokens `(n_cells, longest)`.
+    places
+        Which of them to delete, bool `(n_cells, longest)`, from :func:`gfx._core.screening.wanted_places`.
     """
-    enough = lengths - vocabulary.n_specials > 1
-    is_wanted = genes[ids] & ~vocabulary.is_special[ids] & (np.arange(ids.shape[1]) < (lengths * enough)[:, None])
-    cell, position = np.nonzero(is_wanted)
-    tokens, which = np.unique(ids[cell, position].astype(np.int64), return_inverse=True)
-    return Edits("delete", tokens[:, None], cell, which)
+    cell, place = np.nonzero(places)
+    genes, which = np.unique(ids[cell, place].astype(np.int64), return_inverse=True)
+    return Edits("delete", genes[:, None], cell, which)
 
 
 def pad_sets(sets: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:

@@ -59,21 +59,31 @@ def wanted_places(ids: np.ndarray, lengths: np.ndarray, genes: np.ndarray, vocab
     return genes[ids] & ~vocabulary.is_special[ids] & (np.arange(ids.shape[1]) < (lengths * enough)[:, None])
 
 
-def beside_neighbours(values: np.ndarray) -> np.ndarray:
-    """Hold each gene of each cell against the genes of neighbouring rank: what it does less the median of theirs.
+def excess_over_neighbours(values: np.ndarray, cell: np.ndarray) -> np.ndarray:
+    """Effect of each gene less the median of the genes of neighbouring rank in the same cell, float64 `(n,)`.
+
+    NaN in cells with too few genes to compare with.
 
     Parameters
     ----------
     values
-        One row a cell, in the order of its genes, `(n_cells, longest)`; NaN where nothing was measured.
+        One effect a run, the runs of a cell together and in the order of its genes, `(n,)`; NaN if it is not known.
+    cell
+        Of each run, `(n,)`.
     """
-    out = np.full(values.shape, np.nan)
-    for row, measured in zip(out, values, strict=True):
-        there = ~np.isnan(measured)
-        found = measured[there].astype(np.float64)
-        if len(found) > NEIGHBOURS:
-            row[there] = found - ndimage.median_filter(found, 2 * NEIGHBOURS + 1, mode="mirror")
+    out = np.full(len(values), np.nan)
+    known = np.flatnonzero(~np.isnan(values))
+    for runs in np.split(known, np.flatnonzero(np.diff(cell[known])) + 1):
+        if len(runs) > NEIGHBOURS:
+            effects = values[runs].astype(np.float64)
+            out[runs] = effects - ndimage.median_filter(effects, 2 * NEIGHBOURS + 1, mode="mirror")
     return out
+
+
+def beside_neighbours(values: np.ndarray) -> np.ndarray:
+    """To go: :func:`excess_over_neighbours` of one row a cell."""
+    cell = np.repeat(np.arange(len(values)), values.shape[1])
+    return excess_over_neighbours(values.reshape(-1), cell).reshape(values.shape)
 
 
 @dataclass

@@ -1,9 +1,9 @@
 """What deleting each gene would do, from derivatives: all genes of a cell in a few passes.
 
 Every gene has a weight that says how much of it is kept, 1 in the cell as it is and 0 in one without it: its logarithm
-is added to the scores of the gene as a key, and it is the gene's weight in the mean. The vector of the cell depends on
-the weights smoothly; how fast it changes with one of them, tells where it would go without that gene. Where later genes
-move up, the vector depends on where they stand just as smoothly.
+is added to the scores of the gene as a key, and it is the gene's weight in the mean. The vector of the cell is a smooth
+function of the weights; its derivative with respect to one of them estimates the vector without that gene. Where the
+other genes close up, the vector is a smooth function of their positions, too.
 """
 
 from __future__ import annotations
@@ -15,91 +15,98 @@ import torch
 from torch.nn import functional
 
 from gfx._core.batching import batches_by_length
+from gfx._core.edits import pad_sets, ranks_of, single_deletions
 from gfx._core.screening import Screened
 from gfx._engine.blocks import blocks_of, embed
-from gfx._engine.device import halving
+from gfx._engine.device import batch_tokens, halving
+from gfx._engine.edited import find_positions
+from gfx._engine.perturb import EditEffects
 from gfx._engine.pooling import Pooling, special_tokens
+from gfx._settings import settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from transformers import BertModel
 
+    from gfx._core.edits import Edits, Positions
     from gfx._core.vocabulary import Vocabulary
     from gfx._engine.blocks import Block
-    from gfx._engine.screen import Operator
 
 #: A pass that derivatives are taken of keeps what every block computes: so many times fewer tokens at once.
 _KEPT = 8
 
 
-def screen_by_derivatives(
+def estimate_deletions(
     encoder: BertModel,
     ids: np.ndarray,
-    wanted: np.ndarray,
     lengths: np.ndarray,
     vocabulary: Vocabulary,
+    edits: Edits,
     *,
     how: Pooling,
-    operator: Operator,
+    positions: Positions,
     goals: np.ndarray | None = None,
     n_probes: int,
     seeds: Sequence[Sequence[int]],
-    tokens_at_once: int,
-) -> Screened:
-    """Estimate what deleting each wanted gene does to each cell.
+) -> EditEffects:
+    """Estimate what deletions of single genes do to each cell: shift, shift toward states, and rank.
 
-    Movements towards states are first order: minus the derivative of the cosine. The cosine of a cell to itself is
-    highest where the cell is, so shifts are second order: half the square of how fast the cell's vector turns. That is
-    measured along random directions, orthogonal to the vector and to each other; with as many as there are, exactly,
-    with fewer without bias.
+    Shifts toward states are first order: minus the derivative of the cosine. The cosine of a cell to itself is highest
+    where the cell is, so shifts are second order: half the square of how fast the cell's vector turns. That is measured
+    along random directions, orthogonal to the vector and to each other; with as many as there are, exactly, with fewer
+    without bias. Where `<cls>` is compared in the embedding, no gene has an effect, and all estimates are 0.
 
     Cost: one pass forward, one backward for each state and each direction.
 
     Parameters
     ----------
+    edits
+        Of single genes that the cells have, from :func:`gfx._core.edits.single_deletions`.
+    how, positions, goals
+        As in :func:`gfx._engine.perturb.run_edits`; goals `(n_states, d)`.
     n_probes
         Random directions for each cell; 0 leaves shifts out. Not more than the vector has dimensions, less one.
     seeds
         Of the directions of each cell.
-    tokens_at_once
-        Tokens in a forward pass without derivatives; with them, an eighth.
     """
-    device = encoder.device
+    device, width = encoder.device, encoder.config.hidden_size
     targets = None if goals is None else torch.from_numpy(np.asarray(goals, dtype=np.float32)).to(device)
-    found = Screened.nothing(*ids.shape, 0 if goals is None else len(goals))
+    effects = EditEffects.missing(len(edits), 0 if goals is None else len(goals))
     blocks, special = blocks_of(encoder), special_tokens(vocabulary, device)
-    concerned = np.where(wanted.any(axis=1), lengths, 0)
-    batches = batches_by_length(concerned, max(1, tokens_at_once // _KEPT))
-    width = encoder.config.hidden_size
+    concerned = np.where(np.isin(np.arange(len(lengths)), edits.cell), lengths, 0)
+    batches = batches_by_length(concerned, max(1, batch_tokens(device) // _KEPT))
 
-    def run(rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         longest = int(lengths[rows].max())
         tokens = torch.from_numpy(ids[rows, :longest].astype(np.int64)).to(device)
         valid = torch.arange(longest, device=device) < torch.from_numpy(lengths[rows]).to(device)[:, None]
         probes = torch.from_numpy(np.stack([_directions(seeds[row], width, n_probes) for row in rows])).to(device)
+        table = find_positions(torch.where(valid, tokens, vocabulary.pad), special)
         with torch.enable_grad():
-            return _slopes(
+            slopes = _slopes(
                 encoder,
                 blocks,
                 tokens,
                 valid,
                 is_gene=valid & ~special[tokens],
                 how=how,
-                operator=operator,
+                positions=positions,
                 goals=targets,
                 probes=probes,
             )
+        return table, *slopes
 
-    for rows, (turned, toward) in halving(batches, run):
-        at = rows[:, None], np.arange(turned.shape[1])
-        found.shift[at] = turned.cpu().numpy()
-        found.toward[at] = toward.cpu().numpy()
-    found.shift[~wanted] = np.nan
-    found.toward[~wanted] = np.nan
-    if n_probes == 0:
-        found.shift[:] = np.nan
-    return found
+    genes = pad_sets(edits.sets)[:, 0]
+    for rows, (table, turned, toward) in halving(batches, run):
+        numbers, row = edits.of_cells(rows)
+        at = torch.from_numpy(row).to(device)
+        position = table[at, torch.from_numpy(genes[edits.which[numbers]]).to(device)].long()
+        effects.toward[numbers] = toward[at, position].cpu().numpy()
+        if n_probes:
+            effects.shift[numbers] = turned[at, position].cpu().numpy()
+        effects.rank[numbers] = ranks_of(position.cpu().numpy()[:, None], lengths[rows[row]], vocabulary)
+    return effects
 
 
 def _slopes(
@@ -110,24 +117,29 @@ def _slopes(
     *,
     is_gene: torch.Tensor,
     how: Pooling,
-    operator: Operator,
+    positions: Positions,
     goals: torch.Tensor | None,
     probes: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Second-order shifts `(n, l)` and first-order movements towards states `(n, l, n_states)`."""
+    """Second-order shifts `(n, l)` and first-order shifts toward states `(n, l, n_states)`."""
     n, longest = tokens.shape
+    if how == "cls" and not blocks:
+        return (
+            torch.zeros(n, longest, device=tokens.device),
+            torch.zeros(n, longest, 0 if goals is None else len(goals), device=tokens.device),
+        )
     log_keep = torch.zeros(n, longest, device=tokens.device, requires_grad=True)
     table = encoder.embeddings.position_embeddings.weight[:longest]
-    if operator == "delete":
+    if positions == "close":
         # Tables of positions are rough: the slope at a place says little of the place before it. With every token
         # half-way between the two, slopes span the step. That is one point for all genes, though each moves only those
         # behind it; in trained models that has sufficed.
         half_way = (table + torch.cat([table[:1], table[:-1]])) / 2
-        positions = half_way.expand(n, -1, -1).clone().requires_grad_()
+        stands = half_way.expand(n, -1, -1).clone().requires_grad_()
     else:
-        positions = table.expand(n, -1, -1)
+        stands = table.expand(n, -1, -1)
     padding = None if bool(valid.all()) else valid
-    hidden = embed(encoder, tokens, positions)
+    hidden = embed(encoder, tokens, stands)
     for number, block in enumerate(blocks, start=1):
         run = block.run_first if how == "cls" and number == len(blocks) else block.run
         hidden = run(hidden, valid=padding, log_keep=log_keep)
@@ -140,9 +152,9 @@ def _slopes(
 
     def without(score: torch.Tensor) -> torch.Tensor:
         """First-order change of a sum over cells as each gene is left out."""
-        if operator == "hold":
+        if positions == "keep":
             return -torch.autograd.grad(score, log_keep, retain_graph=True)[0]
-        keep, place = torch.autograd.grad(score, [log_keep, positions], retain_graph=True)
+        keep, place = torch.autograd.grad(score, [log_keep, stands], retain_graph=True)
         # Each later token moves up by one: what that does, summed from the end.
         moved = functional.pad((place[:, 1:] * (table[:-1] - table[1:])).sum(-1), (0, 1))
         return moved.flip(1).cumsum(1).flip(1) - keep
@@ -166,3 +178,18 @@ def _slopes(
 
 def _directions(seed: Sequence[int], width: int, n: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((width, n)).astype(np.float32)
+
+
+# --- to go with its callers ----------------------------------------------------------------------------------------
+
+
+def screen_by_derivatives(encoder, ids, wanted, lengths, vocabulary, *, operator, goals=None, tokens_at_once, **how):
+    """To go: :func:`estimate_deletions` in the places of tokens."""
+    found = Screened.nothing(*ids.shape, 0 if goals is None else len(goals))
+    cell, place = np.nonzero(wanted)
+    edits = single_deletions(ids, wanted)
+    positions = "keep" if operator == "hold" else "close"
+    with settings.override(batch_tokens=tokens_at_once):
+        runs = estimate_deletions(encoder, ids, lengths, vocabulary, edits, positions=positions, goals=goals, **how)
+    found.shift[cell, place], found.toward[cell, place] = runs.shift, runs.toward
+    return found

@@ -137,10 +137,10 @@ def run_edits(
     if goals is not None:
         goals = torch.from_numpy(np.asarray(goals, dtype=np.float32)).to(device, sum_dtype(device))
     genes = torch.zeros(3, n_tokens * n_groups, dtype=sum_dtype(device), device=device)
-    by_cell = np.argsort(edits.cell, kind="stable")
-    first, last = (np.searchsorted(edits.cell[by_cell], np.arange(len(lengths)), side) for side in ("left", "right"))
     limit = batch_tokens(device)
-    blocks = batches_by_length(np.where(last > first, lengths, 0), limit, max(1, _MOST_POSITIONS // n_tokens))
+    blocks = batches_by_length(
+        np.where(np.isin(np.arange(len(lengths)), edits.cell), lengths, 0), limit, max(1, _MOST_POSITIONS // n_tokens)
+    )
     is_cpu = device.type == "cpu"
     passes = _Passes(
         most=min(limit, _CACHED_TOKENS) if is_cpu else limit,
@@ -151,8 +151,7 @@ def run_edits(
     with workers(n_workers) as mapped, torch.inference_mode():
         reader = _Reader(encoder, vocabulary, passes, mapped, only_first=how == "cls" and gene_groups is None)
         for rows, cells in halving(blocks, lambda rows: reader.read(ids, lengths, rows)):
-            of_block = np.concatenate([by_cell[first[row] : last[row]] for row in rows])
-            cell = np.repeat(np.arange(len(rows)), last[rows] - first[rows])
+            of_block, cell = edits.of_cells(rows)
             most = encoder.config.max_position_embeddings
             placed = PlacedEdits.of(edits, of_block, cell, lengths=cells.lengths, table=cells.positions, most=most)
             effects.rank[of_block] = ranks_of(placed.positions.cpu().numpy(), lengths[edits.cell[of_block]], vocabulary)
@@ -392,11 +391,8 @@ class _Comparison:
     def _without_keys(self, cells: np.ndarray, new_lengths: np.ndarray) -> dict[int, WithoutKey]:
         """Attention in the first network layer of cells that lose many genes, one at a time, in place."""
         reader, n_heads = self.reader, self.reader.encoder.config.num_attention_heads
-        if (
-            self.placed.operator != "delete"
-            or self.placed.genes.shape[1] > 1
-            or len(reader.blocks) <= reader.only_first
-        ):
+        is_single = self.placed.operator == "delete" and self.placed.genes.shape[1] == 1
+        if not is_single or len(reader.blocks) <= reader.only_first or bool((self.placed.positions < 0).any()):
             return {}
         lost = {}
         for cell, at, n_edits in zip(*np.unique(cells, return_index=True, return_counts=True), strict=True):

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from gfx._core.edits import Edits
+from gfx._core.edits import single_deletions
 from gfx._core.screening import Screened
 from gfx._engine.perturb import run_edits
 from gfx._settings import settings
@@ -18,8 +18,7 @@ def screen_exactly(encoder, ids, wanted, lengths, vocabulary, *, how, operator, 
     """Delete the wanted genes of each cell, one at a time."""
     found = Screened.nothing(*ids.shape, 0 if goals is None else len(goals))
     cell, place = np.nonzero(wanted)
-    tokens, which = np.unique(ids[cell, place].astype(np.int64), return_inverse=True)
-    edits = Edits("delete", tokens[:, None], cell, which)
+    edits = single_deletions(ids, wanted)
     positions = "keep" if operator == "hold" else "close"
     with settings.override(batch_tokens=tokens_at_once):
         runs = run_edits(encoder, ids, lengths, vocabulary, edits, how=how, positions=positions, goals=goals)
