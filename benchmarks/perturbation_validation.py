@@ -359,9 +359,10 @@ def displacements(adata: ad.AnnData, single: list[str], model: str | None) -> di
 
 def overexpressed(adata: ad.AnnData, genes: list[str], model: gfx.models.Model) -> np.ndarray:
     """Mean displacement of cells by each gene at the front, `(n_genes, d)`."""
+    from gfx._core.edits import Edits
     from gfx._engine.device import choose_device
     from gfx._engine.encoder import load_encoder
-    from gfx._engine.perturb import Edits, measure_edits
+    from gfx._engine.perturb import run_edits
 
     vocabulary, device = model.vocabulary, choose_device(None)
     encoder = load_encoder(model.weights, model.config, n_blocks=model.n_blocks - 1, device=device, dtype=torch.float32)
@@ -370,7 +371,7 @@ def overexpressed(adata: ad.AnnData, genes: list[str], model: gfx.models.Model) 
     cell, which = np.tile(rows, len(genes)), np.repeat(np.arange(len(genes)), len(rows))
     how = "cls" if vocabulary.has_cls else "mean"
     edits = Edits("overexpress", list(sets), cell, which)
-    vectors = measure_edits(encoder, ids, lengths, vocabulary, edits, how=how, split=False, keep_vectors=True).vectors
+    vectors = run_edits(encoder, ids, lengths, vocabulary, edits, how=how, positions="close", keep_vectors=True).vectors
     moved = vectors[:, 1] - vectors[:, 0]
     return np.stack([moved[which == at].mean(axis=0) for at in range(len(genes))])
 

@@ -16,7 +16,6 @@ from gfx._core.screening import (
     FEWEST_ALIKE,
     NEIGHBOURS,
     GeneSums,
-    Screened,
     agreement,
     excess_over_neighbours,
     standing_out,
@@ -75,15 +74,6 @@ def test_special_tokens_are_no_genes_even_if_asked_for() -> None:
     ids = np.array([[vocabulary.cls, 4, 5, vocabulary.eos]], dtype=np.uint16)
     found = wanted_places(ids, np.array([4]), np.ones(len(vocabulary), dtype=bool), vocabulary)
     assert found.tolist() == [[False, True, True, False]]
-
-
-def test_nothing_is_known_before_it_is_measured() -> None:
-    found = Screened.nothing(2, 5, 3)
-    assert found.shift.shape == (2, 5)
-    assert found.toward.shape == (2, 5, 3)
-    assert found.shift.dtype == found.toward.dtype == np.float32
-    assert np.isnan(found.shift).all()
-    assert np.isnan(found.toward).all()
 
 
 # --- excess over neighbours ---------------------------------------------------------------------------------------

@@ -18,7 +18,6 @@ Operator = Literal["delete", "overexpress", "shift"]
 #: Whether other genes close up around a perturbed one, or keep their positions.
 Positions = Literal["close", "keep"]
 
-Edit = Operator  # to go with its callers
 
 #: What a shift is split into, in this order; the parts add up to it.
 PARTS = ("composition", "position", "context")

@@ -21,32 +21,6 @@ NEIGHBOURS = 20
 ALIKE, FEWEST_ALIKE = 100, 20
 
 
-@dataclass(frozen=True)
-class Screened:
-    """What every gene of every cell does, in the places of its token; NaN where there is no such gene.
-
-    Parameters
-    ----------
-    shift
-        Of the cell, 1 - cosine, float32 `(n_cells, longest)`.
-    toward
-        Change of the cell's cosine to each state, float32 `(n_cells, longest, n_states)`.
-    """
-
-    shift: np.ndarray
-    toward: np.ndarray
-
-    @classmethod
-    def nothing(cls, n_cells: int, longest: int, n_states: int) -> Screened:
-        return cls(
-            np.full((n_cells, longest), np.nan, np.float32), np.full((n_cells, longest, n_states), np.nan, np.float32)
-        )
-
-    def of(self, measure: str) -> np.ndarray:
-        """Return one measure, ``"shift"`` or ``"toward"`` the first state, as a view `(n_cells, longest)`."""
-        return self.shift if measure == "shift" else self.toward[..., 0]
-
-
 def wanted_places(ids: np.ndarray, lengths: np.ndarray, genes: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     """Say which tokens are genes that can be deleted, bool `(n_cells, longest)`: another gene has to be left.
 
@@ -78,12 +52,6 @@ def excess_over_neighbours(values: np.ndarray, cell: np.ndarray) -> np.ndarray:
             effects = values[runs].astype(np.float64)
             out[runs] = effects - ndimage.median_filter(effects, 2 * NEIGHBOURS + 1, mode="mirror")
     return out
-
-
-def beside_neighbours(values: np.ndarray) -> np.ndarray:
-    """To go: :func:`excess_over_neighbours` of one row a cell."""
-    cell = np.repeat(np.arange(len(values)), values.shape[1])
-    return excess_over_neighbours(values.reshape(-1), cell).reshape(values.shape)
 
 
 @dataclass

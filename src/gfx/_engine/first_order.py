@@ -15,14 +15,12 @@ import torch
 from torch.nn import functional
 
 from gfx._core.batching import batches_by_length
-from gfx._core.edits import pad_sets, ranks_of, single_deletions
-from gfx._core.screening import Screened
+from gfx._core.edits import pad_sets, ranks_of
 from gfx._engine.blocks import blocks_of, embed
 from gfx._engine.device import batch_tokens, halving
 from gfx._engine.edited import find_positions
 from gfx._engine.perturb import EditEffects
 from gfx._engine.pooling import Pooling, special_tokens
-from gfx._settings import settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -178,18 +176,3 @@ def _slopes(
 
 def _directions(seed: Sequence[int], width: int, n: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((width, n)).astype(np.float32)
-
-
-# --- to go with its callers ----------------------------------------------------------------------------------------
-
-
-def screen_by_derivatives(encoder, ids, wanted, lengths, vocabulary, *, operator, goals=None, tokens_at_once, **how):
-    """To go: :func:`estimate_deletions` in the places of tokens."""
-    found = Screened.nothing(*ids.shape, 0 if goals is None else len(goals))
-    cell, place = np.nonzero(wanted)
-    edits = single_deletions(ids, wanted)
-    positions = "keep" if operator == "hold" else "close"
-    with settings.override(batch_tokens=tokens_at_once):
-        runs = estimate_deletions(encoder, ids, lengths, vocabulary, edits, positions=positions, goals=goals, **how)
-    found.shift[cell, place], found.toward[cell, place] = runs.shift, runs.toward
-    return found

@@ -511,8 +511,3 @@ def _add(genes: torch.Tensor, compared: _Compared, group: torch.Tensor, n_groups
 
 
 # --- to go with its callers ----------------------------------------------------------------------------------------
-
-
-def measure_edits(*args, hold: bool = False, split: bool = True, description: str = "", **wanted) -> EditEffects:
-    """To go: :func:`run_edits` under its former name."""
-    return run_edits(*args, positions="keep" if hold else "close", split=split, **wanted)

@@ -8,12 +8,11 @@ from zlib import crc32
 
 import numpy as np
 
-from gfx._core.edits import Edits
+from gfx._core.edits import Edits, single_deletions
 from gfx._core.screening import wanted_places
 from gfx._core.statistics import synergy
 from gfx._engine.attention import sum_attention
-from gfx._engine.device import batch_tokens
-from gfx._engine.first_order import screen_by_derivatives
+from gfx._engine.first_order import estimate_deletions
 from gfx._engine.perturb import run_edits
 from gfx._engine.pooling import embed_cells, sum_genes
 
@@ -214,35 +213,20 @@ class Screen:
         wanted = cells.given.get("wanted")
         if wanted is None:
             wanted = wanted_places(cells.ids, cells.lengths, self.genes, vocabulary)
-        row, place = np.nonzero(wanted)
+        edits = single_deletions(cells.ids, wanted)
+        what = encoder, cells.ids, cells.lengths, vocabulary, edits
+        how = {"how": self.pooling, "positions": self.positions, "goals": self.goals}
         if self.is_exact:
-            genes, which = np.unique(cells.ids[row, place].astype(np.int64), return_inverse=True)
-            edits = Edits("delete", genes[:, None], row, which)
-            how = {"how": self.pooling, "positions": self.positions, "goals": self.goals}
-            effects = run_edits(encoder, cells.ids, cells.lengths, vocabulary, edits, **how)
-            shift, toward = effects.shift, effects.toward
+            effects = run_edits(*what, **how)
         else:
             # Directions depend on what a cell is, not on where it stands: a subset of the cells gives the same.
             rows = zip(cells.ids, cells.lengths, strict=True)
-            screened = screen_by_derivatives(
-                encoder,
-                cells.ids,
-                wanted,
-                cells.lengths,
-                vocabulary,
-                how=self.pooling,
-                operator="hold" if self.positions == "keep" else "delete",
-                goals=self.goals,
-                n_probes=self.n_probes,
-                seeds=[(self.seed, crc32(tokens[:length].astype("<i8").tobytes())) for tokens, length in rows],
-                tokens_at_once=batch_tokens(device),
-            )
-            shift, toward = screened.shift[row, place], screened.toward[row, place]
-        n_others = np.maximum(cells.lengths[row] - vocabulary.n_specials - 1, 1)
+            seeds = [(self.seed, crc32(tokens[:length].astype("<i8").tobytes())) for tokens, length in rows]
+            effects = estimate_deletions(*what, n_probes=self.n_probes, seeds=seeds, **how)
         return {
-            "cell": cells.number[row].astype(np.int32),
-            "token": cells.ids[row, place].astype(np.int32),
-            "rank": ((place - vocabulary.first_gene) / n_others).astype(np.float32),
-            "shift": shift,
-            "toward": toward,
+            "cell": cells.number[edits.cell].astype(np.int32),
+            "token": edits.sets[edits.which, 0].astype(np.int32),
+            "rank": effects.rank,
+            "shift": effects.shift,
+            "toward": effects.toward,
         }

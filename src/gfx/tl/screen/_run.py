@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from gfx._core.screening import GeneSums, agreement, beside_neighbours, standing_out, wanted_places
+from gfx._core.screening import GeneSums, agreement, excess_over_neighbours, standing_out, wanted_places
 from gfx._core.statistics import spearman
 from gfx.tl._baselines import CONTROL_COLUMNS, compare_with_baselines
 
@@ -109,7 +109,7 @@ def _add(sums: Sums, plan: Plan, name: str, runs: Result) -> None:
     for measure in plan.measures_of(name):
         values = _values(runs, measure)
         measured[f"{name}/{measure}"] = values
-        measured[f"{name}/{measure}_excess"] = _excess(runs["cell"], values)
+        measured[f"{name}/{measure}_excess"] = excess_over_neighbours(values, runs["cell"])
     for what, values in measured.items():
         sums.whole.add(what, runs["token"], np.zeros(len(values), np.int64), values)
         if plan.n_groups:
@@ -118,12 +118,6 @@ def _add(sums: Sums, plan: Plan, name: str, runs: Result) -> None:
 
 def _values(runs: Result, measure: str) -> np.ndarray:
     return runs["shift"] if measure == "shift" else runs["toward"][:, 0]
-
-
-def _excess(cell: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Compare each run with genes of similar rank in the same cell; runs of a cell follow each other by rank."""
-    first = np.flatnonzero(np.diff(cell)) + 1
-    return np.concatenate([beside_neighbours(of_cell[None])[0] for of_cell in np.split(values, first)])
 
 
 # --- estimates and exact results -----------------------------------------------------------------------------------
