@@ -218,34 +218,6 @@ copy
     Work on a copy and return it.
 """
 
-METHOD = """
-method
-    ``"fine_tune"`` or ``"linear_probe"``; see above.
-"""
-
-FOLDS = """
-n_splits
-    Folds.
-n_seeds
-    How often the folds are drawn anew, and networks trained.
-"""
-
-ADAPTER = """
-adapter
-    ``"lora"`` trains low-rank adapters beside the weights :cite:p:`Hu2022`, in blocks that are not frozen, with `peft`;
-    ``"lora-8bit"`` and ``"lora-4bit"`` hold the network in 8 or 4 bits meanwhile, with `bitsandbytes`, on CUDA only.
-    The adapters are added to the weights in the end, so that the result is a model like any other.
-"""
-
-RUNNING = """
-batch_size
-    Cells in a forward pass at most; `None`: as many as fit a number of tokens, halved when memory runs out.
-device
-    Such as ``"cpu"`` or ``"cuda:0"``. `None`: the setting, else what is there.
-dtype
-    Precision of the forward pass. `None`: bfloat16 where it is fast, else float32.
-"""
-
 _SLOTS_OF_PERTURBATIONS = """
 `.obsm['{key}' | key_added]` : :class:`numpy.ndarray` (float32, `(n_obs, n_perturbations)`)
     Shift of each cell; NaN for cells that were not perturbed: those that lack a gene or are not of state `start`.

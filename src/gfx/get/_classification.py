@@ -97,7 +97,7 @@ def classification_df(adata: AnnData | MuData, *, key: str | None = None, mod: s
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", method="linear_probe", n_seeds=1)
+    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", method="linear_probe", n_repeats=1)
     >>> table = gfx.get.classification_df(adata)
     >>> table.loc[0, ["task", "unit", "method"]].tolist()
     ['cell_type', 'cell', 'model']
@@ -136,7 +136,7 @@ def learning_curve_df(adata: AnnData | MuData, *, key: str | None = None, mod: s
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", method="linear_probe", n_seeds=1)
+    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", method="linear_probe", n_repeats=1)
     >>> gfx.get.learning_curve_df(adata)["method"].iloc[0]
     'model'
     """
@@ -171,7 +171,7 @@ def roc_df(adata: AnnData | MuData, *, key: str | None = None, mod: str | None =
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", method="linear_probe", n_seeds=1)
+    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", method="linear_probe", n_repeats=1)
     >>> gfx.get.roc_df(adata).columns.tolist()
     ['task', 'unit', 'method', 'seed', 'fold', 'class', 'fpr', 'tpr']
     """
@@ -206,7 +206,7 @@ def confusion_df(adata: AnnData | MuData, *, key: str | None = None, mod: str | 
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", method="linear_probe", n_seeds=1)
+    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", method="linear_probe", n_repeats=1)
     >>> gfx.get.confusion_df(adata).columns.tolist()
     ['task', 'unit', 'method', 'true', 'predicted', 'n', 'share']
     """

@@ -73,7 +73,7 @@ def gene_scores_df(
     >>> t_cell = ["CD3D", "CD3E", "CD3G", "CD2", "IL7R", "TRAT1", "CD5", "CD27"]
     >>> b_cell = ["MS4A1", "CD79A", "CD79B", "CD19", "BANK1", "BLK", "HLA-DRA", "CD74"]
     >>> labels = {"T": t_cell, "B": b_cell}
-    >>> gfx.tl.classify_genes(adata, labels, model="mini", method="linear_probe", n_seeds=1)
+    >>> gfx.tl.classify_genes(adata, labels, model="mini", method="linear_probe", n_repeats=1)
     >>> gfx.get.gene_scores_df(adata).columns.tolist()
     ['gene', 'label', 'predicted', 'n_cells', 'score_T', 'sd_T', 'score_B', 'sd_B']
     """

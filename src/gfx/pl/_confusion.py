@@ -70,7 +70,7 @@ def confusion(
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", method="linear_probe", n_seeds=1)
+    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", method="linear_probe", n_repeats=1)
     >>> gfx.pl.confusion(adata, show=False).get_ylabel()
     'true class (cells)'
     """

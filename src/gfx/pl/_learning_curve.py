@@ -70,7 +70,7 @@ def learning_curve(
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", method="linear_probe", n_seeds=1)
+    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", method="linear_probe", n_repeats=1)
     >>> gfx.pl.learning_curve(adata, show=False).get_xlabel()
     'cells trained on'
     """

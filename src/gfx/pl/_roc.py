@@ -69,7 +69,7 @@ def roc(
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", method="linear_probe", n_seeds=1)
+    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", method="linear_probe", n_repeats=1)
     >>> gfx.pl.roc(adata, show=False).get_xlabel()
     'false positive rate'
     """

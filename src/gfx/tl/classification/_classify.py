@@ -30,13 +30,10 @@ if TYPE_CHECKING:
 
 @_docs.shared(
     labels=_texts.LABELS,
-    model=_docs.MODEL,
     unknown=_texts.UNKNOWN,
     method=_texts.METHOD,
-    evaluation=_texts.EVALUATION,
+    controls=_texts.CONTROLS,
     folder=_texts.FOLDER,
-    rng=_texts.RNG,
-    output=_docs.OUTPUT,
     errors=_texts.ERRORS,
 )
 def classify_genes(
@@ -79,22 +76,26 @@ def classify_genes(
 
     Parameters
     ----------
-    adata
-        Cells by genes, raw counts in `X` or `layer`, or tokens from :func:`gfx.pp.tokenize`.
+    {adata}
     {labels}
     {model}
+    {layer}
     mask_obs
         Cells to use: a boolean column of `obs`, or an array. Relevant cells need fewer examples.
     {unknown}
     {method}
-    {evaluation}
+    {controls}
+    {n_splits}
+    {n_repeats}
     max_cells
         Cells to train and to predict in, drawn at random among those that have a labelled gene.
     learning_curve
         Additional training-set sizes, in cells, for a learning curve; evaluation always uses all selected cells.
     {folder}
     {rng}
-    {output}
+    {key_added}
+    {mod}
+    {copy}
 
     Returns
     -------
@@ -153,14 +154,10 @@ def classify_genes(
 
 @_docs.shared(
     groupby=_texts.GROUPBY,
-    model=_docs.MODEL,
-    cells=_texts.CELLS,
     method=_texts.METHOD,
     pooling=_texts.POOLING,
-    evaluation=_texts.EVALUATION,
+    controls=_texts.CONTROLS,
     folder=_texts.FOLDER,
-    rng=_texts.RNG,
-    output=_docs.OUTPUT,
     errors=_texts.ERRORS,
 )
 def classify_cells(
@@ -206,25 +203,28 @@ def classify_cells(
 
     Parameters
     ----------
-    adata
-        Cells by genes, raw counts in `X` or `layer`, or tokens from :func:`gfx.pp.tokenize`.
+    {adata}
     {groupby}
     donor_key
         Column of `obs` with the donor, or batch, of each cell: its cells are never on both sides of a fold. Without,
         results say little about other donors. With as many folds as donors every repeat holds out the same donors.
     {model}
-    {cells}
+    {layer}
+    {mask_obs}
     {method}
     {pooling}
-    {evaluation}
-    max_cells
-        Cells to use at most, drawn at random; `None` uses all.
+    {controls}
+    {n_splits}
+    {n_repeats}
+    {max_cells}
     learning_curve
         Additional training-set sizes, in cells, for a learning curve, drawn anew in each fold; evaluation always uses
         all held-out cells.
     {folder}
     {rng}
-    {output}
+    {key_added}
+    {mod}
+    {copy}
 
     Returns
     -------

@@ -38,12 +38,7 @@ if TYPE_CHECKING:
 
 
 @_docs.shared(
-    labels=_texts.LABELS,
-    folder=_texts.OWN_FOLDER,
-    model=_docs.MODEL,
-    unknown=_texts.UNKNOWN,
-    method=_texts.METHOD,
-    errors=_texts.ERRORS,
+    labels=_texts.LABELS, folder=_texts.OWN_FOLDER, unknown=_texts.UNKNOWN, method=_texts.METHOD, errors=_texts.ERRORS
 )
 def fine_tune_genes(
     adata: AnnData | MuData,
@@ -66,21 +61,18 @@ def fine_tune_genes(
 
     Parameters
     ----------
-    adata
-        Cells by genes, raw counts in `X` or `layer`, or tokens from :func:`gfx.pp.tokenize`.
+    {adata}
     {labels}
     {folder}
     {model}
-    mask_obs
-        Cells to use: a boolean column of `obs`, or an array.
+    {layer}
+    {mask_obs}
     {unknown}
     {method}
     max_cells
         Cells to train on, drawn at random among those that have a labelled gene.
-    rng
-        Seed of the choice of cells and of the training.
-    mod
-        Modality of a MuData.
+    {rng}
+    {mod}
 
     Returns
     -------
@@ -113,13 +105,7 @@ def fine_tune_genes(
 
 
 @_docs.shared(
-    groupby=_texts.GROUPBY,
-    folder=_texts.OWN_FOLDER,
-    model=_docs.MODEL,
-    cells=_texts.CELLS,
-    method=_texts.METHOD,
-    pooling=_texts.POOLING,
-    errors=_texts.ERRORS,
+    groupby=_texts.GROUPBY, folder=_texts.OWN_FOLDER, method=_texts.METHOD, pooling=_texts.POOLING, errors=_texts.ERRORS
 )
 def fine_tune_cells(
     adata: AnnData | MuData,
@@ -143,22 +129,19 @@ def fine_tune_cells(
 
     Parameters
     ----------
-    adata
-        Cells by genes, raw counts in `X` or `layer`, or tokens from :func:`gfx.pp.tokenize`.
+    {adata}
     {groupby}
     {folder}
     donor_key
         Column of `obs` with the donor of each cell: the validation set of fine-tuning is then of whole donors.
     {model}
-    {cells}
+    {layer}
+    {mask_obs}
     {method}
     {pooling}
-    max_cells
-        Cells to train on at most, drawn at random; `None` uses all.
-    rng
-        Seed of the choice of cells and of the training.
-    mod
-        Modality of a MuData.
+    {max_cells}
+    {rng}
+    {mod}
 
     Returns
     -------

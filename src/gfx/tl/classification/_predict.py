@@ -10,7 +10,6 @@ from gfx import _docs
 from gfx._core.statistics import moments
 from gfx._results import mask_name
 from gfx.tl._prepare import groups_and_rest, prepare
-from gfx.tl.classification import _texts
 from gfx.tl.classification._cross_validation import predicted_classes
 from gfx.tl.classification._trained import load_network, load_trained
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from gfx.models import Model
 
 
-@_docs.shared(cells=_texts.CELLS, output=_docs.OUTPUT)
+@_docs.shared()
 def predict_genes(
     adata: AnnData | MuData,
     model: str | Path | Model,
@@ -45,17 +44,17 @@ def predict_genes(
 
     Parameters
     ----------
-    adata
-        Cells by genes, raw counts in `X` or `layer`, or tokens from :func:`gfx.pp.tokenize`.
+    {adata}
     model
         A folder from :func:`gfx.models.fine_tune_genes` or :func:`gfx.tl.classify_genes`, or another checkpoint with a
         head on tokens.
-    layer
-        Layer with the raw counts; `None`: `X`.
+    {layer}
     groupby
         Column of `obs`: score the genes in each group of cells as well.
-    {cells}
-    {output}
+    {mask_obs}
+    {key_added}
+    {mod}
+    {copy}
 
     Returns
     -------
@@ -133,7 +132,7 @@ def predict_genes(
     return cells.result
 
 
-@_docs.shared(cells=_texts.CELLS, output=_docs.OUTPUT)
+@_docs.shared()
 def predict_cells(
     adata: AnnData | MuData,
     model: str | Path | Model,
@@ -153,16 +152,16 @@ def predict_cells(
 
     Parameters
     ----------
-    adata
-        Cells by genes, raw counts in `X` or `layer`, or tokens from :func:`gfx.pp.tokenize`.
+    {adata}
     model
         A folder from :func:`gfx.models.fine_tune_cells` or :func:`gfx.tl.classify_cells`; or the published
         ``"V1-10M_cardiomyopathies"``, or another checkpoint of the official software, which reads the cell from its
         first gene.
-    layer
-        Layer with the raw counts; `None`: `X`.
-    {cells}
-    {output}
+    {layer}
+    {mask_obs}
+    {key_added}
+    {mod}
+    {copy}
 
     Returns
     -------

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-CELLS = """
-mask_obs
-    Cells to use: a boolean column of `obs`, or an array.
-"""
-
 LABELS = """
 labels
     Classes and their genes, as symbols or Ensembl ids, such as ``{"insensitive": [...], "sensitive": [...]}``; or a
@@ -37,14 +32,10 @@ pooling
     where the model's family has one.
 """
 
-EVALUATION = """
+CONTROLS = """
 controls
     What the model is compared with in the same folds: ``"random_weights"``, the same method with a network of random
     weights, none of which is frozen; ``"baselines"``, what is known without a model. `None` compares with nothing.
-n_splits
-    Number of cross-validation folds.
-n_repeats
-    Number of repeats, each with new folds and seeds.
 """
 
 FOLDER = """
@@ -57,11 +48,6 @@ folder
 OWN_FOLDER = """
 folder
     Where the classifier is kept: new, empty, or the folder of a call that was stopped, which goes on where it was.
-"""
-
-RNG = """
-rng
-    Seed of the choice of cells, the folds, and the training.
 """
 
 ERRORS = """
