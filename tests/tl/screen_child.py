@@ -1,8 +1,8 @@
 """Screens cells in processes that a test may kill; what takes seconds is done once, before they are forked.
 
 Each line of input is a JSON of `cells`, the path of an h5ad file, `arguments`, `kill_at`, the number of finished blocks
-to wait for, and `kill_after`, the seconds to wait then before it is killed. The answer says how it ended: 0, or minus the
-signal.
+to wait for, and `kill_after`, the seconds to wait then before it is killed. The answer says how it ended: 0, or minus
+the signal.
 """
 
 from __future__ import annotations
