@@ -8,7 +8,7 @@ import numpy as np
 
 from gfx._docs import shared
 from gfx.get import classification_df, confusion_df, gene_scores_df, learning_curve_df, roc_df
-from gfx.pl._style import axes_for, figure_of, finish, label_points
+from gfx.pl._style import axes_for, figure_of, finish, label_column
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -396,7 +396,7 @@ def gene_scores(
     if group is not None:
         ax.set_title(group)
     for genes, x, y, column in columns:
-        label_points(ax, genes, x, y, column=column)
+        label_column(ax, genes, x, y, column)
     finish(ax, show=show)
     return ax
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Steps in which names are moved apart at most.
-_STEPS = 500
+#: Steps in which names are moved apart at most, and lines of names in a column, in points.
+_STEPS, _LINE = 500, 10.0
 
 
 def axes_for(
@@ -49,14 +49,11 @@ def finish(*axes: Axes, show: bool | None) -> None:
         plt.show()
 
 
+_LINE_OF_LABEL = {"arrowstyle": "-", "color": "0.5", "linewidth": 0.5, "shrinkB": 2}
+
+
 def label_points(
-    ax: Axes,
-    names: Sequence[str],
-    x: np.ndarray,
-    y: np.ndarray,
-    *,
-    others: np.ndarray | None = None,
-    column: float | None = None,
+    ax: Axes, names: Sequence[str], x: np.ndarray, y: np.ndarray, *, others: np.ndarray | None = None
 ) -> None:
     """Write names beside points, each with a line to its point; names without room are left out, the last ones first.
 
@@ -66,35 +63,29 @@ def label_points(
     ----------
     others
         Points without names, which no name may cover either, `(n, 2)`.
-    column
-        Where names stand in one column beside all points, which leave it free.
     """
     if not len(names):
         return
     from adjustText import adjust_text
 
     points = np.column_stack([x, y])
+    labels = [
+        ax.annotate(name, point, xytext=point, fontsize="small", ha="center", va="center", zorder=4)
+        for name, point in zip(names, points, strict=True)
+    ]
     if others is not None:
         points = np.vstack([points, others])
-    starts = points if column is None else np.column_stack([np.full(len(names), column), y])
-    side = "center" if column is None else "left" if column > np.min(x) else "right"
-    labels = [
-        ax.annotate(name, point, xytext=start, fontsize="small", ha=side, va="center", zorder=4)
-        for name, point, start in zip(names, points, starts, strict=False)
-    ]
     figure_of(ax).draw_without_rendering()  # the layout moves axes
-    # In a column, names move apart and are not pulled back to their points.
-    apart = {"only_move": "y", "avoid_self": False, "force_pull": (0, 0), "expand": (1, 1.2)}
-    around = {"x": points[:, 0], "y": points[:, 1], "expand": (1.15, 1.7)}  # points have a size
     _, lines = adjust_text(
         labels,
+        *points.T,
         target_x=x,
         target_y=y,
         ax=ax,
+        expand=(1.15, 1.7),  # points have a size
         iter_lim=_STEPS,  # not a time limit: the same picture every time
         min_arrow_len=0,
-        arrowprops={"arrowstyle": "-", "color": "0.5", "linewidth": 0.5, "shrinkB": 2},
-        **(around if column is None else apart),
+        arrowprops=_LINE_OF_LABEL,
     )
     placed, pixels = [], ax.transData.transform(points)
     for label, line in zip(labels, lines, strict=True):
@@ -105,3 +96,25 @@ def label_points(
             line.remove()
         else:
             placed.append(box)
+
+
+def label_column(ax: Axes, names: Sequence[str], x: np.ndarray, y: np.ndarray, column: float) -> None:
+    """Write names one below the other beside all points, each with a line to its point, the first ones that fit.
+
+    In one dimension the places are exact, where adjustText leaves overlaps in a full column. Limits have to be final.
+    """
+    figure_of(ax).draw_without_rendering()  # the layout moves axes
+    low, high = ax.get_window_extent().intervaly * 72 / figure_of(ax).dpi
+    n = min(len(names), int((high - low) // _LINE))
+    heights = low + (high - low) * (y[:n] - ax.get_ylim()[0]) / np.ptp(ax.get_ylim())
+    order = np.argsort(heights, kind="stable")
+    spaced = _LINE * np.arange(n)
+    # Upwards as far as the one below asks for, then down again from the top.
+    lines = np.maximum.accumulate(np.maximum(heights[order], low + _LINE / 2) - spaced) + spaced
+    lines = np.minimum.accumulate((np.minimum(lines, high - _LINE / 2) - spaced)[::-1])[::-1] + spaced
+    for at, line in zip(order, lines, strict=True):
+        is_right = column > x[at]
+        height = ax.get_ylim()[0] + (line - low) / (high - low) * np.ptp(ax.get_ylim())
+        ends = {"relpos": (0 if is_right else 1, 0.5), "shrinkA": 1}  # from the end of the name that is nearer
+        side = {"ha": "left" if is_right else "right", "va": "center", "fontsize": "small", "zorder": 4}
+        ax.annotate(names[at], (x[at], y[at]), xytext=(column, height), arrowprops=_LINE_OF_LABEL | ends, **side)
