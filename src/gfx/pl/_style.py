@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Steps in which names are moved apart at most, and lines of names in a column, in points.
-_STEPS, _LINE = 500, 10.0
+#: Names beside points and steps in which they are moved apart at most, and lines of names in a column, in points.
+_MOST_NAMES, _STEPS, _LINE = 40, 200, 10.0
 
 
 def axes_for(
@@ -64,38 +64,38 @@ def label_points(
     others
         Points without names, which no name may cover either, `(n, 2)`.
     """
-    if not len(names):
-        return
     from adjustText import adjust_text
 
     points = np.column_stack([x, y])
-    labels = [
-        ax.annotate(name, point, xytext=point, fontsize="small", ha="center", va="center", zorder=4)
-        for name, point in zip(names, points, strict=True)
-    ]
-    if others is not None:
-        points = np.vstack([points, others])
+    n, points = min(len(names), _MOST_NAMES), points if others is None else np.vstack([points, others])
     figure_of(ax).draw_without_rendering()  # the layout moves axes
-    _, lines = adjust_text(
-        labels,
-        *points.T,
-        target_x=x,
-        target_y=y,
-        ax=ax,
-        expand=(1.15, 1.7),  # points have a size
-        iter_lim=_STEPS,  # not a time limit: the same picture every time
-        min_arrow_len=0,
-        arrowprops=_LINE_OF_LABEL,
-    )
-    placed, pixels = [], ax.transData.transform(points)
-    for label, line in zip(labels, lines, strict=True):
-        box = label.get_window_extent().padded(-1)  # letters do not fill their line
-        covers = ((pixels > box.min) & (pixels < box.max)).all(axis=1).any()
-        if covers or any(map(box.overlaps, placed)):
-            label.remove()
-            line.remove()
-        else:
-            placed.append(box)
+    pixels = ax.transData.transform(points)
+    while n:
+        labels = [
+            ax.annotate(name, at, xytext=at, fontsize="small", ha="center", va="center", zorder=4)
+            for name, at in zip(names[:n], points[:n], strict=True)
+        ]
+        _, lines = adjust_text(
+            labels,
+            *points.T,
+            target_x=x[:n],
+            target_y=y[:n],
+            ax=ax,
+            expand=(1.15, 1.7),  # points have a size
+            iter_lim=_STEPS,  # not a time limit: the same picture every time
+            min_arrow_len=0,
+            arrowprops=_LINE_OF_LABEL,
+        )
+        boxes = [label.get_window_extent().padded(-1) for label in labels]  # letters do not fill their line
+        fits = [
+            not any(map(box.overlaps, boxes[:at])) and not ((pixels > box.min) & (pixels < box.max)).all(axis=1).any()
+            for at, box in enumerate(boxes)
+        ]
+        if all(fits):
+            return
+        for artist in (*labels, *lines):
+            artist.remove()
+        n = sum(fits)  # as many as fit, now the first ones
 
 
 def label_column(ax: Axes, names: Sequence[str], x: np.ndarray, y: np.ndarray, column: float) -> None:
