@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.metrics.pairwise import cosine_distances
 
 import gfx
-from gfx.tl import _controls
+from gfx.tl.perturbation import _controls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
