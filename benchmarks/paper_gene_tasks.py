@@ -33,8 +33,7 @@ from scipy.sparse import csr_matrix
 from sklearn.metrics import roc_auc_score
 
 import gfx
-from gfx._keys import token_keys
-from gfx._provenance import record
+from gfx._results import Slots, key_of
 
 #: AUC and its standard deviation as published, per occurrence, with V1-10M; and which class comes second.
 PUBLISHED = {
@@ -112,11 +111,10 @@ def read_dataset(dataset: Path, model: gfx.models.Model, n_cells: int, seed: int
     adata = ad.AnnData(
         obs=pd.DataFrame(index=chosen.astype(str)), var=pd.DataFrame(index=model.vocabulary.ids[is_gene])
     )
-    keys = token_keys()
-    adata.obsm[keys.obsm] = ids
-    adata.obs[keys.obs] = lengths
     vocabulary = {"vocabulary": model.vocabulary.name, "vocabulary_sha256": model.vocabulary.sha256}
-    adata.uns[keys.uns] = {"params": record("pp.tokenize", **vocabulary, max_length=model.max_length)}
+    Slots(adata, "pp.tokenize", key_of("pp.tokenize", None)).write(
+        "read the tokens", params=vocabulary | {"max_length": model.max_length}, obsm={"": ids}, obs={"n": lengths}
+    )
     return adata
 
 

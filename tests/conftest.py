@@ -453,52 +453,43 @@ def _probabilities(n: int, n_classes: int, rng: np.random.Generator) -> np.ndarr
     return values.astype(np.float32)
 
 
-def _add_genes(adata: ad.AnnData, key: str, classes: list[str], rng: np.random.Generator, *, held_out: bool) -> None:
-    """Add what is known of each gene; the last 6 have no score, and the 4 before are in 5 cells."""
-    from gfx._keys import gene_class_keys, predicted_genes_keys
-
-    keys = gene_class_keys(key) if held_out else predicted_genes_keys(key)
-    n_vars = adata.n_vars
+def _of_genes(
+    n_vars: int, classes: list[str], rng: np.random.Generator, *, held_out: bool
+) -> dict[str, dict[str, Any]]:
+    """Make what is known of each gene; the last 6 have no score, and the 4 before are in 5 cells."""
     scores, sd = _probabilities(n_vars, len(classes), rng), rng.uniform(0, 0.2, (n_vars, len(classes)))
     n_cells = rng.integers(10, 60, n_vars).astype(np.int32)
     n_cells[-10:-6], n_cells[-6:] = 5, 0
     scores[-6:] = sd[-6:] = np.nan
     best = np.where(n_cells > 0, scores.argmax(axis=1), -1)
-    adata.varm[keys.varm], adata.varm[keys.varm_sd] = scores, sd.astype(np.float32)
-    adata.var[keys.var_n_cells] = n_cells
+    varm, var = {"": scores, "sd": sd.astype(np.float32)}, {"n_cells": n_cells}
     if held_out:
         given = np.where(n_cells > 0, rng.integers(0, len(classes), n_vars), -1)
-        adata.var[keys.var] = pd.Categorical.from_codes(given, classes)
-        adata.var[keys.var_predicted] = pd.Categorical.from_codes(best, classes)
-        folds = np.where(given[:, None] >= 0, rng.integers(0, 5, (n_vars, 3)), -1)
-        adata.varm[keys.varm_fold] = folds.astype(np.int16)
+        var[""] = pd.Categorical.from_codes(given, classes)
+        var["predicted"] = pd.Categorical.from_codes(best, classes)
+        varm["fold"] = np.where(given[:, None] >= 0, rng.integers(0, 5, (n_vars, 3)), -1).astype(np.int16)
     else:
-        adata.var[keys.var] = pd.Categorical.from_codes(best, classes)
-        adata.var[keys.var_learnt] = rng.uniform(size=n_vars) < 0.3
+        var[""] = pd.Categorical.from_codes(best, classes)
+        var["learnt"] = rng.uniform(size=n_vars) < 0.3
+    return {"varm": varm, "var": var}
 
 
-def _add_groups(adata: ad.AnnData, key: str, groups: list[str], n_classes: int, rng: np.random.Generator) -> None:
-    from gfx._keys import predicted_genes_keys
-
-    keys = predicted_genes_keys(key)
-    n_cells = rng.integers(0, 30, (adata.n_vars, len(groups))).astype(np.int32)
-    scores = np.stack([_probabilities(adata.n_vars, n_classes, rng) for _ in groups], axis=1)
+def _of_groups(n_vars: int, groups: list[str], n_classes: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    n_cells = rng.integers(0, 30, (n_vars, len(groups))).astype(np.int32)
+    scores = np.stack([_probabilities(n_vars, n_classes, rng) for _ in groups], axis=1)
     scores[n_cells == 0] = np.nan
-    adata.varm[keys.varm_groups], adata.varm[keys.varm_groups_n_cells] = scores, n_cells
+    return {"groups": scores, "groups_n_cells": n_cells}
 
 
-def _add_cells(
-    adata: ad.AnnData, key: str, tasks: dict[str, list[str]], rng: np.random.Generator, *, own: bool
-) -> None:
-    from gfx._keys import cell_class_keys, predicted_cells_keys
-
-    keys = cell_class_keys(key) if own else predicted_cells_keys(key)
-    parts = {task: _probabilities(adata.n_obs, len(classes), rng) for task, classes in tasks.items()}
-    adata.obsm[keys.obsm] = np.concatenate(list(parts.values()), axis=1)
-    for task, classes in tasks.items():
-        adata.obs[keys.of(task)] = pd.Categorical.from_codes(parts[task].argmax(axis=1), classes)
-    if own:
-        adata.obsm[keys.obsm_fold] = rng.integers(0, 5, (adata.n_obs, 3)).astype(np.int16)
+def _of_cells(
+    n_obs: int, tasks: dict[str, list[str]], rng: np.random.Generator, *, held_out: bool
+) -> dict[str, dict[str, Any]]:
+    parts = {task: _probabilities(n_obs, len(classes), rng) for task, classes in tasks.items()}
+    obsm = {"": np.concatenate(list(parts.values()), axis=1)}
+    obs = {task: pd.Categorical.from_codes(parts[task].argmax(axis=1), classes) for task, classes in tasks.items()}
+    if held_out:
+        obsm["fold"] = rng.integers(0, 5, (n_obs, 3)).astype(np.int16)
+    return {"obsm": obsm, "obs": obs}
 
 
 @pytest.fixture(scope="session")
@@ -507,14 +498,7 @@ def classified() -> Classified:
 
     Three seeds, five folds, 100, 500 and 2,000 cells trained on; scores of methods in `SCORES`.
     """
-    from gfx import _keys
-
-    slots = {
-        "tl.classify_genes": _keys.gene_class_keys,
-        "tl.predict_genes": _keys.predicted_genes_keys,
-        "tl.classify_cells": _keys.cell_class_keys,
-        "tl.predict_cells": _keys.predicted_cells_keys,
-    }
+    from gfx._results import Slots, key_of
 
     def write(
         adata: ad.AnnData,
@@ -527,25 +511,22 @@ def classified() -> Classified:
         rng = np.random.default_rng(1)
         own, genes = function.startswith("tl.classify"), function.endswith("genes")
         tasks = tasks or {"labels": ["tolerant", "sensitive"]}
-        key = slots[function](key).uns
+        given = {"tasks": {task: np.array(classes, dtype=object) for task, classes in tasks.items()}}
         if genes:
             (classes,) = tasks.values()
-            _add_genes(adata, key, classes, rng, held_out=own)
+            parts = _of_genes(adata.n_vars, classes, rng, held_out=own)
         else:
-            _add_cells(adata, key, tasks, rng, own=own)
-        found = {
-            "params": {"gfx_version": "0", "function": function},
-            "tasks": {task: np.array(classes, dtype=object) for task, classes in tasks.items()},
-        }
+            parts = _of_cells(adata.n_obs, tasks, rng, held_out=own)
         if groups:
-            _add_groups(adata, key, groups, len(classes), rng)
-            found["groups"] = np.array(groups, dtype=object)
+            parts["varm"] |= _of_groups(adata.n_vars, groups, len(classes), rng)
+            given["groups"] = np.array(groups, dtype=object)
         if own:
             units = ["gene", "occurrence"] if genes else ["cell"]
             metrics = _measured(tasks, units, rng)
-            found |= {"metrics": metrics, "summary": _summary(metrics), "roc": _curves(tasks, units, rng)}
-            found |= {"confusion": _pairs(tasks, units[0], rng), "note": f"{units[0]}s were held out in 5 folds."}
-        adata.uns[key] = found
+            given |= {"metrics": metrics, "summary": _summary(metrics), "roc": _curves(tasks, units, rng)}
+            given |= {"confusion": _pairs(tasks, units[0], rng), "note": f"{units[0]}s were held out in 5 folds."}
+        with gfx.settings.override(verbosity=0):
+            Slots(adata, function, key_of(function, key)).write("made up", params={}, uns=given, **parts)
         return adata
 
     return write
