@@ -134,16 +134,14 @@ def test_states_are_kept_together_and_in_the_order_of_the_goal(controlled):
 
 
 def test_the_order_is_that_of_effects_where_no_z_to_the_goal_is_known(controlled, toy_cells, toy_model):
-    """Centroids without the genes leave nothing to compare random sets with."""
+    """Without random sets there is none."""
     adata = toy_cells(48)
-    gfx.tl.delete_genes(adata, MORE, model=toy_model, n_random=9, donor_key="donor", centroids="without", **STATES)
+    gfx.tl.delete_genes(adata, MORE, model=toy_model, controls=None, donor_key="donor", **STATES)
     table = deletion_df(adata)
-    assert table[["toward_z", "toward_p", "toward_fdr", "donor_p"]].isna().all(axis=None)
-    assert (table["toward_n_random"] == 0).all()
-    assert table[["z", "p", "fdr"]].notna().all(axis=None)
+    assert not {"z", "toward_z", "toward_p", "toward_fdr"} & set(table)
     goals = table[table["role"] == "goal"]
     assert goals["toward_mean"].is_monotonic_decreasing
-    assert not goals["z"].is_monotonic_decreasing
+    assert not goals["shift_mean"].is_monotonic_decreasing
     assert table["perturbation"].tolist() == goals["perturbation"].repeat(3).tolist()
     # One that is known suffices.
     adata = controlled.copy()
@@ -309,7 +307,7 @@ def assert_gene_effects(adata, names, key, columns, by):
                 ratio = np.log2(by_gene["shift"].astype(float) / by_gene["random_shift"].astype(float))
             ratio[~np.isfinite(ratio)] = np.nan
             np.testing.assert_allclose(by_gene["excess"], ratio - ratio.median(), atol=1e-12)
-            assert by_gene["excess"].notna().sum() > 100
+            assert by_gene["excess"].notna().sum() > len(by_gene) / 2
             assert not table["shift"].is_monotonic_decreasing
 
 
@@ -404,7 +402,7 @@ def several(toy_cells, toy_model):
     """Results of three functions, one under its own name and the others not."""
     adata = toy_cells(12)
     gfx.tl.overexpress_genes(adata, "TOY48", model=toy_model, controls=None)
-    gfx.tl.shift_genes(adata, "TOY165", quartiles=3, model=toy_model, controls=None, key_added="shifted")
+    gfx.tl.shift_genes(adata, "TOY165", by=("quartiles", 3), model=toy_model, controls=None, key_added="shifted")
     delete_genes(adata, "TOY90", model=toy_model, key_added="deleted")
     return adata
 

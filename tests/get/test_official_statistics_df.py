@@ -163,7 +163,7 @@ def test_where_the_ids_of_affected_genes_come_from(adata):
 def test_after_the_tool(toy_cells, toy_model):
     adata = toy_cells(18)
     names = ["TOY90", "TOY48", "TOY90+TOY48"]
-    call = {"model": toy_model, "groupby": "cell_type", "start": "b", "goal": "a", "null": None}
+    call = {"model": toy_model, "groupby": "cell_type", "start": "b", "goal": "a", "controls": None}
     gfx.tl.delete_genes(adata, ["TOY90", "TOY48", ("TOY90", "TOY48")], **call)
     found = gfx.get.official_statistics_df(adata, "goal_state_shift").set_index("Gene_name").loc[names]
     assert found["Ensembl_ID"].tolist() == ["ENSG00000000090", "ENSG00000000048", "ENSG00000000090+ENSG00000000048"]

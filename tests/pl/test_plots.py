@@ -41,7 +41,7 @@ def _close_figures() -> Iterator[None]:
 def deleted(toy_cells, toy_model) -> ad.AnnData:
     adata = toy_cells()
     genes = common_genes(adata)
-    given = {"model": toy_model, "null": 6}
+    given = {"model": toy_model, "n_random": 6}
     gfx.tl.delete_genes(adata, genes, **given)
     gfx.tl.delete_genes(adata, genes, groupby="cell_type", start="a", goal="b", key_added="by_state", **given)
     gfx.tl.delete_genes(adata, genes, model=toy_model, controls=None, key_added="alone")
@@ -296,16 +296,15 @@ def test_deletion_with_states_draws_the_goal_or_the_state_asked_for(deleted: ad.
         gfx.pl.deletion(deleted, state="b")
 
 
-def test_deletion_draws_no_random_sets_where_their_movement_is_not_known(deleted: ad.AnnData, toy_model) -> None:
+def test_deletion_draws_no_random_sets_where_none_were_run(deleted: ad.AnnData, toy_model) -> None:
     adata = gfx.tl.delete_genes(
         deleted,
         common_genes(deleted),
         model=toy_model,
-        n_random=6,
+        controls=None,
         groupby="cell_type",
         start="a",
         goal="b",
-        centroids="without",
         copy=True,
     )
     ax = gfx.pl.deletion(adata, min_cells=1, show=False)

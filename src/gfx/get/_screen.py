@@ -101,7 +101,7 @@ def screen_df(
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.screen_genes(adata, model="mini", method="first_order", groupby="cell_type", method=gfx.tl.FirstOrder(2))
+    >>> gfx.tl.screen_genes(adata, model="mini", method=gfx.tl.FirstOrder(2), groupby="cell_type")
     >>> gfx.get.screen_df(adata, "B cell").columns[3:8].tolist()
     ['shift_mean', 'shift_sd', 'shift_excess', 'shift_low', 'shift_high']
     """

@@ -82,7 +82,7 @@ def screen(
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.screen_genes(adata, model="mini", method="first_order", groupby="cell_type", method=gfx.tl.FirstOrder(2))
+    >>> gfx.tl.screen_genes(adata, model="mini", method=gfx.tl.FirstOrder(2), groupby="cell_type")
     >>> [panel.get_title() for panel in gfx.pl.screen(adata, ["B cell", "T cell"], show=False)]
     ['B cell', 'T cell']
     """

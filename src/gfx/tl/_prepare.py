@@ -227,7 +227,7 @@ def prepare(
     layer: str | None,
     mod: str | None,
     copy: bool,
-    key_added: str | None,
+    key_added: str | None = None,
 ) -> Prepared:
     """Claim the slots of a tool, and find the cells, the model and the tokens that it runs on; writes nothing."""
     slots = claim(data, function, key_added, mod=mod, copy=copy)

@@ -337,7 +337,7 @@ def test_a_trained_model_is_a_model_like_any_other(teach: Any, others: ad.AnnDat
     assert not np.allclose(others.obsm["X_tuned"], others.obsm["X_own"], atol=1e-3)
     assert gfx.models.load(teach("genes", "tuned")).n_blocks == 3
     assert gfx.models.load(teach("genes", "probed")).n_blocks == 2
-    gfx.tl.delete_genes(others, "TOY90", model=teach("genes", "tuned"), null=None)
+    gfx.tl.delete_genes(others, "TOY90", model=teach("genes", "tuned"), controls=None)
 
 
 # --- what a folder says ---------------------------------------------------------------------------------------------
