@@ -106,7 +106,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"gfx\.(\w+\.)*_.*"),
     (
         "py:.*",
-        r"(Any|Buckets|Counts|Genes|Literal|Method|ModelCard|Null|Pooling|PoolingOfShifts|Positions|Vocabulary|VocabularyCard)",
+        r"(Any|Buckets|Counts|EllipsisType|GeneLabels|Genes|Literal|Method|ModelCard|Pooling|PoolingOfShifts|Positions|Vocabulary|VocabularyCard)",
     ),
     ("py:.*", r"(bool|dict|float|int|list|object|str|tuple)"),
     ("py:.*", "|".join(re.escape(name) for name in _SHORT_NAMES)),

@@ -46,9 +46,8 @@ def classification_df(adata: AnnData | MuData, *, key: str | None = None, mod: s
     - `n_cells`: maximum number of training cells;
     - `metric`: ``"auc"``, ``"accuracy"`` or ``"macro_f1"``;
     - `mean`: over repeats. Accuracy and macro F1 are of all that is held out in a repeat; AUC is the mean over its
-    folds
-      with more than one class, because scores of the models of two folds are not comparable; `sd`: over repeats, NaN
-      with one;
+      folds with more than one class, because scores of the models of two folds are not comparable; `sd`: over repeats,
+      NaN with one;
     - `low` and `high`: 95 % bootstrap interval over genes, donors or cells; NaN for occurrences;
     - `n_seeds`, the number of repeats; `n_folds`, the number of folds of all repeats behind the value; `n`, the number
       of genes, occurrences or cells scored.
@@ -214,7 +213,7 @@ def gene_scores_df(
 
     - `gene`;
     - `label`, the given class, or after :func:`gfx.tl.predict_genes` `learnt`, whether the model was trained on the
-    gene;
+      gene;
     - `predicted`, the class with the highest score; `n_cells`, the number of cells the gene was scored in;
     - for each class `score_<class>`, its mean probability over these cells, and without `group` `sd_<class>`, the
       standard deviation.

@@ -77,8 +77,7 @@ def screen_df(
       number of cells, divided by their spread (median absolute deviation, scaled to a standard deviation); `shift_low`
       and `shift_high`, the excesses at which z is -3 and 3;
     - `shift_p`: the p-value, two-sided: the fraction of the z-scores of all genes in a model with random weights, in
-    the
-      same cells, that are at least as extreme; `shift_fdr`, the false discovery rate: p adjusted by Benjamini and
+      the same cells, that are at least as extreme; `shift_fdr`, the false discovery rate: p adjusted by Benjamini and
       Hochberg;
     - with a goal, `toward_mean` and so on: the same statistics of the change of a cell's cosine to the centroid of the
       goal, positive for a shift toward it;
