@@ -217,19 +217,28 @@ def run(
         _log.info(f"{store.path} has {n:,} of {sum(len(job.blocks) for job in jobs):,} blocks of cells; going on.")
     shown = {"desc": description, "unit": "cell", "leave": False, "delay": 1, "disable": not _log.shows_progress()}
     with networks(), tqdm(total=sum(job.n_cells for job in jobs), **shown) as bar:
-        missing = [
-            (job, number) for job in jobs for number in range(len(job.blocks)) if number not in finished[job.name]
-        ]
         progress = _Progress(bar)
-        fresh = _in_order(((job.task, job.cells(number)) for job, number in missing), progress)
+        under_way: deque[CellBlock] = deque()  # the cells of a block are taken once: that may rank them anew
+
+        def calls() -> Iterator[tuple[Task, CellBlock]]:
+            for job in jobs:
+                for number in range(len(job.blocks)):
+                    if number not in finished[job.name]:
+                        under_way.append(job.cells(number))
+                        yield job.task, under_way[-1]
+
+        fresh = _in_order(calls(), progress)
         for job in jobs:
             for number in range(len(job.blocks)):
-                cells = job.cells(number)
-                result = store.read(job.name, number) if number in finished[job.name] else next(fresh)
-                if result is None:  # damaged
-                    result = next(_in_order([(job.task, cells)], progress))
-                    store.write(job.name, number, result)
-                elif store is not None and number not in finished[job.name]:
+                if number in finished[job.name]:
+                    cells, result = job.cells(number), store.read(job.name, number)
+                    is_new = result is None  # damaged
+                    if is_new:
+                        result = next(_in_order([(job.task, cells)], progress))
+                else:
+                    result, is_new = next(fresh), True
+                    cells = under_way.popleft()
+                if is_new and store is not None:
                     store.write(job.name, number, result)
                 yield job, cells, result
                 progress.finish(len(cells))
