@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from gfx import _log
+from gfx._settings import DTYPES as PRECISIONS
 from gfx._settings import settings
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 U = TypeVar("U")
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {name: getattr(torch, name) for name in PRECISIONS}
 
 #: Padded tokens in one forward pass: what keeps a device busy without filling its memory.
 _BATCH_TOKENS = {"cpu": 16_384, "mps": 32_768, "cuda": 131_072}
