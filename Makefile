@@ -4,11 +4,13 @@
 #   make docs    the documentation, into docs/_build/html
 #   make lint    style and formatting
 # Another interpreter: make test PYTHON=python3.12. Another environment: make test VENV=/path/to/one.
+# Tests run in one process per core, at most four, each of which takes 1 to 2 GB: make test WORKERS=1 for fewer.
 # On Linux pip takes torch for CUDA; the small one: make test TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
+WORKERS ?= logical
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
@@ -18,7 +20,7 @@ demo: $(VENV)/.runs
 	$(BIN)/python tutorials/quickstart.py
 
 test: $(VENV)/.tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile
 
 docs: $(VENV)/.documents
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html

@@ -5,18 +5,21 @@ from __future__ import annotations
 import ast
 import gzip
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+# Tiny models wait for their threads longer than they compute, and sums depend on how many threads share them. Set
+# before numba and torch load; pytest's workers and the processes that a test starts inherit it.
+os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = "1"
+
 import anndata as ad
-import numba
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from scipy import sparse
 
 import gfx
@@ -31,24 +34,6 @@ if TYPE_CHECKING:
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 N_GENES = 200
-
-
-@numba.njit(parallel=True)
-def start_threads_of_numba() -> int:
-    total = 0
-    for number in numba.prange(8):
-        total += number
-    return total
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny models wait for their threads longer than they compute, and sums depend on how many share them."""
-    start_threads_of_numba()  # first, for it sets the number of OpenMP's threads, which are torch's as well
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

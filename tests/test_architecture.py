@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anndata as ad
+import numpy as np
 import pytest
 
 import gfx
@@ -231,12 +233,13 @@ def test_parts_that_run_no_model_load_no_torch() -> None:
     assert not loaded & {"torch", "transformers", "scanpy", "muon", "matplotlib", "dask"}
 
 
-def test_preprocessing_tables_and_plots_work_where_torch_is_missing(
+def test_preprocessing_tables_and_plots_work_where_torch_is_missing_and_on_any_number_of_threads(
     toy_folder: Path, toy_cells: ToyCells, tmp_path: Path
 ) -> None:
-    adata = toy_cells(12)
+    adata = toy_cells(100)  # several parts of `_encode`
     with gfx.settings.override(verbosity=0):
-        gfx.tl.delete_genes(adata, ["TOY90", "TOY48"], model=toy_folder, n_random=3)
+        gfx.tl.delete_genes(adata, "TOY90", model=toy_folder, n_random=3)
+        tokenized = gfx.pp.tokenize(adata, model=toy_folder, copy=True)
     adata.write_h5ad(tmp_path / "cells.h5ad")
     code = f"""
 import sys
@@ -255,8 +258,9 @@ gfx.get.deletion_df(adata)
 gfx.pl.deletion(adata, min_cells=1, show=False)
 adata.write_h5ad({str(tmp_path / "out.h5ad")!r})
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
-    assert gfx._results.key_of("pp.tokenize", None) in ad.read_h5ad(tmp_path / "out.h5ad").obsm
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"NUMBA_NUM_THREADS": "4"})
+    key = gfx._results.key_of("pp.tokenize", None)
+    np.testing.assert_array_equal(ad.read_h5ad(tmp_path / "out.h5ad").obsm[key], tokenized.obsm[key])
 
 
 # --- public functions -----------------------------------------------------------------------------------------------
