@@ -40,14 +40,10 @@ _NO_NAME = frozenset({"", "nan", "na", "<na>", "none", "null", "-", "."})
 # --- containers ----------------------------------------------------------------------------------------------------
 
 
-def is_mudata(data: object) -> bool:
-    """Recognise MuData without importing it."""
-    return any(cls.__module__.partition(".")[0] == "mudata" and cls.__name__ == "MuData" for cls in type(data).__mro__)
-
-
 def pick(data: Data, mod: str | None) -> AnnData:
     """Find the AnnData to work on: `data` itself, or the modality `mod` of a MuData."""
-    if is_mudata(data):
+    classes = type(data).__mro__  # by their names, so that mudata need not load
+    if any(cls.__module__.partition(".")[0] == "mudata" and cls.__name__ == "MuData" for cls in classes):
         names = list(data.mod)
         if mod is None and len(names) == 1:
             return data.mod[names[0]]
@@ -122,26 +118,11 @@ def cell_mask(adata: AnnData, mask_obs: Mask | None) -> np.ndarray:
 
 @dataclass(frozen=True)
 class CountMatrix:
-    """Counts where the user said they are.
+    """Counts where the user said they are."""
 
-    Parameters
-    ----------
-    x
-        Cells × genes: numpy, scipy sparse, dask, or a dataset on disk.
-    names
-        Gene names to look up, `(n_columns,)`.
-    where
-        How to call this matrix in a message.
-    """
-
-    x: object
-    names: np.ndarray
-    where: str
-
-    @property
-    def n_cells(self) -> int:
-        """Number of cells."""
-        return self.x.shape[0]
+    x: object  # cells × genes: numpy, scipy sparse, dask, or a dataset on disk
+    names: np.ndarray  # gene names to look up, `(n_columns,)`
+    where: str  # how to call this matrix in a message
 
 
 def open_counts(
@@ -151,25 +132,19 @@ def open_counts(
     if use_raw and layer is not None:
         msg = f"Give either `layer={layer!r}` or `use_raw=True`, not both."
         raise ValueError(msg)
-    if use_raw:
-        if adata.raw is None:
-            msg = "`use_raw=True`, but this object has no `.raw`. Name the layer that holds the counts instead."
-            raise ValueError(msg)
-        x, var, where = adata.raw.X, adata.raw.var, "adata.raw.X"
-    elif layer is not None:
-        layers = [key for key in adata.layers if key is not None]
-        if layer not in layers:
-            msg = f"Did not find {layer!r} in `adata.layers`. Present: {sorted(layers)}."
-            raise KeyError(msg)
-        x, var, where = adata.layers[layer], adata.var, f"adata.layers[{layer!r}]"
-    else:
-        x, var, where = adata.X, adata.var, "adata.X"
+    if use_raw and adata.raw is None:
+        msg = "`use_raw=True`, but this object has no `.raw`. Name the layer that holds the counts instead."
+        raise ValueError(msg)
+    layers = sorted(key for key in adata.layers if key is not None)
+    if layer is not None and layer not in layers:
+        msg = f"Did not find {layer!r} in `adata.layers`. Present: {layers}."
+        raise KeyError(msg)
+    holder, name = (adata.raw, "adata.raw") if use_raw else (adata, "adata")
+    x, where = (holder.X, f"{name}.X") if layer is None else (adata.layers[layer], f"adata.layers[{layer!r}]")
     if x is None:
-        layers = sorted(key for key in adata.layers if key is not None)
         msg = f"`{where}` is empty. Name the layer that holds the counts: `layer=` one of {layers}."
         raise ValueError(msg)
-    names = gene_column(var, gene_ids, "adata.raw.var" if use_raw else "adata.var")
-    return CountMatrix(x=x, names=gene_names(names), where=where)
+    return CountMatrix(x=x, names=gene_names(gene_column(holder.var, gene_ids, f"{name}.var")), where=where)
 
 
 def gene_column(var: pd.DataFrame, gene_ids: str | None, where: str = "adata.var") -> pd.Index | pd.Series:
@@ -185,10 +160,10 @@ def gene_names(names: pd.Index | pd.Series) -> np.ndarray:
 
 
 def row_blocks(x: object, size: int = 2048) -> Iterator[tuple[slice, sparse.csr_array]]:
-    """Walk over any matrix in blocks of rows, each a CSR array; nobody else looks at the matrix type.
+    """Walk over any matrix in blocks of rows, each a CSR array; no other function looks at the matrix type.
 
-    A CSC matrix is turned into CSR once, one on disk is read into memory for that. Values of a block may be those of
-    `x` itself: change none of them.
+    A CSC matrix is turned into CSR once, one on disk is read into memory for that. A block may share its values with
+    `x`: do not change them.
     """
     if getattr(x, "format", None) == "csc" and not sparse.issparse(x):
         x = x.to_memory()
@@ -218,11 +193,8 @@ def _rows(x: object, start: int, stop: int) -> object:
     first, last = x.indptr[start], x.indptr[stop]
     # Set, not given to the constructor, which copies what is a small part of a large array.
     block = sparse.csr_array((stop - start, x.shape[1]), dtype=x.dtype)
-    block.data, block.indices, block.indptr = (
-        x.data[first:last],
-        x.indices[first:last],
-        x.indptr[start : stop + 1] - first,
-    )
+    block.data, block.indices = x.data[first:last], x.indices[first:last]
+    block.indptr = x.indptr[start : stop + 1] - first
     return block
 
 
@@ -242,7 +214,7 @@ def _as_csr(block: object) -> sparse.csr_array:
 
 
 def to_counts(block: sparse.csr_array, counts: Counts, where: str) -> sparse.csr_array:
-    """Check the stored values of a block, and undo a logarithm or a division by depth that the user told us of.
+    """Check the stored values of a block, and undo the logarithm or the division by depth that `counts` names.
 
     Where each value of a cell is a whole multiple of the smallest, as division by depth leaves it, the whole numbers
     themselves come back, free of the rounding that logarithms and float32 brought.
@@ -252,9 +224,6 @@ def to_counts(block: sparse.csr_array, counts: Counts, where: str) -> sparse.csr
     ValueError
         Negative, missing or infinite values; values that are visibly not what `counts` says.
     """
-    if counts not in COUNTS:
-        msg = f"`counts` is one of {list(COUNTS)}, found {counts!r}."
-        raise ValueError(msg)
     if counts == "raw" and scale_of(block) in {"counts", "empty"}:
         return block
     block = summed(block)
@@ -346,18 +315,10 @@ def usable_calls(adata: AnnData) -> str:
 
 @dataclass(frozen=True)
 class GeneMatch:
-    """Which columns a model knows.
+    """Which columns a model knows."""
 
-    Parameters
-    ----------
-    tokens
-        Token of each column, -1 where unknown, int32 `(n_columns,)`.
-    names
-        The names that were looked up.
-    """
-
-    tokens: np.ndarray
-    names: np.ndarray
+    tokens: np.ndarray  # token of each column, -1 where unknown, int32 `(n_columns,)`
+    names: np.ndarray  # the names that were looked up
 
     @property
     def known(self) -> np.ndarray:
@@ -373,10 +334,6 @@ class GeneMatch:
     def n_repeated(self) -> int:
         """Columns that carry a gene which an earlier column carries too."""
         return self.n_known - len(np.unique(self.tokens[self.known]))
-
-    def unknown_examples(self, n: int = 5) -> list[str]:
-        """Return some names without token, each once."""
-        return list(dict.fromkeys(str(name) for name in self.names[~self.known]))[:n]
 
 
 def match_genes(names: Sequence[str] | np.ndarray, vocabulary: Vocabulary) -> GeneMatch:
@@ -429,11 +386,12 @@ def genes_problem(match: GeneMatch, vocabulary: Vocabulary) -> str | None:
             f"There are only {len(names):,} genes, all known to the vocabulary {vocabulary.name!r}; at least {fewest} "
             "are needed, for a cell is read as the order of its genes. Give the cells with all their genes."
         )
+    unknown = list(dict.fromkeys(str(name) for name in names[~match.known]))[:5]
     genes = ~vocabulary.is_special
     ids = [str(name) for name in vocabulary.ids[genes][:3]]
     symbols = [str(symbol) for symbol in vocabulary.symbols[genes] if symbol][:3]
     return (
         f"Only {match.n_known:,} of {len(names):,} genes are in the vocabulary {vocabulary.name!r}. "
-        f"Yours look like {match.unknown_examples()}; the model knows {ids}, or {symbols}. "
+        f"Yours look like {unknown}; the model knows {ids}, or {symbols}. "
         "If Ensembl ids or symbols are in a column of `adata.var`, name it: `gfx.pp.tokenize(adata, gene_ids=...)`."
     )

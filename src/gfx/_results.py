@@ -24,7 +24,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from enum import Enum
 from importlib.metadata import version
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -45,16 +44,9 @@ TASK = "{task}"
 
 @dataclass(frozen=True)
 class Row:
-    """What a function may write.
+    """What a function may write: `parts` by element of the AnnData, and the record in `uns`, under a `default` key.
 
-    Parameters
-    ----------
-    default
-        The key under which it writes where no other is given; `uns[key]` is the record.
-    parts
-        Parts that it may write, by element of the AnnData.
-    call
-        Its first arguments, for messages that ask to call it.
+    `call` are its first arguments, for messages that ask to call it.
     """
 
     default: str
@@ -145,22 +137,16 @@ def key_of(function: str, key_added: str | None) -> str:
 def storable(value: object) -> object:
     """Turn a value into what `write_h5ad` accepts, or raise `TypeError`."""
     match value:
-        case None | bool() | int() | float():
+        case None | bool() | int() | float() | np.ndarray():
             return value
-        case Enum():
-            return value.value
         case str():
             return str(value)
         case PurePath():
             return value.name  # a whole path would tell of somebody's disk
         case np.generic():
             return value.item()
-        case np.ndarray():
-            return value
         case Mapping():
             return {str(k): storable(v) for k, v in value.items()}
-        case set() | frozenset():
-            return [storable(v) for v in sorted(value)]
         case list() | tuple():
             return [storable(v) for v in value]
         case _:
@@ -188,29 +174,14 @@ def mask_name(mask_obs: object) -> str | None:
     return mask_obs if mask_obs is None or isinstance(mask_obs, str) else "array"
 
 
-def _slots_in(entry: Mapping[str, Any]) -> set[Slot]:
-    """Read the slots that a record lists; lists come back from files as arrays."""
-    listed = entry.get("slots", {})
-    return {(element, str(name)) for element, names in listed.items() for name in np.atleast_1d(names)}
-
-
 # --- one result -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Slots:
-    """The slots of one result: claimed and not yet written, or found.
+    """The slots of one result of a function, such as ``"tl.embed"``: claimed and not yet written, or found.
 
-    Parameters
-    ----------
-    adata
-        The AnnData that holds them.
-    function
-        The function that writes them, such as ``"tl.embed"``.
-    key
-        The key of the result.
-    returned
-        What a function that writes returns: the copy it worked on, or `None`.
+    `returned` is what a function that writes returns: the copy that it worked on, or `None`.
     """
 
     adata: AnnData
@@ -222,48 +193,45 @@ class Slots:
         """Name of a part."""
         return slot_name(self.key, part)
 
+    def _owners(self) -> dict[Slot, tuple[str, str]]:
+        """Map every slot that a record lists to the key and the function of its result."""
+        own_last = [*self.adata.uns.items(), (self.key, self.adata.uns.get(self.key))]
+        return {
+            (element, str(name)): (key, made_by(entry))
+            for key, entry in own_last
+            if made_by(entry)
+            for element, names in {**entry.get("slots", {}), "uns": [key]}.items()
+            for name in np.atleast_1d(names)  # lists come back from files as arrays
+        }
+
     @property
     def owned(self) -> set[Slot]:
         """Slots that an earlier call of this function wrote under this key, by its record."""
-        entry = self.adata.uns.get(self.key)
-        return _slots_in(entry) | {("uns", self.key)} if made_by(entry) == self.function else set()
+        return {slot for slot, owner in self._owners().items() if owner == (self.key, self.function)}
 
     def claim(self, tasks: Iterable[str] = (), *, reads: Iterable[tuple[str, object]] = ()) -> Slots:
-        """Refuse to go on if anything that the call may write is somebody else's, or an input of the call.
+        """Refuse to go on if a slot that the call may write holds anything else, or is an input of the call.
 
-        Parameters
-        ----------
-        tasks
-            Names of tasks, once they are known.
-        reads
-            Slots that the call reads, as element and name; names that are no text are skipped.
+        `tasks` are the names of tasks, once they are known. `reads` are the inputs, as element and name; names that are
+        no text are skipped.
 
         Raises
         ------
         ValueError
             It names the slot and what is there.
         """
-        owned, targets = self.owned, slots_of(self.function, self.key, tasks)
+        owners, owned, targets = self._owners(), self.owned, slots_of(self.function, self.key, tasks)
         for element, name in reversed(targets):  # the record first: it says best what is there
             if name in getattr(self.adata, element) and (element, name) not in owned:
-                self._refuse(element, name, f"holds {self._holder(element, name)}")
+                _, writer = owners.get((element, name), (None, None))
+                value = getattr(self.adata, element)[name]
+                shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
+                unknown = f"a {type(value).__name__}{shape} that gfx did not write, or of which it has lost the record"
+                self._refuse(element, name, f"holds {f'a result of `gfx.{writer}`' if writer else unknown}")
         for element, name in reads:
             if isinstance(name, str) and (element, name) in owned.union(targets):
                 self._refuse(element, name, "is an input of this call, which would write over it")
         return self
-
-    def _holder(self, element: str, name: str) -> str:
-        """Say what is in a slot, and who wrote it."""
-        writers = {
-            made_by(entry)
-            for key, entry in self.adata.uns.items()
-            if made_by(entry) and (element, name) in _slots_in(entry) | {("uns", key)}
-        }
-        if writers:
-            return f"a result of `gfx.{writers.pop()}`"
-        value = getattr(self.adata, element)[name]
-        shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
-        return f"a {type(value).__name__}{shape} that gfx did not write, or of which it has lost the record"
 
     def _refuse(self, element: str, name: str, reason: str) -> None:
         slot = f"adata.{element}[{name!r}]"
@@ -279,20 +247,11 @@ class Slots:
         hint: str = "",
         **elements: Mapping[str, Any],
     ) -> None:
-        """Write a result and its record, drop what an earlier one leaves behind, and log one line.
+        """Write a result and its record, drop what an earlier call leaves behind, and log one line.
 
-        Parameters
-        ----------
-        done
-            What was done, on what, for the log.
-        params
-            How; `None` is left out. The function and the version are added.
-        uns
-            What else belongs into `uns[key]`.
-        hint
-            What to read or do next, a sentence for the log.
-        elements
-            Values of the parts of each element, such as ``varm={"": means, "sd": deviations}``; `None` is not written.
+        `elements` are the values of parts, such as ``varm={"": means, "sd": deviations}``; `None` is not written.
+        `params` are recorded with the function and the version, `uns` is whatever else belongs into `uns[key]`. `done`
+        says for the log what was done on what, and `hint` what to read or do next.
         """
         row = TABLE[self.function].parts
         values: dict[Slot, Any] = {}
@@ -327,13 +286,7 @@ class Slots:
         return self.name(part) in getattr(self.adata, element)
 
     def read(self, element: str, part: str = "") -> Any:
-        """Read a part.
-
-        Raises
-        ------
-        KeyError
-            It is not there, or no longer.
-        """
+        """Read a part; `KeyError` where it is not there, or no longer."""
         if not self.has(element, part):
             msg = (
                 f"Did not find `adata.{element}[{self.name(part)!r}]`, a part of the result {self.key!r} of "
@@ -352,14 +305,9 @@ def claim(data: Data, function: str, key_added: str | None, *, mod: str | None =
 
 
 def find(data: Data, *functions: str, key: str | None = None, mod: str | None = None) -> Slots:
-    """Find the result `key` of one of some functions.
+    """Find the result `key` of one of several functions; `KeyError` where there is none, or more than one.
 
     Without `key` it is the one under the default name, if there is exactly one such, else the only one there is.
-
-    Raises
-    ------
-    KeyError
-        There is none, or there are several.
     """
     adata = pick(data, mod)
     present = {name: made_by(entry) for name, entry in adata.uns.items() if made_by(entry) in functions}

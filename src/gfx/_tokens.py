@@ -9,16 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array
 
-from gfx._adata import (
-    COUNTS,
-    look_up,
-    match_genes,
-    obs_column,
-    open_counts,
-    row_blocks,
-    to_counts,
-    usable_calls,
-)
+from gfx._adata import COUNTS, look_up, match_genes, obs_column, open_counts, row_blocks, to_counts, usable_calls
 from gfx._core.ranking import rank_cells
 from gfx._log import info
 from gfx._results import TABLE, Slots, made_by
@@ -28,7 +19,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from gfx._adata import Counts, GeneMatch
+    from gfx._adata import Counts
     from gfx._core.vocabulary import Vocabulary
 
 _FUNCTION = "pp.tokenize"
@@ -40,43 +31,11 @@ _SOURCE = ("layer", "use_raw", "gene_ids", "counts", "max_length")
 
 @dataclass(frozen=True)
 class Tokens:
-    """Rank value encodings of cells.
+    """Rank value encodings of cells, and what they were made from, as far as recorded."""
 
-    Parameters
-    ----------
-    ids
-        uint16, or uint32 for a vocabulary that needs it, `(n_cells, longest)`, padded with 0 on the right.
-    lengths
-        int32 `(n_cells,)`, special tokens included; 0 for a cell without any known gene.
-    source
-        What they were made from: `layer`, `use_raw`, `gene_ids`, `counts` and `max_length`, as far as recorded.
-    """
-
-    ids: np.ndarray
-    lengths: np.ndarray
-    source: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class TokenReport:
-    """What was recognised while counts became tokens.
-
-    Parameters
-    ----------
-    match
-        Which columns the model knows.
-    counts_share
-        Share of all counts that belong to these, from 0 to 1.
-    n_empty
-        Cells without any known gene.
-    n_truncated
-        Cells with more known genes than the model reads.
-    """
-
-    match: GeneMatch
-    counts_share: float
-    n_empty: int
-    n_truncated: int
+    ids: np.ndarray  # uint16, or uint32 for a vocabulary that needs it, `(n_cells, longest)`, padded with 0
+    lengths: np.ndarray  # int32 `(n_cells,)`, special tokens included; 0 for a cell without any known gene
+    source: Mapping[str, Any] = field(default_factory=dict)  # layer, use_raw, gene_ids, counts, max_length
 
 
 def make_tokens(
@@ -89,8 +48,8 @@ def make_tokens(
     gene_ids: str | None = None,
     counts: Counts = "raw",
     n_counts: str | None = None,
-) -> tuple[Tokens, TokenReport]:
-    """Encode all cells, a block of rows at a time; writes nothing."""
+) -> tuple[Tokens, dict[str, int | float]]:
+    """Encode all cells, a block of rows at a time, and report what was recognised; writes nothing."""
     if counts not in COUNTS:
         msg = f"`counts` is one of {list(COUNTS)}, found {counts!r}."
         raise ValueError(msg)
@@ -100,33 +59,45 @@ def make_tokens(
     matrix = open_counts(adata, layer=layer, use_raw=use_raw, gene_ids=gene_ids)
     match = match_genes(matrix.names, vocabulary)
     totals = None if n_counts is None else _totals(adata, n_counts)
-    n_detected = np.zeros(matrix.n_cells, dtype=np.int32)
-    lengths = np.zeros(matrix.n_cells, dtype=np.int32)
+    n_cells = matrix.x.shape[0]
+    lengths = np.zeros(n_cells, dtype=np.int32)
     blocks: list[tuple[slice, np.ndarray]] = []
     known_counts = all_counts = 0.0
+    n_truncated = 0
     for rows, stored in row_blocks(matrix.x):
         block = _checked_counts(adata, stored, counts, matrix.where)
         ranked = rank_cells(block, match.tokens, vocabulary, max_length)
         blocks.append((rows, ranked.tokens))
         lengths[rows] = ranked.lengths
-        n_detected[rows] = ranked.n_detected
+        n_truncated += int((ranked.n_detected > max_length - vocabulary.n_specials).sum())
         known_counts += ranked.known_totals.sum()
         if totals is not None:
             _check_totals(adata, totals, rows, ranked.totals, n_counts)
         all_counts += (ranked.totals if totals is None else totals[rows]).sum()
     dtype = blocks[0][1].dtype if blocks else np.uint16
-    ids = np.zeros((matrix.n_cells, int(lengths.max(initial=0))), dtype=dtype)
+    ids = np.zeros((n_cells, int(lengths.max(initial=0))), dtype=dtype)
     while blocks:  # give each block back as soon as it is copied
         rows, block_ids = blocks.pop()
         ids[rows, : block_ids.shape[1]] = block_ids
-    report = TokenReport(
-        match=match,
-        counts_share=float(known_counts / all_counts) if all_counts else 0.0,
-        n_empty=int((lengths == 0).sum()),
-        n_truncated=int((n_detected > max_length - vocabulary.n_specials).sum()),
-    )
+    report = {
+        "n_cells": n_cells,
+        "n_cells_empty": int((lengths == 0).sum()),
+        "n_cells_truncated": n_truncated,
+        "n_genes": len(match.names),
+        "n_genes_recognised": match.n_known,
+        "n_genes_repeated": match.n_repeated,
+        "share_of_counts": float(known_counts / all_counts) if all_counts else 0.0,
+    }
     source = {"layer": layer, "use_raw": use_raw, "gene_ids": gene_ids, "counts": counts, "max_length": max_length}
     return Tokens(ids=ids, lengths=lengths, source=source), report
+
+
+def recognised(report: Mapping[str, int | float], vocabulary: Vocabulary) -> str:
+    """Say how many genes and counts the vocabulary holds, for the log."""
+    return (
+        f"{report['n_genes_recognised']:,} of {report['n_genes']:,} genes are in the vocabulary "
+        f"{vocabulary.name!r}; they hold {report['share_of_counts']:.1%} of the counts."
+    )
 
 
 def _checked_counts(adata: AnnData, stored: csr_array, counts: Counts, where: str) -> csr_array:
@@ -174,12 +145,7 @@ class CountsNotAtHandError(ValueError):
 def counts_by_token(
     adata: AnnData, vocabulary: Vocabulary, source: Mapping[str, Any]
 ) -> Iterator[tuple[slice, csr_array, np.ndarray]]:
-    """Walk over the counts that tokens were made from: rows, counts of each token `(n_rows, n_tokens)`, totals.
-
-    Parameters
-    ----------
-    source
-        That of the tokens, see :class:`Tokens`.
+    """Walk over the counts that tokens with this `source` came from: rows, counts `(n_rows, n_tokens)`, totals.
 
     Raises
     ------
@@ -198,9 +164,7 @@ def counts_by_token(
         raise CountsNotAtHandError(*problem.args) from problem
     tokens = look_up(matrix.names, vocabulary).tokens
     known = np.flatnonzero(tokens >= 0)
-    to_token = csr_array(
-        (np.ones(len(known)), (known, tokens[known])), shape=(len(tokens), len(vocabulary)), dtype=np.float64
-    )
+    to_token = csr_array((np.ones(len(known)), (known, tokens[known])), shape=(len(tokens), len(vocabulary)))
     for rows, stored in row_blocks(matrix.x):
         try:
             block = to_counts(stored, counts, matrix.where)
@@ -239,10 +203,7 @@ def find_tokens(adata: AnnData, vocabulary: Vocabulary, max_length: int, *, laye
         )
         raise ValueError(msg)
     tokens, report = make_tokens(adata, vocabulary, max_length, layer=layer)
-    info(
-        f"Tokens made on the fly: {report.match.n_known:,} of {len(report.match.names):,} genes are in the "
-        f"vocabulary {vocabulary.name!r}; they hold {report.counts_share:.1%} of the counts."
-    )
+    info(f"Tokens made on the fly: {recognised(report, vocabulary)}")
     return tokens
 
 

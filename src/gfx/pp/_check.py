@@ -41,22 +41,20 @@ if TYPE_CHECKING:
 #: Cells with fewer recognised genes than this are hard to separate.
 _FEW_GENES = 200
 
-_WORDS = {
-    "empty": "nothing but zeros",
-    "counts": "raw counts",
-    "normalized": "counts divided by depth",
-    "log1p": "log-normalised counts",
+#: What a scale of values is called, the worst first: the worst of all blocks of rows is that of the matrix.
+_SCALES = {
+    "missing": "NaN",
+    "infinite": "infinite values",
+    "negative": "negative values",
+    "fractions": "fractions of unknown origin",
     "log2": "logarithms to the base 2",
     "log10": "logarithms to the base 10",
-    "fractions": "fractions of unknown origin",
-    "negative": "negative values",
-    "infinite": "infinite values",
-    "missing": "NaN",
+    "log1p": "log-normalised counts",
+    "normalized": "counts divided by depth",
+    "counts": "raw counts",
+    "empty": "nothing but zeros",
 }
 _KINDS = {"none": "without a name", "Ensembl": "Ensembl ids", "number": "numbers", "symbol": "symbols"}
-
-#: The worst first: what one block of rows shows holds for the matrix.
-_WORST = ("missing", "infinite", "negative", "fractions", "log2", "log10", "log1p", "normalized", "counts", "empty")
 
 
 @shared()
@@ -109,18 +107,19 @@ def check(
 
     cells = pick(adata, mod)
     matrix = open_counts(cells, layer=layer, use_raw=use_raw, gene_ids=gene_ids)
-    found = load(model)
-    match = look_up(matrix.names, found.vocabulary)
-    seen = _look(matrix, match, found.vocabulary)
-    better = _better_column(cells.raw.var if use_raw else cells.var, match, found.vocabulary, gene_ids)
+    loaded = load(model)
+    vocabulary = loaded.vocabulary
+    match = look_up(matrix.names, vocabulary)
+    seen = _look(matrix, match, vocabulary)
+    better = _better_column(cells.raw.var if use_raw else cells.var, match, vocabulary, gene_ids)
     findings = [
         _about_values(cells, matrix, seen),
-        _about_names(match, found.vocabulary),
-        *_about_genes(match, found.vocabulary, seen, better),
-        *_about_cells(seen, found.max_length - found.vocabulary.n_specials),
+        _about_names(match, vocabulary),
+        *_about_genes(match, vocabulary, seen, better),
+        *_about_cells(seen.n_detected, loaded.max_length - vocabulary.n_specials),
     ]
     table = pd.DataFrame(findings, columns=["check", "status", "found", "advice"], dtype=object)
-    info(f"{cells.n_obs:,} cells × {len(matrix.names):,} genes in `{matrix.where}`, for {found!r}")
+    info(f"{cells.n_obs:,} cells × {len(matrix.names):,} genes in `{matrix.where}`, for {loaded!r}")
     info(_as_text(table))
     return table
 
@@ -129,20 +128,20 @@ def check(
 class _Seen:
     """What one walk over the rows showed."""
 
+    n_detected: np.ndarray  # known genes of each cell
     scale: str = "empty"
     example: np.ndarray = field(default_factory=lambda: np.zeros(1))  # values of the block that decided the scale
     highest: float = 0.0
-    known: float = 0.0
-    total: float = 0.0
-    n_detected: np.ndarray | None = None
+    known: float = 0.0  # sum of the counts of known genes
+    total: float = 0.0  # sum of all counts
 
 
 def _look(matrix: CountMatrix, match: GeneMatch, vocabulary: Vocabulary) -> _Seen:
-    seen = _Seen(n_detected=np.zeros(matrix.n_cells, dtype=np.int32))
+    seen, worst_first = _Seen(n_detected=np.zeros(matrix.x.shape[0], dtype=np.int32)), list(_SCALES)
     for rows, stored in row_blocks(matrix.x):
         block = summed(stored)
         scale = scale_of(block)
-        if _WORST.index(scale) < _WORST.index(seen.scale):
+        if worst_first.index(scale) < worst_first.index(seen.scale):
             seen.scale, seen.example = scale, block.data
         # Values that are no counts can still tell which genes were detected.
         values = np.nan_to_num(block.data, posinf=0.0, neginf=0.0).clip(min=0)
@@ -158,19 +157,23 @@ def _look(matrix: CountMatrix, match: GeneMatch, vocabulary: Vocabulary) -> _See
 Finding = tuple[str, str, str, str]
 
 
+def _finding(check: str, found: str, advice: str = "", status: str | None = None) -> Finding:
+    """Make a row of the table; what needs advice is a warning, unless said otherwise."""
+    return check, status or ("warning" if advice else "ok"), found, advice
+
+
 def _about_values(adata: AnnData, matrix: CountMatrix, seen: _Seen) -> Finding:
-    found = f"{_WORDS[seen.scale]} in `{matrix.where}`, up to {seen.highest:.4g}"
+    found = f"{_SCALES[seen.scale]} in `{matrix.where}`, up to {seen.highest:.4g}"
     problem = counts_problem(seen.scale, "raw", seen.example, matrix.where)
+    if problem is None and seen.scale == "empty":
+        return _finding("values", found, "There is nothing to rank.")
     if problem is None:
-        if seen.scale == "empty":
-            return "values", "warning", found, "There is nothing to rank."
-        if seen.highest == 1:
-            return "values", "warning", found, "Only 0 and 1: ranks need counts, not whether a gene was seen."
-        return "values", "ok", found, ""
+        advice = "Only 0 and 1: ranks need counts, not whether a gene was seen." if seen.highest == 1 else ""
+        return _finding("values", found, advice)
     usable = usable_calls(adata)
     if seen.scale in {"log1p", "normalized"}:
-        return "values", "warning", found, f"{usable} The order of genes in a cell is that of its counts."
-    return "values", "error", found, f"{problem} {usable}".strip()
+        return _finding("values", found, f"{usable} The order of genes in a cell is that of its counts.")
+    return _finding("values", found, f"{problem} {usable}".strip(), "error")
 
 
 def _about_names(match: GeneMatch, vocabulary: Vocabulary) -> Finding:
@@ -181,11 +184,11 @@ def _about_names(match: GeneMatch, vocabulary: Vocabulary) -> Finding:
     )
     kinds = kinds.groupby(level=0, sort=False).sum()
     words = [f"{n:,} {kind.name if isinstance(kind, Species) else _KINDS[kind]}" for kind, n in kinds.items()]
-    mixed = len(kinds.drop("none", errors="ignore")) > 1
+    mixed = "mixed: " if len(kinds.drop("none", errors="ignore")) > 1 else ""
     own = own_species(vocabulary)
     foreign = [k.name for k in kinds.index if isinstance(k, Species) and k.is_sure and not k.may_be(own)]
     advice = f"The {' and '.join(foreign)} genes are left out." if foreign else ""
-    return "gene names", "warning" if foreign else "ok", ("mixed: " if mixed else "") + ", ".join(words), advice
+    return _finding("gene names", mixed + ", ".join(words), advice)
 
 
 def _about_genes(
@@ -193,42 +196,32 @@ def _about_genes(
 ) -> Iterator[Finding]:
     problem = genes_problem(match, vocabulary)
     advice = "" if better is None else f"`{better[0]}` names {better[1]:,} genes that the model knows. "
-    status = "error" if problem else "warning" if better else "ok"
     known = f"{match.n_known:,} of {len(match.names):,} genes known to the vocabulary {vocabulary.name!r}"
-    yield "genes", status, known, (advice + (problem or "")).strip()
+    yield _finding("genes", known, (advice + (problem or "")).strip(), "error" if problem else None)
 
     share = seen.known / seen.total if seen.total else 0.0
-    low = share < LOW_SHARE
-    yield (
-        "share of counts",
-        "warning" if low else "ok",
-        f"{share:.1%} of the counts belong to known genes",
-        "The model sees little of these cells." if low else "",
-    )
+    advice = "The model sees little of these cells." if share < LOW_SHARE else ""
+    yield _finding("share of counts", f"{share:.1%} of the counts belong to known genes", advice)
     n_versioned = sum(plain_id(str(name)) != str(name).strip().upper() for name in match.names)
-    yield "id versions", "ok", f"{n_versioned:,} ids with a version", "It is left out." if n_versioned else ""
-    repeated = match.n_repeated
-    yield "repeated genes", "ok", f"{repeated:,} columns repeat a gene", "They are summed." if repeated else ""
+    advice = "It is left out." if n_versioned else ""
+    yield _finding("id versions", f"{n_versioned:,} ids with a version", advice, "ok")
+    advice = "They are summed." if match.n_repeated else ""
+    yield _finding("repeated genes", f"{match.n_repeated:,} columns repeat a gene", advice, "ok")
 
 
-def _about_cells(seen: _Seen, room: int) -> Iterator[Finding]:
-    n = seen.n_detected
-    if n.size == 0:
-        yield "cells", "error", "no cells", "There is nothing to tokenize."
+def _about_cells(n_detected: np.ndarray, room: int) -> Iterator[Finding]:
+    if n_detected.size == 0:
+        yield _finding("cells", "no cells", "There is nothing to tokenize.", "error")
         return
-    median = int(np.median(n))
-    yield (
-        "genes per cell",
-        "ok" if median >= _FEW_GENES else "warning",
-        f"{median:,} known genes in the median cell, {n.min():,} to {n.max():,}",
-        "" if median >= _FEW_GENES else "So few genes hardly separate cells; a whole transcriptome has thousands.",
-    )
-    empty, cut = int((n == 0).sum()), int((n > room).sum())
+    median, empty, cut = int(np.median(n_detected)), int((n_detected == 0).sum()), int((n_detected > room).sum())
+    found = f"{median:,} known genes in the median cell, {n_detected.min():,} to {n_detected.max():,}"
+    advice = "So few genes hardly separate cells; a whole transcriptome has thousands." if median < _FEW_GENES else ""
+    yield _finding("genes per cell", found, advice)
     advice = "Their rows will be empty; `scanpy.pp.filter_cells` leaves them out." if empty else ""
-    yield "empty cells", "warning" if empty else "ok", f"{empty:,} cells without a known gene", advice
+    yield _finding("empty cells", f"{empty:,} cells without a known gene", advice)
     advice = "Their lowest-ranked genes will be cut." if cut else ""
-    often = cut > n.size / 2
-    yield "long cells", "warning" if often else "ok", f"{cut:,} cells with more than {room:,} known genes", advice
+    status = "warning" if cut > n_detected.size / 2 else "ok"
+    yield _finding("long cells", f"{cut:,} cells with more than {room:,} known genes", advice, status)
 
 
 def _better_column(
@@ -245,13 +238,12 @@ def _better_column(
 
 def _as_text(table: pd.DataFrame) -> str:
     """Lay the findings out with one line each, and the advice below."""
-    width = {key: table[key].str.len().max() for key in ("check", "status", "found")}
+    status, check = (table[key].str.len().max() for key in ("status", "check"))
+    indent = " " * (status + check + 4)
+    layout = {"width": 118, "initial_indent": indent, "subsequent_indent": indent, "break_on_hyphens": False}
     lines = []
     for row in table.itertuples(index=False):
-        lines.append(f"{row.status:<{width['status']}}  {row.check:<{width['check']}}  {row.found}")
+        lines.append(f"{row.status:<{status}}  {row.check:<{check}}  {row.found}")
         if row.advice:
-            indent = " " * (width["status"] + width["check"] + 4)
-            lines.append(
-                textwrap.fill(row.advice, 118, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
-            )
+            lines.append(textwrap.fill(row.advice, **layout))
     return "\n".join(lines)

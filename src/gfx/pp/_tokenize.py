@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 from gfx._docs import shared
 from gfx._log import info
 from gfx._results import claim
-from gfx._tokens import make_tokens
+from gfx._tokens import make_tokens, recognised
 
 if TYPE_CHECKING:
     from gfx._adata import Counts
-    from gfx._core.vocabulary import Vocabulary
-    from gfx._tokens import TokenReport
     from gfx._types import Data, ModelLike
+    from gfx.models import Model
 
 #: Below this share of counts a warning says that the model sees little of the cells.
 LOW_SHARE = 0.5
@@ -115,47 +114,30 @@ def tokenize(
     source = {"layer": layer, "use_raw": use_raw, "gene_ids": gene_ids, "counts": counts, "n_counts": n_counts}
     loaded = load(model)
     tokens, report = make_tokens(slots.adata, loaded.vocabulary, loaded.max_length, **source)
-    numbers = _numbers(report, n_cells=len(tokens.lengths))
-    _tell(numbers, loaded.vocabulary, loaded.max_length)
+    _tell(report, loaded)
     slots.write(
-        f"tokenized {len(tokens.lengths):,} cells",
+        f"tokenized {report['n_cells']:,} cells",
         params=loaded.provenance() | {"max_length": loaded.max_length} | source,
         obsm={"": tokens.ids},
         obs={"n": tokens.lengths},
-        uns={"report": numbers},
+        uns={"report": report},
     )
     return slots.returned
 
 
-def _numbers(report: TokenReport, *, n_cells: int) -> dict[str, int | float]:
-    """Turn the report into plain numbers that a file holds."""
-    return {
-        "n_cells": n_cells,
-        "n_cells_empty": report.n_empty,
-        "n_cells_truncated": report.n_truncated,
-        "n_genes": len(report.match.names),
-        "n_genes_recognised": report.match.n_known,
-        "n_genes_repeated": report.match.n_repeated,
-        "share_of_counts": report.counts_share,
-    }
-
-
-def _tell(numbers: dict[str, int | float], vocabulary: Vocabulary, max_length: int) -> None:
-    share = numbers["share_of_counts"]
-    info(
-        f"{numbers['n_genes_recognised']:,} of {numbers['n_genes']:,} genes are in the vocabulary "
-        f"{vocabulary.name!r}; they hold {share:.1%} of the counts."
-    )
-    if numbers["n_genes_repeated"]:
-        info(f"{numbers['n_genes_repeated']:,} columns name a gene that another column names, too: summed.")
-    if numbers["n_cells_empty"]:
-        info(f"{numbers['n_cells_empty']:,} cells have no recognised gene: their rows are empty.")
-    if numbers["n_cells_truncated"]:
-        room = max_length - vocabulary.n_specials
-        info(f"{numbers['n_cells_truncated']:,} cells have more than {room:,} recognised genes: cut after these.")
-    if share < LOW_SHARE and numbers["n_cells_empty"] < numbers["n_cells"]:
+def _tell(report: dict[str, int | float], model: Model) -> None:
+    """Log what was recognised, and warn where it is little."""
+    info(recognised(report, model.vocabulary))
+    if report["n_genes_repeated"]:
+        info(f"{report['n_genes_repeated']:,} columns name a gene that another column names, too: summed.")
+    if report["n_cells_empty"]:
+        info(f"{report['n_cells_empty']:,} cells have no recognised gene: their rows are empty.")
+    if report["n_cells_truncated"]:
+        room = model.max_length - model.vocabulary.n_specials
+        info(f"{report['n_cells_truncated']:,} cells have more than {room:,} recognised genes: cut after these.")
+    if report["share_of_counts"] < LOW_SHARE and report["n_cells_empty"] < report["n_cells"]:
         msg = (
-            f"Only {share:.0%} of the counts belong to genes that the model knows. `gfx.pp.check` tells more; "
-            "another column of `adata.var` may name more genes (`gene_ids=`)."
+            f"Only {report['share_of_counts']:.0%} of the counts belong to genes that the model knows. `gfx.pp.check` "
+            "tells more; another column of `adata.var` may name more genes (`gene_ids=`)."
         )
         warnings.warn(msg, UserWarning, stacklevel=3)
