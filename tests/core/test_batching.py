@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -64,7 +63,12 @@ def test_no_cells_no_batches():
     assert batches_by_length(np.zeros(4, dtype=np.int32), 100) == []
 
 
-@pytest.mark.parametrize("limits", [(0, None), (100, 0), (100, -1), (100, None, 0)])
-def test_a_batch_of_nothing_is_refused_and_does_not_run_forever(limits):
-    with pytest.raises(ValueError, match="at least one cell and one token"):
-        batches_by_length(np.array([3, 2]), *limits)
+@given(LENGTHS, st.integers(1, 200), st.integers(1, 100))
+def test_different_lengths_share_a_batch_up_to_a_limit_of_their_own(lengths, max_tokens, mixed_tokens):
+    lengths = np.array(lengths, dtype=np.int32)
+    batches = batches_by_length(lengths, max_tokens, mixed_tokens=mixed_tokens)
+    assert sorted(row for batch in batches for row in batch) == np.flatnonzero(lengths).tolist()
+    for batch in batches:
+        n_tokens = len(batch) * lengths[batch].max()
+        assert len(batch) == 1 or n_tokens <= max_tokens
+        assert np.ptp(lengths[batch]) == 0 or n_tokens <= mixed_tokens

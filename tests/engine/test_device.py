@@ -163,7 +163,7 @@ def everything(toy, encoder, eager):
     return [
         embed_cells(encoder, *cells, how="mean"),
         *embed_genes(encoder, *cells, group=group, n_groups=3),
-        *vars(deleted).values(),
+        *deleted.values(),
         *vars(attention).values(),
     ]
 

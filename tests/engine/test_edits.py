@@ -23,7 +23,7 @@ from gfx._core.edits import (
     single_deletions,
 )
 from gfx._core.vocabulary import SPECIALS, Vocabulary
-from gfx._engine.edited import PlacedEdits, edit_cells, find_positions
+from gfx._engine.edited import edit_cells, find_positions, place_edits
 
 N_GENES = 12
 OPERATORS = ["delete", "overexpress", "shift"]
@@ -60,7 +60,7 @@ def edit_rows(rows, lengths, genes, vocab, operator, *, max_length, to=None):
     """One edit in each cell, as arrays: `tokens`, `lengths`, `source`, `kept`, `cut`."""
     tokens, is_special = torch.from_numpy(rows.astype(np.int64)), torch.from_numpy(vocab.is_special)
     row = np.arange(len(rows))
-    placed = PlacedEdits.of(
+    placed = place_edits(
         Edits(operator, genes, row, row, to),
         row,
         row,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -93,7 +95,7 @@ def measure(run, operator, sets, goals=None):
     found = run_edits(
         encoder(run), run.ids, run.lengths, run.vocabulary, edits, how=how, positions="close", goals=goals, **wanted
     )
-    return edits, found
+    return edits, SimpleNamespace(**found)
 
 
 def check_cells(edits, found, expected, keys, *, where=True):

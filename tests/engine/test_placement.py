@@ -131,11 +131,9 @@ def test_edits(toy, operator):
 
     def results(encoder):
         for how in (*toy.poolings, "genes"):
-            yield from vars(everything(toy, encoder, some, how=how)).values()
-        yield from vars(
-            everything(toy, encoder, some, how="mean", positions="keep", goals=np.ones((2, 3, 16)))
-        ).values()
-        yield from vars(everything(toy, encoder, some, how="mean", split=False, gene_groups=None)).values()
+            yield from everything(toy, encoder, some, how=how).values()
+        yield from everything(toy, encoder, some, how="mean", positions="keep", goals=np.ones((2, 3, 16))).values()
+        yield from everything(toy, encoder, some, how="mean", split=False, gene_groups=None).values()
 
     near = list(results(toy.encoder()))
     with FarDevice():
@@ -201,13 +199,10 @@ def test_screens(toy, positions):
 
     def results(encoder):
         for pooling in (*toy.poolings, "genes"):
-            yield from measured(run_edits(encoder, *cells, how=pooling, **given))
+            yield from run_edits(encoder, *cells, how=pooling, **given).values()
         seeds = [(0, row) for row in range(len(toy.ids))]
         for pooling in toy.poolings:
-            yield from measured(estimate_deletions(encoder, *cells, how=pooling, n_probes=2, seeds=seeds, **given))
-
-    def measured(runs):
-        return runs.shift, runs.toward, runs.rank
+            yield from estimate_deletions(encoder, *cells, how=pooling, n_probes=2, seeds=seeds, **given).values()
 
     near = list(results(toy.encoder()))
     with FarDevice():

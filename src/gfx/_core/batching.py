@@ -6,7 +6,12 @@ import numpy as np
 
 
 def batches_by_length(
-    lengths: np.ndarray, max_tokens: int, max_cells: int | None = None, max_pairs: int | None = None
+    lengths: np.ndarray,
+    max_tokens: int,
+    max_cells: int | None = None,
+    max_pairs: int | None = None,
+    *,
+    mixed_tokens: int | None = None,
 ) -> list[np.ndarray]:
     """Cut cells into batches, longest cells first, so that memory runs out at once or never.
 
@@ -20,34 +25,33 @@ def batches_by_length(
         Cells in a batch at most.
     max_pairs
         Pairs of positions: cells times the square of the longest cell stays within this, too.
+    mixed_tokens
+        Cells of different lengths share a batch only until it has so many tokens.
 
     Returns
     -------
     Row numbers of each batch; every cell that has tokens is in exactly one.
-
-    Raises
-    ------
-    ValueError
-        A limit below 1.
     """
-    if any(limit is not None and limit < 1 for limit in (max_tokens, max_cells, max_pairs)):
-        msg = (
-            "A batch holds at least one cell and one token; "
-            f"found {max_cells} cells, {max_tokens} tokens, {max_pairs} pairs at most."
-        )
-        raise ValueError(msg)
     order = np.argsort(-lengths, kind="stable")
     order = order[lengths[order] > 0]
-    batches = []
-    start = 0
+    descending = -lengths[order]
+    batches, start = [], 0
     while start < len(order):
-        longest = int(lengths[order[start]])
-        n = max_tokens // longest
+        longest = -int(descending[start])
+        limits = [max_tokens // longest]
         if max_cells is not None:
-            n = min(n, max_cells)
+            limits.append(max_cells)
         if max_pairs is not None:
-            n = min(n, max_pairs // longest**2)
-        n = max(n, 1)
+            limits.append(max_pairs // longest**2)
+        if mixed_tokens is not None:
+            n_alike = int(np.searchsorted(descending, -longest, "right")) - start
+            limits.append(max(n_alike, mixed_tokens // longest))
+        n = max(1, min(limits))
         batches.append(order[start : start + n])
         start += n
     return batches
+
+
+def pieces(rows: np.ndarray, size: int = 1024) -> list[np.ndarray]:
+    """Cut rows into pieces of so many, for instance so that nothing about all of them is in memory at once."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]

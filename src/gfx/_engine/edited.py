@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -15,8 +14,7 @@ if TYPE_CHECKING:
     from gfx._core.vocabulary import Vocabulary
 
 
-@dataclass(frozen=True)
-class EditedCells:
+class EditedCells(NamedTuple):
     """Cells with some of their genes perturbed.
 
     Parameters
@@ -37,6 +35,11 @@ class EditedCells:
     kept: torch.Tensor
     cut: torch.Tensor | None
 
+    def some(self, rows: torch.Tensor, length: int) -> EditedCells:
+        """Take some of the cells, none of which is longer than `length`."""
+        cut = None if self.cut is None else self.cut[rows]
+        return EditedCells(*(values[rows, :length] for values in self[:3]), cut)
+
 
 def find_positions(tokens: torch.Tensor, is_special: torch.Tensor) -> torch.Tensor:
     """Position of every gene in each cell, int32 `(n_cells, n_tokens)`; -1 where it is absent."""
@@ -47,8 +50,7 @@ def find_positions(tokens: torch.Tensor, is_special: torch.Tensor) -> torch.Tens
     return out.masked_fill_(is_special, -1)
 
 
-@dataclass(frozen=True)
-class PlacedEdits:
+class PlacedEdits(NamedTuple):
     """Edits of the cells of a block, on the device.
 
     Parameters
@@ -60,10 +62,10 @@ class PlacedEdits:
         Row of the cell in the block and number of the set, `(n_edits,)`.
     genes, positions
         Tokens of the set, filled up with -1, and their positions in the cell, -1 where absent, `(n_edits, n_genes)`.
-    to
-        How many of the other genes then stand before each moved gene, int `(n_edits, n_genes)`; -1 takes it out.
     lengths, new_lengths
         Tokens of the cell before and after, `(n_edits,)`.
+    to
+        How many of the other genes then stand before each moved gene, int `(n_edits, n_genes)`; -1 takes it out.
     """
 
     operator: Operator
@@ -71,54 +73,44 @@ class PlacedEdits:
     which: torch.Tensor
     genes: torch.Tensor
     positions: torch.Tensor
-    to: torch.Tensor | None
     lengths: torch.Tensor
     new_lengths: torch.Tensor
-
-    @classmethod
-    def of(
-        cls,
-        edits: Edits,
-        numbers: np.ndarray,
-        row: np.ndarray,
-        *,
-        lengths: torch.Tensor,
-        table: torch.Tensor,
-        most: int,
-    ) -> PlacedEdits:
-        """Find the genes of some edits in their cells.
-
-        Parameters
-        ----------
-        numbers, row
-            Which edits, and the row in the block of the cell of each, `(n,)`.
-        lengths, table
-            Tokens of each cell of the block, and where its genes stand, from :func:`find_positions`.
-        most
-            Tokens that the model reads.
-        """
-
-        def put(values: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(values.astype(np.int64)).to(table.device)
-
-        which = edits.which[numbers]
-        genes, cell = put(pad_sets(edits.sets)[which]), put(row)
-        to = None if edits.to is None else put(edits.to[numbers])
-        positions = torch.where(genes >= 0, table[cell[:, None], genes.clamp(min=0)].long(), -1)
-        before, is_there = lengths[cell], positions >= 0
-        if edits.operator == "delete":
-            after = before - is_there.sum(1)
-        elif edits.operator == "shift":
-            after = before - (is_there & (to == GONE)).sum(1)
-        else:
-            after = (before + (~is_there & (genes != NO_GENE)).sum(1)).clamp(max=most)
-        return cls(edits.operator, cell, put(which), genes, positions, to, before, after)
+    to: torch.Tensor | None
 
     def some(self, numbers: torch.Tensor) -> PlacedEdits:
-        values = {
-            name: None if value is None else value[numbers] for name, value in vars(self).items() if name != "operator"
-        }
-        return PlacedEdits(self.operator, **values)
+        return PlacedEdits(self.operator, *(None if values is None else values[numbers] for values in self[1:]))
+
+
+def place_edits(
+    edits: Edits, numbers: np.ndarray, row: np.ndarray, *, lengths: torch.Tensor, table: torch.Tensor, most: int
+) -> PlacedEdits:
+    """Find the genes of some edits in their cells.
+
+    Parameters
+    ----------
+    numbers, row
+        Which edits, and the row in the block of the cell of each, `(n,)`.
+    lengths, table
+        Tokens of each cell of the block, and where its genes stand, from :func:`find_positions`.
+    most
+        Tokens that the model reads.
+    """
+
+    def put(values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(values.astype(np.int64)).to(table.device)
+
+    which = edits.which[numbers]
+    genes, cell = put(pad_sets(edits.sets)[which]), put(row)
+    to = None if edits.to is None else put(edits.to[numbers])
+    positions = torch.where(genes >= 0, table[cell[:, None], genes.clamp(min=0)].long(), -1)
+    before, is_present = lengths[cell], positions >= 0
+    if edits.operator == "delete":
+        after = before - is_present.sum(1)
+    elif edits.operator == "shift":
+        after = before - (is_present & (to == GONE)).sum(1)
+    else:
+        after = (before + (~is_present & (genes != NO_GENE)).sum(1)).clamp(max=most)
+    return PlacedEdits(edits.operator, cell, put(which), genes, positions, before, after, to)
 
 
 def edit_cells(

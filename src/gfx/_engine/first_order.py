@@ -19,7 +19,8 @@ from gfx._core.edits import pad_sets, ranks_of
 from gfx._engine.blocks import blocks_of, embed
 from gfx._engine.device import batch_tokens, halving
 from gfx._engine.edited import find_positions
-from gfx._engine.perturb import EditEffects
+from gfx._engine.forward import put_cells
+from gfx._engine.perturb import unknown_effects
 from gfx._engine.pooling import Pooling, special_tokens
 
 if TYPE_CHECKING:
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
 
     from transformers import BertModel
 
-    from gfx._core.edits import Edits, Positions
+    from gfx._core.edits import Edits
     from gfx._core.vocabulary import Vocabulary
-    from gfx._engine.blocks import Block
+    from gfx._types import Positions
 
 #: A pass that derivatives are taken of keeps what every block computes: so many times fewer tokens at once.
 _KEPT = 8
@@ -47,8 +48,8 @@ def estimate_deletions(
     goals: np.ndarray | None = None,
     n_probes: int,
     seeds: Sequence[Sequence[int]],
-) -> EditEffects:
-    """Estimate what deletions of single genes do to each cell: shift, shift toward states, and rank.
+) -> dict[str, np.ndarray]:
+    """Estimate what deletions of single genes do to each cell: `shift`, `toward` states, and `rank`.
 
     Shifts toward states are first order: minus the derivative of the cosine. The cosine of a cell to itself is highest
     where the cell is, so shifts are second order: half the square of how fast the cell's vector turns. That is measured
@@ -68,70 +69,65 @@ def estimate_deletions(
     seeds
         Of the directions of each cell.
     """
-    device, width = encoder.device, encoder.config.hidden_size
-    targets = None if goals is None else torch.from_numpy(np.asarray(goals, dtype=np.float32)).to(device)
-    effects = EditEffects.missing(len(edits), 0 if goals is None else len(goals))
-    blocks, special = blocks_of(encoder), special_tokens(vocabulary, device)
+    device, width, n_states = encoder.device, encoder.config.hidden_size, 0 if goals is None else len(goals)
+    targets = torch.from_numpy(np.zeros((0, width)) if goals is None else np.asarray(goals)).to(device, torch.float32)
+    effects = unknown_effects(len(edits), shift=(), rank=(), toward=(n_states,))
+    special = special_tokens(vocabulary, device)
     concerned = np.where(np.isin(np.arange(len(lengths)), edits.cell), lengths, 0)
     batches = batches_by_length(concerned, max(1, batch_tokens(device) // _KEPT))
 
     def run(rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        longest = int(lengths[rows].max())
-        tokens = torch.from_numpy(ids[rows, :longest].astype(np.int64)).to(device)
-        valid = torch.arange(longest, device=device) < torch.from_numpy(lengths[rows]).to(device)[:, None]
-        probes = torch.from_numpy(np.stack([_directions(seeds[row], width, n_probes) for row in rows])).to(device)
-        table = find_positions(torch.where(valid, tokens, vocabulary.pad), special)
+        tokens, valid = put_cells(ids, lengths, rows, device)
+        draws = [np.random.default_rng(seeds[row]).standard_normal((width, n_probes)) for row in rows]
+        probes = torch.from_numpy(np.stack(draws).astype(np.float32)).to(device)
         with torch.enable_grad():
             slopes = _slopes(
                 encoder,
-                blocks,
                 tokens,
                 valid,
-                is_gene=valid & ~special[tokens],
+                valid & ~special[tokens],
                 how=how,
                 positions=positions,
                 goals=targets,
                 probes=probes,
             )
-        return table, *slopes
+        return find_positions(torch.where(valid, tokens, vocabulary.pad), special), *slopes
 
     genes = pad_sets(edits.sets)[:, 0]
     for rows, (table, turned, toward) in halving(batches, run):
         numbers, row = edits.of_cells(rows)
-        at = torch.from_numpy(row).to(device)
-        position = table[at, torch.from_numpy(genes[edits.which[numbers]]).to(device)].long()
-        effects.toward[numbers] = toward[at, position].cpu().numpy()
+        cell = torch.from_numpy(row).to(device)
+        position = table[cell, torch.from_numpy(genes[edits.which[numbers]]).to(device)].long()
+        effects["toward"][numbers] = toward[cell, position].cpu().numpy()
         if n_probes:
-            effects.shift[numbers] = turned[at, position].cpu().numpy()
-        effects.rank[numbers] = ranks_of(position.cpu().numpy()[:, None], lengths[rows[row]], vocabulary)
+            effects["shift"][numbers] = turned[cell, position].cpu().numpy()
+        effects["rank"][numbers] = ranks_of(position.cpu().numpy()[:, None], lengths[rows[row]], vocabulary)
     return effects
 
 
 def _slopes(
     encoder: BertModel,
-    blocks: list[Block],
     tokens: torch.Tensor,
     valid: torch.Tensor,
-    *,
     is_gene: torch.Tensor,
+    *,
     how: Pooling,
     positions: Positions,
-    goals: torch.Tensor | None,
+    goals: torch.Tensor,
     probes: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Second-order shifts `(n, l)` and first-order shifts toward states `(n, l, n_states)`."""
-    n, longest = tokens.shape
+    (n, longest), n_probes, blocks = tokens.shape, probes.shape[-1], blocks_of(encoder)
+    turned = torch.zeros(n, longest, device=tokens.device)
+    toward = torch.zeros(n, longest, len(goals), device=tokens.device)
     if how == "cls" and not blocks:
-        return (
-            torch.zeros(n, longest, device=tokens.device),
-            torch.zeros(n, longest, 0 if goals is None else len(goals), device=tokens.device),
-        )
+        return turned, toward
     log_keep = torch.zeros(n, longest, device=tokens.device, requires_grad=True)
     table = encoder.embeddings.position_embeddings.weight[:longest]
     if positions == "close":
-        # Tables of positions are rough: the slope at a place says little of the place before it. With every token
-        # half-way between the two, slopes span the step. That is one point for all genes, though each moves only those
-        # behind it; in trained models that has sufficed.
+        # The table of positions is no smooth curve: the slope at a position says little of the one before it. With
+        # every token half-way between the two, slopes span the step. That is one point for all genes, though each moves
+        # only those behind it; in trained models that has sufficed.
         half_way = (table + torch.cat([table[:1], table[:-1]])) / 2
         stands = half_way.expand(n, -1, -1).clone().requires_grad_()
     else:
@@ -157,22 +153,13 @@ def _slopes(
         moved = functional.pad((place[:, 1:] * (table[:-1] - table[1:])).sum(-1), (0, 1))
         return moved.flip(1).cumsum(1).flip(1) - keep
 
-    length = vector.detach().norm(dim=-1, keepdim=True)
-    turned = torch.zeros(n, longest, device=tokens.device)
-    n_probes = probes.shape[-1]
     if n_probes:
+        length = vector.detach().norm(dim=-1, keepdim=True)
         # Orthogonal to the vector and to each other: the columns that QR makes after the vector's own.
         across = torch.linalg.qr(torch.cat([vector.detach()[..., None], probes], dim=-1)).Q[..., 1:]
         for probe in across.unbind(-1):
             turned += without((vector * probe / length).sum()) ** 2
         turned *= (vector.shape[-1] - 1) / (2 * n_probes)
-    toward = torch.zeros(n, longest, 0, device=tokens.device)
-    if goals is not None:
-        toward = torch.stack(
-            [without(functional.cosine_similarity(vector, goal[None]).sum()) for goal in goals], dim=-1
-        )
+    for number, goal in enumerate(goals):
+        toward[..., number] = without(functional.cosine_similarity(vector, goal[None]).sum())
     return turned.detach(), toward.detach()
-
-
-def _directions(seed: Sequence[int], width: int, n: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((width, n)).astype(np.float32)

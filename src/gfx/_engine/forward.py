@@ -56,6 +56,15 @@ def mask_of(valid: torch.Tensor) -> torch.Tensor | None:
     return None if bool(valid.all()) else valid.long()
 
 
+def put_cells(
+    ids: np.ndarray, lengths: np.ndarray, rows: np.ndarray, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Put some cells on the device: tokens, int64 `(b, l)`, and which positions are not padding, bool `(b, l)`."""
+    longest = int(lengths[rows].max())
+    tokens = torch.from_numpy(ids[rows, :longest].astype(np.int64)).to(device)
+    return tokens, torch.arange(longest, device=device) < torch.from_numpy(lengths[rows]).to(device)[:, None]
+
+
 @torch.inference_mode()
 def run_cells(
     encoder: BertModel,
@@ -87,9 +96,7 @@ def run_cells(
     batches = batches_by_length(lengths, batch_tokens(device), batch_size, max_pairs)
 
     def run(rows: np.ndarray) -> Batch:
-        longest = int(lengths[rows].max())
-        tokens = torch.from_numpy(ids[rows, :longest].astype(np.int64)).to(device)
-        valid = torch.arange(longest, device=device) < torch.from_numpy(lengths[rows]).to(device)[:, None]
+        tokens, valid = put_cells(ids, lengths, rows, device)
         return Batch(rows, tokens, valid, forward(encoder, tokens, valid))
 
     n_cells = int((lengths > 0).sum())

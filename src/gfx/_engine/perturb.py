@@ -7,8 +7,9 @@ together without padding; where `<cls>` is compared, the last network layer comp
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ from gfx._core.batching import batches_by_length
 from gfx._core.edits import Edits, pad_sets, ranks_of
 from gfx._engine.blocks import WithoutKey, blocks_of, embed
 from gfx._engine.device import batch_tokens, halving, sum_dtype, workers
-from gfx._engine.edited import PlacedEdits, edit_cells, find_positions
+from gfx._engine.edited import edit_cells, find_positions, place_edits
+from gfx._engine.forward import put_cells
 from gfx._engine.pooling import pool, special_tokens
 
 if TYPE_CHECKING:
@@ -26,9 +28,9 @@ if TYPE_CHECKING:
 
     from transformers import BertModel
 
-    from gfx._core.edits import Positions
     from gfx._core.vocabulary import Vocabulary
-    from gfx._engine.edited import EditedCells
+    from gfx._engine.edited import EditedCells, PlacedEdits
+    from gfx._types import Positions
 
 #: How far a cell is shifted: `<cls>`, the mean of its genes, or the mean over its genes of each one's own shift.
 Comparison = Literal["cls", "mean", "genes"]
@@ -36,57 +38,19 @@ Comparison = Literal["cls", "mean", "genes"]
 #: Tokens in a pass that a CPU still runs out of its cache; more are slower, and take more memory.
 _CACHED_TOKENS = 4_096
 
-#: Copies of different lengths are padded to share a pass until it has so many tokens.
-_FILLED_TOKENS = 1_024
+#: Copies of different lengths are padded to share a pass of a CPU until it has so many tokens.
+_MIXED_TOKENS = 1_024
 
-#: Passes on a CPU whose copies share their first projections, in batches of tokens.
+#: Passes of a CPU whose copies share their first projections, in batches of tokens.
 _SHARED_BATCHES = 8
 
 #: Genes that a cell loses, one at a time, for their attention to be derived from that of the whole cell.
 _FEWEST_LOST = 8
 
-#: Entries of the table of positions of all genes in the cells at hand.
-_MOST_POSITIONS = 1 << 25
 
-
-@dataclass(frozen=True)
-class EditEffects:
-    """Effects of edits, in the order of the edits; NaN for edits of cells without tokens.
-
-    Parameters
-    ----------
-    shift
-        Of the cell, 1 - cosine, float32 `(n_edits,)`.
-    parts
-        Composition, position and context, float32 `(n_edits, 3)`, which add up to `shift`; NaN if not asked for.
-    toward
-        Change of the cell's cosine to each state, float32 `(n_edits, n_states)`.
-    toward_parts
-        The same split, float32 `(n_edits, n_states, 3)`.
-    rank
-        Mean rank of the perturbed genes in the cell, 0 its first gene and 1 its last, float32 `(n_edits,)`; NaN if it
-        has none of them.
-    vectors
-        The cell before and after, float32 `(n_edits, 2, d)`, if asked for.
-    genes
-        Sum, sum of squares and number of the shifts of each remaining gene, float64 `(3, n_tokens, n_groups)`, if
-        asked for.
-    """
-
-    shift: np.ndarray
-    parts: np.ndarray
-    toward: np.ndarray
-    toward_parts: np.ndarray
-    rank: np.ndarray
-    vectors: np.ndarray | None = None
-    genes: np.ndarray | None = None
-
-    @classmethod
-    def missing(cls, n_edits: int, n_states: int, *, width: int | None = None) -> EditEffects:
-        """All NaN, to be filled; with vectors if their `width` is given."""
-        shapes = (n_edits,), (n_edits, 3), (n_edits, n_states), (n_edits, n_states, 3), (n_edits,)
-        arrays = [np.full(shape, np.nan, np.float32) for shape in shapes]
-        return cls(*arrays, vectors=None if width is None else np.full((n_edits, 2, width), np.nan, np.float32))
+def unknown_effects(n_edits: int, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Make arrays of effects to be filled, float32 `(n_edits, *shape)`: NaN, as edits of cells without tokens stay."""
+    return {name: np.full((n_edits, *shape), np.nan, np.float32) for name, shape in shapes.items()}
 
 
 def run_edits(
@@ -103,7 +67,7 @@ def run_edits(
     gene_groups: np.ndarray | None = None,
     n_groups: int = 0,
     keep_vectors: bool = False,
-) -> EditEffects:
+) -> dict[str, np.ndarray]:
     """Perturb genes in a block of cells and measure how far each cell, and each of its other genes, shifts.
 
     A shift is split into three parts, which add up to it. *Composition*: only the perturbed genes' own vectors leave
@@ -129,105 +93,92 @@ def run_edits(
         there are.
     keep_vectors
         Return the cell before and after each edit, too.
+
+    Returns
+    -------
+    Effects in the order of the edits, float32; NaN for edits of cells without tokens:
+
+    `shift`, `rank`
+        1 - cosine of the cell; mean rank of the perturbed genes in the cell, 0 its first gene and 1 its last, NaN if it
+        has none of them; `(n_edits,)`.
+    `toward`
+        Change of the cell's cosine to each state, `(n_edits, n_states)`.
+    `parts`, `toward_parts`
+        With `split`: composition, position and context of both, `(n_edits, 3)` and `(n_edits, n_states, 3)`.
+    `vectors`
+        With `keep_vectors`: the cell before and after, `(n_edits, 2, d)`.
+    `genes`
+        With `gene_groups`: sum, sum of squares and number of the shifts of each remaining gene, float64
+        `(3, n_tokens, n_groups)`.
     """
-    device, n_tokens = encoder.device, len(vocabulary)
+    device, n_tokens, n_states = encoder.device, len(vocabulary), 0 if goals is None else goals.shape[-2]
     edits = replace(edits, sets=pad_sets(edits.sets))
-    width = encoder.config.hidden_size if keep_vectors else None
-    effects = EditEffects.missing(len(edits), 0 if goals is None else goals.shape[-2], width=width)
-    if goals is not None:
-        goals = torch.from_numpy(np.asarray(goals, dtype=np.float32)).to(device, sum_dtype(device))
+    effects = unknown_effects(len(edits), shift=(), rank=(), toward=(n_states,))
+    if split:
+        effects |= unknown_effects(len(edits), parts=(3,), toward_parts=(n_states, 3))
+    if keep_vectors:
+        effects |= unknown_effects(len(edits), vectors=(2, encoder.config.hidden_size))
     genes = torch.zeros(3, n_tokens * n_groups, dtype=sum_dtype(device), device=device)
-    limit = batch_tokens(device)
-    blocks = batches_by_length(
-        np.where(np.isin(np.arange(len(lengths)), edits.cell), lengths, 0), limit, max(1, _MOST_POSITIONS // n_tokens)
-    )
-    is_cpu = device.type == "cpu"
-    passes = _Passes(
-        most=min(limit, _CACHED_TOKENS) if is_cpu else limit,
-        filled=min(limit, _FILLED_TOKENS) if is_cpu else limit,
-        at_a_time=max(1, limit // _CACHED_TOKENS) if is_cpu else 1,  # whatever the number of threads
-    )
-    n_workers = min(torch.get_num_threads(), passes.at_a_time) if is_cpu else 1
+    limit, is_cpu = batch_tokens(device), device.type == "cpu"
+    blocks = batches_by_length(np.where(np.isin(np.arange(len(lengths)), edits.cell), lengths, 0), limit)
+    n_workers = min(torch.get_num_threads(), max(1, limit // _CACHED_TOKENS)) if is_cpu else 1
     with workers(n_workers) as mapped, torch.inference_mode():
-        reader = _Reader(encoder, vocabulary, passes, mapped, only_first=how == "cls" and gene_groups is None)
+        reader = _Reader(
+            encoder,
+            vocabulary,
+            mapped,
+            effects,
+            how=how,
+            positions=positions,
+            goals=None if goals is None else torch.from_numpy(np.asarray(goals, np.float32)).to(device, genes.dtype),
+            groups=None if gene_groups is None else torch.from_numpy(gene_groups).to(device),
+            n_groups=n_groups,
+        )
         for rows, cells in halving(blocks, lambda rows: reader.read(ids, lengths, rows)):
-            of_block, cell = edits.of_cells(rows)
-            most = encoder.config.max_position_embeddings
-            placed = PlacedEdits.of(edits, of_block, cell, lengths=cells.lengths, table=cells.positions, most=most)
-            effects.rank[of_block] = ranks_of(placed.positions.cpu().numpy(), lengths[edits.cell[of_block]], vocabulary)
-            comparison = _Comparison(
-                reader,
-                cells,
-                placed,
-                cell=cell,
-                how=how,
-                positions=positions,
-                split=split,
-                goals=goals,
-                with_genes=gene_groups is not None,
-            )
-            stretches = batches_by_length(comparison.new_lengths, limit * (_SHARED_BATCHES if is_cpu else 1))
-            for _, results in halving(stretches, comparison.run):
-                for edits_of_pass, compared in results:
-                    at = of_block[edits_of_pass]
-                    _store(effects, at, compared)
-                    if gene_groups is not None:
-                        _add(genes, compared, torch.from_numpy(gene_groups[at]).to(device), n_groups)
+            numbers, row = edits.of_cells(rows)
+            table, most = find_positions(cells.tokens, reader.special), encoder.config.max_position_embeddings
+            placed = place_edits(edits, numbers, row, lengths=cells.lengths, table=table, most=most)
+            effects["rank"][numbers] = ranks_of(placed.positions.cpu().numpy(), lengths[rows[row]], vocabulary)
+            new_lengths = placed.new_lengths.cpu().numpy()
+            stretches = batches_by_length(new_lengths, limit * (_SHARED_BATCHES if is_cpu else 1))
+            for _, passes in halving(stretches, partial(reader.perturb, cells, placed, numbers)):
+                for slot, shifts in passes if gene_groups is not None else ():
+                    for sums, values in zip(genes, (shifts, shifts**2, torch.ones_like(shifts)), strict=True):
+                        sums.index_add_(0, slot, values)
     if gene_groups is None:
         return effects
-    sums = genes.cpu().numpy().reshape(3, n_tokens, n_groups).astype(np.float64)
-    return EditEffects(**{**vars(effects), "genes": sums})
+    return effects | {"genes": genes.cpu().numpy().reshape(3, n_tokens, n_groups).astype(np.float64)}
 
 
 # --- passes of the network -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Passes:
-    """How copies are shared out to passes of the network.
+def _passes(lengths: np.ndarray, device: torch.device) -> list[np.ndarray]:
+    """Share copies out to passes of the network, longest first: the numbers of the copies of each."""
+    limit = batch_tokens(device)
+    if device.type != "cpu":
+        return batches_by_length(lengths, limit)
+    n_passes = max(1, limit // _CACHED_TOKENS)  # whatever the number of threads
+    mixed = min(limit, _MIXED_TOKENS)
+    most = min(limit, _CACHED_TOKENS, max(mixed, -(-int(lengths.sum()) // n_passes)))
+    return batches_by_length(lengths, most, mixed_tokens=mixed)
 
-    Parameters
-    ----------
-    most
-        Padded tokens in a pass at most.
-    filled
-        Copies of different lengths are padded to share a pass until it has so many.
-    at_a_time
-        Passes that a stretch of copies has at least, if they are filled.
+
+class _Cells(NamedTuple):
+    """Cells before any edit, on the device.
+
+    Tokens `(b, l)`, their numbers `(b,)`, which are genes, hidden states `(b, l, d)` or of `<cls>` alone, and vectors
+    `(b, d)`.
     """
-
-    most: int
-    filled: int
-    at_a_time: int
-
-    def of(self, lengths: np.ndarray) -> list[np.ndarray]:
-        """Numbers of the copies in each pass, longest copies first."""
-        order = np.argsort(-lengths, kind="stable")
-        descending = -lengths[order]
-        most = min(self.most, max(self.filled, -(-int(lengths.sum()) // self.at_a_time)))
-        passes, start = [], 0
-        while start < len(order):
-            longest = -int(descending[start])
-            alike = int(np.searchsorted(descending, -longest, "right")) - start
-            n = max(1, min(most // longest, max(alike, self.filled // longest)))
-            passes.append(order[start : start + n])
-            start += n
-        return passes
-
-
-@dataclass(frozen=True)
-class _Cells:
-    """Cells before any edit, on the device: tokens `(b, l)`, hidden states `(b, l, d)` or of `<cls>` alone."""
 
     tokens: torch.Tensor
     lengths: torch.Tensor
     is_gene: torch.Tensor
     states: torch.Tensor
-    positions: torch.Tensor
+    vectors: torch.Tensor
 
 
-@dataclass(frozen=True)
-class _Copies:
+class _Copies(NamedTuple):
     """Tokens at positions, `(n, l)`, as an index into distinct pairs that are embedded and projected."""
 
     index: torch.Tensor
@@ -236,20 +187,29 @@ class _Copies:
 
 
 class _Reader:
-    """An encoder that reads copies of cells."""
+    """A network that reads cells and edited copies of them, and writes down how they differ.
+
+    The arguments are those of :func:`run_edits`, on the device; `mapped` maps a function over passes.
+    """
 
     def __init__(
         self,
         encoder: BertModel,
         vocabulary: Vocabulary,
-        passes: _Passes,
         mapped: Callable[..., Iterator],
+        effects: dict[str, np.ndarray],
         *,
-        only_first: bool,
+        how: Comparison,
+        positions: Positions,
+        goals: torch.Tensor | None,
+        groups: torch.Tensor | None,
+        n_groups: int,
     ) -> None:
-        self.encoder, self.vocabulary, self.passes, self.mapped = encoder, vocabulary, passes, mapped
-        self.blocks, self.only_first, self.device = blocks_of(encoder), only_first, encoder.device
-        self.special = special_tokens(vocabulary, self.device)
+        self.encoder, self.vocabulary, self.mapped, self.effects = encoder, vocabulary, mapped, effects
+        self.how, self.positions, self.split, self.goals = how, positions, "parts" in effects, goals
+        self.groups, self.n_groups, self.device = groups, n_groups, encoder.device
+        self.blocks, self.special = blocks_of(encoder), special_tokens(vocabulary, encoder.device)
+        self.only_first = how == "cls" and groups is None
 
     def lay_out(self, tokens: torch.Tensor, positions: torch.Tensor) -> _Copies:
         """Embed every distinct pair of token and position, and project it for the first network layer."""
@@ -269,12 +229,8 @@ class _Reader:
     ) -> torch.Tensor:
         """Run some of the copies, `(n, l, d)`, or `(n, 1, d)` of `<cls>` alone.
 
-        Parameters
-        ----------
-        valid
-            As in :func:`gfx._engine.blocks.attend`.
-        attended
-            What attention in the first network layer gives, if that is known.
+        `valid` is that of :func:`gfx._engine.blocks.attend`; `attended` is what attention in the first network layer
+        gives, if that is known.
         """
         index = copies.index[rows, :longest]
         hidden = copies.inputs[index]
@@ -291,191 +247,155 @@ class _Reader:
 
     def read(self, ids: np.ndarray, lengths: np.ndarray, rows: np.ndarray) -> _Cells:
         """Read whole cells."""
-        longest, device = int(lengths[rows].max()), self.device
-        tokens = torch.from_numpy(ids[rows, :longest].astype(np.int64)).to(device)
-        n = torch.from_numpy(lengths[rows].astype(np.int64)).to(device)
-        valid = torch.arange(longest, device=device) < n[:, None]
-        tokens = torch.where(valid, tokens, self.vocabulary.pad)
-        copies = self.lay_out(tokens, torch.arange(longest, device=device).expand_as(tokens))
-        width = self.encoder.config.hidden_size
-        states = torch.zeros(
-            len(rows), 1 if self.only_first else longest, width, dtype=self.encoder.dtype, device=device
-        )
+        tokens, valid = put_cells(ids, lengths, rows, self.device)
+        tokens, lengths = torch.where(valid, tokens, self.vocabulary.pad), lengths[rows]
+        copies = self.lay_out(tokens, torch.arange(tokens.shape[1], device=self.device).expand_as(tokens))
+        shape = len(rows), 1 if self.only_first else tokens.shape[1], self.encoder.config.hidden_size
+        states = torch.zeros(shape, dtype=self.encoder.dtype, device=self.device)
 
         @torch.inference_mode()  # which holds for one thread only
-        def run(numbers: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-            its_lengths = lengths[rows[numbers]]
-            some = torch.from_numpy(numbers).to(device)
-            padding = valid[some, : its_lengths.max()] if its_lengths.min() < its_lengths.max() else None
-            return some, self.run(copies, some, int(its_lengths.max()), padding)
+        def run(numbers: np.ndarray) -> None:
+            longest, at = int(lengths[numbers].max()), torch.from_numpy(numbers).to(self.device)
+            padding = valid[at, :longest] if lengths[numbers].min() < longest else None
+            hidden = self.run(copies, at, longest, padding)
+            states[at, : hidden.shape[1]] = hidden
 
-        for some, hidden in self.mapped(run, self.passes.of(lengths[rows])):
-            states[some, : hidden.shape[1]] = hidden
+        list(self.mapped(run, _passes(lengths, self.device)))
         is_gene = valid & ~self.special[tokens]
-        return _Cells(tokens, n, is_gene, states, find_positions(tokens, self.special))
+        return _Cells(tokens, valid.sum(1), is_gene, states, self._vector(states, is_gene))
 
+    def perturb(
+        self, cells: _Cells, placed: PlacedEdits, numbers: np.ndarray, stretch: np.ndarray
+    ) -> list[tuple[torch.Tensor, torch.Tensor] | None]:
+        """Run some edits, whose copies share their first projections, in as many passes as they need.
 
-# --- comparisons ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Compared:
-    """Effects of the edits in one pass, on the device; `tokens`, `is_other` and `gene_shift` are `(n, l)`."""
-
-    shift: torch.Tensor
-    parts: torch.Tensor | None
-    toward: torch.Tensor | None
-    toward_parts: torch.Tensor | None
-    vectors: torch.Tensor
-    tokens: torch.Tensor
-    is_other: torch.Tensor
-    gene_shift: torch.Tensor | None
-
-
-class _Comparison:
-    """The edits of a block of cells, ready to be run and compared."""
-
-    def __init__(
-        self,
-        reader: _Reader,
-        cells: _Cells,
-        placed: PlacedEdits,
-        *,
-        cell: np.ndarray,
-        how: Comparison,
-        positions: Positions,
-        split: bool,
-        goals: torch.Tensor | None,
-        with_genes: bool,
-    ) -> None:
-        self.reader, self.cells, self.placed, self.cell = reader, cells, placed, cell
-        self.new_lengths = placed.new_lengths.cpu().numpy()
-        self.how, self.positions, self.split = how, positions, split
-        self.goals, self.with_genes = goals, with_genes
-        self.before = self._vector(cells.states, cells.is_gene)
-
-    def run(self, stretch: np.ndarray) -> list[tuple[np.ndarray, _Compared]]:
-        """Run some edits, whose copies share their first projections, in as many passes as they need."""
-        reader, device = self.reader, self.reader.device
-        new_lengths, cell = self.new_lengths[stretch], self.cell[stretch]
-        placed = self.placed.some(torch.from_numpy(stretch).to(device))
-        most = reader.encoder.config.max_position_embeddings
-        tokens = self.cells.tokens[placed.row]
-        edited = edit_cells(tokens, placed, reader.vocabulary, is_special=reader.special, most=most)
-        closed = torch.arange(edited.tokens.shape[1], device=device).expand_as(edited.tokens)
-        kept_copies = reader.lay_out(edited.tokens, edited.kept) if self.positions == "keep" or self.split else None
-        closed_copies = reader.lay_out(edited.tokens, closed) if self.positions == "close" else None
-        lost = {} if kept_copies is None else self._without_keys(cell, new_lengths)
+        Effects are written to the rows `numbers` of the edits. For sums over genes each pass gives the slot of every
+        remaining gene among tokens and groups, and its shift, both `(n,)`.
+        """
+        placed, numbers = placed.some(torch.from_numpy(stretch).to(self.device)), numbers[stretch]
+        new_lengths, cell = placed.new_lengths.cpu().numpy(), placed.row.cpu().numpy()
+        most = self.encoder.config.max_position_embeddings
+        edited = edit_cells(cells.tokens[placed.row], placed, self.vocabulary, is_special=self.special, most=most)
+        closed = torch.arange(edited.tokens.shape[1], device=self.device).expand_as(edited.tokens)
+        kept_copies = self.lay_out(edited.tokens, edited.kept) if self.positions == "keep" or self.split else None
+        closed_copies = self.lay_out(edited.tokens, closed) if self.positions == "close" else None
+        lost = {} if kept_copies is None else self._without_keys(cells, placed, cell, new_lengths)
 
         @torch.inference_mode()  # which holds for one thread only
-        def compare(numbers: np.ndarray) -> tuple[np.ndarray, _Compared]:
-            its_lengths = new_lengths[numbers]
-            length, is_padded = int(its_lengths.max()), its_lengths.min() < its_lengths.max()
-            at = torch.from_numpy(numbers).to(device)
-            valid = torch.arange(length, device=device) < placed.new_lengths[at, None]
-            padding = valid if is_padded else None
+        def run(some: np.ndarray) -> tuple[torch.Tensor, torch.Tensor] | None:
+            length, at = int(new_lengths[some].max()), torch.from_numpy(some).to(self.device)
+            valid = torch.arange(length, device=self.device) < placed.new_lengths[at, None]
+            padding = valid if new_lengths[some].min() < length else None
             kept = closed = None
             if kept_copies is not None:
-                is_one = (cell[numbers] == cell[numbers[0]]).all()
-                without, gone = lost.get(cell[numbers[0]]) if is_one else None, placed.positions[at, 0]
+                is_one = (cell[some] == cell[some[0]]).all()
+                without, gone = lost.get(cell[some[0]]) if is_one else None, placed.positions[at, 0]
                 is_known = without is not None and without.can_lose(gone)
                 attended = without(gone, edited.source[at, :length]) if is_known else None
-                kept = reader.run(kept_copies, at, length, padding, attended)
+                kept = self.run(kept_copies, at, length, padding, attended)
             if closed_copies is not None:
-                closed = reader.run(closed_copies, at, length, padding)
+                closed = self.run(closed_copies, at, length, padding)
             after = kept if closed is None else closed
-            return stretch[numbers], self._compare(edited, placed, at, valid=valid, kept=kept, after=after)
+            return self._compare(
+                cells, edited.some(at, length), placed.some(at), numbers[some], valid=valid, kept=kept, after=after
+            )
 
-        return list(reader.mapped(compare, reader.passes.of(new_lengths)))
+        return list(self.mapped(run, _passes(new_lengths, self.device)))
 
-    def _without_keys(self, cells: np.ndarray, new_lengths: np.ndarray) -> dict[int, WithoutKey]:
+    def _without_keys(
+        self, cells: _Cells, placed: PlacedEdits, cell: np.ndarray, new_lengths: np.ndarray
+    ) -> dict[int, WithoutKey]:
         """Attention in the first network layer of cells that lose many genes, one at a time, in place."""
-        reader, n_heads = self.reader, self.reader.encoder.config.num_attention_heads
-        is_single = self.placed.operator == "delete" and self.placed.genes.shape[1] == 1
-        if not is_single or len(reader.blocks) <= reader.only_first or bool((self.placed.positions < 0).any()):
+        is_single = placed.operator == "delete" and placed.genes.shape[1] == 1
+        if not is_single or len(self.blocks) <= self.only_first or bool((placed.positions < 0).any()):
             return {}
         lost = {}
-        for cell, at, n_edits in zip(*np.unique(cells, return_index=True, return_counts=True), strict=True):
-            n = int(new_lengths[at]) + 1
-            if n_edits >= _FEWEST_LOST and WithoutKey.fits(n, n_heads):
-                copies = reader.lay_out(self.cells.tokens[cell, :n], torch.arange(n, device=reader.device))
-                lost[cell] = WithoutKey(copies.projected[copies.index])
+        for row, edit, n_edits in zip(*np.unique(cell, return_index=True, return_counts=True), strict=True):
+            n = int(new_lengths[edit]) + 1
+            if n_edits >= _FEWEST_LOST and WithoutKey.fits(n, self.encoder.config.num_attention_heads):
+                copies = self.lay_out(cells.tokens[row, :n], torch.arange(n, device=self.device))
+                lost[row] = WithoutKey(copies.projected[copies.index])
         return lost
+
+    # --- comparisons -----------------------------------------------------------------------------------------------
 
     def _compare(
         self,
+        cells: _Cells,
         edited: EditedCells,
         placed: PlacedEdits,
-        at: torch.Tensor,
+        numbers: np.ndarray,
         *,
         valid: torch.Tensor,
         kept: torch.Tensor | None,
         after: torch.Tensor,
-    ) -> _Compared:
-        length, how = valid.shape[1], self.how
-        tokens, source = edited.tokens[at, :length], edited.source[at, :length]
-        is_gene = valid & ~self.reader.special[tokens]
-        is_other = is_gene & (source >= 0)
-        row = placed.row[at]
-        states, before = self.cells.states, self.before[row]
-        if edited.cut is not None and bool(edited.cut[at].any()):
-            states = self._without_cut_genes(row, edited.cut[at])
-            before = self._vector(states, self.cells.is_gene[row] & ~edited.cut[at])
-            row = torch.arange(len(row), device=row.device)
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Compare the edits of a pass with their cells; see :meth:`perturb`."""
+        how, row = self.how, placed.row
+        is_gene = valid & ~self.special[edited.tokens]
+        is_other = is_gene & (edited.source >= 0)
+        states, before = cells.states, cells.vectors[row]
+        if edited.cut is not None and bool(edited.cut.any()):
+            states = self._without_cut_genes(cells, row, edited.cut)
+            before = self._vector(states, cells.is_gene[row] & ~edited.cut)
+            row = torch.arange(len(row), device=self.device)
         stayed = None
-        if self.with_genes or how == "genes" or (self.split and how == "mean"):
-            stayed = states[row[:, None], source.clamp(min=0)]
+        if self.groups is not None or how == "genes" or (self.split and how == "mean"):
+            stayed = states[row[:, None], edited.source.clamp(min=0)]
 
         path = [before, self._vector(after, is_gene)]
         if self.split:
             # Only the perturbed genes' own vectors change; then the network reads; then the others close up.
             own = before if how == "cls" else self._vector(torch.where(is_other[..., None], stayed, kept), is_gene)
             path[1:1] = [own, self._vector(kept, is_gene)]
-        gene_shift = _apart(stayed.float(), after.float()) if self.with_genes or how == "genes" else None
+        if self.groups is not None or how == "genes":
+            gene_shift = _apart(stayed.float(), after.float())
         if how == "genes":
             shifts = [_mean(gene_shift, is_other)]
             if self.split:
-                is_same = after is kept
-                on_the_way = shifts[0] if is_same else _mean(_apart(stayed.float(), kept.float()), is_other)
-                shifts = [torch.zeros_like(shifts[0]), on_the_way, *shifts]
+                in_context = shifts[0] if after is kept else _mean(_apart(stayed.float(), kept.float()), is_other)
+                shifts = [torch.zeros_like(shifts[0]), in_context, *shifts]
         else:
             # What did not change is at 0, not at the rounding of a cosine.
             shifts = [torch.where((vector == before).all(-1), 0, _apart(before, vector)) for vector in path[1:]]
-        toward = toward_parts = None
+        measured = {"shift": shifts[-1], "vectors": torch.stack([before, path[-1]], dim=1)}
+        if self.split:
+            measured["parts"] = _parts(*shifts)
         if self.goals is not None:
-            goals = self.goals[placed.which[at]] if self.goals.ndim == 3 else self.goals[None]
+            goals = self.goals[placed.which] if self.goals.ndim == 3 else self.goals[None]
             cosines = [functional.cosine_similarity(vector[:, None], goals, dim=-1) for vector in path]
             changes = [cosine - cosines[0] for cosine in cosines[1:]]
-            toward, toward_parts = changes[-1], _parts(changes)
-        return _Compared(
-            shift=shifts[-1],
-            parts=_parts(shifts),
-            toward=toward,
-            toward_parts=toward_parts,
-            vectors=torch.stack([before, path[-1]], dim=1),
-            tokens=tokens,
-            is_other=is_other,
-            gene_shift=gene_shift,
-        )
+            measured["toward"] = changes[-1]
+            if self.split:
+                measured["toward_parts"] = _parts(*changes)
+        # Now: results that wait for those of other passes would keep the memory around them from being used again.
+        for name in measured.keys() & self.effects.keys():
+            self.effects[name][numbers] = measured[name].float().cpu().numpy()
+        if self.groups is None:
+            return None
+        group = self.groups[torch.from_numpy(numbers).to(self.device)][:, None]
+        counted = is_other & (group >= 0)
+        slot = (edited.tokens * self.n_groups + group)[counted]
+        return slot, gene_shift[counted].to(before.dtype)
 
     def _vector(self, hidden: torch.Tensor, is_gene: torch.Tensor) -> torch.Tensor:
         return pool(hidden, is_gene, "cls" if self.how == "cls" else "mean").to(sum_dtype(hidden.device))
 
-    def _without_cut_genes(self, row: torch.Tensor, cut: torch.Tensor) -> torch.Tensor:
+    def _without_cut_genes(self, cells: _Cells, row: torch.Tensor, cut: torch.Tensor) -> torch.Tensor:
         """Read cells again without the genes that an insertion pushed off their end; states at their old positions."""
-        states, tokens = self.cells.states[row], self.cells.tokens[row]
+        states, tokens = cells.states[row], cells.tokens[row]
         some = cut.any(1).nonzero()[:, 0]
-        width = torch.arange(tokens.shape[1], device=row.device)
-        left = (width < self.cells.lengths[row][:, None])[some] & ~cut[some]
+        position = torch.arange(tokens.shape[1], device=self.device)
+        left = (position < cells.lengths[row][:, None])[some] & ~cut[some]
         n_left = left.sum(1)
         longest = int(n_left.max())
         order = torch.argsort((~left).to(torch.uint8), dim=1, stable=True)[:, :longest]
-        valid = width[:longest] < n_left[:, None]
-        tokens = torch.where(valid, tokens[some].gather(1, order), self.reader.vocabulary.pad)
-        copies = self.reader.lay_out(tokens, width[:longest].expand_as(tokens))
-        again = self.reader.run(copies, slice(None), longest, None if bool(valid.all()) else valid)
-        at = order[:, : again.shape[1], None].expand_as(again)
-        return states.index_copy(0, some, torch.zeros_like(states[some]).scatter(1, at, again))
+        valid = position[:longest] < n_left[:, None]
+        tokens = torch.where(valid, tokens[some].gather(1, order), self.vocabulary.pad)
+        copies = self.lay_out(tokens, position[:longest].expand_as(tokens))
+        again = self.run(copies, slice(None), longest, None if bool(valid.all()) else valid)
+        places = order[:, : again.shape[1], None].expand_as(again)
+        return states.index_copy(0, some, torch.zeros_like(states[some]).scatter(1, places, again))
 
 
 def _apart(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -486,28 +406,6 @@ def _mean(values: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
     return (values * where).sum(1) / where.sum(1)
 
 
-def _parts(path: list[torch.Tensor]) -> torch.Tensor | None:
-    """Composition, position and context from the effect at each station of the way; `None` if there is but the last."""
-    if len(path) == 1:
-        return None
-    own, kept, total = path
+def _parts(own: torch.Tensor, kept: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+    """Composition, position and context, from the effects on the way: own vectors, context, positions."""
     return torch.stack([own, total - kept, kept - own], dim=-1)
-
-
-def _store(effects: EditEffects, at: np.ndarray, compared: _Compared) -> None:
-    for name in ("shift", "parts", "toward", "toward_parts", "vectors"):
-        array, values = getattr(effects, name), getattr(compared, name)
-        if array is not None and values is not None:
-            array[at] = values.float().cpu().numpy()
-
-
-def _add(genes: torch.Tensor, compared: _Compared, group: torch.Tensor, n_groups: int) -> None:
-    """Add the shifts of the other genes to the sums of each token and group."""
-    counted = compared.is_other & (group >= 0)[:, None]
-    slot = (compared.tokens * n_groups + group[:, None])[counted]
-    shifts = compared.gene_shift[counted].to(genes.dtype)
-    for row, values in enumerate((shifts, shifts**2, torch.ones_like(shifts))):
-        genes[row].index_add_(0, slot, values)
-
-
-# --- to go with its callers ----------------------------------------------------------------------------------------

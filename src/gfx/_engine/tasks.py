@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
     import torch
 
-    from gfx._core.edits import Operator, Positions
+    from gfx._core.edits import Operator
     from gfx._core.vocabulary import Vocabulary
-    from gfx._engine.perturb import Comparison, EditEffects
+    from gfx._engine.perturb import Comparison
     from gfx._engine.pooling import Pooling
     from gfx._engine.run import CellBlock, Network, Result
+    from gfx._types import Positions
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class Perturbation:
             groups = np.unique(given["group"][given["group"] >= 0])
             number = np.where(given["group"] >= 0, np.searchsorted(groups, given["group"]), -1)
             of_group = {"gene_groups": number, "n_groups": len(groups)}
-        effects = run_edits(
+        result = run_edits(
             self.network.load(device),
             cells.ids,
             cells.lengths,
@@ -144,30 +145,28 @@ class Perturbation:
             keep_vectors=self.keep_vectors or members is not None,
             **of_group,
         )
-        result = {"shift": effects.shift, "rank": effects.rank, "toward": effects.toward}
-        if self.split:
-            result |= {"parts": effects.parts, "toward_parts": effects.toward_parts}
+        genes, vectors = result.pop("genes", None), result.pop("vectors", None)
         if self.keep_vectors:
-            result["vectors"] = effects.vectors[:, 1]
+            result["vectors"] = vectors[:, 1]
         if members is not None:
-            result |= _synergy(members, effects)
+            result |= _synergy(members, vectors, result["shift"])
         if len(groups):
-            token, number = np.nonzero(effects.genes[2])
-            result |= {"gene_token": token, "gene_group": groups[number], "gene_sums": effects.genes[:, token, number]}
+            token, number = np.nonzero(genes[2])
+            result |= {"gene_token": token, "gene_group": groups[number], "gene_sums": genes[:, token, number]}
         return result
 
 
-def _synergy(members: np.ndarray, effects: EditEffects) -> Result:
+def _synergy(members: np.ndarray, vectors: np.ndarray, shift: np.ndarray) -> Result:
     """Compare sets of several genes with their genes one by one; NaN for single genes."""
     result = {name: np.full(len(members), np.nan) for name in ("together", "summed", "displaced", "composed")}
     n_members = (members >= 0).sum(axis=1)
     for size in np.unique(n_members[n_members > 0]):
         run = np.flatnonzero(n_members == size)
         single = members[run, :size].T  # genes × runs
-        before, after = effects.vectors[run, 0], effects.vectors[run, 1]
+        before, after = vectors[run, 0], vectors[run, 1]
         # Each displacement from its own start: inserting one gene cuts fewer off a full cell than inserting them all.
-        moved = effects.vectors[single, 1] - effects.vectors[single, 0]
-        compared = synergy(before, after, before + moved, effects.shift[run], effects.shift[single])
+        moved = vectors[single, 1] - vectors[single, 0]
+        compared = synergy(before, after, before + moved, shift[run], shift[single])
         for name, values in result.items():
             values[run] = getattr(compared, name)
     return result
@@ -179,7 +178,7 @@ class Screen:
 
     Blocks may be given `wanted`, which places of the cells to delete, bool `(n_cells, longest)`. A run is returned for
     each gene of each cell, in the order of cells and ranks: `cell`, its number in the AnnData, `token` and `rank`, 0
-    the first gene of the cell and 1 its last; and `shift` and `toward`, see :class:`gfx._engine.perturb.EditEffects`.
+    the first gene of the cell and 1 its last; and `shift` and `toward`, see :func:`gfx._engine.perturb.run_edits`.
 
     Parameters
     ----------
@@ -226,7 +225,5 @@ class Screen:
         return {
             "cell": cells.number[edits.cell].astype(np.int32),
             "token": edits.sets[edits.which, 0].astype(np.int32),
-            "rank": effects.rank,
-            "shift": effects.shift,
-            "toward": effects.toward,
+            **effects,
         }
