@@ -501,9 +501,7 @@ def test_what_is_fetched_has_its_hash(tasks: ModuleType, address: str, tmp_path:
     assert tasks.local("here.csv") == Path("here.csv")
 
 
-@pytest.mark.parametrize("is_folder", [True, False])
 def test_paper_gene_tasks_run_on_official_tokens(
-    is_folder: bool,
     tasks: ModuleType,
     toy_cells: ToyCells,
     toy_folder_v1: Path,
@@ -522,12 +520,13 @@ def test_paper_gene_tasks_run_on_official_tokens(
     file = folder / "data-00000-of-00001.arrow"
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    read = tasks.read_dataset(folder if is_folder else file, gfx.models.load(toy_folder_v1), 12)
-    at = read.obs_names.astype(int)
-    assert read.n_obs == len(set(at)) == 12
-    np.testing.assert_array_equal(read.obs["gfx_tokens_n"], lengths.iloc[at])
-    longest = int(lengths.iloc[at].max())
-    np.testing.assert_array_equal(read.obsm["gfx_tokens"], cells.obsm["gfx_tokens"][at, :longest])
+    for place in (folder, file):
+        read = tasks.read_dataset(place, gfx.models.load(toy_folder_v1), 12)
+        at = read.obs_names.astype(int)
+        assert read.n_obs == len(set(at)) == 12
+        np.testing.assert_array_equal(read.obs["gfx_tokens_n"], lengths.iloc[at])
+        longest = int(lengths.iloc[at].max())
+        np.testing.assert_array_equal(read.obsm["gfx_tokens"], cells.obsm["gfx_tokens"][at, :longest])
 
     ids = cells.var["ensembl_id"].astype(str)
     labels = pd.DataFrame(
@@ -542,7 +541,7 @@ def test_paper_gene_tasks_run_on_official_tokens(
     for table in (loci, wide):
         table["ensembl_id"] = ids.iloc[: len(table)].to_numpy()
     pd.concat([labels, loci, wide]).to_csv(tmp_path / "labels.csv", index=False)
-    given = tmp_path / "labels.csv", folder if is_folder else file, "--model", toy_folder_v1, "--seeds", 2
+    given = tmp_path / "labels.csv", folder, "--model", toy_folder_v1, "--seeds", 2
     names = "n1_network", "bivalent_vs_lys4_only_genomewide"
     how = "--method", "linear_probe", "--learning-curve", 8
     out = run(tasks, monkeypatch, capsys, *given, *how, "--tasks", *names)
