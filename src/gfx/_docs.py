@@ -47,6 +47,9 @@ mask_obs
 groupby
     Column of `obs` with groups of cells, each of which gets results of its own in addition to those of all cells.
     Cells without a group count only for the results of all cells.
+groupby [classes]
+    Column of `obs` with the class of each cell, or several columns, each of which is a task. Cells without a class,
+    missing or blank, are left out of that task.
 groupby [states]
     Column of `obs` with cell states, such as a condition. The embedding of a state is the mean over its cells.
 start
@@ -60,6 +63,9 @@ hidden_layer
 pooling
     How a cell becomes one vector. ``"cls"``: the hidden state of its `<cls>` token. ``"mean"``: the mean over its
     genes, without special tokens. ``"auto"``: ``"cls"`` where the model family has this token, else ``"mean"``.
+pooling [pooling_of_head]
+    What a head on cells reads. ``"cls"``: the hidden state of `<cls>`. ``"mean"``: the mean over genes. ``"auto"``:
+    ``"cls"`` where the model family has this token, else ``"mean"``.
 pooling [pooling_of_shifts]
     How the shift of a cell is measured. ``"cls"``: 1 - cosine between the hidden states of its `<cls>` token before
     and after. ``"mean"``: the same with the mean over its genes. ``"genes"``: the mean of the shifts of its other
@@ -68,10 +74,10 @@ pooling [pooling_of_shifts]
 positions
     ``"close"``: the genes behind a deleted gene move up by one position, as in the published method. ``"keep"``:
     all other genes keep their positions.
-controls
-    What to compare results with, a sequence of names; `None` runs no control. ``"random_sets"``: rank-matched
-    random gene sets in the same cells. ``"random_weights"``: the same model with random weights. ``"baselines"``:
-    what is known without a model, such as detection, expression and fold change.
+controls [controls_of_classifiers]
+    What the model is compared with in the same folds. ``"random_weights"``: the same method with a network of
+    random weights, none of which is frozen. ``"baselines"``: what is known without a model. `None` compares with
+    nothing.
 controls [controls_of_perturbations]
     What to compare results with, a sequence of names; `None` runs no control. ``"random_sets"``: rank-matched
     random gene sets in the same cells. ``"random_weights"``: the same model with random weights. ``"baselines"``:
@@ -87,8 +93,11 @@ store
     Folder where finished blocks of cells are kept. A call that is repeated with the same store goes on where it
     stopped, and gives the same result. `None` keeps nothing.
 folder
-    Folder where the trained model is kept. A call that is repeated with the same folder goes on where it stopped.
-    `None` keeps no model.
+    Folder for a model trained on all labels, which the functions that predict read, and for what a stopped call
+    leaves. It is new, empty, or that of a stopped call: repeated with the same folder, fine-tuning goes on where it
+    was, and a linear head begins again. `None` keeps no model.
+folder [folder_of_model]
+    Folder for the classifier: new, empty, or that of a stopped call, which goes on where it was.
 rng
     Seed of everything that the call draws at random.
 key_added
@@ -100,14 +109,26 @@ copy
     Whether to return an updated copy and leave `adata` as it is.
 key
     The `key_added` of that call. `None` reads the result under the default name, or else the only result there is.
+labels
+    Classes and their genes, as symbols or Ensembl ids, such as ``{"insensitive": [...], "sensitive": [...]}``; or a
+    column of `var`, empty for genes without a class. With two classes, scores and curves are those of the second.
+unknown
+    What to do with genes in `labels` that the model does not know: ``"raise"`` an error, or ``"drop"`` them.
+method
+    ``"fine_tune"`` trains the network with a head, and a :class:`gfx.models.FineTuning` says how.
+    ``"linear_probe"``, or a :class:`gfx.models.LinearProbe`, leaves the network as it is and fits logistic
+    regression on its states, one network layer before the last: fast enough for a CPU.
 n_splits
     Number of cross-validation folds.
 n_repeats
     Number of repeats, each with new folds and seeds.
 max_cells
     Largest number of cells to use, drawn at random. `None` uses all cells.
+max_cells [max_cells_with_labels]
+    Largest number of cells to use, drawn at random among those that have a labelled gene.
 learning_curve
-    Additional training-set sizes, in cells, for a learning curve. Evaluation always uses all selected cells.
+    Additional training-set sizes, in cells, for a learning curve. Evaluation always uses all cells, or genes, of a
+    fold.
 task
     Classification task, ``"labels"`` or the name of the column that the classes came from. `None` is the only one.
 unit

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_score, roc_curve
 
-from gfx._core.evaluation import Evaluation
+from gfx._core.classification import Evaluation
 
 TASKS = {"stage": ["early", "mid", "late"], "type": ["healthy", "sick"]}
 METHODS = ("model", "majority")
@@ -267,7 +267,7 @@ def test_occurrences_are_measured_beside_genes() -> None:
         score = draws.random(len(genes)).astype(np.float32)
         each = np.stack([1 - score, score], axis=1)
         mean = np.array([each[genes == gene].mean(axis=0) for gene in held])
-        of_occurrences.add_occurrences(genes, each, **place)
+        of_occurrences.add(genes, each, occurrences=True, **place)
         for one in (of_genes, of_occurrences):
             one.add(held, mean, **place)
     tables, alone = of_occurrences.tables(5, rng()), of_genes.tables(5, rng())

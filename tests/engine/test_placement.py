@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from gfx._core.edits import Edits, single_deletions
 from gfx._core.screening import wanted_places
 from gfx._engine.attention import mean_attention, sum_attention
-from gfx._engine.class_scores import of_cells, of_genes, of_occurrences, probabilities
+from gfx._engine.class_scores import of_cells, of_occurrences, probabilities, probabilities_and_squares
 from gfx._engine.classifier import Head, make_classifier
 from gfx._engine.examples import LabelledCells, Padded
 from gfx._engine.first_order import estimate_deletions
@@ -226,7 +226,8 @@ def scores(toy, model):
         yield of_cells(model, *cells, toy.vocabulary)
         return
     group = np.arange(len(toy.ids)) % 2
-    yield of_genes(model, *cells, toy.vocabulary, group=group, n_groups=2)
+    how = {"forward": probabilities_and_squares, "width": 2 * model.head.n_logits}
+    yield from sum_genes(model, *cells, toy.vocabulary, group=group, n_groups=2, **how)
     wanted = np.arange(len(toy.vocabulary)) % 3 == 0
     yield from of_occurrences(model, *cells, wanted, probabilities, description="")
 

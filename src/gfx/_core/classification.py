@@ -1,17 +1,18 @@
-"""What predicted classes are worth: curves, measures, and intervals over genes, cells or donors."""
+"""How well classes are predicted: curves, measures, bootstrap intervals, and the tables made of them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from scipy.stats import rankdata
 from sklearn.metrics import roc_curve
 
 from gfx._core.statistics import COVERAGE
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from collections.abc import Mapping, Sequence
 
 #: False positive rates at which curves are kept.
 GRID = np.linspace(0, 1, 101)
@@ -20,6 +21,13 @@ METRICS = ("auc", "accuracy", "macro_f1")
 
 #: Draws of a bootstrap.
 N_DRAWS = 200
+
+#: Columns that one value of a summary belongs to, and those of the curves.
+_BY = ["task", "unit", "method", "n_cells", "metric"]
+_CURVE = ["task", "unit", "method", "seed", "fold", "class", "fpr", "tpr"]
+
+
+# --- measures -------------------------------------------------------------------------------------------------------
 
 
 def curve(is_class: np.ndarray, score: np.ndarray) -> np.ndarray | None:
@@ -33,48 +41,38 @@ def curve(is_class: np.ndarray, score: np.ndarray) -> np.ndarray | None:
 
 
 def measure(truth: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """Area under the ROC curve, accuracy and macro F1.
+    """Area under the ROC curve, accuracy and macro F1, of classes, int `(n,)`, and probabilities `(n, n_classes)`.
 
-    Parameters
-    ----------
-    truth
-        Class of each, int `(n,)`.
-    probabilities
-        `(n, n_classes)`.
-
-    Returns
-    -------
-    The area is that of the second class where there are two, else the mean over the classes that are there, each
-    against all others; macro F1 is the mean over the classes that are there. NaN where there is nothing to tell apart.
+    The area is that of the second class where there are two, else the mean over the classes that are present, each
+    against all others; macro F1 is the mean over the classes that are present. NaN where they are all of one class.
     """
     return {"auc": _area(truth, probabilities), **measure_counts(confusion(truth, probabilities))}
 
 
 def measure_counts(counts: np.ndarray) -> dict[str, float]:
-    """Accuracy, and macro F1 over the classes that are there, of counts of true against predicted classes."""
-    right, there, told = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
-    known = there > 0
+    """Accuracy, and macro F1 over the classes that are present, of counts of true against predicted classes."""
+    correct, n_true, n_predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+    present = n_true > 0
     return {
-        "accuracy": float(right.sum() / counts.sum()),
-        "macro_f1": float((2 * right[known] / (there + told)[known]).mean()),
+        "accuracy": float(correct.sum() / counts.sum()),
+        "macro_f1": float((2 * correct[present] / (n_true + n_predicted)[present]).mean()),
     }
 
 
 def scored_classes(n_classes: int) -> list[int]:
-    """Which classes have a curve of their own: of two, the second says it all."""
+    """Classes with a curve of their own: of two, the curve of the second one says everything."""
     return [1] if n_classes == 2 else list(range(n_classes))
 
 
 def _area(truth: np.ndarray, probabilities: np.ndarray) -> float:
     scored = scored_classes(probabilities.shape[1])
-    ranks = rankdata(probabilities[:, scored], axis=0)
     areas = []
-    for at, of_class in zip(scored, ranks.T, strict=True):
-        is_class = truth == at
+    for number, ranks in zip(scored, rankdata(probabilities[:, scored], axis=0).T, strict=True):
+        is_class = truth == number
         n = is_class.sum()
         if 0 < n < len(truth):
-            areas.append((of_class[is_class].mean() - (n + 1) / 2) / (len(truth) - n))
-    return float(np.mean(areas)) if areas else np.nan
+            areas.append((ranks[is_class].mean() - (n + 1) / 2) / (len(truth) - n))
+    return mean_of_known(areas)
 
 
 def confusion(truth: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -84,6 +82,15 @@ def confusion(truth: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     return np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
 
 
+def mean_of_known(values: list[float]) -> float:
+    """Mean of all values that are not NaN; NaN if none is."""
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else np.nan
+
+
+# --- intervals ------------------------------------------------------------------------------------------------------
+
+
 def intervals(
     truth: np.ndarray,
     probabilities: np.ndarray,
@@ -91,19 +98,17 @@ def intervals(
     rng: np.random.Generator,
     groups: np.ndarray | None = None,
 ) -> dict[str, tuple[float, float]]:
-    """95 % bootstrap interval of each measure, as :func:`summarize` takes it.
+    """95 % bootstrap interval of each measure, as :func:`summarize` averages it.
 
-    Genes, cells or whole donors are drawn with replacement, the same ones in all folds and seeds: seeds are no
-    replicates.
+    Genes, cells or whole donors are drawn with replacement, the same ones in all folds and repeats, because repeats are
+    not replicates.
 
     Parameters
     ----------
     truth
         int `(n,)`.
-    probabilities
-        `(n_seeds, n, n_classes)`; NaN where a seed did not score.
-    fold
-        `(n_seeds, n)`.
+    probabilities, fold
+        `(n_repeats, n, n_classes)`, NaN where a repeat has no score, and `(n_repeats, n)`.
     groups
         Donor of each, int `(n,)`.
     """
@@ -111,49 +116,39 @@ def intervals(
     n_units = len(truth) if members is None else len(members)
     if n_units < 3:  # of one or two, nothing follows
         return dict.fromkeys(METRICS, (np.nan, np.nan))
-    drawn: list[dict[str, float]] = []
+    draws = []
     for _ in range(N_DRAWS):
         chosen = rng.integers(n_units, size=n_units)
         if members is not None:
-            chosen = np.concatenate([members[at] for at in chosen])
-        drawn.append(_over_seeds(truth[chosen], probabilities[:, chosen], fold[:, chosen]))
+            chosen = np.concatenate([members[group] for group in chosen])
+        draws.append(_over_repeats(truth[chosen], probabilities[:, chosen], fold[:, chosen]))
     tail = (1 - COVERAGE) / 2
-    out = {}
-    for name in METRICS:
-        values = np.array([draw[name] for draw in drawn])
-        values = values[~np.isnan(values)]
-        out[name] = tuple(float(q) for q in np.quantile(values, [tail, 1 - tail])) if len(values) else (np.nan, np.nan)
-    return out
+    return {name: (low, high) for name, (low, high) in pd.DataFrame(draws).quantile([tail, 1 - tail]).items()}
 
 
 def _members(groups: np.ndarray) -> list[np.ndarray]:
-    """Places of the members of each group."""
+    """Find the indices of the members of each group."""
     order = np.argsort(groups, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
 
 
-def _over_seeds(truth: np.ndarray, probabilities: np.ndarray, fold: np.ndarray) -> dict[str, float]:
-    """Measure every seed as a summary does, and average."""
-    found: dict[str, list[float]] = {name: [] for name in METRICS}
-    for of_seed, at_seed in zip(probabilities, fold, strict=True):
-        scored = (at_seed >= 0) & ~np.isnan(of_seed[:, 0])
-        if not scored.any():
-            continue
-        folds = [scored & (at_seed == at) for at in np.unique(at_seed[scored])]
-        found["auc"].append(mean_of_known([_area(truth[there], of_seed[there]) for there in folds]))
-        for name, value in measure_counts(confusion(truth[scored], of_seed[scored])).items():
-            found[name].append(value)
-    return {name: mean_of_known(values) for name, values in found.items()}
+def _over_repeats(truth: np.ndarray, probabilities: np.ndarray, fold: np.ndarray) -> dict[str, float]:
+    """Measure every repeat as a summary does, and average."""
+    repeats = []
+    for scores, fold_of in zip(probabilities, fold, strict=True):
+        scored = (fold_of >= 0) & ~np.isnan(scores[:, 0])
+        if scored.any():
+            folds = [scored & (fold_of == number) for number in np.unique(fold_of[scored])]
+            area = mean_of_known([_area(truth[held_out], scores[held_out]) for held_out in folds])
+            repeats.append({"auc": area} | measure_counts(confusion(truth[scored], scores[scored])))
+    return {name: mean_of_known([repeat[name] for repeat in repeats]) for name in METRICS}
 
 
-def mean_of_known(values: list[float]) -> float:
-    """Mean of what is not NaN; NaN if nothing is."""
-    known = [value for value in values if not np.isnan(value)]
-    return float(np.mean(known)) if known else np.nan
+# --- tables ---------------------------------------------------------------------------------------------------------
 
 
 def summarize(metrics: pd.DataFrame, pooled: pd.DataFrame) -> pd.DataFrame:
-    """Average over seeds: the area as it is in the folds, for scores of two models do not compare; all else pooled.
+    """Average over repeats: the area by fold, because scores of two models are not comparable; all else pooled.
 
     A fold may lack a class, as where each donor has one. Macro F1 of such folds says little, and so does its mean.
 
@@ -162,19 +157,18 @@ def summarize(metrics: pd.DataFrame, pooled: pd.DataFrame) -> pd.DataFrame:
     metrics
         Columns `task`, `unit`, `method`, `n_cells`, `seed`, `fold`, `metric`, `value` and `n`.
     pooled
-        What takes the place of the mean over folds: the same columns, but for `fold` and `n`.
+        Values that replace the mean over folds: the same columns, but for `fold` and `n`.
 
     Returns
     -------
-    One row per task, unit, method, number of cells and metric, in the order of `metrics`: `mean` and `sd` over seeds
-    (NaN with one), `n_seeds`; `n_folds`, the folds of all seeds that have a value; and `n`, what one seed scores.
+    One row per task, unit, method, number of cells and metric, in the order of `metrics`: `mean` and `sd` over repeats
+    (NaN with one), `n_seeds`; `n_folds`, the folds of all repeats that have a value; and `n`, what one repeat scores.
     """
-    by = ["task", "unit", "method", "n_cells", "metric"]
-    each = metrics.groupby([*by, "seed"], sort=False, observed=True).agg(
+    repeats = metrics.groupby([*_BY, "seed"], sort=False, observed=True).agg(
         value=("value", "mean"), n_folds=("value", "count"), n=("n", "sum")
     )
-    each.update(pooled.set_index([*by, "seed"])[["value"]])
-    table = each.groupby(level=by, sort=False).agg(
+    repeats.update(pooled.set_index([*_BY, "seed"])[["value"]])
+    table = repeats.groupby(level=_BY, sort=False).agg(
         mean=("value", "mean"),
         sd=("value", "std"),
         n_seeds=("value", "size"),
@@ -182,3 +176,112 @@ def summarize(metrics: pd.DataFrame, pooled: pd.DataFrame) -> pd.DataFrame:
         n=("n", "max"),
     )
     return table.reset_index()
+
+
+class Evaluation:
+    """Predictions of methods for held-out genes or cells, collected fold by fold.
+
+    Parameters
+    ----------
+    unit
+        What is classified: ``"gene"`` or ``"cell"``.
+    tasks, truth
+        Names of the classes of each task; class of each gene or cell in each task, int `(n_units,)`, negative for none.
+    fold
+        Fold of each gene or cell in each repeat, int `(n_repeats, n_units)`, -1 for none.
+    groups
+        Donor of each, int `(n_units,)`, or `None`.
+    """
+
+    def __init__(
+        self,
+        unit: str,
+        tasks: Mapping[str, Sequence[str]],
+        truth: Mapping[str, np.ndarray],
+        fold: np.ndarray,
+        groups: np.ndarray | None = None,
+    ) -> None:
+        self.unit, self.tasks, self.truth, self.fold, self.groups = unit, tasks, truth, fold, groups
+        self._metrics: list[dict[str, Any]] = []
+        self._curves: list[pd.DataFrame] = []
+        self._counts: dict[tuple[Any, ...], np.ndarray] = {}
+        self._probabilities: dict[tuple[str, str, int], np.ndarray] = {}
+
+    def add(self, units: np.ndarray, probabilities: np.ndarray, *, occurrences: bool = False, **place: Any) -> None:
+        """Add what a method predicts for the genes or cells of a fold, int `(n,)` and `(n, n_classes)`.
+
+        `place` is `task`, `method`, `n_cells`, `seed`, the repeat, and `fold`. Predictions for `occurrences` of genes
+        are measured alone, and come with the gene of each.
+        """
+        task, method, n_cells, repeat, fold = (place[name] for name in ("task", "method", "n_cells", "seed", "fold"))
+        truth = self.truth[task][units]
+        known = (truth >= 0) & ~np.isnan(probabilities[:, 0])
+        if not known.any():
+            return
+        units, probabilities, truth = units[known], probabilities[known], truth[known]
+        of_repeat = {"task": task, "unit": "occurrence" if occurrences else self.unit, "method": method}
+        of_repeat |= {"n_cells": n_cells, "seed": repeat}
+        of_fold = of_repeat | {"fold": fold}
+        values = measure(truth, probabilities).items()
+        self._metrics += [of_fold | {"metric": metric, "value": value, "n": len(truth)} for metric, value in values]
+        key = tuple(of_repeat.items())
+        self._counts[key] = self._counts.get(key, 0) + confusion(truth, probabilities)
+        classes = self.tasks[task]
+        for number in scored_classes(len(classes)):
+            rates = curve(truth == number, probabilities[:, number])
+            if rates is not None:
+                self._curves.append(pd.DataFrame({**of_fold, "class": classes[number], "fpr": GRID, "tpr": rates}))
+        if not occurrences:
+            if (task, method, n_cells) not in self._probabilities:
+                shape = (*self.fold.shape, len(classes))
+                self._probabilities[task, method, n_cells] = np.full(shape, np.nan, dtype=np.float32)
+            self._probabilities[task, method, n_cells][repeat, units] = probabilities
+
+    def mean_probabilities(self, task: str, method: str, n_cells: int) -> np.ndarray:
+        """Mean over repeats, float32 `(n_units, n_classes)`; NaN where nothing was scored."""
+        scores = self._probabilities[task, method, n_cells]
+        n = (~np.isnan(scores)).sum(axis=0)
+        out = np.full(scores.shape[1:], np.nan, dtype=np.float32)
+        return np.divide(np.nansum(scores, axis=0), n, out=out, where=n > 0)
+
+    def tables(self, n_cells: int, rng: np.random.Generator) -> dict[str, pd.DataFrame]:
+        """Make `metrics`, `summary`, `roc` and `confusion`; curves and counts at `n_cells`, the full number."""
+        metrics = pd.DataFrame(self._metrics)
+        pooled = [
+            {**dict(of_repeat), "metric": metric, "value": value}
+            for of_repeat, counts in self._counts.items()
+            for metric, value in measure_counts(counts).items()
+        ]
+        summary = summarize(metrics, pd.DataFrame(pooled))
+        ends: dict[tuple[Any, ...], tuple[float, float]] = {}
+        confused = []
+        for (task, method, n), scores in self._probabilities.items():
+            if n == n_cells:
+                used = np.flatnonzero((self.fold >= 0).any(axis=0) & (self.truth[task] >= 0))
+                groups = None if self.groups is None else self.groups[used]
+                found = intervals(self.truth[task][used], scores[:, used], self.fold[:, used], rng, groups)
+                ends |= {(task, self.unit, method, n, metric): interval for metric, interval in found.items()}
+                confused.append(self._confusion(task, method, scores))
+        rows = summary[_BY].itertuples(index=False, name=None)
+        low, high = np.array([ends.get(row, (np.nan, np.nan)) for row in rows]).T
+        after = summary.columns.get_loc("sd") + 1
+        summary.insert(after, "low", low)
+        summary.insert(after + 1, "high", high)
+        curves = pd.concat(self._curves) if self._curves else pd.DataFrame(columns=["n_cells", *_CURVE])
+        return {
+            "metrics": metrics,
+            "summary": summary,
+            "roc": curves.loc[curves["n_cells"] == n_cells, _CURVE].reset_index(drop=True),
+            "confusion": pd.concat(confused, ignore_index=True),
+        }
+
+    def _confusion(self, task: str, method: str, scores: np.ndarray) -> pd.DataFrame:
+        """Count true against predicted classes, mean over repeats."""
+        classes = np.array(self.tasks[task], dtype=object)
+        counts = np.zeros((len(classes), len(classes)))
+        for of_repeat in scores:
+            known = ~np.isnan(of_repeat[:, 0])
+            counts += confusion(self.truth[task][known], of_repeat[known]) / len(scores)
+        true, predicted = np.repeat(classes, len(classes)), np.tile(classes, len(classes))
+        where = {"task": task, "unit": self.unit, "method": method}
+        return pd.DataFrame(where | {"true": true, "predicted": predicted, "n": counts.ravel()})

@@ -1,4 +1,4 @@
-"""Cut genes or cells into folds: alike in their classes, and donors whole."""
+"""Cut genes or cells into folds that are alike in their classes and hold donors whole."""
 
 from __future__ import annotations
 
@@ -17,21 +17,17 @@ _N_ORDERS = 3
 
 
 def folds(classes: np.ndarray, n_splits: int, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
-    """Say in which fold each gene or cell is held out, int16 `(n,)`.
+    """Choose the fold in which each gene or cell is held out, int16 `(n,)`.
 
-    Parameters
-    ----------
-    classes
-        Class of each, int `(n,)`: each fold has its share of every class, as far as groups allow.
-    groups
-        Donor of each, int `(n,)`: all cells of a donor are in one fold. `None`: each stands for itself.
+    Each fold has its share of every class, int `(n,)`, as far as `groups` allow: the donor of each, int `(n,)`, all of
+    whose cells are in one fold.
     """
     if groups is not None:
         return _folds_of_donors(classes, n_splits, seed, groups)
     splitter = StratifiedKFold(n_splits, shuffle=True, random_state=seed)
     out = np.full(len(classes), -1, dtype=np.int16)
     with warnings.catch_warnings():
-        # A class smaller than the number of folds cannot be in each of them; who may not have one checks that before.
+        # A class smaller than the number of folds cannot be in each of them; callers for whom that matters check it.
         warnings.filterwarnings("ignore", "The least populated class")
         for fold, (_, held_out) in enumerate(splitter.split(classes, classes)):
             out[held_out] = fold
@@ -53,10 +49,10 @@ def _folds_of_donors(classes: np.ndarray, n_splits: int, seed: int, groups: np.n
     for _ in range(_N_ORDERS):
         fold, n_donors = np.empty(len(donors), dtype=np.int16), np.zeros(n_splits)
         in_fold = np.zeros((n_splits, len(names)))  # share of each class; squares have the least sum where all agree
-        for at in rng.permutation(len(donors)):
-            chosen = np.lexsort((rng.random(n_splits), n_donors, in_fold @ share[at]))[0]
-            fold[at] = chosen
-            in_fold[chosen] += share[at]
+        for drawn in rng.permutation(len(donors)):
+            chosen = np.lexsort((rng.random(n_splits), n_donors, in_fold @ share[drawn]))[0]
+            fold[drawn] = chosen
+            in_fold[chosen] += share[drawn]
             n_donors[chosen] += 1
         if np.square(in_fold).sum() < least:
             best, least = fold, np.square(in_fold).sum()
@@ -64,16 +60,16 @@ def _folds_of_donors(classes: np.ndarray, n_splits: int, seed: int, groups: np.n
 
 
 def validation_part(classes: np.ndarray, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
-    """Choose about a tenth of the training cells to stop by, bool `(n,)`: whole donors, if there are two or more."""
+    """Choose about 10 % of the training cells for validation, bool `(n,)`: whole donors, if there are two or more."""
     if groups is not None and (n_donors := len(np.unique(groups))) > 1:
         return folds(classes, min(10, n_donors), seed, groups) == 0
-    # Rare classes cannot be in every part; what is left over is cut at random.
+    # Rare classes cannot be in every part: their cells are drawn at random.
     number = np.unique(classes, return_inverse=True)[1]
     rare = np.bincount(number)[number] < 10
     part = np.zeros(len(classes), dtype=bool)
     rng = np.random.default_rng(seed)
     part[rare] = rng.random(rare.sum()) < 0.1
-    if (~rare).any():
+    if not rare.all():
         part[~rare] = folds(classes[~rare], 10, seed) == 0
     if not part.any():
         part[rng.integers(len(part))] = True
@@ -81,6 +77,6 @@ def validation_part(classes: np.ndarray, seed: int, groups: np.ndarray | None = 
 
 
 def each_fold(fold: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Go through the folds that have members: number, which to learn from, and which are held out."""
-    for at in np.unique(fold[fold >= 0]).tolist():
-        yield at, (fold >= 0) & (fold != at), fold == at
+    """Go through the folds that have members: number, training set and held-out set, bool `(n,)`."""
+    for number in np.unique(fold[fold >= 0]).tolist():
+        yield number, (fold >= 0) & (fold != number), fold == number

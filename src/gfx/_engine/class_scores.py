@@ -1,4 +1,4 @@
-"""What a classifier, or the encoder under a linear one, says of genes in cells and of cells."""
+"""Scores of genes in cells, and of cells, by a classifier; and states of genes, which a linear one reads."""
 
 from __future__ import annotations
 
@@ -25,6 +25,12 @@ def probabilities(model: Classifier, tokens: torch.Tensor, valid: torch.Tensor) 
     return model.head.probabilities(model(tokens, mask_of(valid)).logits)
 
 
+def probabilities_and_squares(model: Classifier, tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Probabilities and their squares side by side, as precise as their sums, `(b, l, 2 * n_logits)`."""
+    values = probabilities(model, tokens, valid).to(sum_dtype(model.device))
+    return torch.cat([values, values**2], dim=-1)
+
+
 def of_occurrences(
     model: Classifier | BertModel,
     ids: np.ndarray,
@@ -34,61 +40,21 @@ def of_occurrences(
     *,
     description: str,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Keep what `forward` makes of some genes, wherever a cell has them.
+    """Keep what `forward` makes of the wanted tokens, bool `(n_tokens,)`, in every cell that has them.
 
-    Memory: occurrences times what is kept of each, in float32.
-
-    Parameters
-    ----------
-    wanted
-        Which tokens, bool `(n_tokens,)`.
-
-    Returns
-    -------
-    Cell and token of each occurrence, int64 `(n,)`, in the order of cells and ranks; and values, float32 `(n, k)`.
+    Returns the cell and the token of each occurrence, int64 `(n,)`, in the order of cells and ranks; and the values,
+    float32 `(n, k)`, all of which are in memory.
     """
     chosen = torch.from_numpy(wanted).to(model.device)
     cells, tokens, values = [], [], []
     for batch in run_cells(model, ids, lengths, forward=forward, description=description):
-        here = batch.valid & chosen[batch.tokens]
-        cells.append(np.repeat(batch.rows, here.sum(dim=1).cpu().numpy()))
-        tokens.append(batch.tokens[here].cpu().numpy())
-        values.append(batch.output[here].float().cpu().numpy())
+        kept = batch.valid & chosen[batch.tokens]
+        cells.append(np.repeat(batch.rows, kept.sum(dim=1).cpu().numpy()))
+        tokens.append(batch.tokens[kept].cpu().numpy())
+        values.append(batch.output[kept].float().cpu().numpy())
     cell = np.concatenate(cells)
     order = np.argsort(cell, kind="stable")
     return cell[order], np.concatenate(tokens)[order], np.concatenate(values)[order]
-
-
-def of_genes(
-    model: Classifier,
-    ids: np.ndarray,
-    lengths: np.ndarray,
-    vocabulary: Vocabulary,
-    *,
-    group: np.ndarray,
-    n_groups: int,
-    batch_size: int | None = None,
-) -> np.ndarray:
-    """Add up probabilities of every gene over the cells of each group.
-
-    Memory: sums of groups × tokens × classes, however many cells there are.
-
-    Returns
-    -------
-    Sum, sum of squares and number of cells, float64 `(3, n_groups, n_tokens, n_classes)`.
-    """
-    device, n_tokens, n_classes = model.device, len(vocabulary), model.head.n_logits
-    sums = torch.zeros(3, n_groups * n_tokens, n_classes, dtype=sum_dtype(device), device=device)
-    special = special_tokens(vocabulary, device)
-    for batch in run_cells(
-        model, ids, lengths, batch_size=batch_size, forward=probabilities, description="scoring genes"
-    ):
-        is_gene = batch.valid & ~special[batch.tokens]
-        row = (torch.from_numpy(group[batch.rows]).to(device)[:, None] * n_tokens + batch.tokens)[is_gene]
-        found = batch.output[is_gene].to(sums.dtype)
-        for total, values in zip(sums, (found, found**2, torch.ones_like(found)), strict=True):
-            total.index_add_(0, row, values)
-    return sums.double().cpu().numpy().reshape(3, n_groups, n_tokens, n_classes)
 
 
 def of_cells(
@@ -98,6 +64,7 @@ def of_cells(
     vocabulary: Vocabulary,
     *,
     batch_size: int | None = None,
+    report: Callable[[float], None] | None = None,
 ) -> np.ndarray:
     """Probability of each class of each task, float32 `(n_cells, n_logits)`; NaN for cells without tokens."""
     special = special_tokens(vocabulary, model.device)
@@ -107,8 +74,7 @@ def of_cells(
         return model.head.probabilities(model(tokens, mask_of(valid), is_gene=is_gene).logits)
 
     out = np.full((len(lengths), model.head.n_logits), np.nan, dtype=np.float32)
-    for batch in run_cells(
-        model, ids, lengths, batch_size=batch_size, forward=forward, description="classifying cells"
-    ):
+    how = {"batch_size": batch_size, "forward": forward, "report": report, "description": "classifying cells"}
+    for batch in run_cells(model, ids, lengths, **how):
         out[batch.rows] = batch.output.cpu().numpy()
     return out

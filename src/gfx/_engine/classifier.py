@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-#: Field of `config.json` with what the head tells; and what it is called where others read or wrote the file.
+#: Field of `config.json` with the head; and architectures of classifiers that others wrote, and what each classifies.
 FIELD = "classifier_head"
-_GENES, _CELLS = "BertForTokenClassification", "BertForSequenceClassification"
+_OTHERS = {"BertForTokenClassification": ("genes", "gene"), "BertForSequenceClassification": ("cells", "pooler")}
 
 
 @dataclass(frozen=True)
 class Head:
-    """What a classifier tells, and from which states.
+    """What a classifier predicts, and from which states.
 
     Parameters
     ----------
@@ -50,11 +50,11 @@ class Head:
     @property
     def slices(self) -> dict[str, slice]:
         """Where the logits of each task are."""
-        found, start = {}, 0
+        slices, start = {}, 0
         for task, classes in self.tasks.items():
-            found[task] = slice(start, start + len(classes))
+            slices[task] = slice(start, start + len(classes))
             start += len(classes)
-        return found
+        return slices
 
     @property
     def n_logits(self) -> int:
@@ -67,19 +67,16 @@ class Head:
 
 
 def head_of(config: Mapping[str, Any]) -> Head | None:
-    """Read what the head of a checkpoint tells, ours or one of the official software; `None` if it has none."""
+    """Read the head of a checkpoint, ours or one of the official software; `None` if it has none."""
     if FIELD in config:
         return _read_head(config[FIELD])
     architecture = next(iter(config.get("architectures") or ()), None)
-    if architecture not in (_GENES, _CELLS):
+    if architecture not in _OTHERS:
         return None
-    names = {int(at): str(name) for at, name in (config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}).items()}
-    classes = [names[at] for at in sorted(names)]
-    return (
-        Head("genes", "gene", {"label": classes})
-        if architecture == _GENES
-        else Head("cells", "pooler", {"label": classes})
-    )
+    names = {
+        int(number): str(name) for number, name in (config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}).items()
+    }
+    return Head(*_OTHERS[architecture], {"label": [names[number] for number in sorted(names)]})
 
 
 def _read_head(written: Mapping[str, Any]) -> Head:
@@ -130,9 +127,9 @@ class Classifier(BertPreTrainedModel):
         """Mean cross-entropy of each task over its labels, added up; one without a label in the batch adds 0."""
         labels = labels[..., None] if self.head.of == "genes" else labels
         total = logits.sum() * 0.0
-        for at, part in enumerate(self.head.slices.values()):
+        for task, part in enumerate(self.head.slices.values()):
             weight = self.class_weight[part].float()
-            truth = labels[..., at].reshape(-1)
+            truth = labels[..., task].reshape(-1)
             scores = logits[..., part].float().reshape(len(truth), -1)
             summed = functional.cross_entropy(scores, truth, weight, ignore_index=NOTHING, reduction="sum")
             counted = torch.where(truth == NOTHING, 0.0, weight[truth.clamp(min=0)]).sum()
@@ -155,7 +152,7 @@ def make_classifier(
 
 
 def weigh_classes(model: Classifier, weight: np.ndarray) -> None:
-    """Say what each class counts in the loss, float `(n_logits,)`."""
+    """Set what each class counts in the loss, float `(n_logits,)`."""
     model.class_weight.copy_(torch.from_numpy(weight))
 
 
@@ -167,7 +164,7 @@ def set_head(model: Classifier, weight: np.ndarray, bias: np.ndarray) -> None:
 
 
 def freeze(model: Classifier, n_blocks: int) -> None:
-    """Leave the first blocks as they are; embeddings learn, as with the official software."""
+    """Leave the first blocks as they are; embeddings are trained, as with the official software."""
     for block in model.bert.encoder.layer[:n_blocks]:
         block.requires_grad_(requires_grad=False)
 
@@ -176,13 +173,11 @@ def load_classifier(
     weights: Path, config: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype
 ) -> Classifier:
     """Read a trained classifier, ready to predict, its last layer in float32; pickled weights only as plain tensors."""
-    head = head_of(config)
-    settings = _settings(config, head, config["num_hidden_layers"])
+    head, n_blocks = head_of(config), config["num_hidden_layers"]
     with torch.device("meta"):
-        model = Classifier(settings)
-    own = {name for name in model.state_dict() if not name.startswith("bert.")}
-    state = read_tensors(weights, own)
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if name in own}
+        model = Classifier(_settings(config, head, n_blocks))
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if not name.startswith("bert.")}
+    state = read_tensors(weights, set(shapes))
     for name, shape in shapes.items():
         if name not in state or state[name].shape != shape:
             found = tuple(state[name].shape) if name in state else "nothing"
@@ -191,10 +186,9 @@ def load_classifier(
                 f"classifier of the classes {list(head.tasks.values())}."
             )
             raise ValueError(msg)
-    encoder = load_encoder(weights, config, n_blocks=config["num_hidden_layers"], device=device, dtype=dtype)
-    model.bert = encoder
+    model.bert = load_encoder(weights, config, n_blocks=n_blocks, device=device, dtype=dtype)
     model.class_weight = torch.ones(head.n_logits, device=device)
-    rest = {name: state[name].to(device, torch.float32 if name.startswith("classifier.") else dtype) for name in own}
+    rest = {name: state[name].to(device, torch.float32 if name.startswith("classifier.") else dtype) for name in shapes}
     model.load_state_dict(rest, strict=False, assign=True)
     return model.eval().requires_grad_(requires_grad=False)
 
@@ -205,16 +199,15 @@ def save_classifier(model: Classifier, folder: Path) -> None:
     if len(model.head.tasks) == 1:
         (classes,) = model.head.tasks.values()
         model.config.id2label = dict(enumerate(classes))
-        model.config.label2id = {name: at for at, name in enumerate(classes)}
+        model.config.label2id = {name: number for number, name in enumerate(classes)}
     model.save_pretrained(folder)
 
 
 def _settings(config: Mapping[str, Any], head: Head, n_blocks: int) -> BertConfig:
     # Tasks as pairs: files keep no order of names.
     written = asdict(head) | {"tasks": [list(task) for task in head.tasks.items()]}
-    fields = {**config, "num_hidden_layers": n_blocks, FIELD: written}
-    for name in ("architectures", "id2label", "label2id", "num_labels"):
-        fields.pop(name, None)
-    settings = BertConfig(**fields)
+    foreign = {"architectures", "id2label", "label2id", "num_labels"}
+    fields = {name: value for name, value in config.items() if name not in foreign}
+    settings = BertConfig(**fields | {"num_hidden_layers": n_blocks, FIELD: written})
     settings._attn_implementation = "sdpa"
     return settings

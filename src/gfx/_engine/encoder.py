@@ -86,13 +86,6 @@ def random_encoder(
     return encoder.to(device, dtype).eval().requires_grad_(requires_grad=False)
 
 
-def random_twin(encoder: BertModel, config: Mapping[str, Any], seed: int) -> BertModel:
-    """Make the network of an encoder that is there with weights drawn anew, as deep, where and as precise as it is."""
-    return random_encoder(
-        config, n_blocks=encoder.config.num_hidden_layers, seed=seed, device=encoder.device, dtype=encoder.dtype
-    )
-
-
 def read_tensors(weights: Path, wanted: set[str]) -> dict[str, torch.Tensor]:
     """Read the encoder's tensors, as far as they are there; of safetensors nothing else is read from disk."""
     if weights.suffix == ".safetensors":

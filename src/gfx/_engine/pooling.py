@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from gfx._engine.device import sum_dtype
-from gfx._engine.forward import run_cells
+from gfx._engine.forward import run_cells, states
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,25 +60,30 @@ def sum_genes(
     *,
     group: np.ndarray,
     n_groups: int,
+    forward: Callable[..., torch.Tensor] = states,
+    width: int | None = None,
     report: Callable[[float], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Add up the hidden states of each gene over the cells of each group.
+    """Add up the hidden states of each gene, or what else `forward` makes of it, over the cells of each group.
 
     Parameters
     ----------
     group
         Group of each cell, int `(n_cells,)`; -1 leaves the cell out.
+    width
+        Size `d` of the values of one gene; `None` is that of hidden states.
 
     Returns
     -------
     Sums, float64 `(n_groups * n_tokens, d)`, and numbers of cells, int64 `(n_groups * n_tokens,)`, group by group.
     """
-    device, width, n_tokens = encoder.device, encoder.config.hidden_size, len(vocabulary)
+    device, n_tokens = encoder.device, len(vocabulary)
+    width = width or encoder.config.hidden_size
     sums = torch.zeros(n_groups * n_tokens, width, dtype=sum_dtype(device), device=device)
     counts = torch.zeros(n_groups * n_tokens, dtype=torch.int64, device=device)
     special = special_tokens(vocabulary, device)
     lengths = np.where(group >= 0, lengths, 0)
-    for batch in run_cells(encoder, ids, lengths, report=report, description="embedding genes"):
+    for batch in run_cells(encoder, ids, lengths, forward=forward, report=report, description="adding up genes"):
         is_gene = batch.valid & ~special[batch.tokens]
         row = torch.from_numpy(group[batch.rows]).to(device)[:, None] * n_tokens + batch.tokens
         sums.index_add_(0, row[is_gene], batch.output[is_gene].to(sums.dtype))

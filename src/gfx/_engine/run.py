@@ -22,6 +22,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from gfx import _log
+from gfx._engine.classifier import load_classifier
 from gfx._engine.device import DTYPES, choose_device, choose_devices
 from gfx._engine.encoder import load_encoder, random_encoder
 from gfx._settings import settings
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import BertModel
 
+    from gfx._engine.classifier import Classifier
     from gfx._run_store import RunStore
 
 #: What a task makes of a block of cells.
@@ -94,6 +96,8 @@ class Network:
         ``"eager"`` shows its weights.
     random_weights
         Seed of weights that are drawn anew; `None`: those of the checkpoint.
+    classifies
+        A trained classifier: all layers, with its head.
     """
 
     weights: Path
@@ -102,12 +106,13 @@ class Network:
     dtype: str
     attention: Literal["sdpa", "eager"] = "sdpa"
     random_weights: int | None = None
+    classifies: bool = False
 
     def randomized(self, seed: int) -> Network:
         """Take the same network with weights drawn anew, in float32."""
         return replace(self, random_weights=seed, dtype="float32")
 
-    def load(self, device: torch.device) -> BertModel:
+    def load(self, device: torch.device) -> BertModel | Classifier:
         """Load the network; each process keeps it until its file changes, or :func:`networks` ends."""
         with _ONE_AT_A_TIME:
             return _load(
@@ -118,6 +123,7 @@ class Network:
                 dtype=self.dtype,
                 attention=self.attention,
                 random_weights=self.random_weights,
+                classifies=self.classifies,
                 device=device,
             )
 
@@ -132,8 +138,11 @@ def _load(
     dtype: str,
     attention: Literal["sdpa", "eager"],
     random_weights: int | None,
+    classifies: bool,
     device: torch.device,
-) -> BertModel:
+) -> BertModel | Classifier:
+    if classifies:
+        return load_classifier(weights, json.loads(config), device=device, dtype=DTYPES[dtype])
     where = {"n_blocks": n_layers, "device": device, "dtype": DTYPES[dtype]}
     if random_weights is not None:
         return random_encoder(json.loads(config), seed=random_weights, **where)

@@ -1,9 +1,9 @@
-"""Tasks of the runner: embeddings of cells and genes, attention, and effects of perturbed genes."""
+"""Tasks of the runner: embeddings and classes of cells and genes, attention, and effects of perturbed genes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 import numpy as np
@@ -12,6 +12,7 @@ from gfx._core.edits import Edits, single_deletions
 from gfx._core.screening import wanted_places
 from gfx._core.statistics import synergy
 from gfx._engine.attention import sum_attention
+from gfx._engine.class_scores import of_cells, probabilities_and_squares
 from gfx._engine.first_order import estimate_deletions
 from gfx._engine.perturb import run_edits
 from gfx._engine.pooling import embed_cells, sum_genes
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     import torch
+    from transformers import BertModel
 
     from gfx._core.edits import Operator
     from gfx._core.vocabulary import Vocabulary
@@ -56,17 +58,41 @@ class GeneEmbedding:
     n_groups: int
 
     def run(self, cells: CellBlock, device: torch.device, report: Callable[[float], None]) -> Result:
-        sums, counts = sum_genes(
-            self.network.load(device),
-            cells.ids,
-            cells.lengths,
-            self.vocabulary,
-            group=cells.given["group"],
-            n_groups=self.n_groups,
-            report=report,
-        )
+        return self._add_up(self.network.load(device), cells, report=report)
+
+    def _add_up(self, model: BertModel, cells: CellBlock, **how: Any) -> Result:
+        how |= {"group": cells.given["group"], "n_groups": self.n_groups}
+        sums, counts = sum_genes(model, cells.ids, cells.lengths, self.vocabulary, **how)
         slot = np.flatnonzero(counts)
         return {"slot": slot, "sum": sums[slot], "n": counts[slot]}
+
+
+@dataclass(frozen=True)
+class GeneClasses(GeneEmbedding):
+    """Probabilities of the classes of each gene, and their squares, added up as embeddings are: `d` is twice as many.
+
+    The network is a classifier of genes.
+    """
+
+    def run(self, cells: CellBlock, device: torch.device, report: Callable[[float], None]) -> Result:
+        model = self.network.load(device)
+        how = {"forward": probabilities_and_squares, "width": 2 * model.head.n_logits}
+        return self._add_up(model, cells, report=report, **how)
+
+
+@dataclass(frozen=True)
+class CellClasses:
+    """The probabilities of the classes of each cell: `vectors`, float32 `(n_cells, n_classes)`.
+
+    The network is a classifier of cells.
+    """
+
+    network: Network
+    vocabulary: Vocabulary
+
+    def run(self, cells: CellBlock, device: torch.device, report: Callable[[float], None]) -> Result:
+        model = self.network.load(device)
+        return {"vectors": of_cells(model, cells.ids, cells.lengths, self.vocabulary, report=report)}
 
 
 @dataclass(frozen=True)

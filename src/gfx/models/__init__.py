@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gfx.models._registry import ModelCard, VocabularyCard
     from gfx.models.pretraining._pretrain import pretrain
     from gfx.models.pretraining._vocabulary import GeneSummary, build_vocabulary, summarize_genes
-    from gfx.tl.classification._fine_tune import fine_tune_cells, fine_tune_genes
+    from gfx.tl.classification._classify import fine_tune_cells, fine_tune_genes
 
 __all__ = [
     "FineTuning",
@@ -40,8 +40,8 @@ __all__ = [
 _TRAINING = {
     "GeneSummary": "models.pretraining._vocabulary",
     "build_vocabulary": "models.pretraining._vocabulary",
-    "fine_tune_cells": "tl.classification._fine_tune",
-    "fine_tune_genes": "tl.classification._fine_tune",
+    "fine_tune_cells": "tl.classification._classify",
+    "fine_tune_genes": "tl.classification._classify",
     "pretrain": "models.pretraining._pretrain",
     "summarize_genes": "models.pretraining._vocabulary",
 }

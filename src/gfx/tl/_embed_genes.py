@@ -9,7 +9,7 @@ import numpy as np
 from gfx._core.manifest import fingerprint
 from gfx._docs import shared
 from gfx._results import mask_name
-from gfx.tl._prepare import groups_and_rest, open_store, prepare
+from gfx.tl._prepare import groups_and_rest, open_store, prepare, sums_of_genes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,7 +85,7 @@ def embed_genes(
     ((300, 128), (300, 2, 128))
     """
     from gfx._engine.pooling import mean_genes
-    from gfx._engine.run import CELLS_PER_SUM, Job, by_length, networks, run
+    from gfx._engine.run import CELLS_PER_SUM, Job, by_length, run
     from gfx._engine.tasks import GeneEmbedding
 
     cells = prepare(adata, model, function="tl.embed_genes", layer=layer, key_added=key_added, mod=mod, copy=copy)
@@ -102,12 +102,8 @@ def embed_genes(
         )
     blocks = by_length(lengths, CELLS_PER_SUM)
     job = Job("genes", task, tokens.ids, lengths, blocks, lambda number: {"group": group[blocks[number]]})
-    sums = np.zeros((task.n_groups * len(vocabulary), cells.model.hidden_size))
-    counts = np.zeros(len(sums), dtype=np.int64)
-    with networks():
-        for _, _, result in run([job], description="embedding genes", store=kept):
-            sums[result["slot"]] += result["sum"]
-            counts[result["slot"]] += result["n"]
+    results = run([job], description="embedding genes", store=kept)
+    sums, counts = sums_of_genes(results, task.n_groups * len(vocabulary))
     means, counts = mean_genes(sums, counts, task.n_groups)
     n_cells = counts.sum(axis=0)
     overall = (np.nan_to_num(means) * counts[..., None]).sum(axis=0) / np.maximum(n_cells, 1)[:, None]

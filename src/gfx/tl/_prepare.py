@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from anndata import AnnData
-    from transformers import BertModel
 
     from gfx._engine.run import CellBlock, Job, Network, Result
     from gfx._run_store import RunStore
@@ -140,16 +139,9 @@ class Prepared:
         check_choice("pooling", pooling, ("auto", "mean", "cls", "genes"))
         return pooling if pooling == "genes" else self.pooling(pooling)
 
-    def provenance(self, network: Network | BertModel) -> dict[str, Any]:
+    def provenance(self, network: Network) -> dict[str, Any]:
         """Note which model ran, on what, and how precisely."""
-        dtype = str(network.dtype).removeprefix("torch.")
-        return {**self.model.provenance(), **self.tokens.source, "dtype": dtype}
-
-    def encoder(self, hidden_layer: int, *, dtype: str | None = None) -> BertModel:
-        """Load the layers up to the wanted one where the settings say."""
-        from gfx._engine.device import choose_device
-
-        return self.network(hidden_layer, dtype).load(choose_device())
+        return {**self.model.provenance(), **self.tokens.source, "dtype": network.dtype}
 
 
 def groups(adata: AnnData, groupby: str) -> tuple[list[str], np.ndarray]:
@@ -212,6 +204,17 @@ def vectors_of(results: Iterable[tuple[Job, CellBlock, Result]], n_obs: int) -> 
         missing = np.full((n_obs, result["vectors"].shape[1]), np.nan, dtype=np.float32)
         vectors.setdefault(job.name, missing)[cells.number] = result["vectors"]
     return vectors
+
+
+def sums_of_genes(results: Iterable[tuple[Job, CellBlock, Result]], n_slots: int) -> tuple[np.ndarray, np.ndarray]:
+    """Add up the blocks of a job on genes: float64 `(n_slots, d)`, and numbers of cells, int64 `(n_slots,)`."""
+    sums, counts = None, np.zeros(n_slots, dtype=np.int64)
+    for _, _, result in results:
+        if sums is None:
+            sums = np.zeros((n_slots, result["sum"].shape[1]))
+        sums[result["slot"]] += result["sum"]
+        counts[result["slot"]] += result["n"]
+    return sums, counts
 
 
 def pieces(rows: np.ndarray, size: int = 1024) -> Iterator[np.ndarray]:

@@ -115,13 +115,13 @@ def test_without_donors_the_call_says_what_it_is_not_worth(
 ) -> None:
     probe(cells, "cell_type", model=toy_model)
     assert "No `donor_key`: cells of one donor are on both sides" in capsys.readouterr().out
-    assert "cells of one donor are no replicates" in cells.uns["gfx_cell_class"]["note"]
+    assert "cells of one donor are not replicates" in cells.uns["gfx_cell_class"]["note"]
     cells.obs["rare"] = np.where(np.arange(24) < 2, "once", cells.obs["cell_type"].astype(str))
     probe(cells, "rare", donor_key="donor", model=toy_model)
     said = capsys.readouterr().out
     assert "No `donor_key`" not in said
     assert "Classes of 'rare' that only one donor has" in said
-    assert said.rstrip().partition("learn them from: ")[2].startswith("['once']")
+    assert said.rstrip().partition("no training set has them: ")[2].startswith("['once']")
 
 
 def test_intervals_are_over_donors(cells: ad.AnnData, toy_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +168,7 @@ WRONG = {
         ("cell_type",),
         {"donor_key": "some"},
         ValueError,
-        r"6 of 24 cells have no 'some', so they may be of a donor held out.*`mask_obs`",
+        r"6 of 24 cells have no 'some', so they may be of a held-out donor.*`mask_obs`",
     ),
     "blank donors": (("cell_type",), {"donor_key": "blank"}, ValueError, "6 of 24 cells have no 'blank'"),
     "classes that read alike": (

@@ -21,14 +21,13 @@ from sklearn.metrics import f1_score, roc_auc_score, roc_curve
 import gfx
 from gfx._engine import fine_tuning
 from gfx._engine.encoder import random_encoder
-from gfx.models import FineTuning, LinearProbe
+from gfx.models import FineTuning
 from gfx.tl._baselines import describe_genes
 from gfx.tl._prepare import prepare
-from gfx.tl.classification._cross_validation import CONTROLS, CrossValidation
-from gfx.tl.classification._learners import LinearMethod, expression_of_genes
-from gfx.tl.classification._trained import classifier_of
+from gfx.tl.classification._cross_validation import CONTROLS
+from gfx.tl.classification._learners import LinearMethod, expression_of_genes, make_learners
 from gfx.tl.classification._training import settle_method
-from gfx.tl.classification._units import Genes, Split, draw_genes
+from gfx.tl.classification._units import Split, Units, draw_genes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -401,21 +400,21 @@ def test_folds_hold_each_gene_out_once_and_share_the_classes(cells: ad.AnnData, 
 # --- nothing leaks --------------------------------------------------------------------------------------------------
 
 
-def genes_of(cells: ad.AnnData, labels: Any, model: Model, rows: np.ndarray | None = None) -> Genes:
+def genes_of(cells: ad.AnnData, labels: Any, model: Model, rows: np.ndarray | None = None) -> Units:
     """Labelled genes in all cells, or in some."""
     prepared = prepare(cells, model, function="tl.classify_genes", layer=None, mod=None, copy=False)
     lengths = prepared.lengths(None) if rows is None else prepared.lengths_of(rows)
     return draw_genes(prepared, labels, "raise", lengths, max_cells=1000, n_splits=2, rng=0)
 
 
-def run_of(units: Genes, method: Any = "linear_probe") -> CrossValidation:
-    method = settle_method(method, units.prepared.model, "genes")
-    return CrossValidation(units, method, np.zeros((1, len(units))), [len(units.rows)], CONTROLS, rng=0)
+def learners_of(units: Units, folder: Path, method: Any = "linear_probe") -> list[Any]:
+    """The model, random weights, expression and the majority."""
+    return make_learners(units, settle_method(method, units.prepared.model, "genes"), CONTROLS, folder, rng=0)
 
 
-def split_of(units: Genes, train: np.ndarray, n_cells: int | None = None) -> Split:
+def split_of(units: Units, train: np.ndarray, n_cells: int | None = None) -> Split:
     """Train with some genes, bool `(n_genes,)`, and hold out the others."""
-    return Split(np.flatnonzero(train), np.flatnonzero(~train), n_cells or len(units.rows), seed=0)
+    return Split(np.flatnonzero(train), np.flatnonzero(~train), n_cells or len(units.rows), seed=0, fold=0)
 
 
 def test_labels_held_out_cannot_change_their_own_scores(cells: ad.AnnData, toy_model: Model) -> None:
@@ -441,10 +440,10 @@ def test_labels_held_out_cannot_change_their_own_scores(cells: ad.AnnData, toy_m
         assert (cells.varm["after"][at] != cells.varm["before"][at]).all()
 
 
-def test_no_method_sees_a_label_held_out(cells: ad.AnnData, toy_model: Model) -> None:
+def test_no_method_sees_a_label_held_out(cells: ad.AnnData, toy_model: Model, tmp_path: Path) -> None:
     units = genes_of(cells, ODD_EVEN, toy_model)
     train = np.arange(len(units)) % 3 > 0
-    learners = run_of(units).learners(None)
+    learners = learners_of(units, tmp_path)
     assert [learner.name for learner in learners] == ["model", "random_weights", "expression", "majority"]
     split = split_of(units, train)
     before = [learner.predict(split) for learner in learners]
@@ -462,8 +461,7 @@ def test_few_cells_are_the_first_ones(cells: ad.AnnData, toy_model: Model, tmp_p
     units = genes_of(cells, ODD_EVEN, toy_model)
     train, known = np.arange(len(units)) % 2 > 0, np.isin(units.cell, range(5))
     few = replace(units, rows=units.rows[:5], unit=units.unit[known], cell=units.cell[known])
-    probe_of_all = classifier_of("model", units, LinearProbe(), tmp_path, rng=0)
-    probe_of_few = classifier_of("model", few, LinearProbe(), tmp_path, rng=0)
+    probe_of_all, probe_of_few = (learners_of(some, tmp_path)[0] for some in (units, few))
     (head,), (expected,) = (some.fit(split_of(units, train, 5)) for some in (probe_of_all, probe_of_few))
     np.testing.assert_allclose(head.weight, expected.weight, rtol=1e-5)
     (everything,) = probe_of_all.fit(split_of(units, train))
@@ -539,7 +537,7 @@ def test_expression_weighs_classes_as_the_model_does(
 ) -> None:
     """Or accuracy and macro F1 of the two would not compare where classes are of unlike sizes."""
     units = genes_of(cells, {"few": genes(1, 31), "many": genes(31, 141)}, toy_model)
-    expression = run_of(units, method).learners(tmp_path)[2]
+    expression = learners_of(units, tmp_path, method)[2]
     names = [str(toy_model.vocabulary.symbols[token]) for token in units.where]
     features = described(cells, toy_slow, names)
     train = np.arange(len(names)) % 3 > 0
@@ -695,7 +693,7 @@ def test_few_cells_may_have_no_gene_to_learn_from(start: int, cells: ad.AnnData,
 
 @pytest.mark.parametrize("points", [[1, 8], [8, 25], [-3]])
 def test_learning_curves_of_cells_that_are_not_there(points: list[int], cells: ad.AnnData, toy_model: Model) -> None:
-    with pytest.raises(ValueError, match=r"`learning_curve` has numbers of cells to learn from, 2 to 24 here; found"):
+    with pytest.raises(ValueError, match=r"`learning_curve` has numbers of training cells, 2 to 24 here; found"):
         probe(cells, ODD_EVEN, model=toy_model, learning_curve=points)
 
 
@@ -707,7 +705,7 @@ ARGUMENTS = {
     "max_cells": ({"max_cells": 1}, ValueError, "`max_cells` is 2 or more"),
     "n_trials": ({"method": FineTuning(n_trials=-1)}, ValueError, "`n_trials` is 0 or more"),
     "rng, a truth value": ({"rng": True}, TypeError, "`rng` is a whole number, found True"),
-    "controls": ({"controls": ["random_sets"]}, ValueError, r"`controls` are of .*; found \['random_sets'\]"),
+    "controls": ({"controls": ["random_sets"]}, ValueError, r"`controls` is one of .* found 'random_sets'"),
     "rng": ({"rng": 0.5}, TypeError, "`rng` is a whole number, found 0.5"),
     "blocks": ({"method": FineTuning(freeze_layers=4)}, ValueError, "`freeze_layers=4` is outside .* of 3 network"),
     "adapter of no block": (
@@ -921,8 +919,8 @@ def test_fine_tuning_learns_what_it_is_taught(cells: ad.AnnData, toy_model: Mode
     """What is odd and what is even, the network can only remember."""
     units = genes_of(cells, ODD_EVEN, toy_model)
     choices = {"freeze_layers": 0, "n_epochs": 25, "learning_rate": 5e-3, "batch_size": 4}
-    run = run_of(units, FineTuning(**choices, training={"save_strategy": "no"}))
-    network = run.learners(tmp_path)[0].fit(units.everything(0), tmp_path)
+    learner = learners_of(units, tmp_path, FineTuning(**choices, training={"save_strategy": "no"}))[0]
+    network = learner.fit(units.everything(0), tmp_path)
     found = units.scores(network, np.arange(len(units)))
     assert np.mean(found.argmax(axis=1) == units.truth[units.unit, 0]) > 0.95
 
@@ -950,7 +948,7 @@ def test_hyperparameters_are_judged_on_genes_to_learn_from(
         return {}
 
     monkeypatch.setattr(fine_tuning, "find_hyperparameters", watched)
-    network = run_of(units, FineTuning(n_trials=1, training=ONE_STEP)).learners(tmp_path)[0]
+    network = learners_of(units, tmp_path, FineTuning(n_trials=1, training=ONE_STEP))[0]
     network.fit(split_of(units, train), tmp_path)
     learnt, judged = ({*np.flatnonzero(part.of_token >= 0)} for part in seen)
     assert learnt

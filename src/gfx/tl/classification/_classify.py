@@ -1,48 +1,54 @@
-"""Classes of genes and of cells, evaluated by cross-validation."""
+"""Classes of genes and of cells: evaluated by cross-validation, or learnt from all labels."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from gfx import _docs, _log
+from gfx import _log
+from gfx._adata import pick
 from gfx._core.seeds import check_seed, check_whole
-from gfx._results import mask_name
-from gfx.tl._prepare import prepare
-from gfx.tl.classification import _texts
-from gfx.tl.classification._cross_validation import CONTROLS, check_controls, cross_validate
-from gfx.tl.classification._trained import check_folder
+from gfx._docs import shared
+from gfx._results import Slots, mask_name, record
+from gfx._tokens import find_tokens
+from gfx.models import load
+from gfx.tl._prepare import Prepared, check_controls, prepare
+from gfx.tl.classification._cross_validation import CONTROLS, cross_validate
+from gfx.tl.classification._learners import make_learners
+from gfx.tl.classification._trained import (
+    UNFINISHED,
+    check_folder,
+    classification_params,
+    keep_to_the_plan,
+    train_on_all,
+)
 from gfx.tl.classification._training import settle_method
 from gfx.tl.classification._units import draw_cells, draw_genes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
 
-    import numpy as np
-    from anndata import AnnData
-    from mudata import MuData
-
-    from gfx.models import Model
+    from gfx._types import Data, Mask, ModelLike, Pooling
     from gfx.tl.classification._labels import GeneLabels
     from gfx.tl.classification._training import Method
-    from gfx.tl.classification._units import Cells
+    from gfx.tl.classification._units import Units
+
+_ERRORS = """
+KeyError
+    No such column in `var` or `obs`.
+ImportError
+    An adapter or a search without the package that it needs.
+"""
 
 
-@_docs.shared(
-    labels=_texts.LABELS,
-    unknown=_texts.UNKNOWN,
-    method=_texts.METHOD,
-    controls=_texts.CONTROLS,
-    folder=_texts.FOLDER,
-    errors=_texts.ERRORS,
-)
+@shared(errors=_ERRORS)
 def classify_genes(
-    adata: AnnData | MuData,
+    adata: Data,
     labels: GeneLabels,
     *,
-    model: str | Path | Model | None = None,
+    model: ModelLike | None = None,
     layer: str | None = None,
-    mask_obs: str | np.ndarray | None = None,
+    mask_obs: Mask | None = None,
     unknown: Literal["raise", "drop"] = "raise",
     method: Method = "fine_tune",
     controls: Sequence[str] | None = CONTROLS,
@@ -55,7 +61,7 @@ def classify_genes(
     key_added: str | None = None,
     mod: str | None = None,
     copy: bool = False,
-) -> AnnData | MuData | None:
+) -> Data | None:
     """Measure how well a model predicts classes of genes, such as dosage sensitivity :cite:p:`Theodoris2023`.
 
     The labelled genes are cut into folds. The classes of the genes in a fold are predicted, in every cell that has
@@ -80,17 +86,14 @@ def classify_genes(
     {labels}
     {model}
     {layer}
-    mask_obs
-        Cells to use: a boolean column of `obs`, or an array. Relevant cells need fewer examples.
+    {mask_obs}
     {unknown}
     {method}
-    {controls}
+    {controls_of_classifiers}
     {n_splits}
     {n_repeats}
-    max_cells
-        Cells to train and to predict in, drawn at random among those that have a labelled gene.
-    learning_curve
-        Additional training-set sizes, in cells, for a learning curve; evaluation always uses all selected cells.
+    {max_cells_with_labels}
+    {learning_curve}
     {folder}
     {rng}
     {key_added}
@@ -113,7 +116,7 @@ def classify_genes(
     `.var['gfx_gene_class_predicted' | key_added + '_predicted']` : :class:`pandas.Series` (category)
         The most probable class.
     `.var['gfx_gene_class_n_cells' | key_added + '_n_cells']` : :class:`pandas.Series` (int32)
-        Cells behind a score.
+        Number of cells behind a score.
     `.uns['gfx_gene_class' | key_added]` : :class:`dict`
         `params`; `tasks`, the names of the classes; `metrics`, every measure of every fold, macro F1 over the classes
         in it, and `summary`, see :func:`gfx.get.classification_df`; `roc`, see :func:`gfx.get.roc_df`; `confusion`, see
@@ -137,39 +140,32 @@ def classify_genes(
     >>> adata.varm["gfx_gene_class"].shape
     (300, 2)
     """
-    numbers = _check_numbers(n_splits, n_repeats, max_cells, rng)
-    controls = check_controls(controls)
+    n_splits, n_repeats = check_whole(n_splits, "n_splits", 2), check_whole(n_repeats, "n_repeats", 1)
+    max_cells, rng = check_whole(max_cells, "max_cells", 2), check_seed(rng)
+    controls = check_controls(controls, CONTROLS)
     prepared = prepare(adata, model, function="tl.classify_genes", layer=layer, key_added=key_added, mod=mod, copy=copy)
     prepared.slots.claim(reads=[("var", labels), ("obs", mask_obs)])
     check_folder(folder, prepared.model)
     _ = prepared.gene_tokens  # or fail before hours of training
     method = settle_method(method, prepared.model, "genes")
-    max_cells = numbers.pop("max_cells")
-    how = {"max_cells": max_cells, "n_splits": numbers["n_splits"], "rng": numbers["rng"]}
+    how = {"max_cells": max_cells, "n_splits": n_splits, "rng": rng}
     genes = draw_genes(prepared, labels, unknown, prepared.lengths(mask_obs), **how)
-    chosen = {"controls": controls, "learning_curve": learning_curve, "folder": folder}
-    cross_validate(genes, method, **chosen, **numbers, mask_obs=mask_name(mask_obs))
+    how = {"n_splits": n_splits, "n_repeats": n_repeats, "rng": rng, "mask_obs": mask_name(mask_obs)}
+    cross_validate(genes, method, controls=controls, learning_curve=learning_curve, folder=folder, **how)
     return prepared.result
 
 
-@_docs.shared(
-    groupby=_texts.GROUPBY,
-    method=_texts.METHOD,
-    pooling=_texts.POOLING,
-    controls=_texts.CONTROLS,
-    folder=_texts.FOLDER,
-    errors=_texts.ERRORS,
-)
+@shared(errors=_ERRORS)
 def classify_cells(
-    adata: AnnData | MuData,
+    adata: Data,
     groupby: str | Iterable[str],
     *,
     donor_key: str | None = None,
-    model: str | Path | Model | None = None,
+    model: ModelLike | None = None,
     layer: str | None = None,
-    mask_obs: str | np.ndarray | None = None,
+    mask_obs: Mask | None = None,
     method: Method = "fine_tune",
-    pooling: Literal["auto", "mean", "cls"] = "auto",
+    pooling: Pooling = "auto",
     controls: Sequence[str] | None = CONTROLS,
     n_splits: int = 5,
     n_repeats: int = 5,
@@ -180,7 +176,7 @@ def classify_cells(
     key_added: str | None = None,
     mod: str | None = None,
     copy: bool = False,
-) -> AnnData | MuData | None:
+) -> Data | None:
     """Measure how well a model predicts classes of cells, such as their type or disease :cite:p:`Theodoris2023`.
 
     Cells are cut into folds, whole donors with `donor_key`. The classes of the cells in a fold are predicted by a
@@ -204,7 +200,7 @@ def classify_cells(
     Parameters
     ----------
     {adata}
-    {groupby}
+    {classes}
     donor_key
         Column of `obs` with the donor, or batch, of each cell: its cells are never on both sides of a fold. Without,
         results say little about other donors. With as many folds as donors every repeat holds out the same donors.
@@ -212,14 +208,12 @@ def classify_cells(
     {layer}
     {mask_obs}
     {method}
-    {pooling}
-    {controls}
+    {pooling_of_head}
+    {controls_of_classifiers}
     {n_splits}
     {n_repeats}
     {max_cells}
-    learning_curve
-        Additional training-set sizes, in cells, for a learning curve, drawn anew in each fold; evaluation always uses
-        all held-out cells.
+    {learning_curve}
     {folder}
     {rng}
     {key_added}
@@ -260,34 +254,24 @@ def classify_cells(
     >>> bool((adata.obs["gfx_cell_class_cell_type"] == adata.obs["cell_type"]).mean() > 0.9)
     True
     """
-    numbers = _check_numbers(n_splits, n_repeats, max_cells, rng)
-    controls = check_controls(controls)
+    n_splits, n_repeats = check_whole(n_splits, "n_splits", 2), check_whole(n_repeats, "n_repeats", 1)
+    max_cells, rng = None if max_cells is None else check_whole(max_cells, "max_cells", 2), check_seed(rng)
+    controls = check_controls(controls, CONTROLS)
     prepared = prepare(adata, model, function="tl.classify_cells", layer=layer, key_added=key_added, mod=mod, copy=copy)
     check_folder(folder, prepared.model)
-    pooling = prepared.pooling(pooling)
-    method = settle_method(method, prepared.model, "cells")
-    how = {"max_cells": numbers.pop("max_cells"), "n_splits": numbers["n_splits"], "rng": numbers["rng"]}
-    cells = draw_cells(prepared, groupby, donor_key, prepared.lengths(mask_obs), pooling=pooling, **how)
+    method, pooling = settle_method(method, prepared.model, "cells"), prepared.pooling(pooling)
+    how = {"pooling": pooling, "max_cells": max_cells, "n_splits": n_splits, "rng": rng}
+    cells = draw_cells(prepared, groupby, donor_key, prepared.lengths(mask_obs), **how)
     prepared.slots.claim(cells.tasks, reads=[("obs", name) for name in (*cells.tasks, donor_key, mask_obs)])
-    _tell_of_donors(cells)
-    chosen = {"controls": controls, "learning_curve": learning_curve, "folder": folder}
-    how = {"groupby": list(cells.tasks), "donor_key": donor_key, "pooling": pooling, "mask_obs": mask_name(mask_obs)}
-    cross_validate(cells, method, **chosen, **numbers, **how)
+    _warn_of_donors(cells)
+    how = {"n_splits": n_splits, "n_repeats": n_repeats, "rng": rng, "mask_obs": mask_name(mask_obs)}
+    how |= {"groupby": list(cells.tasks), "donor_key": donor_key, "pooling": pooling}
+    cross_validate(cells, method, controls=controls, learning_curve=learning_curve, folder=folder, **how)
     return prepared.result
 
 
-def _check_numbers(n_splits: object, n_repeats: object, max_cells: object, rng: object) -> dict[str, int | None]:
-    """Refuse numbers that leave nothing to do."""
-    return {
-        "n_splits": check_whole(n_splits, "n_splits", 2),
-        "n_repeats": check_whole(n_repeats, "n_repeats", 1),
-        "max_cells": None if max_cells is None else check_whole(max_cells, "max_cells", 2),
-        "rng": check_seed(rng),
-    }
-
-
-def _tell_of_donors(cells: Cells) -> None:
-    """Say that donors are on both sides of folds; or which classes a single donor has, for they are never learnt."""
+def _warn_of_donors(cells: Units) -> None:
+    """Say that donors are on both sides of folds; or which classes a single donor has, which are never predicted."""
     if cells.donor is None:
         _log.info(
             "No `donor_key`: cells of one donor are on both sides of every fold, so results say little about other "
@@ -295,10 +279,154 @@ def _tell_of_donors(cells: Cells) -> None:
         )
         return
     for task, names in cells.tasks.items():
-        donors = [set(cells.donor[cells.classes_of(task) == number].tolist()) for number in range(len(names))]
-        single = [name for name, of_class in zip(names, donors, strict=True) if len(of_class) == 1]
+        truth = cells.classes_of(task)
+        single = [name for number, name in enumerate(names) if len(set(cells.donor[truth == number].tolist())) == 1]
         if single:
-            _log.info(
-                f"Classes of {task!r} that only one donor has, which are held out together with everything to learn "
-                f"them from: {single}"
-            )
+            _log.info(f"Classes of {task!r} that only one donor has, so that no training set has them: {single}")
+
+
+@shared(errors=_ERRORS)
+def fine_tune_genes(
+    adata: Data,
+    labels: GeneLabels,
+    folder: str | Path,
+    *,
+    model: ModelLike | None = None,
+    layer: str | None = None,
+    mask_obs: Mask | None = None,
+    unknown: Literal["raise", "drop"] = "raise",
+    method: Method = "fine_tune",
+    max_cells: int = 10_000,
+    rng: int = 0,
+    mod: str | None = None,
+) -> Path:
+    """Train a classifier of genes on all labels, to score other genes with it :cite:p:`Theodoris2023`.
+
+    It is not evaluated: :func:`gfx.tl.classify_genes` measures by cross-validation what such a classifier is worth.
+    Cost: one training, or one pass over the cells for a linear probe. Nothing is written into `adata`.
+
+    Parameters
+    ----------
+    {adata}
+    {labels}
+    {folder_of_model}
+    {model}
+    {layer}
+    {mask_obs}
+    {unknown}
+    {method}
+    {max_cells_with_labels}
+    {rng}
+    {mod}
+
+    Returns
+    -------
+    The folder, which :func:`gfx.tl.predict_genes` and :func:`gfx.models.load` read.
+
+    Raises
+    ------
+    ValueError
+        Genes that the model does not know, a gene in two classes, classes that read alike, no raw counts, or a folder
+        that holds another run or something else.
+    {errors}
+
+    Examples
+    --------
+    >>> import gfx, tempfile
+    >>> adata = gfx.datasets.toy()
+    >>> labels = {"first": adata.var_names[:40], "second": adata.var_names[40:80]}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     classifier = gfx.models.fine_tune_genes(adata, labels, folder, method="linear_probe")
+    ...     gfx.tl.predict_genes(adata, classifier)
+    >>> adata.varm["gfx_predicted_genes"].shape
+    (300, 2)
+    """
+    max_cells, rng = check_whole(max_cells, "max_cells", 1), check_seed(rng)
+    prepared = _read(adata, model, folder, function="models.fine_tune_genes", layer=layer, mod=mod)
+    how = {"max_cells": max_cells, "n_splits": 1, "rng": rng}
+    genes = draw_genes(prepared, labels, unknown, prepared.lengths(mask_obs), **how)
+    return _train(genes, method, folder, rng, mask_obs=mask_name(mask_obs))
+
+
+@shared(errors=_ERRORS)
+def fine_tune_cells(
+    adata: Data,
+    groupby: str | Iterable[str],
+    folder: str | Path,
+    *,
+    donor_key: str | None = None,
+    model: ModelLike | None = None,
+    layer: str | None = None,
+    mask_obs: Mask | None = None,
+    method: Method = "fine_tune",
+    pooling: Pooling = "auto",
+    max_cells: int | None = None,
+    rng: int = 0,
+    mod: str | None = None,
+) -> Path:
+    """Train a classifier of cells on all labels, to annotate other cells with it :cite:p:`Theodoris2023`.
+
+    It is not evaluated: :func:`gfx.tl.classify_cells` measures by cross-validation what such a classifier is worth.
+    Cost: one training, or one pass over the cells for a linear probe. Nothing is written into `adata`.
+
+    Parameters
+    ----------
+    {adata}
+    {classes}
+    {folder_of_model}
+    donor_key
+        Column of `obs` with the donor of each cell: the validation set of fine-tuning is then of whole donors.
+    {model}
+    {layer}
+    {mask_obs}
+    {method}
+    {pooling_of_head}
+    {max_cells}
+    {rng}
+    {mod}
+
+    Returns
+    -------
+    The folder, which :func:`gfx.tl.predict_cells` and :func:`gfx.models.load` read.
+
+    Raises
+    ------
+    ValueError
+        Fewer than two classes, cells without a donor, classes that read alike, no raw counts, or a folder that holds
+        another run or something else.
+    {errors}
+
+    Examples
+    --------
+    >>> import gfx, tempfile
+    >>> adata = gfx.datasets.toy()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     classifier = gfx.models.fine_tune_cells(adata, "cell_type", folder, method="linear_probe")
+    ...     gfx.tl.predict_cells(adata, classifier)
+    >>> adata.obs["gfx_predicted_cells_cell_type"].cat.categories.tolist()
+    ['B cell', 'T cell']
+    """
+    max_cells, rng = None if max_cells is None else check_whole(max_cells, "max_cells", 1), check_seed(rng)
+    prepared = _read(adata, model, folder, function="models.fine_tune_cells", layer=layer, mod=mod)
+    how = {"pooling": prepared.pooling(pooling), "max_cells": max_cells, "n_splits": 1, "rng": rng}
+    cells = draw_cells(prepared, groupby, donor_key, prepared.lengths(mask_obs), **how)
+    how = {"groupby": list(cells.tasks), "donor_key": donor_key, "pooling": cells.pooling}
+    return _train(cells, method, folder, rng, mask_obs=mask_name(mask_obs), **how)
+
+
+def _read(
+    data: Data, model: ModelLike | None, folder: str | Path, *, function: str, layer: str | None, mod: str | None
+) -> Prepared:
+    """Find the cells, the model and the tokens; nothing will be written to the cells."""
+    adata, loaded = pick(data, mod), load(model)
+    check_folder(folder, loaded)
+    tokens = find_tokens(adata, loaded.vocabulary, loaded.max_length, layer=layer)
+    return Prepared(model=loaded, tokens=tokens, slots=Slots(adata, function, ""))
+
+
+def _train(units: Units, method: Method, folder: str | Path, rng: int, **params: object) -> Path:
+    method, place = settle_method(method, units.prepared.model, units.of), Path(folder)
+    how = record(units.prepared.slots.function, **classification_params(units, method, rng=rng, **params))
+    keep_to_the_plan(place, units, method, how)
+    train_on_all(make_learners(units, method, (), place / UNFINISHED, rng)[0], place, how, rng=rng)
+    return place

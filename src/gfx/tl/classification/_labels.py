@@ -20,11 +20,8 @@ if TYPE_CHECKING:
 
 GeneLabels = Mapping[str, Iterable[str]] | str
 
-#: What a task is called whose labels come from no column.
+#: Name of a task whose labels come from no column.
 TASK = "labels"
-
-#: Class of a gene or cell that has none, as the loss of the network knows it.
-NOTHING = -100
 
 
 # --- genes ----------------------------------------------------------------------------------------------------------
@@ -32,86 +29,69 @@ NOTHING = -100
 
 def find_gene_labels(
     prepared: Prepared, labels: GeneLabels, unknown: Literal["raise", "drop"]
-) -> tuple[dict[str, list[str]], np.ndarray, np.ndarray]:
-    """Find the token and the class of each labelled gene.
-
-    Returns
-    -------
-    Name of the task and of its classes; tokens, int64 `(n_genes,)`, ascending; class of each, int64 `(n_genes,)`.
-
-    Raises
-    ------
-    ValueError
-        Genes that the model does not know, a gene in two classes, fewer than two classes, a class without genes,
-        classes that read alike.
-    KeyError
-        No such column of `var`.
-    TypeError
-        Neither a mapping nor the name of a column.
-    """
+) -> tuple[str, list[str], np.ndarray]:
+    """Find the name of the task, the names of its classes, and the class of each token, int64 `(n_tokens,)`, or -1."""
     check_choice("unknown", unknown, ("raise", "drop"))
     vocabulary = prepared.model.vocabulary
     if isinstance(labels, str):
-        _refuse_slash(labels, "var")
-        genes_of, task = _genes_of_column(prepared, labels), labels
+        tokens_of, task = _genes_of_column(prepared, labels), labels
     elif isinstance(labels, Mapping):
-        genes_of, task = _genes_of_mapping(labels, vocabulary, unknown), TASK
+        tokens_of, task = _genes_of_mapping(labels, vocabulary, unknown), TASK
     else:
         msg = (
             "`labels` maps classes to genes, such as {'sensitive': [...], 'insensitive': [...]}, or is the name of a "
             f"column of `var`; found a {type(labels).__name__}."
         )
         raise TypeError(msg)
-    if len(genes_of) < 2:
-        msg = f"`labels` needs two classes at least, found {list(genes_of)}."
+    names = list(tokens_of)
+    if len(names) < 2:
+        msg = f"`labels` needs two classes at least, found {names}."
         raise ValueError(msg)
-    names = list(genes_of)
-    class_of: dict[int, int] = {}
-    for number, tokens in enumerate(genes_of.values()):
-        for token in tokens:
-            if class_of.setdefault(token, number) != number:
-                name = str(vocabulary.symbols[token] or vocabulary.ids[token])
-                msg = (
-                    f"The gene {name!r} ({vocabulary.ids[token]}) is in two classes, {names[class_of[token]]!r} and "
-                    f"{names[number]!r}. Keep it in one, or leave it out."
-                )
-                raise ValueError(msg)
-    tokens = np.array(sorted(class_of), dtype=np.int64)
-    return {task: names}, tokens, np.array([class_of[token] for token in tokens.tolist()], dtype=np.int64)
+    class_of = np.full(len(vocabulary), -1, dtype=np.int64)
+    for number, tokens in enumerate(tokens_of.values()):
+        for token in tokens[class_of[tokens] >= 0]:
+            msg = (
+                f"The gene {str(vocabulary.symbols[token] or vocabulary.ids[token])!r} ({vocabulary.ids[token]}) is in "
+                f"two classes, {names[class_of[token]]!r} and {names[number]!r}. Keep it in one, or leave it out."
+            )
+            raise ValueError(msg)
+        class_of[tokens] = number
+    return task, names, class_of
 
 
-def _genes_of_column(prepared: Prepared, column: str) -> dict[str, list[int]]:
+def _genes_of_column(prepared: Prepared, column: str) -> dict[str, np.ndarray]:
+    _refuse_slash(column, "var")
     names, codes = classes(gene_column(prepared.adata.var, column), f"adata.var[{column!r}]")
-    tokens = prepared.gene_tokens
-    n_unknown = int(((codes >= 0) & (tokens < 0)).sum())
-    if n_unknown:
-        _log.info(f"{n_unknown:,} of {(codes >= 0).sum():,} labelled genes are not known to the model")
-    genes_of = {name: tokens[(codes == number) & (tokens >= 0)].tolist() for number, name in enumerate(names)}
-    return {name: genes for name, genes in genes_of.items() if genes}
+    tokens, labelled = prepared.gene_tokens, codes >= 0
+    known = labelled & (tokens >= 0)
+    if not known[labelled].all():
+        n_unknown = labelled.sum() - known.sum()
+        _log.info(f"{n_unknown:,} of {labelled.sum():,} labelled genes are not known to the model")
+    return {name: tokens[known & (codes == number)] for number, name in enumerate(names) if number in codes[known]}
 
 
 def _genes_of_mapping(
     labels: Mapping[str, Iterable[str]], vocabulary: Vocabulary, unknown: Literal["raise", "drop"]
-) -> dict[str, list[int]]:
-    genes_of = {}
+) -> dict[str, np.ndarray]:
+    tokens_of: dict[str, np.ndarray] = {}
     for name, genes in labels.items():
         if isinstance(genes, str):
             msg = f"The class {name!r} is a list of genes, found the text {genes!r}."
             raise TypeError(msg)
-        names = [str(gene) for gene in genes]
-        if unknown == "raise":
-            refuse_unknown(names, vocabulary, " To go on without such genes: `unknown='drop'`.")
-        elif missing := unknown_genes(names, vocabulary):
-            _log.info(f"{len(missing):,} of {len(names):,} genes of {name!r} are not known to the model")
-        if str(name) in genes_of:
+        if str(name) in tokens_of:
             msg = f"Two classes read {str(name)!r}; give each a name of its own."
             raise ValueError(msg)
-        tokens = vocabulary.resolve(names)
-        genes_of[str(name)] = tokens[tokens >= 0].tolist()
-        if not genes_of[str(name)]:
-            msg = f"The class {name!r} has no gene that the model knows; it was given {names[:3]}."
+        given = [str(gene) for gene in genes]
+        if unknown == "raise":
+            refuse_unknown(given, vocabulary, " To go on without such genes: `unknown='drop'`.")
+        elif missing := unknown_genes(given, vocabulary):
+            _log.info(f"{len(missing):,} of {len(given):,} genes of {name!r} are not known to the model")
+        tokens = vocabulary.resolve(given)
+        tokens_of[str(name)] = tokens[tokens >= 0]
+        if not (tokens >= 0).any():
+            msg = f"The class {name!r} has no gene that the model knows; it was given {given[:3]}."
             raise ValueError(msg)
-    return genes_of
+    return tokens_of
 
 
 # --- cells ----------------------------------------------------------------------------------------------------------
@@ -124,15 +104,17 @@ def find_cell_labels(
 
     Returns
     -------
-    The task that the user named first; and for each task, sorted by name, for files keep no other order, the names of
-    its classes and the class of each cell, int64 `(n_obs,)`, -1 for none.
+    The task that the user named first; and for each task, sorted by name because files keep no other order, the names
+    of its classes and the class of each cell, int64 `(n_obs,)`, -1 for none.
     """
     columns = [groupby] if isinstance(groupby, str) else [str(column) for column in groupby]
     if not columns or len(set(columns)) < len(columns):
         msg = f"`groupby` names columns of `obs`, each once; found {columns}."
         raise ValueError(msg)
     if donor_key in columns:
-        msg = f"`donor_key={donor_key!r}` is among the columns to learn: held-out donors would have no class of theirs."
+        msg = (
+            f"`donor_key={donor_key!r}` is among the columns of `groupby`: no class of a held-out donor would be known."
+        )
         raise ValueError(msg)
     tasks = {}
     for column in columns:
@@ -161,16 +143,16 @@ def find_donors(prepared: Prepared, donor_key: str, rows: np.ndarray, n_splits: 
     n_missing = int((donor[rows] < 0).sum())
     if n_missing:
         msg = (
-            f"{n_missing:,} of {len(rows):,} cells have no {donor_key!r}, so they may be of a donor held out. "
+            f"{n_missing:,} of {len(rows):,} cells have no {donor_key!r}, so they may be of a held-out donor. "
             "Leave them out with `mask_obs`."
         )
         raise ValueError(msg)
-    present = np.unique(donor[rows])
+    present = [names[number] for number in np.unique(donor[rows])]
     if len(present) < n_splits:
         remedy = f"`n_splits={len(present)}`" if len(present) > 1 else "no `donor_key`, which says less"
         msg = (
-            f"`adata.obs[{donor_key!r}]` has {len(present)} donors, {[names[at] for at in present]}, fewer than the "
-            f"{n_splits} folds of `n_splits`; a donor is held out as a whole. Use {remedy}."
+            f"`adata.obs[{donor_key!r}]` has {len(present)} donors, {present}, fewer than the {n_splits} folds of "
+            f"`n_splits`; a donor is held out as a whole. Use {remedy}."
         )
         raise ValueError(msg)
     return donor
@@ -183,18 +165,13 @@ def _refuse_slash(column: str, element: str) -> None:
 
 
 def classes(values: pd.Series, where: str) -> tuple[list[str], np.ndarray]:
-    """Read a column as classes that can be learnt: those there are, and the class of each row, int64, -1 for none.
+    """Read a column as classes: their names, and the class of each row, int64, -1 for none.
 
-    Blank text is no class: that is how tables that were written by hand, or read from CSV, leave a row out.
-
-    Raises
-    ------
-    ValueError
-        Two values that are one as text, for the names of classes are text.
+    Blank text is no class: that is how tables that were written by hand, or read from CSV, leave a row out. Two values
+    that are one as text are refused, because names of classes are text.
     """
     values = values.astype("category")
-    given = values.cat.categories
-    column = values.cat.set_categories([name for name in given if not (isinstance(name, str) and not name.strip())])
+    column = values.cat.set_categories([name for name in values.cat.categories if str(name).strip()])
     column = column.cat.remove_unused_categories()
     names = [str(name) for name in column.cat.categories]
     alike = sorted({name for name in names if names.count(name) > 1})

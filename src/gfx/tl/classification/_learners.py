@@ -1,8 +1,9 @@
-"""Methods that learn classes from some units and predict those of others: the model, its controls, and baselines."""
+"""Methods that are trained on some units and predict classes of others: the model, its controls, and baselines."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,49 +14,48 @@ from gfx import _log
 from gfx._core.components import principal_components
 from gfx._core.linear_head import fit_linear_head
 from gfx._tokens import CountsNotAtHandError
+from gfx.models import FineTuning
 from gfx.tl._baselines import describe_genes, log_counts
-from gfx.tl.classification._training import kept, train_classifier
+from gfx.tl.classification._training import FineTunedNetwork
+from gfx.tl.classification._units import inner_folds
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from scipy.sparse import csr_array
 
     from gfx._core.linear_head import LinearHead
-    from gfx._engine.classifier import Classifier
-    from gfx.models._methods import FineTuning
-    from gfx.tl.classification._units import Genes, Split, Units
+    from gfx.models import LinearProbe
+    from gfx.tl.classification._units import Split, Units
 
 N_GENES, N_COMPONENTS = 2000, 50
 
-#: What a linear method reads: training units; their features `(n, k)`; other features `(m, k)`; and which of these
-#: rows is that of each occurrence of the units held out.
-Features = Callable[["Split"], "tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | slice]"]
+#: Inverse strength of the penalty of every logistic regression that classifies cells.
+STRENGTH_FOR_CELLS = 0.1
+
+#: What a linear method reads: training units; their features `(n, k)`; and features of each held-out occurrence.
+Features = Callable[["Split"], "tuple[np.ndarray, np.ndarray, np.ndarray]"]
 
 
 class Learner(Protocol):
-    """Learns from some units and predicts the classes of others."""
+    """Is trained on some units and predicts the classes of others."""
 
     name: str
 
     def predict(self, split: Split) -> np.ndarray:
-        """Probability of each class of each task, for each occurrence of the units held out, float32."""
+        """Probability of each class of each task, for each occurrence of the held-out units, float32."""
 
 
+@dataclass(frozen=True)
 class LinearMethod:
-    """Logistic regression of each task on some features.
+    """Logistic regression of each task on some features, of one kind or not; see :mod:`gfx._core.linear_head`."""
 
-    Parameters
-    ----------
-    one_unit
-        Features are of one kind, see :func:`gfx._core.linear_head.fit_linear_head`.
-    """
-
-    def __init__(
-        self, name: str, units: Units, features: Features, class_weight: str | None, *, one_unit: bool = True
-    ) -> None:
-        self.name, self.units, self.features = name, units, features
-        self.class_weight, self.one_unit = class_weight, one_unit
+    name: str
+    units: Units
+    features: Features
+    class_weight: str | None
+    one_unit: bool = True
 
     def fit(self, split: Split) -> list[LinearHead]:
         """Fit a head per task."""
@@ -66,44 +66,23 @@ class LinearMethod:
         for task, classes in self.units.tasks.items():
             truth = self.units.classes_of(task)[train]
             known = truth >= 0
-            how = {"one_unit": self.one_unit, "class_weight": self.class_weight}
-            how |= self.units.penalty(truth[known], split.seed)
+            how = {"one_unit": self.one_unit, "class_weight": self.class_weight, "strength": STRENGTH_FOR_CELLS}
+            if self.units.of == "genes":
+                how |= {"strength": None, "inner_folds": inner_folds(truth[known], split.seed)}
             heads.append(fit_linear_head(features[known], truth[known], len(classes), **how))
         return heads
 
     def predict(self, split: Split) -> np.ndarray:
-        train, features, others, rows = self.features(split)
-        return np.hstack([head.probabilities(others) for head in self._fit(split, train, features)])[rows]
+        train, features, held_out = self.features(split)
+        return np.hstack([head.probabilities(held_out) for head in self._fit(split, train, features)])
 
 
-class FineTunedNetwork:
-    """The network, trained with a head; held-out units are never labelled in training.
-
-    Parameters
-    ----------
-    random
-        Start from random weights.
-    """
-
-    def __init__(self, name: str, units: Units, method: FineTuning, folder: Path, *, random: bool) -> None:
-        self.name, self.units, self.method, self.folder, self.random = name, units, method, folder, random
-
-    def predict(self, split: Split) -> np.ndarray:
-        place = self.folder / f"seed{split.seed}" / f"fold{split.fold}" / f"{self.name}_{split.n_cells}"
-        return kept(place, lambda: self.units.scores(self.fit(split, place), split.held_out))
-
-    def fit(self, split: Split, place: Path) -> Classifier:
-        """Train, or go on in a folder where a training was stopped."""
-        return train_classifier(self.method, self.units, split, place, random=self.random)
-
-
+@dataclass(frozen=True)
 class Majority:
     """The share of each class in the training set."""
 
-    name = "majority"
-
-    def __init__(self, units: Units) -> None:
-        self.units = units
+    units: Units
+    name: str = "majority"
 
     def predict(self, split: Split) -> np.ndarray:
         shares = []
@@ -115,29 +94,48 @@ class Majority:
         return np.tile(np.concatenate(shares).astype(np.float32), (n, 1))
 
 
+def make_learners(
+    units: Units, method: FineTuning | LinearProbe, controls: Sequence[str], folder: Path, rng: int
+) -> list[Learner]:
+    """Make the model, first, and what it is compared with; a new baseline is one row here."""
+    names = ("model", "random_weights") if "random_weights" in controls else ("model",)
+    if isinstance(method, FineTuning):
+        learners: list[Learner] = [FineTunedNetwork(name, units, method, folder) for name in names]
+    else:
+        learners = [LinearMethod(name, units, _states(units, name, rng), method.class_weight) for name in names]
+    if "baselines" not in controls:
+        return learners
+    weight = method.class_weight  # classes weigh as those of the model, or accuracy would not compare
+    if units.of == "genes":
+        learners.append(LinearMethod("expression", units, expression_of_genes(units), weight, one_unit=False))
+    else:
+        learners += [LinearMethod(name, units, of, weight) for name, of in _counts_of_cells(units).items()]
+    return [*learners, Majority(units)]
+
+
 # --- features -------------------------------------------------------------------------------------------------------
 
 
-def mean_states(units: Units, states: Callable[[int], np.ndarray]) -> Features:
-    """Describe each training unit by its mean state, and each occurrence of those held out by its state.
+def _states(units: Units, name: str, rng: int) -> Features:
+    """Describe each training unit by its mean state, and each held-out occurrence by its state.
 
-    A head that is linear says of a mean what it says of the states on average, so it is fitted on one mean per unit and
-    read out in every occurrence.
-
-    Parameters
-    ----------
-    states
-        Makes the states of all occurrences, of a seed.
+    The logits of a mean are the mean of the logits, so a head is fitted on one mean per unit and applied to every
+    occurrence. States are computed once for all folds of a repeat, and with random weights of genes once for all.
     """
 
-    def features(split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray, slice]:
-        values = states(split.seed)
-        return *units.training_means(values, split), values[units.occurrences_of(split.held_out)], slice(None)
+    @lru_cache(maxsize=1)
+    def states(random_weights: int | None) -> np.ndarray:
+        return units.states(random_weights)
+
+    def features(split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        seed = None if name == "model" else rng if units.of == "genes" else split.seed
+        values = states(seed)
+        return *units.training_means(values, split), values[units.occurrences_of(split.held_out)]
 
     return features
 
 
-def expression_of_genes(genes: Genes) -> Features:
+def expression_of_genes(genes: Units) -> Features:
     """Describe each gene by detection, mean rank, mean and variance of expression.
 
     Training genes are described in the training cells, others in all of them, as the model sees either.
@@ -147,36 +145,37 @@ def expression_of_genes(genes: Genes) -> Features:
     def described(n_cells: int) -> np.ndarray:
         return describe_genes(genes.prepared, genes.prepared.lengths_of(genes.rows[:n_cells]))[genes.where]
 
-    def features(split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        rows = np.searchsorted(split.held_out, genes.unit[genes.occurrences_of(split.held_out)])
-        everywhere = described(len(genes.rows))
-        return split.train, described(split.n_cells)[split.train], everywhere[split.held_out], rows
+    def features(split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        held_out = genes.unit[genes.occurrences_of(split.held_out)]
+        return split.train, described(split.n_cells)[split.train], described(len(genes.rows))[held_out]
 
     return features
 
 
-def counts_of_cells(cells: Units) -> dict[str, Features]:
+def _counts_of_cells(cells: Units) -> dict[str, Features]:
     """Describe cells by log counts of 2,000 genes that vary most among training cells; and by 50 components of them.
 
     Log counts of all cells are in memory, as sparse as they are.
     """
     from scipy.sparse import vstack
 
-    logs: csr_array = vstack([logs for _, logs in log_counts(cells.prepared)], format="csr")[cells.where]
+    try:
+        logs: csr_array = vstack([logs for _, logs in log_counts(cells.prepared)], format="csr")[cells.where]
+    except CountsNotAtHandError as problem:
+        _log.info(f"No baseline of log counts, for the counts are not at hand: {problem.args[0]}")
+        return {}
     chosen: dict[bytes, np.ndarray] = {}
 
-    def variable(split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray, slice]:
+    def variable(split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         train = split.train.tobytes()
         if train not in chosen:  # genes are found once for both methods
             chosen[train] = _most_variable(logs[split.train])
-        learnt, others = (
-            logs[some][:, chosen[train]].toarray().astype(np.float32) for some in (split.train, split.held_out)
-        )
-        return split.train, learnt, others, slice(None)
+        parts = (logs[part][:, chosen[train]] for part in (split.train, split.held_out))
+        return split.train, *(part.toarray().astype(np.float32) for part in parts)
 
-    def components(split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray, slice]:
-        train, learnt, others, rows = variable(split)
-        return train, *principal_components(learnt, others, N_COMPONENTS, split.seed), rows
+    def components(split: Split) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        train, *parts = variable(split)
+        return train, *principal_components(*parts, N_COMPONENTS, split.seed)
 
     return {"hvg": variable, "pca": components}
 
@@ -195,16 +194,3 @@ def _most_variable(logs: csr_array) -> np.ndarray:
     cells.uns["log1p"] = {"base": None}
     sc.pp.highly_variable_genes(cells, n_top_genes=N_GENES)
     return seen[cells.var["highly_variable"].to_numpy()]
-
-
-def baselines(units: Units, class_weight: str | None) -> list[Learner]:
-    """Make what predicts without a model; a new baseline is one row here."""
-    if units.of == "genes":
-        expression = LinearMethod("expression", units, expression_of_genes(units), class_weight, one_unit=False)
-        return [expression, Majority(units)]
-    try:
-        of_counts = counts_of_cells(units)
-    except CountsNotAtHandError as problem:
-        _log.info(f"No baseline of log counts, for the counts are not at hand: {problem.args[0]}")
-        of_counts = {}
-    return [*(LinearMethod(name, units, of, class_weight) for name, of in of_counts.items()), Majority(units)]

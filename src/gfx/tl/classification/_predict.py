@@ -2,45 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gfx import _docs
 from gfx._core.statistics import moments
+from gfx._docs import shared
 from gfx._results import mask_name
-from gfx.tl._prepare import groups_and_rest, prepare
+from gfx.tl._prepare import groups_and_rest, prepare, sums_of_genes, vectors_of
 from gfx.tl.classification._cross_validation import predicted_classes
-from gfx.tl.classification._trained import load_network, load_trained
+from gfx.tl.classification._trained import load_trained
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from anndata import AnnData
-    from mudata import MuData
-
-    from gfx.models import Model
+    from gfx._types import Data, Mask, ModelLike
 
 
-@_docs.shared()
+@shared()
 def predict_genes(
-    adata: AnnData | MuData,
-    model: str | Path | Model,
+    adata: Data,
+    model: ModelLike,
     *,
     layer: str | None = None,
     groupby: str | None = None,
-    mask_obs: str | np.ndarray | None = None,
+    mask_obs: Mask | None = None,
     key_added: str | None = None,
     mod: str | None = None,
     copy: bool = False,
-) -> AnnData | MuData | None:
+) -> Data | None:
     """Predict classes of genes with a trained classifier :cite:p:`Theodoris2023`.
 
     Every gene of every cell is scored, and its score is the mean over cells: of all, and of each group with `groupby`,
     for a gene may be sensitive to its dosage in one tissue or stage and not in another. Genes of the training set are
     marked: their scores say what the classifier remembers, not what it predicts.
 
-    Cost: one forward pass over the cells, as :func:`gfx.tl.embed`; sums of groups × genes of the model × classes.
+    Cost: one forward pass over the cells, as :func:`gfx.tl.embed`; memory for groups × genes of the model × classes.
 
     Parameters
     ----------
@@ -71,7 +67,7 @@ def predict_genes(
     `.var['gfx_predicted_genes' | key_added]` : :class:`pandas.Series` (category)
         The most probable class.
     `.var['gfx_predicted_genes_n_cells' | key_added + '_n_cells']` : :class:`pandas.Series` (int32)
-        Cells behind a score.
+        Number of cells behind a score.
     `.var['gfx_predicted_genes_learnt' | key_added + '_learnt']` : :class:`pandas.Series` (bool)
         Whether the gene was in the training set; all `False` for a checkpoint that does not say.
     `.uns['gfx_predicted_genes' | key_added]` : :class:`dict`
@@ -96,57 +92,62 @@ def predict_genes(
     >>> adata.varm["gfx_predicted_genes_groups"].shape
     (300, 2, 2)
     """
-    from gfx._engine.class_scores import of_genes
+    from gfx._engine.run import CELLS_PER_SUM, Job, by_length, run
+    from gfx._engine.tasks import GeneClasses
 
-    loaded, teaching = load_trained(model, "genes")
+    loaded, head, teaching = load_trained(model, "genes")
     cells = prepare(adata, loaded, function="tl.predict_genes", layer=layer, key_added=key_added, mod=mod, copy=copy)
     cells.slots.claim(reads=[("obs", groupby), ("obs", mask_obs)])
-    lengths = cells.lengths(mask_obs)
+    lengths, vocabulary = cells.lengths(mask_obs), loaded.vocabulary
     names, group = groups_and_rest(cells.adata, groupby)
-    classifier = load_network(loaded)
-    sums = of_genes(classifier, cells.tokens.ids, lengths, loaded.vocabulary, group=group, n_groups=len(names) + 1)
+    task = GeneClasses(replace(cells.network(-1), classifies=True), vocabulary, len(names) + 1)
+    blocks = by_length(lengths, CELLS_PER_SUM)
+    job = Job("genes", task, cells.tokens.ids, lengths, blocks, lambda number: {"group": group[blocks[number]]})
+    sums, n = sums_of_genes(run([job], description="scoring genes"), task.n_groups * len(vocabulary))
+    sums = sums.reshape(task.n_groups, len(vocabulary), 2, head.n_logits).transpose(2, 0, 1, 3)
+    sums = np.stack([*sums, np.broadcast_to(n.reshape(*sums.shape[1:3], 1), sums.shape[1:])])
     n, mean, sd = moments(sums.sum(axis=1))
     scores = cells.per_gene(mean)
-    taught = loaded.vocabulary.resolve([gene for genes in teaching.get("taught", {}).values() for gene in genes])
-    (task, classes), *_ = classifier.head.tasks.items()
-    predicted = predicted_classes(scores, {task: classes}, {task: slice(None)})[task]
-    by_group: dict[str, np.ndarray] = {}
+    ((task_name, classes),) = head.tasks.items()
+    predicted = predicted_classes(scores, head.tasks)[task_name]
+    taught = vocabulary.resolve([gene for genes in teaching.get("taught", {}).values() for gene in genes])
+    varm, uns = {"": scores, "sd": cells.per_gene(sd)}, {"tasks": {task_name: np.array(classes, dtype=object)}}
+    done = f"scored {int((predicted.codes >= 0).sum()):,} genes with {loaded.name!r}"
     if names:
         n_group, mean_group, _ = moments(sums[:, : len(names)])
-        by_group["groups"] = cells.per_gene(mean_group.transpose(1, 0, 2))
-        by_group["groups_n_cells"] = cells.cells_per_gene(n_group[..., 0].T)
-    how = {"groupby": groupby, "mask_obs": mask_name(mask_obs)}
+        varm["groups"] = cells.per_gene(mean_group.transpose(1, 0, 2))
+        varm["groups_n_cells"] = cells.cells_per_gene(n_group[..., 0].T)
+        uns["groups"] = np.array(names, dtype=object)
+        done += f", also in each of {len(names)} groups of {groupby!r}"
     cells.slots.write(
-        f"scored {int((predicted.codes >= 0).sum()):,} genes with {loaded.name!r}"
-        + (f", also in each of {len(names)} groups of {groupby!r}" if names else ""),
-        params=cells.provenance(classifier) | how,
-        varm={"": scores, "sd": cells.per_gene(sd), **by_group},
+        done,
+        params=cells.provenance(task.network) | {"groupby": groupby, "mask_obs": mask_name(mask_obs)},
+        varm=varm,
         var={
             "": predicted,
             "n_cells": cells.cells_per_gene(n[:, 0]),
             "learnt": np.isin(cells.gene_tokens, taught),
         },
-        uns={"tasks": {task: np.array(classes, dtype=object)}}
-        | ({"groups": np.array(names, dtype=object)} if names else {}),
+        uns=uns,
     )
     return cells.result
 
 
-@_docs.shared()
+@shared()
 def predict_cells(
-    adata: AnnData | MuData,
-    model: str | Path | Model,
+    adata: Data,
+    model: ModelLike,
     *,
     layer: str | None = None,
-    mask_obs: str | np.ndarray | None = None,
+    mask_obs: Mask | None = None,
     key_added: str | None = None,
     mod: str | None = None,
     copy: bool = False,
-) -> AnnData | MuData | None:
+) -> Data | None:
     """Predict classes of cells with a trained classifier :cite:p:`Theodoris2023`.
 
-    Cells of a type absent from training still receive one of the known classes. What the classifier is worth on
-    held-out cells or donors, its card in the folder says, if it was evaluated.
+    Cells of a type absent from training still receive one of the known classes. The card in the classifier's folder
+    gives its performance on held-out cells or donors, if it was evaluated.
 
     Cost: one forward pass over the cells, as :func:`gfx.tl.embed`.
 
@@ -190,20 +191,21 @@ def predict_cells(
     >>> adata.obs["gfx_predicted_cells_cell_type"].cat.categories.tolist()
     ['B cell', 'T cell']
     """
-    from gfx._engine.class_scores import of_cells
+    from gfx._engine.run import CELLS_PER_BLOCK, Job, by_length, run
+    from gfx._engine.tasks import CellClasses
 
-    loaded, _ = load_trained(model, "cells")
+    loaded, head, _ = load_trained(model, "cells")
     cells = prepare(adata, loaded, function="tl.predict_cells", layer=layer, key_added=key_added, mod=mod, copy=copy)
+    cells.slots.claim(head.tasks, reads=[("obs", mask_obs)])
     lengths = cells.lengths(mask_obs)
-    classifier = load_network(loaded)
-    tasks = classifier.head.tasks
-    cells.slots.claim(tasks, reads=[("obs", mask_obs)])
-    scores = of_cells(classifier, cells.tokens.ids, lengths, loaded.vocabulary)
+    task = CellClasses(replace(cells.network(-1), classifies=True), loaded.vocabulary)
+    job = Job("cells", task, cells.tokens.ids, lengths, by_length(lengths, CELLS_PER_BLOCK))
+    (scores,) = vectors_of(run([job], description="classifying cells"), len(lengths)).values()
     cells.slots.write(
         f"classified {int((~np.isnan(scores[:, 0])).sum()):,} cells with {loaded.name!r}",
-        params=cells.provenance(classifier) | {"mask_obs": mask_name(mask_obs)},
+        params=cells.provenance(task.network) | {"mask_obs": mask_name(mask_obs)},
         obsm={"": scores},
-        obs=predicted_classes(scores, tasks, classifier.head.slices),
-        uns={"tasks": {task: np.array(classes, dtype=object) for task, classes in tasks.items()}},
+        obs=predicted_classes(scores, head.tasks),
+        uns={"tasks": {task: np.array(classes, dtype=object) for task, classes in head.tasks.items()}},
     )
     return cells.result

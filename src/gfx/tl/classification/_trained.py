@@ -1,7 +1,8 @@
-"""The folder of a trained classifier: weights, vocabulary, what it was trained on, and a card with what it is worth."""
+"""The folder of a trained classifier: weights, vocabulary, its training set, and a card with its performance."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from importlib.metadata import version
@@ -11,24 +12,22 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from gfx import _log
-from gfx._settings import settings
 from gfx.models import FineTuning, load
 from gfx.models._plan import PLAN_FILE, keep_to_plan
 from gfx.models._registry import file_sha256
 from gfx.models._vocabulary_file import write_vocabulary
-from gfx.tl.classification._learners import FineTunedNetwork, LinearMethod, mean_states
-from gfx.tl.classification._training import method_params
+from gfx.tl.classification._training import FineTunedNetwork
+from gfx.tl.classification._units import HIDDEN_LAYER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import pandas as pd
-    from transformers import BertModel
 
-    from gfx._core.linear_head import LinearHead
-    from gfx._engine.classifier import Classifier
+    from gfx._engine.classifier import Classifier, Head
+    from gfx._types import ModelLike
     from gfx.models import LinearProbe, Model
-    from gfx.tl._prepare import Prepared
+    from gfx.tl.classification._learners import LinearMethod
     from gfx.tl.classification._units import Units
 
 #: What a folder says of itself, beside `config.json`; the first is written last.
@@ -37,72 +36,21 @@ TEACHING_FILE, CARD_FILE = "classification.json", "README.md"
 #: Where in a folder trainings lie that are not finished, and scores of those that are.
 UNFINISHED = "runs"
 
-#: Which states a linear head reads: those that embed cells.
-HIDDEN_LAYER = -2
-
-
-# --- how a classifier is made ---------------------------------------------------------------------------------------
-
-
-def classifier_of(
-    name: Literal["model", "random_weights"], units: Units, method: FineTuning | LinearProbe, folder: Path, rng: int
-) -> FineTunedNetwork | LinearMethod:
-    """Make what learns by a method: from the pretrained network, or, as a control, from one of random weights."""
-    is_random = name == "random_weights"
-    if isinstance(method, FineTuning):
-        return FineTunedNetwork(name, units, method, folder, random=is_random)
-    computed: dict[int | None, np.ndarray] = {}
-
-    def states(seed: int) -> np.ndarray:
-        """Compute states once for all folds of a seed."""
-        random_seed = None if not is_random else seed if units.redraws_weights else rng
-        if random_seed not in computed:
-            computed.clear()
-            computed[random_seed] = units.states(_encoder(units.prepared, random_seed), ", random weights" * is_random)
-        return computed[random_seed]
-
-    return LinearMethod(name, units, mean_states(units, states), method.class_weight)
-
-
-def _encoder(prepared: Prepared, random_seed: int | None) -> BertModel:
-    """Load the layers under a linear head; or a network like them with random weights."""
-    from gfx._engine.encoder import random_twin
-
-    encoder = prepared.encoder(HIDDEN_LAYER)
-    return encoder if random_seed is None else random_twin(encoder, prepared.model.config, random_seed)
-
-
-def _with_linear_head(units: Units, heads: list[LinearHead]) -> Classifier:
-    """Put fitted weights upon the layers that they were fitted on."""
-    from gfx._engine.classifier import make_classifier, set_head
-    from gfx._engine.encoder import blocks_needed
-
-    model = units.prepared.model
-    n_blocks = blocks_needed(HIDDEN_LAYER, model.n_blocks)
-    classifier = make_classifier(model.weights, model.config, units.head, seed=0, n_blocks=n_blocks)
-    set_head(classifier, *(np.concatenate([getattr(head, part) for head in heads]) for part in ("weight", "bias")))
-    return classifier
-
 
 def classification_params(units: Units, method: FineTuning | LinearProbe, **params: object) -> dict[str, Any]:
-    """Say what was classified and how, for the record of a result or of a model."""
-    from gfx._engine.device import choose_device, choose_dtype
-
-    is_tuned = isinstance(method, FineTuning)
-    # States under a linear head are computed in bfloat16 where it is fast.
-    dtype = choose_dtype("float32" if is_tuned else settings.dtype, choose_device())
-    return {
-        **units.prepared.model.provenance(),
-        **units.prepared.tokens.source,
-        "dtype": str(dtype).removeprefix("torch."),
-        "n_cells": len(units.rows),
-        "hidden_layer": -1 if is_tuned else HIDDEN_LAYER,
-        **method_params(method),
-        **params,
-    }
+    """Note what was classified and how, for the record of a result or of a model."""
+    how = {"n_cells": len(units.rows), "class_weight": method.class_weight} | params
+    if isinstance(method, FineTuning):
+        training = json.dumps(method.training, default=str, sort_keys=True) if method.training else None
+        how |= {"method": "fine_tune", "dtype": "float32", "hidden_layer": -1, "training": training}
+        how |= {name: getattr(method, name) for name in ("freeze_layers", "adapter", "patience")}
+        how["n_trials"] = method.n_trials or None
+    else:
+        how |= {"method": "linear_probe", "hidden_layer": HIDDEN_LAYER}
+    return units.prepared.provenance(units.prepared.network(HIDDEN_LAYER)) | how
 
 
-# --- its folder -----------------------------------------------------------------------------------------------------
+# --- writing it -----------------------------------------------------------------------------------------------------
 
 
 def check_folder(folder: str | Path | None, model: Model) -> None:
@@ -137,8 +85,6 @@ def keep_to_the_plan(
     folder: Path, units: Units, method: FineTuning | LinearProbe, params: Mapping[str, Any], **more: Any
 ) -> None:
     """Refuse to go on in a folder with other cells, labels or settings; other versions are a warning."""
-    import hashlib
-
     from gfx._engine.trainer import HARMLESS
 
     used = np.ascontiguousarray(units.prepared.tokens.ids[np.sort(units.rows)])
@@ -148,8 +94,16 @@ def keep_to_the_plan(
         "training": {key: value for key, value in training.items() if key not in HARMLESS},
         "cells": hashlib.sha256(used.tobytes()).hexdigest(),
         **more,
-        **units.plan(),
     }
+    if units.of == "genes":
+        (classes,) = units.tasks.values()
+        labels = zip(units.where, units.truth[:, 0].tolist(), strict=True)
+        plan |= {"classes": classes, "genes": {str(token): number for token, number in labels}}
+    else:
+        parts = (units.where, np.ascontiguousarray(units.truth), units.donor)
+        content = b"".join(part.tobytes() for part in parts if part is not None)
+        # The first task decides the folds, and tasks are sorted by name.
+        plan |= {"classes": units.tasks, "first": units.first, "labels": hashlib.sha256(content).hexdigest()}
     keep_to_plan(folder, plan, unfinished=UNFINISHED)
 
 
@@ -165,9 +119,8 @@ def train_on_all(
     units, place = learner.units, folder / UNFINISHED / "all_labels"
     if not _is_trained(folder):
         split = units.everything(rng)
-        is_tuned = isinstance(learner, FineTunedNetwork)
-        classifier = learner.fit(split, place) if is_tuned else _with_linear_head(units, learner.fit(split))
-        _write_trained(classifier, units, folder, params, summary)
+        tuned = isinstance(learner, FineTunedNetwork)
+        _write(learner.fit(split, place) if tuned else _with_head(learner, split), units, folder, params, summary)
         call = f"gfx.tl.predict_{units.of}(adata, {str(folder)!r})"
         _log.info(f"a model trained on all labels is in {folder}: `{call}`")
     shutil.rmtree(place, ignore_errors=True)  # also what a stopped call left
@@ -175,17 +128,26 @@ def train_on_all(
 
 def _is_trained(folder: Path) -> bool:
     """Whether the model that the plan of a folder asks for is there."""
-    teaching = folder / TEACHING_FILE
-    if not teaching.is_file():
-        return False
     try:
-        content = json.loads(teaching.read_text(encoding="utf-8"))
-    except ValueError:  # cut off: it is written anew
+        content = json.loads((folder / TEACHING_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # or cut off: it is written anew
         return False
     return content.get("plan_sha256") == file_sha256(folder / PLAN_FILE)
 
 
-def _write_trained(
+def _with_head(learner: LinearMethod, split: Any) -> Classifier:
+    """Put fitted weights upon the layers that they were fitted on."""
+    from gfx._engine.classifier import make_classifier, set_head
+
+    heads, prepared = learner.fit(split), learner.units.prepared
+    n_blocks = prepared.network(HIDDEN_LAYER).n_layers
+    model = prepared.model
+    classifier = make_classifier(model.weights, model.config, learner.units.head, seed=0, n_blocks=n_blocks)
+    set_head(classifier, *(np.concatenate([getattr(head, part) for head in heads]) for part in ("weight", "bias")))
+    return classifier
+
+
+def _write(
     classifier: Classifier, units: Units, folder: Path, params: Mapping[str, Any], summary: pd.DataFrame | None
 ) -> None:
     """Write everything that `gfx.models.load` and the functions that predict need, and what a reader wants to know."""
@@ -195,12 +157,17 @@ def _write_trained(
     folder.mkdir(parents=True, exist_ok=True)
     save_classifier(classifier, folder)
     write_vocabulary(model.vocabulary, folder)
-    (folder / CARD_FILE).write_text(_card(units, model, params, summary), encoding="utf-8")
+    (folder / CARD_FILE).write_text(_card(units, params, summary), encoding="utf-8")
+    taught: dict[str, Any] = {"n_cells": len(units), "tasks": units.tasks}
+    if units.of == "genes":
+        (classes,) = units.tasks.values()
+        ids = model.vocabulary.ids[units.where]
+        taught = {name: sorted(ids[units.truth[:, 0] == number]) for number, name in enumerate(classes)}
     teaching = {
         "gfx_version": version("scgfx"),
         "plan_sha256": file_sha256(folder / PLAN_FILE),
         "start_from": model.provenance(),
-        "taught": units.taught(),
+        "taught": taught,
         "params": dict(params),
         "summary": [] if summary is None else json.loads(summary.to_json(orient="records")),
     }
@@ -213,49 +180,38 @@ def _plain(value: object) -> object:
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
 
 
-def _card(units: Units, model: Model, params: Mapping[str, Any], summary: pd.DataFrame | None) -> str:
-    what = "genes in cells" if units.of == "genes" else "cells"
+def _card(units: Units, params: Mapping[str, Any], summary: pd.DataFrame | None) -> str:
+    model, what = units.prepared.model, "genes in cells" if units.of == "genes" else "cells"
     tasks = "\n".join(f"- {task}: {', '.join(classes)}" for task, classes in units.tasks.items())
+    performance = f"It was not evaluated; `gfx.tl.classify_{units.of}` does that by cross-validation.\n"
+    if summary is not None:
+        shown = summary[summary["n_cells"] == summary["n_cells"].max()]
+        rows = "\n".join(
+            f"| {row.task} | {row.unit} | {row.method} | {row.metric} | {row.mean:.3f}"
+            + ("" if np.isnan(row.sd) else f" ± {row.sd:.3f}")
+            + " |"
+            for row in shown.itertuples()
+        )
+        performance = (
+            "Cross-validated performance; the weights here were trained on all labels. Mean over folds, ± standard "
+            f"deviation over repeats.\n\n| task | scored | method | measure | value |\n|---|---|---|---|---|\n{rows}\n"
+        )
     return (
         f"# A classifier of {what}\n\n"
         f"Made by `gfx.{params['function']}` (gfx {params['gfx_version']}, {params['method']}) from {model.name!r}, "
         f"whose weights have the sha256 {model.weights_sha256}. It reads the vocabulary {model.vocabulary.name!r} "
         f"(sha256 {model.vocabulary.sha256}), which lies beside it.\n\n"
         f"Classes:\n\n{tasks}\n\n"
-        f"{_worth(units.of, summary)}\n"
+        f"{performance}\n"
         f"Use it with `gfx.tl.predict_{units.of}(adata, model=folder)`; labels and figures are in `{TEACHING_FILE}`.\n"
     )
-
-
-def _worth(of: str, summary: pd.DataFrame | None) -> str:
-    if summary is None:
-        return f"It was not evaluated; `gfx.tl.classify_{of}` does that by cross-validation.\n"
-    shown = summary[summary["n_cells"] == summary["n_cells"].max()]
-    rows = "\n".join(
-        f"| {row.task} | {row.unit} | {row.method} | {row.metric} | {_figure(row.mean, row.sd)} |"
-        for row in shown.itertuples()
-    )
-    return (
-        "Cross-validated performance; the weights here were trained on all labels. Mean over folds, ± standard "
-        f"deviation over repeats.\n\n| task | scored | method | measure | value |\n|---|---|---|---|---|\n{rows}\n"
-    )
-
-
-def _figure(mean: float, sd: float) -> str:
-    return f"{mean:.3f}" if np.isnan(sd) else f"{mean:.3f} ± {sd:.3f}"
 
 
 # --- reading it -----------------------------------------------------------------------------------------------------
 
 
-def load_trained(model: str | Path | Model, of: Literal["genes", "cells"]) -> tuple[Model, dict[str, Any]]:
-    """Find a classifier, and what it was trained on, if that lies beside it.
-
-    Raises
-    ------
-    ValueError
-        A model without a head, or with one for the other.
-    """
+def load_trained(model: ModelLike, of: Literal["genes", "cells"]) -> tuple[Model, Head, dict[str, Any]]:
+    """Find a classifier, its head, and what it was trained on, if that lies beside it."""
     from gfx._engine.classifier import head_of
 
     loaded = load(model)
@@ -270,13 +226,4 @@ def load_trained(model: str | Path | Model, of: Literal["genes", "cells"]) -> tu
         msg = f"{loaded.name!r} classifies {head.of}, not {of}. Use `gfx.tl.predict_{head.of}(adata, model)`."
         raise ValueError(msg)
     teaching = loaded.folder / TEACHING_FILE
-    return loaded, json.loads(teaching.read_text(encoding="utf-8")) if teaching.is_file() else {}
-
-
-def load_network(model: Model) -> Classifier:
-    """Load a classifier where and in the precision that settings say."""
-    from gfx._engine.classifier import load_classifier
-    from gfx._engine.device import choose_device, choose_dtype
-
-    device = choose_device()
-    return load_classifier(model.weights, model.config, device=device, dtype=choose_dtype(settings.dtype, device))
+    return loaded, head, json.loads(teaching.read_text(encoding="utf-8")) if teaching.is_file() else {}

@@ -1,11 +1,10 @@
-"""How a classifier is trained, and what is left of it: scores of what was held out, so that a run can go on."""
+"""How a network is fine-tuned: choices that are settled for a model, and trainings that go on where they stopped."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +17,7 @@ from gfx.tl._prepare import check_choice
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gfx._engine.classifier import Classifier, Head
+    from gfx._engine.classifier import Classifier
     from gfx._engine.examples import LabelledCells
     from gfx.models import Model
     from gfx.tl.classification._units import Split, Units
@@ -31,12 +30,12 @@ METHODS = {"fine_tune": FineTuning(), "linear_probe": LinearProbe()}
 #: Network layers that are trained when the first ones are frozen: in the paper two of six, for dosage sensitivity.
 TRAINED_LAYERS = 2
 
-#: What settles together when a network is evaluated and saved.
+#: Arguments that are settled together, because a network is saved when it is evaluated.
 STRATEGIES = frozenset({"eval_steps", "eval_strategy", "load_best_model_at_end", "save_steps", "save_strategy"})
 
 
 def settle_method(method: Method, model: Model, of: Literal["genes", "cells"]) -> FineTuning | LinearProbe:
-    """Replace automatic choices by those for a model, for genes or cells; refuse what cannot be done.
+    """Replace automatic choices by those for a model, for genes or cells; refuse what is not possible.
 
     Nothing has been computed then, and no folder has a plan yet.
     """
@@ -46,28 +45,22 @@ def settle_method(method: Method, model: Model, of: Literal["genes", "cells"]) -
     check_choice("class_weight", method.class_weight, (None, "balanced", *["auto"] * isinstance(method, FineTuning)))
     if isinstance(method, LinearProbe):
         return method
-    automatic = {"freeze_layers": 0, "class_weight": "balanced"}
-    if of == "genes":
-        automatic = {"freeze_layers": max(model.n_blocks - TRAINED_LAYERS, 0), "class_weight": None}
-    settled = {
-        "freeze_layers": automatic["freeze_layers"] if method.freeze_layers is None else method.freeze_layers,
-        "class_weight": automatic["class_weight"] if method.class_weight == "auto" else method.class_weight,
-        "patience": None if of == "genes" else method.patience,
-        "training": _trainer_arguments(method),
-    }
-    method = replace(method, **settled)
-    _check(method, model, of)
-    return method
-
-
-def _trainer_arguments(method: FineTuning) -> dict[str, Any]:
-    """Arguments of the Trainer that are not the defaults."""
     named = {
         "learning_rate": method.learning_rate,
         "num_train_epochs": method.n_epochs,
         "per_device_train_batch_size": method.batch_size,
     }
-    return {name: value for name, value in named.items() if value is not None} | dict(method.training or {})
+    settled = {"training": {name: value for name, value in named.items() if value is not None}}
+    settled["training"] |= dict(method.training or {})
+    if method.freeze_layers is None:
+        settled["freeze_layers"] = max(model.n_blocks - TRAINED_LAYERS, 0) if of == "genes" else 0
+    if method.class_weight == "auto":
+        settled["class_weight"] = None if of == "genes" else "balanced"
+    if of == "genes":
+        settled["patience"] = None
+    method = replace(method, **settled)
+    _check(method, model, of)
+    return method
 
 
 def _check(method: FineTuning, model: Model, of: Literal["genes", "cells"]) -> None:
@@ -91,10 +84,9 @@ def _check(method: FineTuning, model: Model, of: Literal["genes", "cells"]) -> N
     check_adapter(method.adapter)
     check_search(method.n_trials)
     evaluates = of == "cells"  # of which some choose the best pass
+    how = {"of": of, "given": method.training, "evaluates": evaluates, "adapter": method.adapter, "seed": 0}
     try:
-        settings = arguments_for(
-            Path(), 1, of=of, given=method.training, evaluates=evaluates, adapter=method.adapter, seed=0
-        )
+        settings = arguments_for(Path(), 1, **how)
     except ValueError as error:
         strategies = sorted(STRATEGIES & set(method.training))
         if not strategies or str(error).startswith("`training`"):  # ours already, of a name that nothing has
@@ -111,104 +103,82 @@ def _check(method: FineTuning, model: Model, of: Literal["genes", "cells"]) -> N
         raise ValueError(msg)
 
 
-def method_params(method: FineTuning | LinearProbe) -> dict[str, Any]:
-    """Say how a classifier is trained, for the record of a result."""
-    params: dict[str, Any] = {"method": "linear_probe", "class_weight": method.class_weight}
-    if isinstance(method, FineTuning):
-        arguments = json.dumps(method.training, default=str, sort_keys=True) if method.training else None
-        params |= {
-            "method": "fine_tune",
-            "freeze_layers": method.freeze_layers,
-            "adapter": method.adapter,
-            "n_trials": method.n_trials or None,
-            "patience": method.patience,
-            "training": arguments,
-        }
-    return params
+@dataclass(frozen=True)
+class FineTunedNetwork:
+    """The network, trained with a head; held-out units are never labelled in training.
 
-
-def train_classifier(method: FineTuning, units: Units, split: Split, place: Path, *, random: bool) -> Classifier:
-    """Train one classifier, or go on where it was stopped.
-
-    Parameters
-    ----------
-    random
-        Start from random weights, and train them all: a random network that is frozen in part, or adapted in part,
-        would be a weaker control.
+    As ``"random_weights"`` it starts from random weights, all of which are trained: a random network that is frozen in
+    part, or adapted in part, would be a weaker control. `folder` holds trainings and finished scores.
     """
-    from gfx._engine import fine_tuning
 
-    train, search = split.train, None
-    if units.stops_early or method.n_trials:
-        judges = units.validation_part(train, split.seed)
-        if not judges.all():  # else none would be left to train on
-            search = units.examples(train[~judges], split), units.examples(train[judges], split)
-            train = train[~judges] if units.stops_early else train
-    model, vocabulary = units.prepared.model, units.prepared.model.vocabulary
-    weights = None
-    if method.class_weight is not None:
-        weights = fine_tuning.class_weights(units.truth[train], list(units.head.slices.values()))
-    how = {"adapter": None if random else method.adapter, "seed": split.seed}
-    make = partial(_make, method, model, units.head, class_weight=weights, seed=split.seed, random=random)
-    arguments = dict(method.training)
-    if method.n_trials and search is not None:
-        arguments |= _hyperparameters(method, make, search, vocabulary, place, **how)
-    examples, validation = search if units.stops_early and search else (units.examples(train, split), None)
-    return fine_tuning.fine_tune(
-        make,
-        examples,
-        vocabulary,
-        place,
-        validation=validation,
-        arguments=arguments,
-        patience=method.patience,
-        **how,
-    ).eval()
+    name: Literal["model", "random_weights"]
+    units: Units
+    method: FineTuning
+    folder: Path
 
+    def predict(self, split: Split) -> np.ndarray:
+        """Read the scores that a finished training left, or train; delete what the training no longer needs."""
+        place = self.folder / f"seed{split.seed}" / f"fold{split.fold}" / f"{self.name}_{split.n_cells}"
+        file = place.with_suffix(".npy")
+        if not file.is_file():
+            scores = self.units.scores(self.fit(split, place), split.held_out)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            part = file.with_suffix(".part")
+            with part.open("wb") as out:
+                np.save(out, scores)
+            part.replace(file)  # there as a whole, or not at all
+        shutil.rmtree(place, ignore_errors=True)  # also what a stopped call left
+        return np.load(file)
 
-def _make(
-    method: FineTuning, model: Model, head: Head, *, class_weight: np.ndarray | None, seed: int, random: bool
-) -> Classifier:
-    from gfx._engine.classifier import freeze, make_classifier, weigh_classes
+    def fit(self, split: Split, place: Path) -> Classifier:
+        """Train a classifier, or go on in a folder where a training was stopped."""
+        from gfx._engine import fine_tuning
 
-    classifier = make_classifier(model.weights, model.config, head, seed=seed, n_blocks=model.n_blocks, random=random)
-    if not random:
-        freeze(classifier, method.freeze_layers)
-    if class_weight is not None:
-        weigh_classes(classifier, class_weight)
-    return classifier
+        method, units, train, search = self.method, self.units, split.train, None
+        stops_early = units.of == "cells"
+        if stops_early or method.n_trials:
+            validates = units.validation_part(train, split.seed)
+            if not validates.all():  # else none would be left to train on
+                search = units.examples(train[~validates], split), units.examples(train[validates], split)
+                train = train[~validates] if stops_early else train
+        weights = None
+        if method.class_weight is not None:
+            weights = fine_tuning.class_weights(units.truth[train], list(units.head.slices.values()))
+        vocabulary, arguments = units.prepared.model.vocabulary, dict(method.training)
+        how = {"adapter": None if self.name == "random_weights" else method.adapter, "seed": split.seed}
 
+        def make() -> Classifier:
+            return self._start(weights, split.seed)
 
-def _hyperparameters(
-    method: FineTuning,
-    make: Callable[[], Classifier],
-    search: tuple[LabelledCells, LabelledCells],
-    vocabulary: Any,
-    place: Path,
-    **how: Any,
-) -> dict[str, Any]:
-    """Search hyperparameters, or read those that a stopped call found."""
-    from gfx._engine.fine_tuning import find_hyperparameters
+        if method.n_trials and search is not None:
+            arguments |= self._hyperparameters(make, search, place, **how)
+        examples, validation = search if stops_early and search else (units.examples(train, split), None)
+        how |= {"validation": validation, "arguments": arguments, "patience": method.patience}
+        return fine_tuning.fine_tune(make, examples, vocabulary, place, **how).eval()
 
-    file = place / "hyperparameters.json"
-    if not file.is_file():
-        arguments = {"arguments": method.training, "n_trials": method.n_trials}
-        best = find_hyperparameters(make, *search, vocabulary, place / "search", **arguments, **how)
-        shutil.rmtree(place / "search", ignore_errors=True)
-        place.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(best))
-    return json.loads(file.read_text())
+    def _start(self, class_weight: np.ndarray | None, seed: int) -> Classifier:
+        from gfx._engine.classifier import freeze, make_classifier, weigh_classes
 
+        model, random = self.units.prepared.model, self.name == "random_weights"
+        how = {"seed": seed, "n_blocks": model.n_blocks, "random": random}
+        classifier = make_classifier(model.weights, model.config, self.units.head, **how)
+        if not random:
+            freeze(classifier, self.method.freeze_layers)
+        if class_weight is not None:
+            weigh_classes(classifier, class_weight)
+        return classifier
 
-def kept(place: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """Read the scores that a finished training left, or compute them, and delete what the training needs no more."""
-    file = place.with_suffix(".npy")
-    if not file.is_file():
-        scores = compute()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
-        with part.open("wb") as out:
-            np.save(out, scores)
-        part.replace(file)  # there as a whole, or not at all
-    shutil.rmtree(place, ignore_errors=True)  # also what a stopped call left
-    return np.load(file)
+    def _hyperparameters(
+        self, make: Callable[[], Classifier], search: tuple[LabelledCells, LabelledCells], place: Path, **how: Any
+    ) -> dict[str, Any]:
+        """Search hyperparameters, or read those that a stopped call found."""
+        from gfx._engine.fine_tuning import find_hyperparameters
+
+        file = place / "hyperparameters.json"
+        if not file.is_file():
+            how |= {"arguments": self.method.training, "n_trials": self.method.n_trials}
+            best = find_hyperparameters(make, *search, self.units.prepared.model.vocabulary, place / "search", **how)
+            shutil.rmtree(place / "search", ignore_errors=True)
+            place.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(best))
+        return json.loads(file.read_text())
