@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import pickle
 import shutil
@@ -20,6 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from transformers import BertConfig, BertForSequenceClassification, BertForTokenClassification, BertModel
 
 import gfx
+from gfx._engine import tasks
 from gfx.models import FineTuning
 from gfx.models._registry import FileEntry, Store, published
 from gfx.models._vocabulary_file import write_vocabulary
@@ -276,11 +278,11 @@ def test_columns_of_tasks_that_are_gone_go_too(teach: Any, others: ad.AnnData, s
     others.obs["gfx_predicted_cells_mine"] = "mine"
     fresh = others.copy()
     predict_cells(fresh, teach("cells", "probed"))
-    for of, tasks in (("two tasks", ["a_stage", "cell_type"]), ("cells", ["cell_type"]), ("two tasks", None)):
+    for of, columns in (("two tasks", ["a_stage", "cell_type"]), ("cells", ["cell_type"]), ("two tasks", None)):
         predict_cells(others, teach(of, {"cells": "probed", "two tasks": "tuned"}[of]))
-        if tasks is not None:
+        if columns is not None:
             ours = {name for name in others.obs if name.startswith("gfx_predicted_cells")}
-            assert ours == {"gfx_predicted_cells_mine", *(f"gfx_predicted_cells_{task}" for task in tasks)}
+            assert ours == {"gfx_predicted_cells_mine", *(f"gfx_predicted_cells_{task}" for task in columns)}
     predict_cells(others, teach("cells", "probed"))
     assert slots(others) == slots(fresh)
     others.obs["gfx_predicted_cells_a_stage"] = "mine"
@@ -288,6 +290,46 @@ def test_columns_of_tasks_that_are_gone_go_too(teach: Any, others: ad.AnnData, s
     with pytest.raises(ValueError, match=r"`adata\.obs\['gfx_predicted_cells_a_stage'\]` holds"):
         predict_cells(others, teach("two tasks", "tuned"))
     assert slots(others) == before
+
+
+# --- several devices and workers ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Any]:
+    distributed = pytest.importorskip("distributed")
+    arguments = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    with distributed.LocalCluster(processes=False, **arguments) as cluster, distributed.Client(cluster) as client:
+        yield client
+
+
+@pytest.mark.parametrize("name", ["predict_genes", "predict_cells", "classify_cells"])
+def test_devices_and_workers_share_the_cells(
+    name: str, teach: Any, others: ad.AnnData, toy_model: Model, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for size in ("CELLS_PER_BLOCK", "CELLS_PER_SUM"):
+        monkeypatch.setattr(f"gfx._engine.run.{size}", 7)
+    task = {"predict_genes": tasks.GeneClasses, "predict_cells": tasks.CellClasses}.get(name, tasks.CellEmbedding)
+    run, devices = task.run, []
+    monkeypatch.setattr(
+        task, "run", lambda self, cells, device, *how: devices.append(device) or run(self, cells, device, *how)
+    )
+    calls = {
+        "predict_genes": lambda: predict_genes(others, teach("genes", "probed"), groupby="cell_type", copy=True),
+        "predict_cells": lambda: predict_cells(others, teach("two tasks", "tuned"), copy=True),
+        "classify_cells": lambda: gfx.tl.classify_cells(others, "cell_type", model=toy_model, copy=True, **PROBED),
+    }
+    found = [calls[name]()]
+    assert len(devices) == 5
+    for places in ({"device": ["cpu", "cpu:0"]}, {"client": client}):
+        with gfx.settings.override(**places):
+            found.append(calls[name]())
+    assert len(devices) == 15
+    assert set(devices) == {torch.device("cpu"), torch.device("cpu:0")}
+    for element in ("obsm", "varm"):
+        alone, *shared = (getattr(adata, element) for adata in found)
+        for key, part in itertools.product(alone, shared):
+            np.testing.assert_allclose(part[key], alone[key], atol=1e-5, err_msg=key)
 
 
 # --- what a linear probe leaves -------------------------------------------------------------------------------------
