@@ -32,7 +32,7 @@ def in_float32(monkeypatch):
     monkeypatch.setattr("gfx._engine.device.has_fast_bfloat16", lambda *_, **__: False)
     monkeypatch.setattr("gfx._core.classification.N_DRAWS", 5)
     monkeypatch.setattr("gfx.tl.perturbation._controls.N_RANK_SAMPLE", 30)
-    monkeypatch.setattr("gfx._core.linear_head.STRENGTHS", (0.1,))
+    monkeypatch.setattr("gfx._core.linear_head._best_strength", lambda *_: 0.1)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,17 +12,14 @@ from gfx._docs import shared
 from gfx._results import CLASSIFICATIONS, find
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-    from mudata import MuData
-
-#: Methods in front of all baselines, and the one behind them.
-_FIRST, _LAST = ("model", "random_weights"), "majority"
+    from gfx._results import Slots
+    from gfx._types import Data
 
 _HELD_OUT, _PREDICTED = "tl.classify_genes", "tl.predict_genes"
 
 
 @shared()
-def classification_df(adata: AnnData | MuData, *, key: str | None = None, mod: str | None = None) -> pd.DataFrame:
+def classification_df(adata: Data, *, key: str | None = None, mod: str | None = None) -> pd.DataFrame:
     """Tabulate how well held-out genes or cells are classified, by the model and by its controls.
 
     For each task, unit and metric, the model comes first, then the model with random weights, then baselines without a
@@ -69,15 +66,15 @@ def classification_df(adata: AnnData | MuData, *, key: str | None = None, mod: s
     ['cell_type', 'cell', 'model']
     """
     uns = find(adata, *CLASSIFICATIONS, key=key, mod=mod).uns
-    table = uns["summary"]
+    table = _in_order(uns["summary"])
     most = table.groupby(["task", "unit", "method", "metric"], observed=True)["n_cells"].transform("max")
-    table = _in_order(table[table["n_cells"] == most])
+    table = table[table["n_cells"] == most].reset_index(drop=True)
     table.attrs["note"] = str(uns["note"])
     return table
 
 
 @shared()
-def learning_curve_df(adata: AnnData | MuData, *, key: str | None = None, mod: str | None = None) -> pd.DataFrame:
+def learning_curve_df(adata: Data, *, key: str | None = None, mod: str | None = None) -> pd.DataFrame:
     """Tabulate how well held-out genes or cells are classified after training on few and on more cells.
 
     Parameters
@@ -109,14 +106,15 @@ def learning_curve_df(adata: AnnData | MuData, *, key: str | None = None, mod: s
 
 def _in_order(table: pd.DataFrame) -> pd.DataFrame:
     """Sort rows: task, unit and metric as they first appear, and within each the model before all other methods."""
-    methods = [*_FIRST, *sorted(set(table["method"]) - {*_FIRST, _LAST}), _LAST]
+    ranks = {"model": 0, "random_weights": 1, "majority": 3}  # other baselines stand before the majority, by name
+    method = table["method"].map(lambda name: f"{ranks.get(name, 2)} {name}")
     keys = [pd.factorize(table[column])[0] for column in ("metric", "unit", "task")]
-    order = np.lexsort([table["n_cells"], table["method"].map(methods.index), *keys])  # the last key counts most
+    order = np.lexsort([table["n_cells"], pd.factorize(method, sort=True)[0], *keys])  # the last key counts most
     return table.iloc[order].reset_index(drop=True)
 
 
 @shared()
-def roc_df(adata: AnnData | MuData, *, key: str | None = None, mod: str | None = None) -> pd.DataFrame:
+def roc_df(adata: Data, *, key: str | None = None, mod: str | None = None) -> pd.DataFrame:
     """Tabulate ROC curves, one for each fold and repeat.
 
     Parameters
@@ -148,7 +146,7 @@ def roc_df(adata: AnnData | MuData, *, key: str | None = None, mod: str | None =
 
 
 @shared()
-def confusion_df(adata: AnnData | MuData, *, key: str | None = None, mod: str | None = None) -> pd.DataFrame:
+def confusion_df(adata: Data, *, key: str | None = None, mod: str | None = None) -> pd.DataFrame:
     """Tabulate the confusion matrix of held-out genes or cells.
 
     Parameters
@@ -184,7 +182,7 @@ def confusion_df(adata: AnnData | MuData, *, key: str | None = None, mod: str | 
 
 @shared()
 def gene_scores_df(
-    adata: AnnData | MuData,
+    adata: Data,
     group: str | None = None,
     *,
     key: str | None = None,
@@ -241,41 +239,44 @@ def gene_scores_df(
     held_out = result.function == _HELD_OUT
     ((task, classes),) = result.uns["tasks"].items()
     classes = [str(name) for name in classes]
-    table = pd.DataFrame({"gene": gene_names(gene_column(result.adata.var, names))})
+
+    def categorical(part: str) -> pd.Categorical:
+        """Read classes in their order, all of them: subsetting an AnnData drops those that none of its genes has."""
+        return pd.Categorical(result.read("var", part).astype(object), categories=classes)
+
+    columns = {"gene": gene_names(gene_column(result.adata.var, names))}
     if held_out:
-        table["label"] = _categorical(result.read("var"), classes)
+        columns["label"] = categorical("")
     else:
-        table["learnt"] = result.read("var", "learnt").to_numpy()
+        columns["learnt"] = result.read("var", "learnt").to_numpy()
     if group is None:
-        table["predicted"] = _categorical(result.read("var", "predicted" if held_out else ""), classes)
-        table["n_cells"] = result.read("var", "n_cells").to_numpy()
+        columns["predicted"] = categorical("predicted" if held_out else "")
+        columns["n_cells"] = result.read("var", "n_cells").to_numpy()
         parts = {"score": np.asarray(result.read("varm")), "sd": np.asarray(result.read("varm", "sd"))}
     else:
-        groups = [str(name) for name in result.uns.get("groups", [])]
-        if group not in groups:
-            raise KeyError(_no_such_group(group, groups, result.key, held_out=held_out))
-        scores, n_cells = (
-            np.asarray(result.read("varm", part))[:, groups.index(group)] for part in ("groups", "groups_n_cells")
-        )
+        number = _group_number(group, result)
+        scores, n_cells = (np.asarray(result.read("varm", part))[:, number] for part in ("groups", "groups_n_cells"))
         best = np.where(np.isnan(scores).any(axis=1), -1, scores.argmax(axis=1))
-        table["predicted"], table["n_cells"] = pd.Categorical.from_codes(best, classes), n_cells
+        columns |= {"predicted": pd.Categorical.from_codes(best, classes), "n_cells": n_cells}
         parts = {"score": scores}
-    columns = {f"{part}_{name}": parts[part][:, at] for at, name in enumerate(classes) for part in parts}
-    table = pd.concat([table, pd.DataFrame(columns)], axis=1)
+    columns |= {f"{part}_{name}": parts[part][:, at] for at, name in enumerate(classes) for part in parts}
+    table = pd.DataFrame(columns)
     table = table[table["n_cells"] >= max(min_cells, 1)]
     table = table.sort_values(f"score_{classes[-1]}", ascending=False, kind="stable", ignore_index=True)
     table.attrs |= {"task": task, "classes": classes}
     return table
 
 
-def _categorical(values: pd.Series, classes: list[str]) -> pd.Categorical:
-    """Return classes in their order, all of them: subsetting an AnnData drops those that none of its genes has."""
-    return pd.Categorical(values.astype(object), categories=classes)
-
-
-def _no_such_group(group: str, groups: list[str], key: str, *, held_out: bool) -> str:
-    if held_out:
-        return f"`adata.uns[{key!r}]` is of `gfx.{_HELD_OUT}`, which scores genes in all cells. Leave `group` out."
-    if not groups:
-        return f"`adata.uns[{key!r}]` has no groups. Give `groupby=` to `gfx.{_PREDICTED}`, or leave `group` out."
-    return f"Did not find the group {group!r}. Present: {groups}."
+def _group_number(group: str, result: Slots) -> int:
+    """Find the number of a group, or say what there is."""
+    groups = [str(name) for name in result.uns.get("groups", [])]
+    if group in groups:
+        return groups.index(group)
+    msg = f"Did not find the group {group!r}. Present: {groups}."
+    if result.function == _HELD_OUT:
+        msg = (
+            f"`adata.uns[{result.key!r}]` is of `gfx.{_HELD_OUT}`, which scores genes in all cells. Leave `group` out."
+        )
+    elif not groups:
+        msg = f"`adata.uns[{result.key!r}]` has no groups. Give `groupby=` to `gfx.{_PREDICTED}`, or leave `group` out."
+    raise KeyError(msg)

@@ -14,14 +14,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import pandas as pd
-    from anndata import AnnData
     from matplotlib.axes import Axes
-    from mudata import MuData
 
-#: Always the most frequent class.
-_CHANCE = "majority"
+    from gfx._types import Data
 
-#: Baselines without a model; red is the model's.
+#: Lines of the model and its controls; of other baselines the colours, none of them the model's red.
+_LOOKS = {
+    "model": {"color": "C3", "linewidth": 2, "zorder": 4},
+    "random_weights": {"color": "0.6", "linewidth": 1.4, "zorder": 2},
+    "majority": {"color": "0.3", "linewidth": 0.9, "linestyle": ":", "zorder": 1},
+}
 _COLOURS = ("C0", "C1", "C4", "C5", "C8", "C9")
 
 #: Labels of metrics on axes.
@@ -43,7 +45,7 @@ _ROOM, _OFF = 0.28, 0.04
 
 @shared()
 def roc(
-    adata: AnnData | MuData,
+    adata: Data,
     *,
     task: str | None = None,
     unit: str | None = None,
@@ -82,6 +84,8 @@ def roc(
     ------
     KeyError
         No such result, task, unit or class, or several results or tasks and none given.
+    ValueError
+        Everything that a fold holds out is of one class.
 
     Examples
     --------
@@ -91,29 +95,31 @@ def roc(
     >>> gfx.pl.roc(adata, show=False).get_xlabel()
     'false positive rate'
     """
-    table = _of_unit(_select(roc_df(adata, key=key, mod=mod), "task", task), unit)
+    table = roc_df(adata, key=key, mod=mod)
+    if table.empty:
+        msg = "There is nothing to draw: everything that a fold holds out is of one class, so there is no ROC curve."
+        raise ValueError(msg)
+    table = _of_unit(_select(table, "task", task), unit)
     classes = [str(name) for name in table["class"].unique()]
     if class_name is not None:
         table = _select(table, "class", class_name)
     summary = classification_df(adata, key=key, mod=mod)
     summary = summary[(summary["task"] == table["task"].iloc[0]) & (summary["unit"] == table["unit"].iloc[0])]
-    methods = [method for method in summary["method"].unique() if method in set(table["method"]) and method != _CHANCE]
+    methods = [method for method in summary["method"].unique() if method in set(table["method"]) - {"majority"}]
     has_auc = class_name is None or len(classes) == 1
     auc = summary[summary["metric"] == "auc"].set_index("method")
     (ax,) = axes_for(ax, 1, figsize or (4.6, 4.6))
-    ax.plot([0, 1], [0, 1], color="0.3", linewidth=0.9, linestyle=":", zorder=1)
+    ax.plot([0, 1], [0, 1], **_LOOKS["majority"])
     for method, look in _looks(methods).items():
         # First over classes, so that a curve is one fold of one repeat.
         curves = table[table["method"] == method].groupby(["seed", "fold", "fpr"])["tpr"].mean().unstack("fpr")
         mean, sd = curves.mean().to_numpy(), curves.std().to_numpy()
-        label = _spelled(method)
+        label = method.replace("_", " ")
         if has_auc and method in auc.index:
             label += f" {auc.at[method, 'mean']:.2f}"
             label += f" ± {auc.at[method, 'sd']:.2f}" if np.isfinite(auc.at[method, "sd"]) else ""
-        ax.plot(curves.columns, mean, label=label, **look)
-        if len(curves) > 1:
-            low, high = np.clip([mean - sd, mean + sd], 0, 1)
-            ax.fill_between(curves.columns, low, high, color=look["color"], alpha=0.15, linewidth=0, zorder=1)
+        low, high = np.clip([mean - sd, mean + sd], 0, 1)
+        _line_with_band(ax, curves.columns, mean, (low, high) if len(curves) > 1 else None, label=label, **look)
     ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel="false positive rate", ylabel="true positive rate")
     ax.set_aspect("equal")
     single = class_name or (classes[0] if len(classes) == 1 else None)
@@ -125,7 +131,7 @@ def roc(
 
 @shared()
 def learning_curve(
-    adata: AnnData | MuData,
+    adata: Data,
     *,
     task: str | None = None,
     unit: str | None = None,
@@ -177,8 +183,8 @@ def learning_curve(
     for method, look in _looks(table["method"].unique()).items():
         of_method = table[table["method"] == method]
         n_cells, mean, sd = (of_method[column].to_numpy() for column in ("n_cells", "mean", "sd"))
-        ax.plot(n_cells, mean, marker="o", markersize=4, label=_spelled(method), **look)
-        ax.fill_between(n_cells, mean - sd, mean + sd, color=look["color"], alpha=0.15, linewidth=0, zorder=1)
+        look |= {"label": method.replace("_", " "), "marker": "o", "markersize": 4}
+        _line_with_band(ax, n_cells, mean, (mean - sd, mean + sd), **look)
     ax.set_xscale("log")
     numbers = sorted(table["n_cells"].unique())
     if len(numbers) <= _MOST_TICKS:
@@ -194,7 +200,7 @@ def learning_curve(
 
 @shared()
 def confusion(
-    adata: AnnData | MuData,
+    adata: Data,
     *,
     task: str | None = None,
     method: str = "model",
@@ -282,7 +288,7 @@ def _select(table: pd.DataFrame, column: str, value: str | None) -> pd.DataFrame
     if value is not None and value not in present:
         msg = f"Did not find the {column} {value!r}. Present: {present}."
         raise KeyError(msg)
-    return table if value is None else table[table[column] == value]
+    return table[table[column].astype(str) == (value or present[0])]
 
 
 def _of_unit(table: pd.DataFrame, unit: str | None) -> pd.DataFrame:
@@ -293,20 +299,18 @@ def _of_unit(table: pd.DataFrame, unit: str | None) -> pd.DataFrame:
 
 def _looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Return colour, width and order of the line of each method, in the order of the legend."""
-    fixed = {
-        "model": {"color": "C3", "linewidth": 2, "zorder": 4},
-        "random_weights": {"color": "0.6", "linewidth": 1.4, "zorder": 2},
-        _CHANCE: {"color": "0.3", "linewidth": 0.9, "linestyle": ":", "zorder": 1},
+    baselines = [method for method in methods if method not in _LOOKS]
+    looks = {
+        method: {"color": _COLOURS[number % len(_COLOURS)], "linewidth": 1.4, "zorder": 3}
+        for number, method in enumerate(baselines)
     }
-    baselines = [method for method in methods if method not in fixed]
-    colours = {method: _COLOURS[at % len(_COLOURS)] for at, method in enumerate(baselines)}
-    return {
-        method: fixed.get(method) or {"color": colours[method], "linewidth": 1.4, "zorder": 3} for method in methods
-    }
+    return {method: dict((looks | _LOOKS)[method]) for method in methods}
 
 
-def _spelled(method: str) -> str:
-    return method.replace("_", " ")
+def _line_with_band(ax: Axes, x: Any, y: np.ndarray, band: tuple[np.ndarray, np.ndarray] | None, **look: Any) -> None:
+    ax.plot(x, y, **look)
+    if band is not None:
+        ax.fill_between(x, *band, color=look["color"], alpha=0.15, linewidth=0, zorder=1)
 
 
 # --- genes ----------------------------------------------------------------------------------------------------------
@@ -314,7 +318,7 @@ def _spelled(method: str) -> str:
 
 @shared()
 def gene_scores(
-    adata: AnnData | MuData,
+    adata: Data,
     group: str | None = None,
     *,
     class_name: str | None = None,

@@ -365,13 +365,13 @@ def test_empty_cells_have_no_class(cells: ad.AnnData, toy_model: Model) -> None:
 
 def test_learning_curve(typed: ad.AnnData, toy_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    fit = _learners.LinearMethod._fit
+    fit = _learners.LinearMethod.heads
 
     def counted(self: Any, split: Any, train: np.ndarray, *features: Any) -> Any:
         sizes.append(len(train))
         return fit(self, split, train, *features)
 
-    monkeypatch.setattr(_learners.LinearMethod, "_fit", counted)
+    monkeypatch.setattr(_learners.LinearMethod, "heads", counted)
     probe(typed, "cell_type", model=toy_model, key_added="plain", n_repeats=8)
     sizes.clear()
     probe(typed, "cell_type", model=toy_model, learning_curve=[6, 3, 12], n_repeats=8)
@@ -484,6 +484,8 @@ def test_donors_of_one_class_each_held_out_one_by_one(cells: ad.AnnData, toy_mod
     right = cells.obs["gfx_cell_class_state"].astype(str) == cells.obs["state"].astype(str)
     assert summary["accuracy"] == pytest.approx(right.mean())
     assert gfx.get.roc_df(cells).empty
+    with pytest.raises(ValueError, match="everything that a fold holds out is of one class"):
+        gfx.pl.roc(cells)
     cells.write_h5ad(tmp_path / "cells.h5ad")
     assert gfx.get.roc_df(ad.read_h5ad(tmp_path / "cells.h5ad")).empty
 

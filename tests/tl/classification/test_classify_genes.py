@@ -56,7 +56,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """float32 on every CPU; few draws of bootstraps, and no penalty to choose: both are tested in the core."""
     monkeypatch.setattr("gfx._engine.device.has_fast_bfloat16", lambda *_, **__: False)
     monkeypatch.setattr("gfx._core.classification.N_DRAWS", 5)
-    monkeypatch.setattr("gfx._core.linear_head.STRENGTHS", (STRENGTH,))
+    monkeypatch.setattr("gfx._core.linear_head._best_strength", lambda *_: STRENGTH)
 
 
 def genes(start: int, stop: int, step: int = 1) -> list[str]:
@@ -462,9 +462,10 @@ def test_few_cells_are_the_first_ones(cells: ad.AnnData, toy_model: Model, tmp_p
     train, known = np.arange(len(units)) % 2 > 0, np.isin(units.cell, range(5))
     few = replace(units, rows=units.rows[:5], unit=units.unit[known], cell=units.cell[known])
     probe_of_all, probe_of_few = (learners_of(some, tmp_path)[0] for some in (units, few))
-    (head,), (expected,) = (some.fit(split_of(units, train, 5)) for some in (probe_of_all, probe_of_few))
+    split = split_of(units, train, 5)
+    (head,), (expected,) = (one.heads(split, *one.features(split)[:2]) for one in (probe_of_all, probe_of_few))
     np.testing.assert_allclose(head.weight, expected.weight, rtol=1e-5)
-    (everything,) = probe_of_all.fit(split_of(units, train))
+    (everything,) = probe_of_all.heads(split, *probe_of_all.features(split_of(units, train))[:2])
     assert not np.allclose(head.weight, everything.weight, rtol=0.1)
     assert len(probe_of_all.predict(split_of(units, train, 5))) == (~train)[units.unit].sum()
 

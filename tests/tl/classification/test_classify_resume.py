@@ -186,6 +186,7 @@ print(json.dumps(endings))
 """
 
 
+@pytest.mark.slow  # a process of its own; what stops in this one goes on alike
 def test_killed_when_a_fold_is_done_it_goes_on_to_the_same_result(
     wholes: dict[str, Whole], toy_model: Model, slots: Any, stop: Any, tmp_path: Path
 ) -> None:
@@ -247,8 +248,8 @@ def test_checkpoints_that_a_killed_call_left_go_too(whole: Whole, finished: Path
 
 
 GENES = {
-    "labels": ({"what": LABELS | {"odd": [*LABELS["odd"][1:], "TOY99"]}}, "genes"),
-    "order of classes": ({"what": dict(reversed(LABELS.items()))}, "classes, genes"),
+    "labels": ({"what": LABELS | {"odd": [*LABELS["odd"][1:], "TOY99"]}}, "labels"),
+    "order of classes": ({"what": dict(reversed(LABELS.items()))}, "classes, labels"),
 }
 CELLS = {
     "column": ({"what": "condition"}, "classes, groupby, labels"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from gfx._tokens import CountsNotAtHandError
 from gfx.models import FineTuning
 from gfx.tl._baselines import describe_genes, log_counts
 from gfx.tl.classification._training import FineTunedNetwork
-from gfx.tl.classification._units import inner_folds
+from gfx.tl.classification._units import HIDDEN_LAYER, inner_folds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
     from gfx._core.linear_head import LinearHead
+    from gfx._engine.classifier import Classifier
     from gfx.models import LinearProbe
     from gfx.tl.classification._units import Split, Units
 
@@ -38,18 +39,9 @@ STRENGTH_FOR_CELLS = 0.1
 Features = Callable[["Split"], "tuple[np.ndarray, np.ndarray, np.ndarray]"]
 
 
-class Learner(Protocol):
-    """Is trained on some units and predicts the classes of others."""
-
-    name: str
-
-    def predict(self, split: Split) -> np.ndarray:
-        """Probability of each class of each task, for each occurrence of the held-out units, float32."""
-
-
 @dataclass(frozen=True)
 class LinearMethod:
-    """Logistic regression of each task on some features, of one kind or not; see :mod:`gfx._core.linear_head`."""
+    """Logistic regression of each task on some features, which are of one kind or not."""
 
     name: str
     units: Units
@@ -57,11 +49,18 @@ class LinearMethod:
     class_weight: str | None
     one_unit: bool = True
 
-    def fit(self, split: Split) -> list[LinearHead]:
-        """Fit a head per task."""
-        return self._fit(split, *self.features(split)[:2])
+    def fit(self, split: Split, _place: Path) -> Classifier:
+        """Put fitted heads upon the layers that they were fitted on."""
+        from gfx._engine.classifier import make_classifier, set_head
 
-    def _fit(self, split: Split, train: np.ndarray, features: np.ndarray) -> list[LinearHead]:
+        prepared, heads = self.units.prepared, self.heads(split, *self.features(split)[:2])
+        how = {"seed": 0, "n_blocks": prepared.network(HIDDEN_LAYER).n_layers}
+        classifier = make_classifier(prepared.model.weights, prepared.model.config, self.units.head, **how)
+        set_head(classifier, *(np.concatenate([getattr(head, part) for head in heads]) for part in ("weight", "bias")))
+        return classifier
+
+    def heads(self, split: Split, train: np.ndarray, features: np.ndarray) -> list[LinearHead]:
+        """Fit a head per task on features of training units."""
         heads = []
         for task, classes in self.units.tasks.items():
             truth = self.units.classes_of(task)[train]
@@ -73,8 +72,9 @@ class LinearMethod:
         return heads
 
     def predict(self, split: Split) -> np.ndarray:
+        """Probability of each class of each task, for each occurrence of the held-out units, float32."""
         train, features, held_out = self.features(split)
-        return np.hstack([head.probabilities(held_out) for head in self._fit(split, train, features)])
+        return np.hstack([head.probabilities(held_out) for head in self.heads(split, train, features)])
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,9 @@ class Majority:
             shares.append(counts / counts.sum() if counts.any() else np.full(len(classes), 1 / len(classes)))
         n = int(self.units.occurrences_of(split.held_out).sum())
         return np.tile(np.concatenate(shares).astype(np.float32), (n, 1))
+
+
+Learner = FineTunedNetwork | LinearMethod | Majority
 
 
 def make_learners(

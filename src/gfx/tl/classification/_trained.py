@@ -16,7 +16,6 @@ from gfx.models import FineTuning, load
 from gfx.models._plan import PLAN_FILE, keep_to_plan
 from gfx.models._registry import file_sha256
 from gfx.models._vocabulary_file import write_vocabulary
-from gfx.tl.classification._training import FineTunedNetwork
 from gfx.tl.classification._units import HIDDEN_LAYER
 
 if TYPE_CHECKING:
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from gfx._types import ModelLike
     from gfx.models import LinearProbe, Model
     from gfx.tl.classification._learners import LinearMethod
+    from gfx.tl.classification._training import FineTunedNetwork
     from gfx.tl.classification._units import Units
 
 #: What a folder says of itself, beside `config.json`; the first is written last.
@@ -89,21 +89,17 @@ def keep_to_the_plan(
 
     used = np.ascontiguousarray(units.prepared.tokens.ids[np.sort(units.rows)])
     training = method.training if isinstance(method, FineTuning) else {}
+    parts = (units.where, np.ascontiguousarray(units.truth), units.donor)
+    labels = b"".join(part.tobytes() for part in parts if part is not None)
     plan = {
         **params,
         "training": {key: value for key, value in training.items() if key not in HARMLESS},
         "cells": hashlib.sha256(used.tobytes()).hexdigest(),
+        "classes": units.tasks,
+        "first": units.first,  # it decides the folds, and tasks are sorted by name
+        "labels": hashlib.sha256(labels).hexdigest(),
         **more,
     }
-    if units.of == "genes":
-        (classes,) = units.tasks.values()
-        labels = zip(units.where, units.truth[:, 0].tolist(), strict=True)
-        plan |= {"classes": classes, "genes": {str(token): number for token, number in labels}}
-    else:
-        parts = (units.where, np.ascontiguousarray(units.truth), units.donor)
-        content = b"".join(part.tobytes() for part in parts if part is not None)
-        # The first task decides the folds, and tasks are sorted by name.
-        plan |= {"classes": units.tasks, "first": units.first, "labels": hashlib.sha256(content).hexdigest()}
     keep_to_plan(folder, plan, unfinished=UNFINISHED)
 
 
@@ -118,9 +114,7 @@ def train_on_all(
     """Train the model on all labels and keep it, unless it is there."""
     units, place = learner.units, folder / UNFINISHED / "all_labels"
     if not _is_trained(folder):
-        split = units.everything(rng)
-        tuned = isinstance(learner, FineTunedNetwork)
-        _write(learner.fit(split, place) if tuned else _with_head(learner, split), units, folder, params, summary)
+        _write(learner.fit(units.everything(rng), place), units, folder, params, summary)
         call = f"gfx.tl.predict_{units.of}(adata, {str(folder)!r})"
         _log.info(f"a model trained on all labels is in {folder}: `{call}`")
     shutil.rmtree(place, ignore_errors=True)  # also what a stopped call left
@@ -133,18 +127,6 @@ def _is_trained(folder: Path) -> bool:
     except (FileNotFoundError, ValueError):  # or cut off: it is written anew
         return False
     return content.get("plan_sha256") == file_sha256(folder / PLAN_FILE)
-
-
-def _with_head(learner: LinearMethod, split: Any) -> Classifier:
-    """Put fitted weights upon the layers that they were fitted on."""
-    from gfx._engine.classifier import make_classifier, set_head
-
-    heads, prepared = learner.fit(split), learner.units.prepared
-    n_blocks = prepared.network(HIDDEN_LAYER).n_layers
-    model = prepared.model
-    classifier = make_classifier(model.weights, model.config, learner.units.head, seed=0, n_blocks=n_blocks)
-    set_head(classifier, *(np.concatenate([getattr(head, part) for head in heads]) for part in ("weight", "bias")))
-    return classifier
 
 
 def _write(
@@ -172,12 +154,8 @@ def _write(
         "summary": [] if summary is None else json.loads(summary.to_json(orient="records")),
     }
     part = folder / f"{TEACHING_FILE}.part"
-    part.write_text(json.dumps(teaching, indent=1, default=_plain), encoding="utf-8")
+    part.write_text(json.dumps(teaching, indent=1), encoding="utf-8")
     part.replace(folder / TEACHING_FILE)  # there as a whole, or not at all
-
-
-def _plain(value: object) -> object:
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
 
 
 def _card(units: Units, params: Mapping[str, Any], summary: pd.DataFrame | None) -> str:
