@@ -66,7 +66,8 @@ def test_knows_its_special_tokens():
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"medians": np.ones(3)}, "6 ids, 3 medians and 6 symbols"),
+        ({"medians": np.ones(3)}, "6 ids, 3 medians, 6 symbols; one of each per token"),
+        ({"n_cells": np.ones(3)}, "6 ids, 6 medians, 6 symbols, 3 n_cells"),
         ({"ids": np.array([PAD, MASK, CLS, EOS, "A", "A"], dtype=object)}, "names a gene twice"),
         ({"ids": np.array([PAD, MASK, CLS, "E", "A", "B"], dtype=object)}, "lacks special tokens"),
         ({"ids": np.array(["P", MASK, CLS, EOS, "A", "B"], dtype=object)}, "lacks special tokens"),

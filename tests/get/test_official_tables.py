@@ -219,22 +219,23 @@ def test_goal_state_shift_is_that_of_scipy(digits):
         assert part["Shift_to_goal_end"].is_monotonic_decreasing
 
 
-def test_departure_the_random_sample_has_a_generator_of_its_own():
+def test_departure_the_random_sample_has_a_generator_of_its_own(monkeypatch):
+    assert official.N_RANDOM == 100_000
     genes, goal = made_up(400)
-    n_values = int((~np.isnan(goal)).sum())
     everything = official.goal_state_shift(genes, goal, {})
-    pd.testing.assert_frame_equal(official.goal_state_shift(genes, goal, {}, n_random=n_values), everything)
+    monkeypatch.setattr(official, "N_RANDOM", int((~np.isnan(goal)).sum()))
+    pd.testing.assert_frame_equal(official.goal_state_shift(genes, goal, {}), everything)
+    monkeypatch.setattr(official, "N_RANDOM", 1000)
     np.random.seed(1)  # the state that others may have set plays no part
-    some = official.goal_state_shift(genes, goal, {}, n_random=1000)
+    some = official.goal_state_shift(genes, goal, {})
     np.random.seed(2)
-    pd.testing.assert_frame_equal(official.goal_state_shift(genes, goal, {}, n_random=1000), some)
+    pd.testing.assert_frame_equal(official.goal_state_shift(genes, goal, {}), some)
     assert not np.allclose(some["Goal_end_vs_random_pval"], everything["Goal_end_vs_random_pval"], rtol=1e-3, atol=0)
     np.testing.assert_array_equal(some["Shift_to_goal_end"], everything["Shift_to_goal_end"])
     drawn = np.random.default_rng(42).choice(np.concatenate([c[~np.isnan(c)] for c in goal.T]), 1000, replace=False)
     first = goal[~np.isnan(goal[:, 0]), 0]
     p = some.set_index("Gene_name")["Goal_end_vs_random_pval"]
     assert p["G0"] == pytest.approx(stats.ranksums(drawn, first).pvalue, rel=1e-9)
-    assert official.N_RANDOM == 100_000
 
 
 @pytest.mark.parametrize("digits", [None, 1])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numba
 import numpy as np
@@ -124,9 +123,9 @@ def _collect_sums(data, indices, begin, end, column_token, medians, values, toke
 
 
 @numba.njit(cache=True, parallel=True, nogil=True)
-def _encode(  # noqa: PLR0917
-    data, indices, indptr, column_token, column_median, medians, repeats, longest, prefix, suffix, out, per_cell
-):
+def _encode(matrix, column_token, column_median, medians, repeats, longest, ends, out, per_cell):  # noqa: PLR0917
+    data, indices, indptr = matrix
+    prefix, suffix = ends
     lengths, n_detected, totals, known_totals = per_cell
     n_cells = indptr.shape[0] - 1
     widest = 0
@@ -168,29 +167,14 @@ def _encode(  # noqa: PLR0917
             lengths[cell] = position
 
 
-@dataclass(frozen=True)
-class RankedCells:
-    """Rank value encodings, and what was there before they were cut.
+class RankedCells(NamedTuple):
+    """Rank value encodings, and what was there before they were cut."""
 
-    Parameters
-    ----------
-    tokens
-        uint16, or uint32 for a vocabulary that needs it, `(n_cells, longest)`, padded with 0 on the right.
-    lengths
-        int32 `(n_cells,)`, special tokens included; 0 for a cell without any known gene.
-    n_detected
-        Known genes with a count above 0, int32 `(n_cells,)`.
-    totals
-        Sum of all counts, float64 `(n_cells,)`.
-    known_totals
-        Sum of the counts of known genes, float64 `(n_cells,)`.
-    """
-
-    tokens: np.ndarray
-    lengths: np.ndarray
-    n_detected: np.ndarray
-    totals: np.ndarray
-    known_totals: np.ndarray
+    tokens: np.ndarray  # uint16, or uint32 for a vocabulary that needs it, `(n_cells, longest)`, padded with 0
+    lengths: np.ndarray  # int32 `(n_cells,)`, special tokens included; 0 for a cell without any known gene
+    n_detected: np.ndarray  # known genes with a count above 0, int32 `(n_cells,)`
+    totals: np.ndarray  # sum of all counts, float64 `(n_cells,)`
+    known_totals: np.ndarray  # sum of the counts of known genes, float64 `(n_cells,)`
 
 
 def rank_cells(
@@ -205,17 +189,9 @@ def rank_cells(
     depth-normalised counts give the same tokens. Equal values are ordered by token, so that the encoding depends
     neither on the order of the columns nor on the sorting algorithm.
 
-    Parameters
-    ----------
-    counts
-        Cells × genes, finite and non-negative. Zeros, stored or not, are genes that were not detected.
-    column_token
-        Token of each column, -1 for genes outside the vocabulary, int `(n_columns,)`. Columns with the same token
-        are summed, in float64.
-    vocabulary
-        Medians and special tokens.
-    max_length
-        Longest encoding, special tokens included; lower-ranked genes are cut off.
+    `counts` are cells × genes, finite and non-negative; zeros, stored or not, are genes that were not detected.
+    `column_token` is the token of each column, -1 for genes outside the vocabulary, int `(n_columns,)`; columns with
+    the same token are summed, in float64. Encodings have at most `max_length` tokens, special ones included.
 
     Raises
     ------
@@ -245,43 +221,11 @@ def rank_cells(
     n_cells = rows.shape[0]
     width = min(int(np.diff(rows.indptr).max(initial=0)), n_genes, longest) + vocabulary.n_specials
     tokens = np.zeros((n_cells, width), dtype=vocabulary.token_dtype)
-    per_cell = (
-        np.zeros(n_cells, dtype=np.int32),
-        np.zeros(n_cells, dtype=np.int32),
-        np.zeros(n_cells, dtype=np.float64),
-        np.zeros(n_cells, dtype=np.float64),
-    )
-    prefix = -1 if vocabulary.cls is None else vocabulary.cls
-    suffix = -1 if vocabulary.eos is None else vocabulary.eos
+    per_cell = tuple(np.zeros(n_cells, dtype=dtype) for dtype in (np.int32, np.int32, np.float64, np.float64))
+    ends = tuple(-1 if token is None else token for token in (vocabulary.cls, vocabulary.eos))
     # Few kinds of numbers reach the compiled loop, so that it is compiled few times.
     data = rows.data if rows.data.dtype in (np.float32, np.int32) else rows.data.astype(np.float64, copy=False)
-    indices = rows.indices.astype(np.int32, copy=False)
-    indptr = rows.indptr.astype(np.int64, copy=False)
-    repeats = n_genes < known.sum()
-    _encode(
-        data,
-        indices,
-        indptr,
-        column_token,
-        column_median,
-        vocabulary.medians,
-        bool(repeats),
-        longest,
-        prefix,
-        suffix,
-        tokens,
-        per_cell,
-    )
-    lengths, n_detected, totals, known_totals = per_cell
-    return RankedCells(tokens[:, : int(lengths.max(initial=0))], lengths, n_detected, totals, known_totals)
-
-
-def rank_encode(
-    counts: sparse.csr_matrix | sparse.csr_array | np.ndarray,
-    column_token: np.ndarray,
-    vocabulary: Vocabulary,
-    max_length: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the tokens and lengths of :func:`rank_cells`."""
-    ranked = rank_cells(counts, column_token, vocabulary, max_length)
-    return ranked.tokens, ranked.lengths
+    matrix = data, rows.indices.astype(np.int32, copy=False), rows.indptr.astype(np.int64, copy=False)
+    repeats = bool(n_genes < known.sum())
+    _encode(matrix, column_token, column_median, vocabulary.medians, repeats, longest, ends, tokens, per_cell)
+    return RankedCells(tokens[:, : int(per_cell[0].max(initial=0))], *per_cell)

@@ -61,24 +61,17 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         n = len(self.ids)
-        if len(self.medians) != n or len(self.symbols) != n:
-            msg = (
-                f"Vocabulary {self.name!r} has {n} ids, {len(self.medians)} medians and {len(self.symbols)} symbols; "
-                "one of each per token is needed."
-            )
+        columns = {name: getattr(self, name) for name in ("ids", "medians", "symbols", "n_cells", "gene_types")}
+        lengths = {name: len(column) for name, column in columns.items() if column is not None}
+        if set(lengths.values()) != {n}:
+            found = ", ".join(f"{length} {name}" for name, length in lengths.items())
+            msg = f"Vocabulary {self.name!r} has {found}; one of each per token is needed."
             raise ValueError(msg)
-        for what, column in (("n_cells", self.n_cells), ("gene_types", self.gene_types)):
-            if column is not None and len(column) != n:
-                msg = (
-                    f"Vocabulary {self.name!r} has {n} ids and {len(column)} {what}; one of these per token is needed."
-                )
-                raise ValueError(msg)
         if len(self.token_of) != n:
             msg = f"Vocabulary {self.name!r} names a gene twice: {n} tokens, {len(self.token_of)} different ids."
             raise ValueError(msg)
-        missing = [s for s in (PAD, MASK) if s not in self.token_of]
-        if missing or ((CLS in self.token_of) != (EOS in self.token_of)):
-            found = [s for s in SPECIALS if s in self.token_of]
+        found = [special for special in SPECIALS if special in self.token_of]
+        if found not in ([*SPECIALS], [PAD, MASK]):
             msg = (
                 f"Vocabulary {self.name!r} lacks special tokens: found {found}. "
                 f"It needs {PAD} and {MASK}, and {CLS} and {EOS} both or neither."

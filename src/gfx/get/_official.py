@@ -221,45 +221,30 @@ def _affected(adata: AnnData, gene_ids: str | None) -> pd.DataFrame:
 # --- one function a mode --------------------------------------------------------------------------------------------
 
 
-def goal_state_shift(
-    genes: pd.DataFrame,
-    goal: np.ndarray,
-    alternatives: Mapping[str, np.ndarray],
-    *,
-    n_random: int = N_RANDOM,
-    rng: int | np.random.Generator = 42,
-) -> pd.DataFrame:
+def goal_state_shift(genes: pd.DataFrame, goal: np.ndarray, alternatives: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """Compare each gene's shifts toward a state with those of all genes together, its own included.
 
     Two-sided rank-sum test, normal approximation without corrections. A single perturbation is compared with nothing:
-    the table has its mean shifts only.
-
-    Parameters
-    ----------
-    goal, alternatives
-        Change of each cell's cosine to the goal, and to each alternative state by its name.
-    n_random, rng
-        Of more values than these, that many are drawn without replacement, anew for each state.
+    the table has its mean shifts only. `goal` and `alternatives` are changes of each cell's cosine to a state. Of more
+    than `N_RANDOM` values, that many are drawn without replacement, anew for each state.
     """
-    rng = np.random.default_rng(rng)
+    rng = np.random.default_rng(42)
     if len(genes) == 1:
         values = {"Shift_to_goal_end": goal} | {f"Shift_to_alt_end_{name}": of for name, of in alternatives.items()}
-        return pd.DataFrame({column: _means(_by_perturbation(of)) for column, of in values.items()})
-    table, kept = _detected(genes, goal)
+        return pd.DataFrame({column: _means([_present(of[:, 0])]) for column, of in values.items()})
+    table, *shifts_of_ends = _detected(genes, goal, *alternatives.values())
     mean, p, fdr = {}, {}, {}
-    for end, suffix, values in (
-        ("Goal_end", "", goal),
-        *(("Alt_end", f"_{name}", of) for name, of in alternatives.items()),
-    ):
-        shifts = _by_perturbation(values[:, kept])
+    ends = [("Goal_end", ""), *(("Alt_end", f"_{name}") for name in alternatives)]
+    for (end, suffix), shifts in zip(ends, shifts_of_ends, strict=True):
         pool = np.concatenate([np.empty(0), *shifts])
-        if len(pool) > n_random:
-            pool = rng.choice(pool, n_random, replace=False)
-        p_values = _rank_sum_p_values(np.sort(pool), shifts)
+        if len(pool) > N_RANDOM:
+            pool = rng.choice(pool, N_RANDOM, replace=False)
+        pool.sort()
+        p_values = np.array([_rank_sum_p_value(pool, sample) for sample in shifts], dtype=np.float64)
         mean[f"Shift_to_{end.lower()}{suffix}"] = _means(shifts)
         p[f"{end}_vs_random_pval{suffix}"] = p_values
         fdr[f"{end}_FDR{suffix}"] = false_discovery_rate(p_values)
-    table = table.assign(**mean, **p, **fdr, N_Detections=_counts(goal[:, kept]))
+    table = table.assign(**mean, **p, **fdr, N_Detections=_counts(shifts_of_ends[0]))
     return _with_significance(table, "Goal_end_FDR", effect="Shift_to_goal_end")
 
 
@@ -269,12 +254,9 @@ def vs_null(genes: pd.DataFrame, test: np.ndarray, null: np.ndarray) -> pd.DataF
     Two-sided rank-sum test, normal approximation without corrections. A perturbation without null values has a p-value
     of 1, and counts among the tests.
     """
-    table, kept = _detected(genes, test)
-    test, null = test[:, kept], null[:, kept]
-    test_values, null_values = _by_perturbation(test), _by_perturbation(null)
-    p_values = np.full(len(kept), np.nan)
-    for at, (values, random) in enumerate(zip(test_values, null_values, strict=True)):
-        p_values[at] = _rank_sum_p_values(np.sort(random), [values])[0]
+    table, test_values, null_values = _detected(genes, test, null)
+    both = zip(test_values, null_values, strict=True)
+    p_values = np.array([_rank_sum_p_value(np.sort(random), sample) for sample, random in both], dtype=np.float64)
     p_values[np.isnan(p_values)] = 1
     test_mean, null_mean = _means(test_values), _means(null_values)
     table = table.assign(
@@ -283,8 +265,8 @@ def vs_null(genes: pd.DataFrame, test: np.ndarray, null: np.ndarray) -> pd.DataF
         Test_vs_null_avg_shift=test_mean - null_mean,
         Test_vs_null_pval=p_values,
         Test_vs_null_FDR=false_discovery_rate(p_values),
-        N_Detections_test=_counts(test),
-        N_Detections_null=_counts(null),
+        N_Detections_test=_counts(test_values),
+        N_Detections_null=_counts(null_values),
     )
     return _with_significance(table, "Test_vs_null_FDR", effect="Test_vs_null_avg_shift")
 
@@ -297,23 +279,22 @@ def mixture(genes: pd.DataFrame, cosines: np.ndarray) -> pd.DataFrame:
     """
     from sklearn.mixture import GaussianMixture
 
-    table, kept = _detected(genes, cosines)
-    values = _by_perturbation(cosines[:, kept])
-    averages = _means(values)
-    if len(np.unique(averages)) < 2:
+    table, values = _detected(genes, cosines)
+    averages, n_cells = _means(values), _counts(values)
+    n_different = len(np.unique(averages))
+    if n_different < 2:
         msg = (
             f"A mixture of two components needs perturbations of at least two different averages; found {len(values)} "
-            f"with {len(np.unique(averages))}. Perturb more genes."
+            f"with {n_different}. Perturb more genes."
         )
         raise ValueError(msg)
     fit = GaussianMixture(n_components=2, random_state=0).fit(averages[:, None])
-    centres = fit.means_[:, 0]
+    low, high = np.sort(fit.means_[:, 0])
 
     def has_impact(x: np.ndarray) -> np.ndarray:
-        is_low = fit.predict(x[:, None]) == np.argmin(centres)
-        return ((x <= centres.max()) & ((x < centres.min()) | is_low)).astype(np.int64)
+        is_low = fit.predict(x[:, None]) == np.argmin(fit.means_[:, 0])
+        return ((x <= high) & ((x < low) | is_low)).astype(np.int64)
 
-    n_cells = _counts(cosines[:, kept])
     number = np.repeat(np.arange(len(values)), n_cells)
     table = table.assign(
         Test_avg_shift=averages,
@@ -326,9 +307,9 @@ def mixture(genes: pd.DataFrame, cosines: np.ndarray) -> pd.DataFrame:
 
 def aggregate(genes: pd.DataFrame, cosines: np.ndarray) -> pd.DataFrame:
     """List every value, cell after cell, perturbations in the order given."""
-    values = _by_perturbation(cosines)
-    names = np.repeat(genes["Gene_name"].to_numpy(dtype=object), _counts(cosines))
-    return pd.DataFrame({"Cosine_sim": np.concatenate([np.empty(0), *values]), "Gene": names})
+    perturbation, cell = np.nonzero(~np.isnan(cosines.T))
+    names = genes["Gene_name"].to_numpy(dtype=object)
+    return pd.DataFrame({"Cosine_sim": cosines[cell, perturbation], "Gene": names[perturbation]})
 
 
 def gene_shifts(
@@ -343,31 +324,24 @@ def gene_shifts(
     """Tabulate the cosines of whole cells and of each remaining gene: mean and population sd over cells.
 
     Whole cells come first (`Affected` is ``"cell_emb"``), then genes (`Affected` is the Ensembl id, where the official
-    software writes a token), each sorted by cosine, ascending.
-
-    Parameters
-    ----------
-    affected
-        `Gene_name` and `Ensembl_ID` of each gene that may be affected.
-    affected_cosines, affected_sd, n_affected
-        Mean and population sd of each gene's cosine, and the number of cells behind them, `(n_genes, n_perturbations)`.
+    software writes a token), each sorted by cosine, ascending. `affected` names the genes; the mean and sd of their
+    cosines, and the number of cells behind them, are `(n_genes, n_perturbations)`.
     """
-    perturbed, kept = _detected(genes, cosines)
-    values = _by_perturbation(cosines[:, kept])
-    cells = perturbed.assign(
+    cells, values = _detected(genes, cosines)
+    cells = cells.assign(
         Affected="cell_emb",
         Affected_gene_name=np.nan,
         Affected_Ensembl_ID=np.nan,
         Cosine_sim_mean=_means(values),
         Cosine_sim_stdev=[of_cells.std() for of_cells in values],
-        N_Detections=_counts(cosines[:, kept]),
+        N_Detections=_counts(values),
     ).astype({"Affected_gene_name": object, "Affected_Ensembl_ID": object})
     gene, at = np.nonzero(n_affected > 0)
-    shifts = genes.iloc[at].reset_index(drop=True)
-    shifts = shifts.assign(
-        Affected=affected["Ensembl_ID"].to_numpy(dtype=object)[gene],
+    ids = affected["Ensembl_ID"].to_numpy(dtype=object)[gene]
+    shifts = genes.iloc[at].assign(
+        Affected=ids,
         Affected_gene_name=affected["Gene_name"].to_numpy(dtype=object)[gene],
-        Affected_Ensembl_ID=affected["Ensembl_ID"].to_numpy(dtype=object)[gene],
+        Affected_Ensembl_ID=ids,
         Cosine_sim_mean=affected_cosines[gene, at].astype(np.float64),
         Cosine_sim_stdev=affected_sd[gene, at].astype(np.float64),
         N_Detections=n_affected[gene, at].astype(np.int64),
@@ -379,43 +353,43 @@ def gene_shifts(
 # --- shared ---------------------------------------------------------------------------------------------------------
 
 
-def _detected(genes: pd.DataFrame, values: np.ndarray) -> tuple[pd.DataFrame, np.ndarray]:
-    """Return the names of perturbations that any cell has, and their columns, in the order of Ensembl ids.
+def _detected(genes: pd.DataFrame, *values: np.ndarray) -> tuple[pd.DataFrame, *tuple[list[np.ndarray], ...]]:
+    """Name the perturbations that any cell has by the first values, and list the values of each, in order of ids.
 
     The order, which is that of tokens, matters where a mixture is fitted or values are drawn.
     """
     order = np.argsort(genes["Ensembl_ID"].to_numpy(dtype=object), kind="stable")
-    kept = order[_counts(values)[order] > 0]
-    return genes[["Gene_name", "Ensembl_ID"]].iloc[kept].reset_index(drop=True), kept
+    kept = order[~np.isnan(values[0]).all(axis=0)[order]]
+    table = genes[["Gene_name", "Ensembl_ID"]].iloc[kept].reset_index(drop=True)
+    return table, *([_present(of[:, column]) for column in kept] for of in values)
 
 
-def _by_perturbation(values: np.ndarray) -> list[np.ndarray]:
-    """Return the values of each perturbation, float64, without missing ones."""
-    return [column[~np.isnan(column)].astype(np.float64) for column in values.T]
+def _present(values: np.ndarray) -> np.ndarray:
+    """Return values in float64, without missing ones."""
+    return values[~np.isnan(values)].astype(np.float64)
 
 
 def _means(values: list[np.ndarray]) -> np.ndarray:
     return np.array([of_cells.mean() if len(of_cells) else np.nan for of_cells in values], dtype=np.float64)
 
 
-def _counts(values: np.ndarray) -> np.ndarray:
-    return np.sum(~np.isnan(values), axis=0, dtype=np.int64)
+def _counts(values: list[np.ndarray]) -> np.ndarray:
+    return np.array([len(of_cells) for of_cells in values], dtype=np.int64)
 
 
-def _rank_sum_p_values(pool: np.ndarray, values: list[np.ndarray]) -> np.ndarray:
-    """Test samples against a sorted pool, as :func:`scipy.stats.ranksums` does, without ranking the pool for each.
+def _rank_sum_p_value(pool: np.ndarray, sample: np.ndarray) -> float:
+    """Test a sample against a sorted pool, as :func:`scipy.stats.ranksums` does, without ranking the pool anew.
 
     The rank sum of a sample exceeds its expectation by the number of its pairs with the pool that are above, less half
     of all pairs, ties counting half. NaN where either is empty.
     """
-    p_values = np.full(len(values), np.nan)
-    for at, sample in enumerate(map(np.sort, values)):  # neighbours are looked up together: nearly twice as fast
-        n, m = len(pool), len(sample)
-        if n and m:
-            below, not_above = (np.searchsorted(pool, sample, side).sum() for side in ("left", "right"))
-            excess = (below + not_above) / 2 - n * m / 2
-            p_values[at] = 2 * ndtr(-abs(excess) / np.sqrt(n * m * (n + m + 1) / 12))
-    return p_values
+    n, m = len(pool), len(sample)
+    if not (n and m):
+        return np.nan
+    sample = np.sort(sample)  # neighbours are looked up together: nearly twice as fast
+    below, not_above = (np.searchsorted(pool, sample, side).sum() for side in ("left", "right"))
+    excess = (below + not_above) / 2 - n * m / 2
+    return 2 * ndtr(-abs(excess) / np.sqrt(n * m * (n + m + 1) / 12))
 
 
 def _with_significance(table: pd.DataFrame, fdr: str, *, effect: str) -> pd.DataFrame:

@@ -23,7 +23,7 @@ from scipy import sparse
 
 import gfx
 from gfx._adata import match_genes
-from gfx._core.ranking import rank_encode
+from gfx._core.ranking import rank_cells
 from gfx._core.vocabulary import SPECIALS, Vocabulary
 from gfx.models.pretraining._shards import TokenShards, encode_sources
 from gfx.models.pretraining._sources import Source, find_sources
@@ -38,7 +38,7 @@ LONGEST = 48
 
 def in_memory(adata: ad.AnnData, vocabulary: Vocabulary, max_length: int = LONGEST) -> list[np.ndarray]:
     """Encode the whole matrix at once and leave out cells of fewer than two genes."""
-    encoded, lengths = rank_encode(
+    encoded, lengths, *_ = rank_cells(
         sparse.csr_array(adata.X), match_genes(adata.var_names, vocabulary).tokens, vocabulary, max_length
     )
     fewest = 2 + 2 * vocabulary.has_cls

@@ -17,7 +17,7 @@ import numpy as np
 
 from gfx import _log
 from gfx._adata import match_genes
-from gfx._core.ranking import rank_encode
+from gfx._core.ranking import rank_cells
 from gfx.models.pretraining._sources import each_source
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ def _encoded_blocks(source: Source, vocabulary: Vocabulary, max_length: int) -> 
     with source.open() as opened:
         tokens = match_genes(opened.counts.names, vocabulary).tokens
         for block in opened.blocks():
-            yield rank_encode(block, tokens, vocabulary, max_length)
+            yield rank_cells(block, tokens, vocabulary, max_length)[:2]
 
 
 def _put_in_place(part: Path, path: Path) -> None:
