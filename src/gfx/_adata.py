@@ -259,8 +259,10 @@ def counts_problem(scale: Scale, counts: Counts, values: np.ndarray, where: str)
         return None
     remedy = "Name the layer that holds raw counts with `layer=`, or say `use_raw=True`."
     match scale:
-        case "missing" | "infinite":
-            found = f"{'NaN' if scale == 'missing' else 'infinite'} values; counts are finite"
+        case "missing":
+            found = "NaN values; counts are finite"
+        case "infinite":
+            found = "infinite values; counts are finite"
         case "negative":
             lowest = np.nanmin(values)
             found = f"negative values (as low as {lowest:.3g}): scaled or batch-corrected data, its order of genes lost"
@@ -274,23 +276,16 @@ def counts_problem(scale: Scale, counts: Counts, values: np.ndarray, where: str)
                 f" If they are lost, make natural logarithms, `adata.layers['log1p'] = adata.X * np.log({base})`, and "
                 "call `gfx.pp.tokenize(adata, layer='log1p', counts='log1p')` first."
             )
-        case _ if scale == "log1p" or (scale == "fractions" and highest <= _LOG_CEILING):
-            found = f"fractions, such as {_fraction(values):.4g}, none above {highest:.3g}: log-normalised counts"
-            remedy += (
-                " If they are lost, call `gfx.pp.tokenize(adata, counts='log1p')` first: the order of genes in a cell "
-                "survives the logarithm and any scaling of the cell, so the tokens are those of the counts."
-            )
         case _:
-            found = f"fractions, such as {_fraction(values):.4g}, and up to {highest:.4g}: normalised counts"
+            is_log = scale == "log1p" or (scale == "fractions" and highest <= _LOG_CEILING)
+            kind, how = ("log-normalised", "log1p") if is_log else ("normalised", "normalized")
+            example = values[values != np.rint(values)][0]
+            found = f"fractions, such as {example:.4g}, and up to {highest:.4g}: {kind} counts"
             remedy += (
-                " If each cell was only divided by its depth, call `gfx.pp.tokenize(adata, counts='normalized')` "
-                "first: dividing a cell by a number keeps its order of genes."
+                f" If they are lost, call `gfx.pp.tokenize(adata, counts={how!r})` first: division of a cell by its "
+                "depth, and the logarithm, keep the order of its genes, so the tokens are those of the counts."
             )
     return f"`{where}` holds {found}. {remedy}"
-
-
-def _fraction(values: np.ndarray) -> float:
-    return float(values[values != np.rint(values)][0])
 
 
 def usable_calls(adata: AnnData) -> str:

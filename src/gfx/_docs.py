@@ -174,10 +174,7 @@ TEXTS: dict[str, str] = _entries(_PARAMETERS)
 def shared(**texts: str) -> Callable[[F], F]:
     """Fill lines of a docstring that hold nothing but ``{name}``, indented like that line.
 
-    Parameters
-    ----------
-    texts
-        Texts for this function alone; all others come from the table.
+    `texts` are those of this function alone; all others come from the table.
     """
 
     def fill(function: F) -> F:

@@ -37,8 +37,7 @@ def _whole(value: object) -> int:
 def _devices(value: object) -> str | tuple[str, ...] | None:
     if value is None:
         return None
-    names = value.split(",") if isinstance(value, str) else [str(name) for name in value]
-    names = [name.strip() for name in names]
+    names = [str(name).strip() for name in (value.split(",") if isinstance(value, str) else value)]
     if not names or not all(names) or len(set(names)) < len(names):
         msg = f"`device` is a device such as 'cuda:0', or several different ones, found {value!r}."
         raise ValueError(msg)
@@ -46,17 +45,17 @@ def _devices(value: object) -> str | tuple[str, ...] | None:
 
 
 def _dtype(value: object) -> str | None:
-    if value is None or value in DTYPES:
-        return value
-    msg = f"`dtype` is one of {list(DTYPES)} or None, found {value!r}."
-    raise ValueError(msg)
+    if value is not None and value not in DTYPES:
+        msg = f"`dtype` is one of {list(DTYPES)} or None, found {value!r}."
+        raise ValueError(msg)
+    return value
 
 
 def _client(value: object) -> object:
-    if value is None or (hasattr(value, "submit") and hasattr(value, "ncores")):
-        return value
-    msg = f"`client` is a dask.distributed.Client or None, found {value!r} of type {type(value).__name__}."
-    raise TypeError(msg)
+    if value is not None and not (hasattr(value, "submit") and hasattr(value, "ncores")):
+        msg = f"`client` is a dask.distributed.Client or None, found {value!r} of type {type(value).__name__}."
+        raise TypeError(msg)
+    return value
 
 
 def _verbosity(value: object) -> int:
@@ -133,17 +132,14 @@ class Settings:
 def _from_environment() -> Settings:
     found = Settings()
     for field in fields(Settings):
-        if field.name == "client":  # an object, which no variable can name
-            continue
         variable = f"GFX_{field.name.upper()}"
         value = os.environ.get(variable, "")
-        if value == "":
-            continue
-        try:
-            setattr(found, field.name, value)
-        except ValueError as error:
-            msg = f"The environment variable {variable}={value} cannot be used. {error}"
-            raise ValueError(msg) from None
+        if value and field.name != "client":  # an object, which no variable can name
+            try:
+                setattr(found, field.name, value)
+            except ValueError as error:
+                msg = f"The environment variable {variable}={value} cannot be used. {error}"
+                raise ValueError(msg) from None
     return found
 
 

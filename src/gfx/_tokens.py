@@ -152,25 +152,17 @@ def counts_by_token(
     CountsNotAtHandError
         They are no longer there, such as after normalisation.
     """
-    counts = source.get("counts", "raw")
     try:
-        matrix = open_counts(
-            adata,
-            layer=source.get("layer"),
-            use_raw=bool(source.get("use_raw", False)),
-            gene_ids=source.get("gene_ids"),
-        )
+        place = {name: source[name] for name in ("layer", "use_raw", "gene_ids") if name in source}
+        matrix = open_counts(adata, **place)
+        tokens = look_up(matrix.names, vocabulary).tokens
+        known = np.flatnonzero(tokens >= 0)
+        to_token = csr_array((np.ones(len(known)), (known, tokens[known])), shape=(len(tokens), len(vocabulary)))
+        for rows, stored in row_blocks(matrix.x):
+            block = to_counts(stored, source.get("counts", "raw"), matrix.where)
+            yield rows, block @ to_token, np.asarray(block.sum(axis=1), dtype=np.float64).ravel()
     except (KeyError, ValueError) as problem:
         raise CountsNotAtHandError(*problem.args) from problem
-    tokens = look_up(matrix.names, vocabulary).tokens
-    known = np.flatnonzero(tokens >= 0)
-    to_token = csr_array((np.ones(len(known)), (known, tokens[known])), shape=(len(tokens), len(vocabulary)))
-    for rows, stored in row_blocks(matrix.x):
-        try:
-            block = to_counts(stored, counts, matrix.where)
-        except ValueError as problem:
-            raise CountsNotAtHandError(*problem.args) from problem
-        yield rows, block @ to_token, np.asarray(block.sum(axis=1), dtype=np.float64).ravel()
 
 
 def find_tokens(adata: AnnData, vocabulary: Vocabulary, max_length: int, *, layer: str | None = None) -> Tokens:
@@ -183,17 +175,21 @@ def find_tokens(adata: AnnData, vocabulary: Vocabulary, max_length: int, *, laye
         or those that fit are damaged. On the fly: the values are no raw counts, or the genes are not the model's.
     """
     problems = []
-    for slots in _token_slots(adata):
-        params, where = _params(slots), f"The tokens in `adata.obsm[{slots.key!r}]`"
+    others = [key for key in adata.uns if made_by(adata.uns[key]) == _FUNCTION and key != _DEFAULT]
+    for key in (_DEFAULT, *others):  # the default one even if its record got lost
+        slots, where = Slots(adata, _FUNCTION, key), f"The tokens in `adata.obsm[{key!r}]`"
+        if not slots.has("obsm"):
+            continue
+        params = slots.uns["params"] if made_by(adata.uns.get(key)) else {}
         problem = _another_kind(where, params, vocabulary, layer)
         if problem is None:
             ids, lengths = _stored(slots, vocabulary)
             problem = _another_length(where, params, lengths, max_length)
-            if problem is None:
-                if slots.key != _DEFAULT:
-                    info(f"Tokens read from {slots.key!r} (adata.obsm): they were made for this model's vocabulary.")
-                source = {name: params[name] for name in _SOURCE if name in params}
-                return Tokens(ids=ids, lengths=lengths, source=source)
+        if problem is None:
+            if key != _DEFAULT:
+                info(f"Tokens read from {key!r} (adata.obsm): they were made for this model's vocabulary.")
+            source = {name: params[name] for name in _SOURCE if name in params}
+            return Tokens(ids=ids, lengths=lengths, source=source)
         problems.append(problem)
     if problems:
         wanted = "" if layer is None else f", layer={layer!r}"
@@ -205,17 +201,6 @@ def find_tokens(adata: AnnData, vocabulary: Vocabulary, max_length: int, *, laye
     tokens, report = make_tokens(adata, vocabulary, max_length, layer=layer)
     info(f"Tokens made on the fly: {recognised(report, vocabulary)}")
     return tokens
-
-
-def _token_slots(adata: AnnData) -> Iterator[Slots]:
-    """Go through all tokens: the default key first, even if its record got lost, then all others."""
-    others = [key for key in adata.uns if made_by(adata.uns[key]) == _FUNCTION and key != _DEFAULT]
-    return (slots for key in (_DEFAULT, *others) if (slots := Slots(adata, _FUNCTION, key)).has("obsm"))
-
-
-def _params(slots: Slots) -> Mapping[str, Any]:
-    """Read how tokens were made; nothing if that got lost."""
-    return slots.uns["params"] if made_by(slots.adata.uns.get(slots.key)) else {}
 
 
 def _another_kind(where: str, params: Mapping[str, Any], vocabulary: Vocabulary, layer: str | None) -> str | None:

@@ -30,34 +30,15 @@ def plain_id(name: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """One row per token.
+    """What a model knows of each token, in arrays of one row per token."""
 
-    Parameters
-    ----------
-    name
-        What people call it, such as ``"V2"`` or ``"mini"``.
-    ids
-        Ensembl id (or special token) of every token, `(n_tokens,)`; the position is the token.
-    medians
-        Non-zero median of the depth-normalised counts of every gene, float64 `(n_tokens,)`; NaN for special tokens.
-    symbols
-        Gene symbol of every token, empty where unknown.
-    aliases
-        Other names (symbols, synonyms, retired ids), in capitals, to Ensembl ids of this vocabulary.
-    n_cells
-        Number of cells in which each gene was detected when medians were taken, int64 `(n_tokens,)`; 0 for special
-        tokens; `None` where it is not known.
-    gene_types
-        Type of each gene, such as ``"protein_coding"``, `(n_tokens,)`, empty where unknown; `None` where none is known.
-    """
-
-    name: str
-    ids: np.ndarray
-    medians: np.ndarray
-    symbols: np.ndarray
-    aliases: Mapping[str, str] = field(default_factory=dict)
-    n_cells: np.ndarray | None = None
-    gene_types: np.ndarray | None = None
+    name: str  # what people call it, such as "V2" or "mini"
+    ids: np.ndarray  # Ensembl id or special token, `(n_tokens,)`; the position is the token
+    medians: np.ndarray  # non-zero median of depth-normalised counts, float64 `(n_tokens,)`; NaN for special tokens
+    symbols: np.ndarray  # gene symbol, empty where unknown
+    aliases: Mapping[str, str] = field(default_factory=dict)  # other names, in capitals, to ids of this vocabulary
+    n_cells: np.ndarray | None = None  # cells with the gene when medians were taken, int64; 0 for special tokens
+    gene_types: np.ndarray | None = None  # such as "protein_coding", empty where unknown
 
     def __post_init__(self) -> None:
         n = len(self.ids)
