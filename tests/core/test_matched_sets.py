@@ -49,16 +49,9 @@ def noisy_rankings(vocab: Vocabulary, n_cells: int, *, noise: float, detected: f
 
 def draw(vocab, rankings, genes, cells=None, *, n_sets=40, cells_per_set=5, seed=0):
     ids, lengths = laid_out(vocab, rankings)
-    return draw_matched_sets(
-        ids,
-        lengths,
-        np.array(genes),
-        np.arange(len(rankings)) if cells is None else np.array(cells, dtype=np.int64),
-        vocab,
-        n_sets=n_sets,
-        cells_per_set=cells_per_set,
-        rng=np.random.default_rng(seed),
-    )
+    cells = np.arange(len(rankings)) if cells is None else np.array(cells, dtype=np.int64)
+    size = {"n_sets": n_sets, "cells_per_set": cells_per_set}
+    return draw_matched_sets(ids, lengths, np.array(genes), cells, vocab, rng=np.random.default_rng(seed), **size)
 
 
 def fits(ranking: list[int], genes: list[int], others: list[int]) -> bool:
@@ -74,18 +67,13 @@ def fits(ranking: list[int], genes: list[int], others: list[int]) -> bool:
 
 def check(drawn, vocab, rankings, genes, cells, *, n_sets, cells_per_set):
     """Every promise, set by set and cell by cell."""
-    sets = drawn.sets.tolist()
-    assert drawn.sets.dtype == np.int64
-    assert drawn.sets.shape[1:] == (len(genes),)
-    assert len(sets) <= n_sets
-    assert len({frozenset(others) for others in sets}) == len(sets)
-    assert set(drawn.which.tolist()) == set(range(len(sets)))
-    assert len(set(zip(drawn.cell.tolist(), drawn.which.tolist(), strict=True))) == len(drawn.cell) == len(drawn.which)
-    for at, others in enumerate(sets):
-        assert len(set(others)) == len(others)
+    assert len(drawn) <= n_sets
+    assert len({frozenset(others) for others in drawn}) == len(drawn)
+    for others, in_cells in drawn.items():
+        assert len(set(others)) == len(others) == len(genes)
         assert not set(others) & set(genes)
-        assert not vocab.is_special[others].any()
-        in_cells = drawn.cell[drawn.which == at].tolist()
+        assert not vocab.is_special[list(others)].any()
+        assert (np.diff(in_cells) > 0).all()
         # Cells that have, and lack, the same of the genes as the one that the set was drawn from.
         pattern = {frozenset(set(genes) & set(rankings[cell])) for cell in in_cells}
         assert len(pattern) == 1
@@ -104,8 +92,8 @@ def test_sets_stand_where_the_genes_stand(with_cls, n_genes):
     cells = [cell for cell, ranking in enumerate(rankings) if set(genes) <= set(ranking)]
     assert 4 < len(cells) < 50
     drawn = draw(vocab, rankings, genes, cells)
-    assert len(drawn.sets) > 15
-    assert np.bincount(drawn.which).max() > 1  # some are followed through several cells
+    assert len(drawn) > 15
+    assert max(map(len, drawn.values())) > 1  # some are followed through several cells
     check(drawn, vocab, rankings, genes, cells, n_sets=40, cells_per_set=5)
 
 
@@ -115,7 +103,7 @@ def test_sets_of_two_neighbours():
     ranking = np.flatnonzero(~vocab.is_special).tolist()
     drawn = draw(vocab, [ranking], ranking[4:6], n_sets=100)
     check(drawn, vocab, [ranking], ranking[4:6], [0], n_sets=100, cells_per_set=5)
-    assert len(drawn.sets) == 8 * 7 / 2  # every pair of the eight others
+    assert len(drawn) == 8 * 7 / 2  # every pair of the eight others
 
 
 def test_long_cells_have_wider_neighbourhoods():
@@ -126,9 +114,9 @@ def test_long_cells_have_wider_neighbourhoods():
     drawn = draw(vocab, rankings, [gene], n_sets=1000)
     check(drawn, vocab, rankings, [gene], range(3), n_sets=1000, cells_per_set=5)
     apart = {cell: [] for cell in range(3)}
-    for cell, which in zip(drawn.cell.tolist(), drawn.which.tolist(), strict=True):
-        other = int(drawn.sets[which, 0])
-        apart[cell].append(abs(rankings[cell].index(other) - rankings[cell].index(gene)))
+    for (other,), in_cells in drawn.items():
+        for cell in in_cells:
+            apart[cell].append(abs(rankings[cell].index(other) - rankings[cell].index(gene)))
     # 2.5 % of 1,200 genes, and of 200 genes ten ranks: all that is near is found in the end.
     assert [max(found) for found in apart.values()] == [10, 30, 30]
 
@@ -141,7 +129,7 @@ def test_genes_at_the_ends_of_cells(place):
     cells = [cell for cell, ranking in enumerate(rankings) if gene in ranking]
     drawn = draw(vocab, rankings, [gene], cells)
     check(drawn, vocab, rankings, [gene], cells, n_sets=40, cells_per_set=5)
-    assert len(drawn.sets) >= 10
+    assert len(drawn) >= 10
 
 
 def test_absent_genes_are_matched_by_absent_ones_detected_as_often():
@@ -153,10 +141,10 @@ def test_absent_genes_are_matched_by_absent_ones_detected_as_often():
     assert len(cells) > 10
     drawn = draw(vocab, rankings, genes, cells, n_sets=200)
     check(drawn, vocab, rankings, genes, cells, n_sets=200, cells_per_set=5)
-    assert len(drawn.sets) == 200
+    assert len(drawn) == 200
     detected_there = Counter(gene for cell in cells for gene in rankings[cell])
     in_order = sorted(detected_there.values())
-    for others in drawn.sets.tolist():
+    for others in drawn:
         for gene, other in zip(genes, others, strict=True):
             low, high = sorted([detected_there[gene], detected_there[other]])
             # Genes detected more often than the one and more rarely than the other.
@@ -172,8 +160,7 @@ def test_a_gene_is_matched_in_cells_that_have_it_and_in_cells_that_lack_it():
     assert 10 < len(has) < 50
     drawn = draw(vocab, rankings, [gene], cells_per_set=100)
     check(drawn, vocab, rankings, [gene], range(60), n_sets=40, cells_per_set=100)
-    in_cells = [set(drawn.cell[drawn.which == at].tolist()) for at in range(len(drawn.sets))]
-    kinds = {(bool(some & has), bool(some - has)) for some in in_cells}
+    kinds = {(bool(set(in_cells) & has), bool(set(in_cells) - has)) for in_cells in drawn.values()}
     assert kinds == {(True, False), (False, True)}  # a set is matched by rank or by absence, not now so and now so
 
 
@@ -183,9 +170,9 @@ def test_a_gene_that_no_cell_has_is_matched_by_rare_ones():
     drawn = draw(vocab, rankings, [20])
     check(drawn, vocab, rankings, [20], range(40), n_sets=40, cells_per_set=5)
     detected = Counter(gene for ranking in rankings for gene in ranking)
-    assert len(drawn.sets) == 40
+    assert len(drawn) == 40
     rarest = sorted(detected.values())[NEAR_IN_DETECTION // 2]
-    assert max(detected[int(other)] for other in drawn.sets[:, 0]) <= rarest
+    assert max(detected[other] for (other,) in drawn) <= rarest
 
 
 @pytest.mark.parametrize("cells_per_set", [1, 3, 100])
@@ -195,7 +182,7 @@ def test_no_more_than_asked_for(n_sets, cells_per_set):
     rankings = noisy_rankings(vocab, 30, noise=4)
     cells = [cell for cell, ranking in enumerate(rankings) if 10 in ranking]
     drawn = draw(vocab, rankings, [10], cells, n_sets=n_sets, cells_per_set=cells_per_set)
-    assert len(drawn.sets) == n_sets
+    assert len(drawn) == n_sets
     check(drawn, vocab, rankings, [10], cells, n_sets=n_sets, cells_per_set=cells_per_set)
 
 
@@ -206,7 +193,7 @@ def test_only_some_of_very_many_cells_are_looked_at(monkeypatch):
     cells = [cell for cell, ranking in enumerate(rankings) if 10 in ranking]
     assert len(cells) > 20
     drawn = draw(vocab, rankings, [10], cells, cells_per_set=100)
-    looked_at = sorted(set(drawn.cell.tolist()))
+    looked_at = np.unique(np.concatenate([*drawn.values()])).tolist()
     assert len(looked_at) == 6
     assert set(looked_at) <= set(cells)
     check(drawn, vocab, rankings, [10], looked_at, n_sets=40, cells_per_set=100)
@@ -216,30 +203,21 @@ def test_the_same_random_numbers_give_the_same_sets():
     vocab = vocabulary(150)
     rankings = noisy_rankings(vocab, 30, noise=4)
     one, same, other = (draw(vocab, rankings, [10, 30], seed=seed) for seed in (3, 3, 4))
-    for field in ("sets", "cell", "which"):
-        np.testing.assert_array_equal(getattr(one, field), getattr(same, field))
-    assert one.sets.tolist() != other.sets.tolist()
+    assert list(one) == list(same) != list(other)
+    for others, in_cells in one.items():
+        np.testing.assert_array_equal(in_cells, same[others])
 
 
 def test_few_cells_and_few_genes_give_few_sets():
     vocab = vocabulary(20)
     a, b, c, d = 4, 5, 6, 7
-    nothing = {"cells": [], "alone": [], "pair": []}
     rankings = {"cells": [[a, b]], "alone": [[a], [a]], "pair": [[a, b, c], [b, a]]}
     genes = {"cells": [a], "alone": [a], "pair": [a, b]}
     cells = {"cells": [], "alone": [0, 1], "pair": [0, 1]}
-    for name, expected in nothing.items():
-        drawn = draw(vocab, rankings[name], genes[name], cells[name])
-        assert drawn.sets.shape == (0, len(genes[name])), name
-        assert drawn.sets.tolist() == drawn.cell.tolist() == drawn.which.tolist() == expected
-        assert {drawn.sets.dtype, drawn.cell.dtype, drawn.which.dtype} <= {np.dtype(np.int64)}
+    for name, of_cells in rankings.items():
+        assert draw(vocab, of_cells, genes[name], cells[name]) == {}, name
     drawn = draw(vocab, [[a, b], [c, a, d], []], [a], [0, 1])
-    assert sorted(drawn.sets.ravel().tolist()) == [b, c, d]
-    assert {int(drawn.sets[which, 0]): int(cell) for cell, which in zip(drawn.cell, drawn.which, strict=True)} == {
-        b: 0,
-        c: 1,
-        d: 1,
-    }
+    assert {others: in_cells.tolist() for others, in_cells in drawn.items()} == {(b,): [0], (c,): [1], (d,): [1]}
 
 
 def test_genes_that_fit_many_cells_are_drawn_more_often():
@@ -258,15 +236,11 @@ def test_genes_that_fit_many_cells_are_drawn_more_often():
     assert set(covers.values()) == {1, 2, 4}
     rng = np.random.default_rng(0)
     ids, lengths = laid_out(vocab, rankings)
-    n_draws = 3000
-    drawn = Counter(
-        int(
-            draw_matched_sets(
-                ids, lengths, np.array([gene]), np.arange(4), vocab, n_sets=1, cells_per_set=1, rng=rng
-            ).sets[0, 0]
-        )
-        for _ in range(n_draws)
-    )
+    n_draws, one = 3000, {"n_sets": 1, "cells_per_set": 1, "rng": rng}
+    drawn = Counter()
+    for _ in range(n_draws):
+        ((other,),) = draw_matched_sets(ids, lengths, np.array([gene]), np.arange(4), vocab, **one)
+        drawn[other] += 1
     found = np.array([drawn[other] for other in covers])
     expected = np.array([n / 80 for n in covers.values()]) * n_draws
     assert stats.chisquare(found, expected).pvalue > 0.001

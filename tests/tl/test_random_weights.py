@@ -90,30 +90,31 @@ def test_random_weights_are_those_of_the_seed_in_the_same_cells(
 
 
 def test_random_weights_see_some_cells_of_a_perturbation(cells, toy_model, monkeypatch):
-    """Those of the seed and the genes, whatever else is perturbed."""
+    """Those of the seed and the genes, whatever else is perturbed; the model is compared in the same cells."""
     runs = {}
-    control = gfx.tl.perturbation._run.random_weights_control
+    compare = gfx.tl.perturbation._perturb.compare_networks
 
-    def kept(experiment, sets, *rest):
-        runs["of"] = control(experiment, sets, *rest)
-        return runs["of"]
+    def kept(perturbed, model, random, goal):
+        runs["random"], runs["n"] = random, len(model.sets)
+        return compare(perturbed, model, random, goal)
 
-    monkeypatch.setattr("gfx.tl.perturbation._run.random_weights_control", kept)
+    monkeypatch.setattr("gfx.tl.perturbation._perturb.compare_networks", kept)
     monkeypatch.setattr("gfx.tl.perturbation._controls.CELLS_OF_RANDOM_WEIGHTS", 10)
     chosen = []
     for genes in ([GENE, OTHER], [OTHER, "TOY21", GENE]):
         delete_genes(cells, genes, model=toy_model, controls="random_weights")
-        found = runs["of"]
-        number = len(found.genes) + genes.index(GENE)
-        chosen.append(found.random.cell[found.random.which == number].tolist())
-        np.testing.assert_array_equal(found.random.cell, found.model.cell)
-        shift = cells.obsm["gfx_delete"][chosen[-1], genes.index(GENE)]
-        of_model = found.model["shift"][found.model.which == number]
-        np.testing.assert_allclose(of_model, shift, atol=1e-6)
-        expected = found.random["shift"][found.random.which == number].mean()
-        table = cells.uns["gfx_delete"]["table"].set_index("perturbation")
-        assert table.loc[GENE, "random_weights_shift_mean"] == pytest.approx(expected)
-    assert len(set(chosen[0])) == 10 < cells.uns["gfx_delete"]["table"]["n_cells"].max()
+        random, result = runs["random"], cells.uns["gfx_delete"]
+        of_genes = [random.which == runs["n"] + number for number in range(len(genes))]
+        chosen.append(random.cell[of_genes[genes.index(GENE)]].tolist())
+        means = [[], []]
+        for number, own in enumerate(of_genes):
+            means[0].append(cells.obsm["gfx_delete"][random.cell[own], number].mean(dtype=float))
+            means[1].append(random["shift"][own].mean(dtype=float))
+        np.testing.assert_allclose(result["table"]["random_weights_shift_mean"], means[1])
+        if len(genes) == 3:
+            row = result["controls"].query("statistic == 'spearman_perturbations'")
+            assert row["value"].item() == pytest.approx(stats.spearmanr(*means).statistic)
+    assert len(set(chosen[0])) == 10 < result["table"]["n_cells"].max()
     assert chosen[0] == chosen[1]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -24,23 +23,6 @@ MOST_CELLS = 1_000
 PATIENCE = 10
 
 
-@dataclass(frozen=True)
-class MatchedSets:
-    """Random sets and the cells to perturb them in.
-
-    Parameters
-    ----------
-    sets
-        Tokens, int64 `(n_sets, n_genes)`.
-    cell, which
-        Row of the cell and number of the set, for each pair to run, int `(n_pairs,)`.
-    """
-
-    sets: np.ndarray
-    cell: np.ndarray
-    which: np.ndarray
-
-
 def draw_matched_sets(
     ids: np.ndarray,
     lengths: np.ndarray,
@@ -51,7 +33,7 @@ def draw_matched_sets(
     n_sets: int,
     cells_per_set: int,
     rng: np.random.Generator,
-) -> MatchedSets:
+) -> dict[tuple[int, ...], np.ndarray]:
     """Draw sets whose genes stand near the given ones, each with the cells in which all of them do.
 
     A set is drawn from a random cell, so those that fit many cells are drawn more often. Each is one replicate: a gene
@@ -68,81 +50,74 @@ def draw_matched_sets(
         Rows of the cells in which it is perturbed.
     n_sets, cells_per_set
         At most; fewer where little matches.
+
+    Returns
+    -------
+    Rows of the cells to perturb each set in, ascending, by the tokens of the set.
     """
     if len(cells) > MOST_CELLS:
         cells = np.sort(rng.choice(cells, MOST_CELLS, replace=False))
-    rows, n = ids[cells].astype(np.int64), lengths[cells] - vocabulary.n_specials
-    places = np.full((len(cells), len(vocabulary)), -1, dtype=np.int16)  # the longest input is 4,096 tokens
-    np.put_along_axis(places, rows, np.arange(rows.shape[1], dtype=np.int16)[None], axis=1)
-    places[:, vocabulary.is_special] = -1
+    first, n = vocabulary.first_gene, lengths[cells] - vocabulary.n_specials
+    rows = ids[cells, first:].astype(np.int64)
+    ranks = np.full((len(cells), len(vocabulary)), -1, dtype=np.int16)  # the longest input is 4,096 tokens
+    np.put_along_axis(ranks, rows, np.arange(rows.shape[1], dtype=np.int16)[None], axis=1)
+    ranks[:, vocabulary.is_special] = -1
     near = np.maximum(NEAR_RANKS, np.ceil(NEAR_SHARE * n).astype(int))
-    candidates = [_candidates(places, gene) for gene in genes]
-    found: dict[tuple[int, ...], np.ndarray] = {}
+    candidates = [_candidates(ranks, gene) for gene in genes]
+    sets: dict[tuple[int, ...], np.ndarray] = {}
     known: set[frozenset[int]] = set()  # the same genes in another order are no other replicate
-    for _ in range(n_sets * PATIENCE):
-        if len(found) == n_sets or not len(cells):
+    for _ in range(n_sets * PATIENCE if len(cells) else 0):
+        if len(sets) == n_sets:
             break
-        at = rng.integers(len(cells))
-        drawn = _draw_one(
-            rows[at],
-            places[at],
-            genes,
-            candidates,
-            n=int(n[at]),
-            near=int(near[at]),
-            first=vocabulary.first_gene,
-            rng=rng,
-        )
+        row = rng.integers(len(cells))
+        drawn = _draw_one(rows[row, : n[row]], ranks[row], genes, candidates, near=near[row], rng=rng)
         if drawn is None or frozenset(drawn) in known:
             continue
         known.add(frozenset(drawn))
-        fits = np.ones(len(cells), dtype=bool)
-        for gene, other in zip(genes, drawn, strict=True):
-            mine, its = places[:, gene].astype(int), places[:, other].astype(int)
-            # Matched by rank or by absence, as in the cell that it was drawn from.
-            if places[at, gene] >= 0:
-                fits &= (mine >= 0) & (its >= 0) & (abs(its - mine) <= near)
-            else:
-                fits &= (mine < 0) & (its < 0)
-        fitting = np.flatnonzero(fits)
-        some = rng.choice(fitting, min(cells_per_set, len(fitting)), replace=False)
-        found[drawn] = np.sort(cells[some])
-    sets = np.array(list(found), dtype=np.int64).reshape(len(found), len(genes))
-    sizes = [len(some) for some in found.values()]
-    pairs = np.concatenate([*found.values(), np.zeros(0, dtype=np.int64)]).astype(np.int64)
-    return MatchedSets(sets=sets, cell=pairs, which=np.repeat(np.arange(len(found)), sizes))
+        # Matched by rank or by absence, as in the cell that it was drawn from.
+        own, other = ranks[:, genes].astype(int), ranks[:, drawn].astype(int)
+        is_near = (own >= 0) & (other >= 0) & (abs(other - own) <= near[:, None])
+        is_present = ranks[row, genes] >= 0
+        fitting = np.flatnonzero(np.where(is_present, is_near, (own < 0) & (other < 0)).all(axis=1))
+        sets[drawn] = np.sort(cells[rng.choice(fitting, min(cells_per_set, len(fitting)), replace=False)])
+    return sets
 
 
-def _candidates(places: np.ndarray, gene: int) -> np.ndarray:
-    """Genes detected in about as many of the cells as this one, itself left out."""
-    detected = (places >= 0).sum(axis=0)
-    there = np.flatnonzero(detected > 0)
-    by_detection = there[np.argsort(detected[there], kind="stable")]
-    middle = int(np.searchsorted(detected[by_detection], detected[gene]))
+def _candidates(ranks: np.ndarray, gene: int) -> np.ndarray:
+    """Genes detected in about as many of the cells as this one, without itself."""
+    n_cells = (ranks >= 0).sum(axis=0)
+    detected = np.flatnonzero(n_cells > 0)
+    by_detection = detected[np.argsort(n_cells[detected], kind="stable")]
+    middle = int(np.searchsorted(n_cells[by_detection], n_cells[gene]))
     half = ceil(NEAR_IN_DETECTION / 2)
-    some = by_detection[max(0, middle - half) : middle + half + 1]
-    return some[some != gene]
+    similar = by_detection[max(0, middle - half) : middle + half + 1]
+    return similar[similar != gene]
 
 
 def _draw_one(
     row: np.ndarray,
-    places: np.ndarray,
+    ranks: np.ndarray,
     genes: np.ndarray,
     candidates: list[np.ndarray],
     *,
-    n: int,
     near: int,
-    first: int,
     rng: np.random.Generator,
 ) -> tuple[int, ...] | None:
-    """Draw for each gene one that stands near it in this cell, or lacks as it does; `None` if there is none left."""
+    """Draw for each gene one of similar rank in this cell, or that it lacks, too; `None` if there is none left.
+
+    Parameters
+    ----------
+    row, ranks
+        Genes of the cell by rank, and the rank of every token in it, -1 if it is absent.
+    candidates
+        For each gene those detected about as often.
+    near
+        Ranks that count as neighbouring.
+    """
     drawn: list[int] = []
-    for gene, absent_ones in zip(genes, candidates, strict=True):
-        at = int(places[gene])
-        if at >= 0:
-            pool = row[max(first, at - near) : min(first + n, at + near + 1)]
-        else:
-            pool = absent_ones[places[absent_ones] < 0]
+    for gene, similar in zip(genes, candidates, strict=True):
+        rank = int(ranks[gene])
+        pool = row[max(0, rank - near) : rank + near + 1] if rank >= 0 else similar[ranks[similar] < 0]
         pool = np.setdiff1d(pool, [*genes, *drawn])
         if not len(pool):
             return None

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from gfx._docs import shared
+from gfx._docs import TEXTS, shared
 from gfx._results import TABLE
 from gfx.tl.perturbation._perturb import CONTROLS, perturb
-from gfx.tl.perturbation._shift import check_change, rank_finder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,7 +17,11 @@ if TYPE_CHECKING:
 
 __all__ = ["delete_genes", "overexpress_genes", "shift_genes"]
 
-SLOTS = """
+RETURNS = """
+Returns
+-------
+`None`, or an updated copy if `copy=True`. Sets, with one column a perturbation in the order of `genes`:
+
 `.obsm['{key}' | key_added]` : :class:`numpy.ndarray` (float32, `(n_obs, n_perturbations)`)
     Shift of each cell; NaN for cells that were not perturbed, because they lack a gene or are not of state `start`.
 `.obsm['{key}_parts' | key_added + '_parts']` : :class:`numpy.ndarray` (float32, `(n_obs, n_perturbations, 3)`)
@@ -38,15 +41,9 @@ SLOTS = """
     :func:`gfx.get.deletion_df`; `synergy`, see :func:`gfx.get.synergy_df`; `random_sets` and `random_states`, see
     :func:`gfx.get.random_sets_df`; `genes_of_all_ranks`, see :func:`gfx.get.rank_trend_df`; `donors` and
     `donor_states`; `controls`, see :func:`gfx.get.controls_df`; `note`, what the p-values are over.
-"""
 
-
-def _slots(function: str) -> str:
-    """Say what a function writes under its default name or another."""
-    return SLOTS.replace("{key}", TABLE[function].default)
-
-
-ERRORS = """
+Raises
+------
 ValueError
     A gene that the model does not know, a gene or set given twice, `start` without `goal`, no raw counts, tokens of
     another vocabulary, a value outside the choices, or a store that holds another call.
@@ -58,8 +55,21 @@ OSError
     The store cannot be written; finished blocks are kept.
 """
 
+#: Parameters that all functions here share, before and after those of their own.
+PARAMETERS = {
+    "input": "model layer states start goal",
+    "controls": "controls_of_perturbations n_random donor_key",
+    "output": "hidden_layer pooling_of_shifts store rng key_added mod copy",
+}
 
-@shared(slots=_slots("tl.delete_genes"), errors=ERRORS)
+
+def _shared(function: str) -> dict[str, str]:
+    """Texts that the docstrings of all functions here share; slots are called by the default name of the function."""
+    parameters = {group: "\n".join(TEXTS[name] for name in names.split()) for group, names in PARAMETERS.items()}
+    return {**parameters, "returns": RETURNS.replace("{key}", TABLE[function].default)}
+
+
+@shared(**_shared("tl.delete_genes"))
 def delete_genes(
     adata: Data,
     genes: Genes,
@@ -107,34 +117,14 @@ def delete_genes(
         Symbols or Ensembl ids, each deleted by itself; the genes of a tuple are deleted together. `...` stands for
         every gene that the cells have: ``("GATA4", ...)`` is GATA4 with every other gene. All pairs of a list are
         ``itertools.combinations(genes, 2)``.
-    {model}
-    {layer}
-    {states}
-    {start}
-    {goal}
+    {input}
     positions
         ``"close"``: the genes behind a deleted one move up, as in the published method. ``"keep"``: the gene is removed
         from attention and from the mean, and every other gene keeps its position.
-    {controls_of_perturbations}
-    {n_random}
-    {donor_key}
-    {hidden_layer}
-    {pooling_of_shifts}
-    {store}
-    {rng}
-    {key_added}
-    {mod}
-    {copy}
+    {controls}
+    {output}
 
-    Returns
-    -------
-    `None`, or an updated copy if `copy=True`. Sets, with one column a perturbation in the order of `genes`:
-
-    {slots}
-
-    Raises
-    ------
-    {errors}
+    {returns}
 
     Warns
     -----
@@ -151,31 +141,10 @@ def delete_genes(
     >>> gfx.get.deletion_df(adata)[["perturbation", "n_random"]].sort_values("perturbation").values.tolist()
     [['CD3D', 20], ['CD3D+CD3E', 20]]
     """
-    return perturb(
-        adata,
-        genes,
-        function="tl.delete_genes",
-        operator="delete",
-        positions=positions,
-        model=model,
-        layer=layer,
-        groupby=groupby,
-        start=start,
-        goal=goal,
-        controls=controls,
-        n_random=n_random,
-        donor_key=donor_key,
-        hidden_layer=hidden_layer,
-        pooling=pooling,
-        store=store,
-        rng=rng,
-        key_added=key_added,
-        mod=mod,
-        copy=copy,
-    )
+    return perturb("delete", **locals())
 
 
-@shared(slots=_slots("tl.overexpress_genes"), errors=ERRORS)
+@shared(**_shared("tl.overexpress_genes"))
 def overexpress_genes(
     adata: Data,
     genes: Genes,
@@ -215,33 +184,13 @@ def overexpress_genes(
     genes
         Symbols or Ensembl ids, each by itself; the genes of a tuple are brought to the front together, in their order.
         `...` stands for every gene that the cells have.
-    {model}
-    {layer}
-    {states}
-    {start}
-    {goal}
+    {input}
     positions
         ``"close"``: the other genes make room, as in the published method. ``"keep"``: they keep their positions.
-    {controls_of_perturbations}
-    {n_random}
-    {donor_key}
-    {hidden_layer}
-    {pooling_of_shifts}
-    {store}
-    {rng}
-    {key_added}
-    {mod}
-    {copy}
+    {controls}
+    {output}
 
-    Returns
-    -------
-    `None`, or an updated copy if `copy=True`. Sets, with one column a perturbation in the order of `genes`:
-
-    {slots}
-
-    Raises
-    ------
-    {errors}
+    {returns}
 
     Examples
     --------
@@ -251,31 +200,10 @@ def overexpress_genes(
     >>> adata.obsm["gfx_overexpress"].shape
     (60, 1)
     """
-    return perturb(
-        adata,
-        genes,
-        function="tl.overexpress_genes",
-        operator="overexpress",
-        positions=positions,
-        model=model,
-        layer=layer,
-        groupby=groupby,
-        start=start,
-        goal=goal,
-        controls=controls,
-        n_random=n_random,
-        donor_key=donor_key,
-        hidden_layer=hidden_layer,
-        pooling=pooling,
-        store=store,
-        rng=rng,
-        key_added=key_added,
-        mod=mod,
-        copy=copy,
-    )
+    return perturb("overexpress", **locals())
 
 
-@shared(slots=_slots("tl.shift_genes"), errors=ERRORS)
+@shared(**_shared("tl.shift_genes"))
 def shift_genes(
     adata: Data,
     genes: Genes,
@@ -318,31 +246,11 @@ def shift_genes(
         front or end. ``("fold_change", x)``: multiply the counts of the gene and rank the cell again: above 1 it rises,
         below 1 it falls. In cells with more genes than the model reads, a gene that falls behind the last of them is
         removed, and none takes its place.
-    {model}
-    {layer}
-    {states}
-    {start}
-    {goal}
-    {controls_of_perturbations}
-    {n_random}
-    {donor_key}
-    {hidden_layer}
-    {pooling_of_shifts}
-    {store}
-    {rng}
-    {key_added}
-    {mod}
-    {copy}
+    {input}
+    {controls}
+    {output}
 
-    Returns
-    -------
-    `None`, or an updated copy if `copy=True`. Sets, with one column a perturbation in the order of `genes`:
-
-    {slots}
-
-    Raises
-    ------
-    {errors}
+    {returns}
 
     Examples
     --------
@@ -352,28 +260,4 @@ def shift_genes(
     >>> adata.obsm["gfx_shift"].shape
     (60, 2)
     """
-    unit, change = check_change(by)
-    return perturb(
-        adata,
-        genes,
-        function="tl.shift_genes",
-        operator="shift",
-        positions="close",
-        model=model,
-        layer=layer,
-        groupby=groupby,
-        start=start,
-        goal=goal,
-        controls=controls,
-        n_random=n_random,
-        donor_key=donor_key,
-        hidden_layer=hidden_layer,
-        pooling=pooling,
-        store=store,
-        rng=rng,
-        key_added=key_added,
-        mod=mod,
-        copy=copy,
-        new_ranks=lambda cells: rank_finder(cells, unit, change),
-        by=[unit, str(change)],
-    )
+    return perturb("shift", **locals())

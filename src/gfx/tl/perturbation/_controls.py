@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,16 +9,11 @@ import pandas as pd
 
 from gfx._core.matched_sets import draw_matched_sets
 from gfx._core.statistics import rank_trend, spearman
-from gfx.tl._gene_sets import set_name
-from gfx.tl.perturbation._experiment import Runs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gfx._core.vocabulary import Vocabulary
-    from gfx._engine.run import Network
-    from gfx.tl._states import States
-    from gfx.tl.perturbation._experiment import Experiment
+    from gfx.tl.perturbation._experiment import Experiment, Runs
 
 #: Cells that each random set is perturbed in at most.
 CELLS_PER_SET = 8
@@ -39,46 +33,13 @@ def stream(seed: int, use: int, genes: Sequence[int] = ()) -> np.random.Generato
     return np.random.default_rng([seed, use, *sorted(int(gene) for gene in genes)])
 
 
-# --- random sets of genes ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class RandomSets:
-    """Rank-matched random gene sets of each perturbation.
-
-    Parameters
-    ----------
-    runs
-        Their runs.
-    perturbation
-        Number of the perturbation that each set is matched to, ascending, int `(n_sets,)`.
-    """
-
-    runs: Runs
-    perturbation: np.ndarray
-
-    @property
-    def beside(self) -> np.ndarray:
-        """Number of the perturbation that each run is compared with, int `(n_runs,)`."""
-        return self.perturbation[self.runs.which]
-
-    def of_each(self, n: int, values: np.ndarray) -> list[np.ndarray]:
-        """Cut one value a set into one array for each of `n` perturbations."""
-        return np.split(values, np.searchsorted(self.perturbation, np.arange(1, n)))
-
-
-def draw_random_sets(
-    experiment: Experiment,
-    sets: Sequence[np.ndarray],
-    cells_of: Sequence[np.ndarray],
-    *,
-    n_sets: int,
-    seed: int,
-) -> RandomSets:
-    """Draw, for each set, random sets of neighbouring rank in the same cells."""
+def random_set_runs(
+    experiment: Experiment, sets: Sequence[np.ndarray], cells_of: Sequence[np.ndarray], *, n_sets: int, seed: int
+) -> Runs:
+    """Draw, for each perturbation, random sets of neighbouring rank in the same cells."""
     tokens, vocabulary = experiment.cells.tokens, experiment.cells.model.vocabulary
-    random, perturbation, cell, which = [], [], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for number, (genes, rows) in enumerate(zip(sets, cells_of, strict=True)):
+    random, rows_of, n_drawn = [], [], []
+    for genes, rows in zip(sets, cells_of, strict=True):
         drawn = draw_matched_sets(
             tokens.ids,
             tokens.lengths,
@@ -89,129 +50,29 @@ def draw_random_sets(
             cells_per_set=CELLS_PER_SET,
             rng=stream(seed, SETS, genes),
         )
-        cell.append(drawn.cell)
-        which.append(drawn.which + len(random))
-        random += list(drawn.sets)
-        perturbation += [number] * len(drawn.sets)
-    of_set = np.array(perturbation, dtype=np.int64)
-    which = np.concatenate(which)
-    # Shifts of other genes are added up for each perturbation, over all of its random sets.
-    return RandomSets(Runs(random, np.concatenate(cell), which, of_set[which], len(sets)), of_set)
+        random += map(np.array, drawn)
+        rows_of += drawn.values()
+        n_drawn.append(len(drawn))
+    return experiment.runs(random, rows_of, np.repeat(np.arange(len(sets)), n_drawn), len(sets))
 
 
-def random_set_table(
-    random: RandomSets, shift: np.ndarray, names: Sequence[str], vocabulary: Vocabulary
-) -> pd.DataFrame:
-    """One row a random set: its mean shift, and that less the perturbation's in the same cells."""
-    runs = random.runs
-    return pd.DataFrame(
-        {
-            "perturbation": np.asarray(names, dtype=object)[random.perturbation],
-            "genes": np.array([set_name(genes, vocabulary) for genes in runs.sets], dtype=object),
-            "n_cells": np.bincount(runs.which, minlength=len(runs.sets)),
-            "rank_mean": runs.mean(runs["rank"]),
-            "shift_mean": runs.mean(runs["shift"]),
-            "difference": runs.mean(runs["shift"] - shift[runs.cell, random.beside]),
-        }
-    )
-
-
-def random_state_table(
-    random: RandomSets, toward: np.ndarray, states: States, random_sets: pd.DataFrame
-) -> pd.DataFrame:
-    """One row a random set and state: its shift toward the state, and that less the perturbation's."""
-    runs = random.runs
-    return pd.concat(
-        [
-            random_sets[["perturbation", "genes"]].assign(
-                state=state,
-                toward_mean=runs.mean(runs["toward"][:, number]),
-                toward_difference=runs.mean(runs["toward"][:, number] - toward[runs.cell, random.beside, number]),
-            )
-            for number, state in enumerate(states.names)
-        ],
-        ignore_index=True,
-    )
-
-
-# --- random weights ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class RandomWeightsControl:
-    """The same runs with the model and with random weights: random genes of all ranks, and some of each perturbation.
-
-    Parameters
-    ----------
-    network
-        The random-weights model.
-    model, random
-        Runs of both networks, the same ones; their first sets are the random genes.
-    genes
-        Tokens of the random genes, `(n_genes,)`.
-    """
-
-    network: Network
-    model: Runs
-    random: Runs
-    genes: np.ndarray
-
-    @property
-    def shift_of_sets(self) -> np.ndarray:
-        """Mean shift of each perturbation with random weights, over some of its cells, `(n_sets,)`."""
-        return self.random.mean(self.random["shift"])[len(self.genes) :]
-
-    def compare(self, states: States | None) -> tuple[list[tuple[str, str, str, float, int]], pd.DataFrame]:
-        """Compare both networks.
-
-        Returns
-        -------
-        Rows of the table of controls: how the shift follows the rank in both networks, and how far their rankings
-        agree. And one row for each random gene of all ranks: `rank`, and its effects in both networks.
-        """
-        n, sets = len(self.genes), self.model.sets[len(self.genes) :]
-        effects = {"shift": [runs["shift"] for runs in (self.model, self.random)]}
-        if states is not None:
-            goal = states.names.index(states.goal)
-            effects["toward"] = [runs["toward"][:, goal] for runs in (self.model, self.random)]
-        sample = pd.DataFrame({"rank": self.model["rank"][:n]})
-        rows = []
-        alike = _of_one_size(sets)
-        for measure, values in effects.items():
-            means = [runs.mean(of_runs) for runs, of_runs in zip((self.model, self.random), values, strict=True)]
-            sample[measure], sample[f"random_weights_{measure}"] = (mean[:n] for mean in means)
-            of_sets = [mean[n:][alike] for mean in means]
-            agreement = spearman(*(mean[:n] for mean in means)), spearman(*of_sets)
-            rows.append(("random_weights", measure, "spearman", agreement[0], n))
-            rows.append(
-                ("random_weights", measure, "spearman_perturbations", agreement[1], int(np.isfinite(of_sets[0]).sum()))
-            )
-        for control, prefix, column in (("random_weights", "rank_", "random_weights_shift"), ("rank", "", "shift")):
-            trend = rank_trend(sample["rank"].to_numpy(), sample[column].to_numpy())
-            rows += [(control, "shift", f"{prefix}{name}", trend[name], trend["n"]) for name in ("spearman", "slope")]
-        return rows, sample
-
-
-def random_weights_control(
+def random_weights_runs(
     experiment: Experiment, sets: Sequence[np.ndarray], cells_of: Sequence[np.ndarray], seed: int
-) -> RandomWeightsControl:
-    """Draw random genes of all ranks, some cells of each perturbation, and random weights."""
-    rng = stream(seed, RANDOM_WEIGHTS)
-    network = experiment.network.randomized(int(rng.integers(2**31)))
+) -> tuple[Runs, Runs]:
+    """Draw random genes of all ranks, one run each, and some cells of each perturbation.
+
+    Returns
+    -------
+    Runs of the model, which are the random genes alone, because it perturbs all cells of a perturbation anyway; and
+    those of the random-weights model, the perturbations after the random genes.
+    """
     cell, genes = _genes_of_all_ranks(experiment, stream(seed, RANDOM_WEIGHTS))
     chosen = [
-        stream(seed, RANDOM_WEIGHTS, one).choice(rows, min(CELLS_OF_RANDOM_WEIGHTS, len(rows)), replace=False)
-        for one, rows in zip(sets, cells_of, strict=True)
+        stream(seed, RANDOM_WEIGHTS, genes).choice(rows, min(CELLS_OF_RANDOM_WEIGHTS, len(rows)), replace=False)
+        for genes, rows in zip(sets, cells_of, strict=True)
     ]
-    all_sets, rows_of = [*genes[:, None], *sets], [*cell[:, None], *chosen]
-    model, random = experiment.runs(all_sets, rows_of), experiment.runs(all_sets, rows_of)
-    return RandomWeightsControl(network, model, random, genes)
-
-
-def _of_one_size(sets: Sequence[np.ndarray]) -> np.ndarray:
-    """Find the sets of the commonest size: larger ones shift cells more in any network, which looks like agreement."""
-    sizes = np.array([len(genes) for genes in sets])
-    return np.flatnonzero(sizes == np.bincount(sizes).argmax())
+    genes, cell = list(genes[:, None]), list(cell[:, None])
+    return experiment.runs(genes, cell), experiment.runs([*genes, *sets], [*cell, *chosen])
 
 
 def _genes_of_all_ranks(experiment: Experiment, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -224,3 +85,42 @@ def _genes_of_all_ranks(experiment: Experiment, rng: np.random.Generator) -> tup
     cell = rng.choice(usable, N_RANK_SAMPLE)
     place = vocabulary.first_gene + rng.integers(n_genes[cell])
     return cell, tokens.ids[cell, place].astype(np.int64)
+
+
+def compare_networks(
+    perturbed: Runs, model: Runs, random: Runs, goal: int | None
+) -> tuple[list[tuple[str, str, str, float, int]], pd.DataFrame]:
+    """Compare the model with the random-weights model, in the same runs.
+
+    Parameters
+    ----------
+    perturbed
+        All runs of the perturbations.
+    model, random
+        See :func:`random_weights_runs`.
+    goal
+        Number of the goal among the states.
+
+    Returns
+    -------
+    Rows of the table of controls: how the shift follows the rank in both networks, and how far their rankings agree.
+    And one row for each random gene of all ranks: `rank`, and its effects in both networks.
+    """
+    n = len(model.sets)
+    same = perturbed.find(random.which[n:] - n, random.cell[n:])  # runs of the model in the same cells
+    sizes = np.array([len(genes) for genes in perturbed.sets])
+    # Larger sets shift cells more in any network, which looks like agreement: compare sets of the commonest size.
+    alike = n + np.flatnonzero(sizes == np.bincount(sizes).argmax())
+    sample, rows = pd.DataFrame({"rank": model["rank"]}), []
+    for measure in ("shift",) if goal is None else ("shift", "toward"):
+        of_model = np.concatenate([model.effect(measure, goal), perturbed.effect(measure, goal)[same]])
+        means = [random.mean(values) for values in (of_model, random.effect(measure, goal))]
+        sample[measure], sample[f"random_weights_{measure}"] = (mean[:n] for mean in means)
+        of_sets = [mean[alike] for mean in means]
+        n_known = int(np.isfinite(of_sets[0]).sum())
+        rows.append(("random_weights", measure, "spearman", spearman(*(mean[:n] for mean in means)), n))
+        rows.append(("random_weights", measure, "spearman_perturbations", spearman(*of_sets), n_known))
+    for control, prefix, column in (("random_weights", "rank_", "random_weights_shift"), ("rank", "", "shift")):
+        trend = rank_trend(sample["rank"].to_numpy(), sample[column].to_numpy())
+        rows += [(control, "shift", f"{prefix}{name}", trend[name], trend["n"]) for name in ("spearman", "slope")]
+    return rows, sample

@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gfx._core.edits import can_be_perturbed, pad_sets
+from gfx.tl._prepare import vectors_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from gfx._core.edits import Operator, Positions
     from gfx._engine.perturb import Comparison
     from gfx._engine.run import CellBlock, Job, Network, Result
+    from gfx._run_store import RunStore
     from gfx.tl._prepare import Prepared
-    from gfx.tl._states import States
+
+    #: Finds the ranks that genes move to, `(n_runs, n_genes)`, from the cell of each run and its genes.
+    NewRanks = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 #: Cells and runs in a block: what a stopped run loses, and what is sent to a worker.
 CELLS_PER_BLOCK, RUNS_PER_BLOCK = 128, 1024
@@ -32,22 +36,19 @@ class Runs:
         Tokens of each set of genes.
     cell, which
         Cell and set of each run, int `(n_runs,)`.
-    group, n_groups
-        Group of each run, in which shifts of the other genes are added up, int `(n_runs,)`, and how many groups there
-        are, some of them without runs; `None` adds nothing up.
+    perturbation, gene_sums
+        Perturbation that each set belongs to, ascending, int `(n_sets,)`; and for each perturbation sum, sum of squares
+        and number of the shifts of other genes, float64 `(3, n_tokens, n_perturbations)`. `None` adds nothing up.
     effects
         What was measured, an array `(n_runs, ...)` each: `shift`, `rank`, `toward` and so on.
-    gene_sums
-        Sum, sum of squares and number of the shifts of other genes, float64 `(3, n_tokens, n_groups)`.
     """
 
     sets: Sequence[np.ndarray]
     cell: np.ndarray
     which: np.ndarray
-    group: np.ndarray | None = None
-    n_groups: int = 0
-    effects: dict[str, np.ndarray] = field(default_factory=dict)
+    perturbation: np.ndarray | None = None
     gene_sums: np.ndarray | None = None
+    effects: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.cell)
@@ -55,11 +56,39 @@ class Runs:
     def __getitem__(self, name: str) -> np.ndarray:
         return self.effects[name]
 
+    def effect(self, measure: str, state: int | None = None) -> np.ndarray:
+        """Shifts, or with `state` changes of the cosine to this one of the states, float32 `(n_runs,)`."""
+        return self[measure] if measure == "shift" else self[measure][:, state]
+
+    @property
+    def n_cells(self) -> np.ndarray:
+        """Number of cells that each set was perturbed in, int64 `(n_sets,)`."""
+        return np.bincount(self.which, minlength=len(self.sets))
+
     def mean(self, values: np.ndarray) -> np.ndarray:
-        """Mean of each set over its runs, in float64; NaN for sets without any."""
-        counts = np.bincount(self.which, minlength=len(self.sets))
-        sums = np.bincount(self.which, values.astype(np.float64), minlength=len(self.sets))
-        return np.divide(sums, counts, out=np.full(len(self.sets), np.nan), where=counts > 0)
+        """Mean of each set over its runs, in float64; NaN does not count, and is the mean of sets without values."""
+        known = ~np.isnan(values)
+        n, sums = (
+            np.bincount(self.which[known], weights, minlength=len(self.sets))
+            for weights in (None, values[known].astype(np.float64))
+        )
+        return np.divide(sums, n, out=np.full(len(n), np.nan), where=n > 0)
+
+    def sd(self, values: np.ndarray) -> np.ndarray:
+        """Take the standard deviation of each set over its runs, in float64; NaN for fewer than two."""
+        n, variance = self.n_cells, self.mean((values - self.mean(values)[self.which]) ** 2)
+        return np.sqrt(np.divide(variance * n, n - 1, out=np.full(len(n), np.nan), where=n > 1))
+
+    def find(self, which: np.ndarray, cell: np.ndarray) -> np.ndarray:
+        """Numbers of the runs of given sets in given cells; runs are sorted by set, then by cell."""
+        n = 1 + int(self.cell.max(initial=0))
+        return np.searchsorted(self.which * n + self.cell, which * n + cell)
+
+    def by_cell(self, values: np.ndarray, n_obs: int) -> np.ndarray:
+        """Lay values of runs out by cell and set, float32 `(n_obs, n_sets, ...)`; NaN where there is no run."""
+        out = np.full((n_obs, len(self.sets), *values.shape[1:]), np.nan, dtype=np.float32)
+        out[self.cell, self.which] = values
+        return out
 
     def add(self, cells: CellBlock, result: Result) -> None:
         """Take in the result of a block: single genes that only served for comparison are left out."""
@@ -90,7 +119,7 @@ class Experiment:
     lengths
         Tokens of each cell, 0 for cells that are not perturbed, int `(n_obs,)`.
     new_ranks
-        Finds the ranks that genes move to, `(n_runs, n_genes)`, from the cell of each run and its genes.
+        Finds the ranks that genes move to.
     """
 
     cells: Prepared
@@ -99,18 +128,25 @@ class Experiment:
     positions: Positions
     pooling: Comparison
     lengths: np.ndarray
-    new_ranks: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    new_ranks: NewRanks | None = None
 
     def where(self, genes: np.ndarray) -> np.ndarray:
         """Rows of the cells in which a set of genes can be perturbed."""
         vocabulary = self.cells.model.vocabulary
         return np.flatnonzero(can_be_perturbed(self.cells.tokens.ids, self.lengths, genes, vocabulary, self.operator))
 
-    def runs(self, sets: Sequence[np.ndarray], cells_of: Sequence[np.ndarray], *, group: bool = False) -> Runs:
-        """List the runs of each set in its cells; with `group`, shifts of other genes are added up for each set."""
-        which = np.repeat(np.arange(len(sets)), [len(rows) for rows in cells_of])
+    def runs(
+        self,
+        sets: Sequence[np.ndarray],
+        cells_of: Sequence[np.ndarray],
+        perturbation: np.ndarray | None = None,
+        n_perturbations: int = 0,
+    ) -> Runs:
+        """List the runs of each set in its cells, by set; the perturbations of sets are as in :class:`Runs`."""
         cell = np.concatenate([np.zeros(0, dtype=np.int64), *cells_of]).astype(np.int64)
-        return Runs(sets, cell, which, which if group else None, len(sets))
+        which = np.repeat(np.arange(len(sets)), [len(rows) for rows in cells_of])
+        is_summed, shape = perturbation is not None, (3, len(self.cells.model.vocabulary), n_perturbations)
+        return Runs(sets, cell, which, perturbation, np.zeros(shape) if is_summed else None)
 
     def job(
         self,
@@ -120,7 +156,7 @@ class Experiment:
         network: Network | None = None,
         goals: np.ndarray | None = None,
         together: bool = False,
-        **how: Any,
+        **options: Any,
     ) -> Job:
         """Make the job that fills a table of runs.
 
@@ -128,60 +164,60 @@ class Experiment:
         ----------
         network
             Another network than the model.
-        goals
-            Vectors of states, see :class:`gfx._engine.tasks.Perturbation`.
+        goals, options
+            Vectors of states, and other options of :class:`gfx._engine.tasks.Perturbation`.
         together
             Also perturb the genes of larger sets one by one, to compare.
-        how
-            Passed on to the task.
         """
         from gfx._engine.run import Job
         from gfx._engine.tasks import Perturbation
 
-        vocabulary, tokens = self.cells.model.vocabulary, self.cells.tokens
+        tokens = self.cells.tokens
         sets, cell, which, members = _with_single_genes(runs) if together else (runs.sets, runs.cell, runs.which, None)
-        if runs.group is not None:
-            runs.gene_sums = np.zeros((3, len(vocabulary), runs.n_groups))
         n_states = 0 if goals is None else goals.shape[-2]
-        for measure, shape in (("shift", ()), ("rank", ()), ("toward", (n_states,))):  # also where there are no runs
-            runs.effects[measure] = np.full((len(runs), *shape), np.nan, dtype=np.float32)
-        if goals is not None and goals.ndim == 3:  # single genes that only serve for comparison are beside no states
+        shapes = {"shift": (), "rank": (), "toward": (n_states,), "parts": (3,), "toward_parts": (n_states, 3)}
+        for name_of_effect, shape in shapes.items():  # also where there are no runs
+            runs.effects[name_of_effect] = np.full((len(runs), *shape), np.nan, dtype=np.float32)
+        if goals is not None and goals.ndim == 3:  # single genes that only serve for comparison need no goals
             goals = goals[np.minimum(np.arange(len(sets)), len(goals) - 1)]
         blocks, runs_of = _blocks(cell, tokens.lengths)
         padded = None if self.new_ranks is None else pad_sets(sets)
+        group = None if runs.gene_sums is None else np.append(runs.perturbation[runs.which], -1)  # -1: single genes
 
         def given(number: int) -> dict[str, np.ndarray]:
-            run = runs_of[number]
-            row = np.empty(len(tokens.lengths), dtype=np.int64)
-            row[blocks[number]] = np.arange(len(blocks[number]))
-            told = {"run": run, "cell": row[cell[run]], "set": which[run]}
+            run = runs_of[number]  # cell after cell, in the order of the block
+            values = {"run": run, "cell": np.cumsum(np.diff(cell[run], prepend=cell[run[0]]) != 0), "set": which[run]}
             if padded is not None:
-                told["to"] = self.new_ranks(cell[run], padded[which[run]])
+                values["to"] = self.new_ranks(cell[run], padded[which[run]])
             if members is not None:
-                place = np.full(len(cell) + 1, -1, dtype=np.int64)  # of -1, too
-                place[run] = np.arange(len(run))
-                told["members"] = place[members[run]]
-            if runs.group is not None:
-                told["group"] = np.full(len(run), -1, dtype=np.int64)
-                told["group"][run < len(runs)] = runs.group[run[run < len(runs)]]
-            return told
+                number_in_block = np.full(len(cell) + 1, -1, dtype=np.int64)  # of -1, too
+                number_in_block[run] = np.arange(len(run))
+                values["members"] = number_in_block[members[run]]
+            if group is not None:
+                values["group"] = group[np.minimum(run, len(runs))]
+            return values
 
-        task = Perturbation(
-            network or self.network, vocabulary, self.operator, self.positions, self.pooling, sets, goals, **how
-        )
+        what = (self.cells.model.vocabulary, self.operator, self.positions, self.pooling)
+        task = Perturbation(network or self.network, *what, sets, goals, **options)
         return Job(name, task, tokens.ids, tokens.lengths, blocks, given)
 
-    def embedding(self, name: str, states: States, network: Network | None = None) -> Job:
-        """Make the job that embeds all cells of the states as they are."""
-        from gfx._engine.run import CELLS_PER_BLOCK, Job, by_length
-        from gfx._engine.tasks import CellEmbedding
 
-        tokens = self.cells.tokens
-        task = CellEmbedding(
-            network or self.network, self.cells.model.vocabulary, "cls" if self.pooling == "cls" else "mean"
-        )
-        blocks = by_length(np.where(states.group >= 0, tokens.lengths, 0), CELLS_PER_BLOCK)
-        return Job(name, task, tokens.ids, tokens.lengths, blocks)
+def embed_states(
+    cells: Prepared, networks: Mapping[str, Network], pooling: Comparison, rows: np.ndarray, store: RunStore | None
+) -> dict[str, np.ndarray]:
+    """Embed the cells of states, bool `(n_obs,)`, as they are: float32 `(n_obs, d)` by network, NaN for others."""
+    from gfx._engine.run import CELLS_PER_BLOCK, Job, by_length, run
+    from gfx._engine.tasks import CellEmbedding
+
+    tokens = cells.tokens
+    blocks = by_length(np.where(rows, tokens.lengths, 0), CELLS_PER_BLOCK)
+    how = cells.model.vocabulary, "cls" if pooling == "cls" else "mean"
+    jobs = [
+        Job(f"states_{name}", CellEmbedding(network, *how), tokens.ids, tokens.lengths, blocks)
+        for name, network in networks.items()
+    ]
+    vectors = vectors_of(run(jobs, description="embedding states", store=store), cells.adata.n_obs)
+    return {name: vectors[f"states_{name}"] for name in networks}
 
 
 def _with_single_genes(
@@ -191,10 +227,10 @@ def _with_single_genes(
 
     Returns
     -------
-    Sets, cells and numbers of sets of all runs, single genes behind; and for each run those of its genes, int
+    Sets, cells and numbers of sets of all runs, those of single genes last; and for each run those of its genes, int
     `(n_runs, largest)`, -1 where there is none.
     """
-    sizes = np.array([len(genes) for genes in runs.sets])[runs.which] if len(runs) else np.zeros(0, dtype=np.int64)
+    sizes = np.array([len(genes) for genes in runs.sets], dtype=np.int64)[runs.which]
     several = np.flatnonzero(sizes > 1)
     if not len(several):
         return runs.sets, runs.cell, runs.which, None
@@ -216,11 +252,11 @@ def _blocks(cell: np.ndarray, lengths: np.ndarray) -> tuple[list[np.ndarray], li
     rows, n_runs = np.unique(cell, return_counts=True)
     runs_of_row = np.split(by_cell, np.cumsum(n_runs)[:-1]) if len(rows) else []
     blocks: list[list[int]] = []
-    n_here = 0
+    n_in_block = 0
     for number in np.argsort(-lengths[rows], kind="stable"):
-        if not blocks or len(blocks[-1]) == CELLS_PER_BLOCK or n_here + n_runs[number] > RUNS_PER_BLOCK:
+        if not blocks or len(blocks[-1]) == CELLS_PER_BLOCK or n_in_block + n_runs[number] > RUNS_PER_BLOCK:
             blocks.append([])
-            n_here = 0
+            n_in_block = 0
         blocks[-1].append(number)
-        n_here += n_runs[number]
+        n_in_block += n_runs[number]
     return [rows[block] for block in blocks], [np.concatenate([runs_of_row[row] for row in block]) for block in blocks]

@@ -1,39 +1,52 @@
-"""What the functions that perturb genes share: understand the call, run it, warn, and write."""
+"""What the functions that perturb genes share: understand the call, run it with its controls, warn, and write."""
 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from gfx._adata import obs_column
+from gfx._core.edits import find_places
 from gfx._core.manifest import fingerprint
 from gfx._core.seeds import check_seed, check_whole
+from gfx._core.statistics import moments
+from gfx.tl._baselines import CONTROL_COLUMNS, compare_with_baselines, find_baselines
 from gfx.tl._gene_sets import find_gene_sets
 from gfx.tl._prepare import check_choice, check_controls, open_store, prepare
 from gfx.tl._states import find_states
-from gfx.tl.perturbation._experiment import Experiment
-from gfx.tl.perturbation._run import run_perturbations
+from gfx.tl.perturbation._controls import (
+    AXIS,
+    RANDOM_WEIGHTS,
+    compare_networks,
+    random_set_runs,
+    random_weights_runs,
+    stream,
+)
+from gfx.tl.perturbation._experiment import Experiment, Runs, embed_states
+from gfx.tl.perturbation._shift import check_change, rank_finder
+from gfx.tl.perturbation._tables import (
+    donor_tables,
+    effect_table,
+    random_set_table,
+    random_state_table,
+    state_table,
+    synergy_table,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
-
-    import pandas as pd
-    from anndata import AnnData
-    from mudata import MuData
 
     from gfx._core.edits import Operator, Positions
     from gfx._run_store import RunStore
-    from gfx.models import Model
+    from gfx._types import Data, ModelLike, PoolingOfShifts
     from gfx.tl._gene_sets import Genes, GeneSets
-    from gfx.tl._prepare import Pooling, Prepared
+    from gfx.tl._prepare import Prepared
     from gfx.tl._states import States
-    from gfx.tl.perturbation._run import Results
-
-    #: Finds where moved genes go, from the cell of each run and its genes.
-    NewRanks = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 #: Controls that run unless others are asked for, and all there are.
 CONTROLS = ("random_sets", "random_weights", "baselines")
@@ -44,13 +57,11 @@ FEWEST_RUNS = 5
 
 
 def perturb(
-    adata: AnnData | MuData,
+    operator: Operator,
+    adata: Data,
     genes: Genes,
     *,
-    function: str,
-    operator: Operator,
-    positions: Positions,
-    model: str | Path | Model | None,
+    model: ModelLike,
     layer: str | None,
     groupby: str | None,
     start: str | None,
@@ -59,24 +70,18 @@ def perturb(
     n_random: int,
     donor_key: str | None,
     hidden_layer: int,
-    pooling: Pooling,
+    pooling: PoolingOfShifts,
     store: str | Path | None,
     rng: int,
     key_added: str | None,
     mod: str | None,
     copy: bool,
-    new_ranks: Callable[[Prepared], NewRanks] | None = None,
-    **params: object,
-) -> AnnData | MuData | None:
-    """Do what :func:`gfx.tl.delete_genes` and its sisters say; called by these alone, for whom it warns.
-
-    Parameters
-    ----------
-    new_ranks
-        Makes, of the prepared cells, the function that finds where moved genes go.
-    params
-        What else belongs into the record.
-    """
+    positions: Positions = "close",
+    by: tuple[str, float] | None = None,
+) -> Data | None:
+    """Do what :func:`gfx.tl.delete_genes` and its sisters say; called by these alone, for whom it warns."""
+    function = f"tl.{operator}_genes"
+    change = None if by is None else check_change(by)
     check_choice("positions", positions, ("close", "keep"))
     controls = check_controls(controls, ALL_CONTROLS)
     seed = check_seed(rng)
@@ -88,8 +93,7 @@ def perturb(
     states = find_states(cells, groupby, start, goal)
     donor = None if donor_key is None else _donors(cells, donor_key)
     lengths = cells.tokens.lengths if states is None else np.where(states.is_start, cells.tokens.lengths, 0)
-    sets = find_gene_sets(genes, cells.model.vocabulary, _detected(cells, lengths))
-    _check_room(sets, cells)
+    sets = _find_sets(genes, cells, lengths)
     experiment = Experiment(
         cells=cells,
         network=cells.network(hidden_layer, "float32"),
@@ -97,7 +101,7 @@ def perturb(
         positions=positions,
         pooling=cells.comparison(pooling),
         lengths=lengths,
-        new_ranks=None if new_ranks is None else new_ranks(cells),
+        new_ranks=None if change is None else rank_finder(cells, *change),
     )
     params = {
         **cells.provenance(experiment.network),
@@ -111,26 +115,22 @@ def perturb(
         "n_random": n_random if "random_sets" in controls else None,
         "donor_key": donor_key,
         "rng": seed,
-        **params,
     }
-    results = run_perturbations(
-        experiment,
-        sets,
-        states,
-        controls=controls,
-        n_random=n_random,
-        donor=donor,
-        seed=seed,
-        store=None
-        if store is None
-        else _open_store(store, function, experiment, sets=sets, states=states, params=params),
-    )
-    _warn(results, states)
-    _write(cells, results, params)
+    if change is not None:
+        params["by"] = list(map(str, change))
+    if store is not None:
+        # Tables are made anew: which donor a cell is of, and whether baselines are compared, changes no run.
+        of_runs = {name: value for name, value in params.items() if name != "donor_key"}
+        of_runs["controls"] = [name for name in controls if name != "baselines"]
+        of_runs["genes"] = fingerprint(*sets.tokens)
+        of_runs["perturbed_cells"] = fingerprint(lengths)
+        of_runs["states"] = None if states is None else fingerprint(states.group, np.array(states.names, dtype=object))
+        store = open_store(store, function, cells, of_runs)
+    runs, axis = _run(experiment, sets, states, controls, n_random=n_random, donor=donor, seed=seed, store=store)
+    uns = _tables(experiment, sets, states, runs, axis, baselines="baselines" in controls, donor=donor, seed=seed)
+    _warn(uns["table"], states, axis)
+    _write(cells, runs, uns, params, n_states=0 if states is None else len(states.names))
     return cells.result
-
-
-# --- what is asked for ---------------------------------------------------------------------------------------------
 
 
 def _donors(cells: Prepared, donor_key: str) -> np.ndarray:
@@ -142,77 +142,208 @@ def _donors(cells: Prepared, donor_key: str) -> np.ndarray:
     return column.astype(str).to_numpy(dtype=object)
 
 
-def _check_room(sets: GeneSets, cells: Prepared) -> None:
-    """Refuse sets that leave no other gene in what the model reads."""
-    room = cells.model.max_length - cells.model.vocabulary.n_specials
-    largest = max(sets.tokens, key=len)
-    if len(largest) >= room:
-        msg = (
-            f"A set of {len(largest)} genes leaves no other to compare: {cells.model.name!r} reads {room} genes a cell."
-        )
-        raise ValueError(msg)
-
-
-def _detected(cells: Prepared, lengths: np.ndarray) -> np.ndarray:
+def _find_sets(genes: Genes, cells: Prepared, lengths: np.ndarray) -> GeneSets:
+    """Find the sets of genes; one that leaves no other gene in what the model reads is refused."""
     vocabulary = cells.model.vocabulary
-    return np.setdiff1d(cells.tokens.ids[lengths > 0], np.flatnonzero(vocabulary.is_special)).astype(np.int64)
+    detected = np.setdiff1d(cells.tokens.ids[lengths > 0], np.flatnonzero(vocabulary.is_special)).astype(np.int64)
+    sets = find_gene_sets(genes, vocabulary, detected)
+    room, largest = cells.model.max_length - vocabulary.n_specials, max(map(len, sets.tokens))
+    if largest >= room:
+        msg = f"A set of {largest} genes leaves no other to compare: {cells.model.name!r} reads {room} genes a cell."
+        raise ValueError(msg)
+    return sets
 
 
-def _open_store(
-    store: str | Path,
-    function: str,
+# --- runs ----------------------------------------------------------------------------------------------------------
+
+
+def _run(
     experiment: Experiment,
-    *,
     sets: GeneSets,
     states: States | None,
-    params: Mapping[str, object],
-) -> RunStore:
-    # Tables are made anew: which donor a cell is of, and whether baselines are compared, changes no run.
-    of_runs = {name: value for name, value in params.items() if name != "donor_key"}
-    of_runs["controls"] = [name for name in params["controls"] if name != "baselines"]
-    of_runs["genes"] = fingerprint(*sets.tokens)
-    of_runs["perturbed_cells"] = fingerprint(experiment.lengths)
-    of_runs["states"] = None if states is None else fingerprint(states.group, np.array(states.names, dtype=object))
-    return open_store(store, function, experiment.cells, of_runs)
+    controls: Collection[str],
+    *,
+    n_random: int,
+    donor: np.ndarray | None,
+    seed: int,
+    store: RunStore | None,
+) -> tuple[dict[str, Runs], dict[str, Any] | None]:
+    """Run perturbations and their controls: runs by their role, and whether the states are separable."""
+    from gfx._engine.run import networks, run
+
+    sets_of, cells_of = sets.tokens, [experiment.where(genes) for genes in sets.tokens]
+    networks_of = {"model": experiment.network}
+    runs = {"perturbations": experiment.runs(sets_of, cells_of, np.arange(len(sets)), len(sets))}
+    if "random_sets" in controls:
+        runs["random_sets"] = random_set_runs(experiment, sets_of, cells_of, n_sets=n_random, seed=seed)
+    if "random_weights" in controls:
+        weights = int(stream(seed, RANDOM_WEIGHTS).integers(2**31))
+        networks_of["random_weights"] = experiment.network.randomized(weights)
+        runs["model"], runs["random_weights"] = random_weights_runs(experiment, sets_of, cells_of, seed)
+    with networks():
+        goals, axis = {}, None
+        if states is not None:
+            vectors = embed_states(experiment.cells, networks_of, experiment.pooling, states.group >= 0, store)
+            goals = {name: states.centroids(of_network) for name, of_network in vectors.items()}
+            axis = states.axis(vectors["model"], donor, stream(seed, AXIS))
+            if "centroids" in controls:
+                goals["perturbations"] = _centroids_without_genes(experiment, states, sets, vectors["model"], store)
+        jobs = [
+            experiment.job(
+                name,
+                table,
+                network=networks_of.get(name),
+                goals=goals.get(name, goals.get("model")),
+                together=table.perturbation is not None,
+                split=name == "perturbations",
+            )
+            for name, table in runs.items()
+        ]
+        for job, cells, result in run(jobs, description="perturbing", store=store):
+            runs[job.name].add(cells, result)
+    return runs, axis
 
 
-# --- out -----------------------------------------------------------------------------------------------------------
+def _centroids_without_genes(
+    experiment: Experiment, states: States, sets: GeneSets, vectors: np.ndarray, store: RunStore | None
+) -> np.ndarray:
+    """Find the means of states, and after them those of cells without each set, `(n_sets, 2 n_states, d)`."""
+    from gfx._engine.run import run
+
+    tokens, vocabulary = experiment.cells.tokens, experiment.cells.model.vocabulary
+    in_a_state = np.where(states.group >= 0, tokens.lengths, 0)
+    rows_of = []
+    for genes in sets.tokens:  # cells that have some genes of a set lose these
+        n_present = (find_places(tokens.ids, genes) >= 0).sum(axis=1)
+        rows_of.append(np.flatnonzero((n_present > 0) & (in_a_state - vocabulary.n_specials > n_present)))
+    runs = experiment.runs(sets.tokens, rows_of)
+    deletion = replace(experiment, operator="delete", new_ranks=None)
+    job = deletion.job("centroids", runs, keep_vectors=True)
+    for _, cells, result in run([job], description="embedding states without genes", store=store):
+        runs.add(cells, result)
+    whole, goals = states.centroids(vectors), []
+    for number in range(len(sets)):
+        without = vectors.copy()
+        own = runs.which == number
+        if own.any():
+            without[runs.cell[own]] = runs["vectors"][own]
+        goals.append(np.concatenate([whole, states.centroids(without)]))
+    return np.stack(goals)
 
 
-def _warn(results: Results, states: States | None) -> None:
-    table = results.uns["table"]
+# --- results -------------------------------------------------------------------------------------------------------
+
+
+def _tables(
+    experiment: Experiment,
+    sets: GeneSets,
+    states: States | None,
+    runs: Mapping[str, Runs],
+    axis: dict[str, Any] | None,
+    *,
+    baselines: bool,
+    donor: np.ndarray | None,
+    seed: int,
+) -> dict[str, Any]:
+    """Make the tables of a call, by their name in `uns`."""
+    cells, names = experiment.cells, np.array(sets.names, dtype=object)
+    perturbed, random = runs["perturbations"], runs.get("random_sets")
+    uns: dict[str, Any] = {
+        "perturbations": names,
+        "ensembl_ids": np.array(sets.ensembl_ids, dtype=object),
+        "note": _note(None if donor is None else donor[experiment.lengths > 0], has_random_sets=random is not None),
+    }
+    rows, random_genes, random_weights = [], [], np.nan
+    if "model" in runs:
+        random_genes, weights = runs["model"].sets, runs["random_weights"]
+        goal = None if states is None else states.names.index(states.goal)
+        rows, uns["genes_of_all_ranks"] = compare_networks(perturbed, runs["model"], weights, goal)
+        random_weights = weights.mean(weights["shift"])[len(random_genes) :]
+    known = of_sets = None
+    if baselines:
+        wanted = np.unique(np.concatenate([*sets.tokens, *random_genes]))
+        known = find_baselines(cells, experiment.lengths, states, wanted)
+        of_sets = known.of(sets.tokens)
+    if random is not None:
+        uns["random_sets"] = random_set_table(random, perturbed, names, cells.model.vocabulary)
+    uns["table"] = effect_table(names, perturbed, random, random_weights, of_sets)
+    if states is not None:
+        if random is not None:
+            uns["random_states"] = random_state_table(uns["random_sets"], random, perturbed, states)
+        uns["states"] = np.array(states.names, dtype=object)
+        uns["state_table"] = state_table(names, states, perturbed, random)
+    if known is not None:
+        effects, compared = uns.get("genes_of_all_ranks"), random_genes
+        if effects is None:
+            effects, compared = _effects_of_single_genes(sets, uns)
+        effects = {measure: effects[measure].to_numpy() for measure in ("shift", "toward") if measure in effects}
+        present = {row[:3] for row in rows}  # the rank in the perturbed cell says more than the mean rank of the gene
+        rows += [row for row in compare_with_baselines(effects, known.of(compared)) if row[:3] not in present]
+    if states is not None:
+        rows.append(("state_axis", "toward", "auc", axis["auc"], axis["n_folds"]))
+    uns["controls"] = pd.DataFrame(rows, columns=list(CONTROL_COLUMNS))
+    if donor is not None:
+        uns |= donor_tables(names, states, perturbed, random, donor)
+    if "together" in perturbed.effects:
+        uns["synergy"], differences = synergy_table(names, perturbed, random, donor=donor, seed=seed)
+        if random is not None:
+            uns["random_sets"] = uns["random_sets"].assign(**differences)
+    return uns
+
+
+def _effects_of_single_genes(sets: GeneSets, uns: Mapping[str, Any]) -> tuple[pd.DataFrame, list[np.ndarray]]:
+    """Mean effects of the perturbed single genes on the shift and toward the goal, and their tokens."""
+    single = [number for number, genes in enumerate(sets.tokens) if len(genes) == 1]
+    effects = pd.DataFrame({"shift": uns["table"]["shift_mean"]})
+    if "state_table" in uns:
+        effects["toward"] = uns["state_table"].query("role == 'goal'")["toward_mean"].to_numpy()
+    return effects.iloc[single], [sets.tokens[number] for number in single]
+
+
+def _note(donor: np.ndarray | None, *, has_random_sets: bool) -> str:
+    """Say what p-values there are, and over what."""
+    if not has_random_sets:
+        return "Cells are not replicates, and no random sets were run to compare with: there are no p-values."
+    note = "Cells are not replicates: p and fdr compare with rank-matched random gene sets"
+    if donor is None:
+        return f"{note}; name the donors with `donor_key=` for tests over donors as well."
+    n = len(set(donor))
+    return f"{note}, donor_p also over {n} donor{'s' * (n > 1)}."
+
+
+def _warn(table: pd.DataFrame, states: States | None, axis: dict[str, Any] | None) -> None:
     absent = table.loc[table["n_cells"] == 0, "perturbation"].tolist()
-    warned = []
     if absent:
         where = "" if states is None else f" of the state {states.start!r}"
         shown = absent[:10] + ["..."] * (len(absent) > 10)
-        warned.append(f"No cell{where} has the genes of {shown} and others beside them; their effects are NaN.")
-    if states is not None and (warning := states.warning(results.axis)):
-        warned.append(warning)
-    for warning in warned:
+        warning = f"No cell{where} has the genes of {shown} and others beside them; their effects are NaN."
+        warnings.warn(warning, UserWarning, stacklevel=4)
+    if states is not None and (warning := states.warning(axis)):
         warnings.warn(warning, UserWarning, stacklevel=4)
 
 
-def _write(cells: Prepared, results: Results, params: Mapping[str, object]) -> None:
-    n, means, sd = results.genes
+def _write(
+    cells: Prepared, runs: Mapping[str, Runs], uns: dict[str, Any], params: Mapping[str, object], *, n_states: int
+) -> None:
+    perturbed, table, n_obs = runs["perturbations"], uns["table"], cells.adata.n_obs
+    n, mean, sd = moments(perturbed.gene_sums)
     random = None
-    if results.random_genes is not None:
-        n_random, random_means, _ = results.random_genes
-        random = cells.per_gene(np.where(n_random >= FEWEST_RUNS, random_means, np.nan))
-    effects, table = results.effects, results.uns["table"]
+    if "random_sets" in runs:
+        n_random, random_mean, _ = moments(runs["random_sets"].gene_sums)
+        random = cells.per_gene(np.where(n_random >= FEWEST_RUNS, random_mean, np.nan))
     cells.slots.write(
         f"{len(table)} perturbation{'s' * (len(table) > 1)} in up to {int(table['n_cells'].max()):,} cells with "
         f"{cells.model.name!r}",
         params=params,
-        uns=results.uns,
-        hint=_hint(results.uns["controls"]),
+        uns=uns,
+        hint=_hint(uns["controls"]),
         obsm={
-            "": effects.shift,
-            "parts": effects.parts,
-            "states": effects.toward if effects.toward.shape[2] else None,
+            "": perturbed.by_cell(perturbed["shift"], n_obs),
+            "parts": perturbed.by_cell(perturbed["parts"], n_obs),
+            "states": perturbed.by_cell(perturbed["toward"][:, :n_states], n_obs) if n_states else None,
         },
         varm={
-            "": cells.per_gene(means),
+            "": cells.per_gene(mean),
             "sd": cells.per_gene(sd),
             "n_cells": cells.cells_per_gene(n),
             "null": random,

@@ -12,7 +12,7 @@ from gfx._tokens import counts_by_token
 
 if TYPE_CHECKING:
     from gfx.tl._prepare import Prepared
-    from gfx.tl.perturbation._perturb import NewRanks
+    from gfx.tl.perturbation._experiment import NewRanks
 
 
 def check_change(by: object) -> tuple[str, float]:

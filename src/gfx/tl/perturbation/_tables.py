@@ -1,213 +1,207 @@
-"""From the effects of single runs to arrays of cells, and to one row a perturbation, state or donor."""
+"""Tables of runs: one row a perturbation, state, donor, random set, or set of several genes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from gfx._core.edits import PARTS
-from gfx._core.statistics import against_random, by_chance
+from gfx._core.statistics import against_random, by_chance, over_cells, over_donors
+from gfx.tl._gene_sets import set_name
+from gfx.tl.perturbation._controls import BOOTSTRAP, stream
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
+    from gfx._core.vocabulary import Vocabulary
     from gfx.tl._states import States
-    from gfx.tl.perturbation._controls import RandomSets
     from gfx.tl.perturbation._experiment import Runs
 
-
-@dataclass(frozen=True)
-class CellEffects:
-    """Effects by cell and perturbation, float32; NaN where a cell was not perturbed.
-
-    Parameters
-    ----------
-    shift
-        `(n_obs, n_perturbations)`
-    parts
-        `(n_obs, n_perturbations, 3)`
-    toward
-        `(n_obs, n_perturbations, n_states)`
-    toward_parts
-        `(n_obs, n_perturbations, n_states, 3)`
-    rank
-        `(n_obs, n_perturbations)`
-    """
-
-    shift: np.ndarray
-    parts: np.ndarray
-    toward: np.ndarray
-    toward_parts: np.ndarray
-    rank: np.ndarray
-
-    @classmethod
-    def of(cls, runs: Runs, n_obs: int, n_sets: int, n_states: int) -> CellEffects:
-        """Lay the effects of runs where their cell and perturbation are."""
-        behind = {"shift": (), "parts": (3,), "toward": (n_states,), "toward_parts": (n_states, 3), "rank": ()}
-        arrays = {name: np.full((n_obs, n_sets, *shape), np.nan, dtype=np.float32) for name, shape in behind.items()}
-        for name, values in arrays.items():
-            if name in runs.effects:
-                effects = runs[name]
-                values[runs.cell, runs.which] = effects[:, :n_states] if name.startswith("toward") else effects
-        return cls(**arrays)
+#: Two measures of the excess of a set over its genes: on shifts, as the 2023 paper has it, and on displacements.
+SYNERGY = {"on_shifts": ("together", "summed"), "on_vectors": ("displaced", "composed")}
 
 
 def effect_table(
-    names: Sequence[str],
-    effects: CellEffects,
-    baselines: Mapping[str, np.ndarray] | None,
+    names: np.ndarray,
+    perturbed: Runs,
+    random: Runs | None,
     random_weights: np.ndarray,
-    beside: pd.DataFrame,
+    baselines: Mapping[str, np.ndarray] | None,
 ) -> pd.DataFrame:
     """One row a perturbation: how far cells shift, why, and what that is compared with."""
-    columns: dict[str, object] = {"perturbation": np.asarray(names, dtype=object), "n_cells": _count(effects.shift)}
-    columns |= {"shift_mean": _mean(effects.shift), "shift_sd": _sd(effects.shift)}
-    columns |= {f"{part}_mean": _mean(effects.parts[..., at]) for at, part in enumerate(PARTS)}
-    columns["rank_mean"] = _mean(effects.rank)
-    table = pd.DataFrame(columns)
-    table = pd.concat([table, beside_random(table["shift_mean"], beside)], axis=1)
-    table["random_weights_shift_mean"] = random_weights
-    for name, column in (("detection", "detection"), ("expression", "expression_mean"), ("logfc", "logfc")):
-        table[column] = np.nan if baselines is None else baselines[name]
-    return table
+    mean = perturbed.mean(perturbed["shift"])
+    return pd.DataFrame(
+        {
+            "perturbation": names,
+            "n_cells": perturbed.n_cells,
+            "shift_mean": mean,
+            "shift_sd": perturbed.sd(perturbed["shift"]),
+            **{f"{part}_mean": perturbed.mean(perturbed["parts"][:, number]) for number, part in enumerate(PARTS)},
+            "rank_mean": perturbed.mean(perturbed["rank"]),
+            **compare_with_random(perturbed, mean, random, differences(random, perturbed, "shift")),
+            "random_weights_shift_mean": random_weights,
+            **{
+                column: np.nan if baselines is None else baselines[name]
+                for name, column in (("detection", "detection"), ("expression", "expression_mean"), ("logfc", "logfc"))
+            },
+        }
+    )
 
 
-def state_table(
-    names: Sequence[str], states: States, effects: CellEffects, beside: Sequence[pd.DataFrame], runs: Runs
-) -> pd.DataFrame:
-    """One row a perturbation and state: whether cells shift toward it, why, and beside random sets."""
-    parts = []
-    for at, state in enumerate(states.names):
-        toward = effects.toward[:, :, at]
-        table = pd.DataFrame(
-            {
-                "perturbation": np.asarray(names, dtype=object),
-                "state": state,
-                "role": states.role(state),
-                "n_cells": _count(toward),
-                "toward_mean": _mean(toward),
-                "toward_sd": _sd(toward),
-                **{
-                    f"toward_{part}_mean": _mean(effects.toward_parts[:, :, at, number])
-                    for number, part in enumerate(PARTS)
-                },
-            }
-        )
-        if runs["toward"].shape[1] > len(states.names):  # the control "centroids"
-            without = np.full((len(effects.shift), len(names)), np.nan, dtype=np.float32)
-            without[runs.cell, runs.which] = runs["toward"][:, len(states.names) + at]
-            table["toward_without_mean"] = _mean(without)
-        random = beside_random(table["toward_mean"], beside[at]).add_prefix("toward_")
-        parts.append(pd.concat([table, random], axis=1))
-    return pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
+def state_table(names: np.ndarray, states: States, perturbed: Runs, random: Runs | None) -> pd.DataFrame:
+    """One row a perturbation and state: whether cells shift toward it, why, and compared with random sets."""
+    tables = []
+    for number, state in enumerate(states.names):
+        toward, parts = perturbed.effect("toward", number), perturbed["toward_parts"][:, number]
+        mean = perturbed.mean(toward)
+        columns = {"mean": mean, "sd": perturbed.sd(toward)}
+        columns |= {f"{part}_mean": perturbed.mean(parts[:, column]) for column, part in enumerate(PARTS)}
+        if perturbed["toward"].shape[1] > len(states.names):  # the control "centroids"
+            columns["without_mean"] = perturbed.mean(perturbed.effect("toward", len(states.names) + number))
+        columns |= compare_with_random(perturbed, mean, random, differences(random, perturbed, "toward", number))
+        described = {"perturbation": names, "state": state, "role": states.role(state), "n_cells": perturbed.n_cells}
+        tables.append(pd.DataFrame(described | {f"toward_{name}": values for name, values in columns.items()}))
+    return pd.concat(tables).sort_index(kind="stable").reset_index(drop=True)
 
 
-def places_among(
-    differences: Sequence[np.ndarray], n_genes: Sequence[int], n_cells: Sequence[np.ndarray]
-) -> pd.DataFrame:
-    """Where each perturbation stands among its random sets, one row each.
+def differences(random: Runs | None, perturbed: Runs, measure: str, state: int | None = None) -> np.ndarray | None:
+    """Effect of each random set less that of its perturbation in the same cells, `(n_sets,)`."""
+    if random is None:
+        return None
+    return random.mean(random.effect(measure, state) - perturbed.effect(measure, state)[_same_cells(random, perturbed)])
+
+
+def _same_cells(random: Runs, perturbed: Runs) -> np.ndarray:
+    """Run of the perturbation in the same cell as each run of a random set, int `(n_runs,)`."""
+    return perturbed.find(random.perturbation[random.which], random.cell)
+
+
+def compare_with_random(
+    perturbed: Runs, effect: np.ndarray | float, random: Runs | None, difference: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    """Compare each perturbation with its random sets: columns of a table, `(n_perturbations,)` each.
 
     Parameters
     ----------
-    differences
-        Effect of each random set less that of the perturbation, one array a perturbation.
-    n_genes
-        Genes in each perturbation: what z is by chance is taken from random sets of the same size.
-    n_cells
-        Cells behind each random set, one array a perturbation.
+    effect
+        Mean effect of each perturbation.
+    difference
+        Effect of each random set less that of its perturbation in the same cells; NaN if it is not known.
     """
-    found = [against_random(one) for one in differences]
-    z, sizes = np.array([one for one, _ in found]), np.array(n_genes)
-    p = np.full(len(z), np.nan)
-    for size in np.unique(sizes):
-        mine = np.flatnonzero(sizes == size)
-        p[mine] = by_chance(z[mine], np.concatenate([found[at][1] for at in mine]))
-    known = [one[~np.isnan(one)] for one in differences]
+    n = len(perturbed.sets)
+    sets = {"number": [], "n_cells": [], "difference": []}
+    if random is not None:
+        sets = {"number": random.perturbation, "n_cells": random.n_cells, "difference": difference}
+    groups = pd.DataFrame(sets, dtype=float).dropna().groupby("number")
+    of_sets = groups["difference"].agg(["mean", "std", "count"]).reindex(range(n))
+    z, null = np.full(n, np.nan), {}
+    for number, values in groups["difference"]:
+        z[int(number)], null[int(number)] = against_random(values.to_numpy())
+    sizes, p = np.array([len(genes) for genes in perturbed.sets]), np.full(n, np.nan)
+    for size in np.unique(sizes):  # what z is by chance is taken from random sets of the same size
+        same = np.flatnonzero(sizes == size)
+        pool = [null[number] for number in same if number in null]
+        p[same] = by_chance(z[same], np.concatenate([np.zeros(0), *pool]))
+    return {
+        "random_mean": effect + of_sets["mean"].to_numpy(),
+        "random_sd": of_sets["std"].to_numpy(),
+        "n_random": of_sets["count"].fillna(0).to_numpy(dtype=np.int64),
+        "random_n_cells": groups["n_cells"].median().reindex(range(n)).to_numpy(),
+        "z": z,
+        "p": p,
+    }
+
+
+def random_set_table(random: Runs, perturbed: Runs, names: np.ndarray, vocabulary: Vocabulary) -> pd.DataFrame:
+    """One row a random set: its mean shift, and that less the perturbation's in the same cells."""
     return pd.DataFrame(
         {
-            "mean": [one.mean() if len(one) else np.nan for one in known],
-            "sd": [one.std(ddof=1) if len(one) > 1 else np.nan for one in known],
-            "n": [len(one) for one in known],
-            "n_cells": [
-                float(np.median(cells)) if len(cells) and len(one) else np.nan
-                for cells, one in zip(n_cells, known, strict=True)
-            ],
-            "z": z,
-            "p": p,
+            "perturbation": names[random.perturbation],
+            "genes": np.array([set_name(genes, vocabulary) for genes in random.sets], dtype=object),
+            "n_cells": random.n_cells,
+            "rank_mean": random.mean(random["rank"]),
+            "shift_mean": random.mean(random["shift"]),
+            "difference": differences(random, perturbed, "shift"),
         }
     )
 
 
-def beside_random(effect: pd.Series, places: pd.DataFrame) -> pd.DataFrame:
-    """Columns on random sets: what they do in the same cells, their spread about the perturbation, their number."""
-    return pd.DataFrame(
-        {
-            "random_mean": effect + places["mean"],
-            "random_sd": places["sd"],
-            "n_random": places["n"],
-            "random_n_cells": places["n_cells"],
-            "z": places["z"],
-            "p": places["p"],
-        }
-    )
+def random_state_table(random_sets: pd.DataFrame, random: Runs, perturbed: Runs, states: States) -> pd.DataFrame:
+    """One row a random set and state: its shift toward the state, and that less the perturbation's."""
+    tables = [
+        random_sets[["perturbation", "genes"]].assign(
+            state=state,
+            toward_mean=random.mean(random.effect("toward", number)),
+            toward_difference=differences(random, perturbed, "toward", number),
+        )
+        for number, state in enumerate(states.names)
+    ]
+    return pd.concat(tables, ignore_index=True)
 
 
 def donor_tables(
-    names: Sequence[str], states: States | None, effects: CellEffects, donor: np.ndarray, random: RandomSets | None
+    names: np.ndarray, states: States | None, perturbed: Runs, random: Runs | None, donor: np.ndarray
 ) -> dict[str, pd.DataFrame]:
     """Means over the cells of each donor: the effect, and its excess over random sets in the same cells."""
-    cell, which = np.nonzero(~np.isnan(effects.shift))
-    of = pd.DataFrame({"perturbation": which, "donor": donor[cell]}).groupby(["perturbation", "donor"], observed=True)
-    rows = of.size().rename("n_cells").reset_index()
-    shown = rows.assign(perturbation=np.asarray(names, dtype=object)[rows["perturbation"]])
 
-    def mean(values: np.ndarray) -> np.ndarray:
-        return _by_donor(rows, which, donor[cell], values[cell, which])
+    def by_donor(which: np.ndarray, cell: np.ndarray, values: np.ndarray) -> pd.Series:
+        frame = pd.DataFrame({"perturbation": which, "donor": donor[cell], "value": values.astype(np.float64)})
+        return frame.groupby(["perturbation", "donor"])["value"]
 
-    def excess(values: np.ndarray, name: str, at: int | None = None) -> np.ndarray:
-        if random is None:
-            return np.full(len(rows), np.nan)
-        of_random, cells = random.runs[name], random.runs.cell
-        of_random = of_random if at is None else of_random[:, at]
-        return _by_donor(rows, random.beside, donor[cells], values[cells, random.beside] - of_random)
+    def table(measure: str, state: int | None = None) -> pd.DataFrame:
+        effect = perturbed.effect(measure, state)
+        groups = by_donor(perturbed.which, perturbed.cell, effect)
+        columns = {"n_cells": groups.size()} | ({} if state is None else {"state": states.names[state]})
+        columns |= {f"{measure}_mean": groups.mean(), f"{measure}_excess": np.nan}
+        if random is not None:
+            excess = effect[_same_cells(random, perturbed)] - random.effect(measure, state)
+            of_random = by_donor(random.perturbation[random.which], random.cell, excess)
+            columns[f"{measure}_excess"] = of_random.mean().reindex(columns["n_cells"].index)
+        rows = pd.DataFrame(columns).reset_index()
+        return rows.assign(perturbation=names[rows["perturbation"]])
 
-    tables = {"donors": shown.assign(shift_mean=mean(effects.shift), shift_excess=excess(effects.shift, "shift"))}
+    tables = {"donors": table("shift")}
     if states is not None:
-        tables["donor_states"] = pd.concat(
-            [
-                shown.assign(
-                    state=state,
-                    toward_mean=mean(effects.toward[:, :, at]),
-                    toward_excess=excess(effects.toward[:, :, at], "toward", at),
-                )
-                for at, state in enumerate(states.names)
-            ],
-            ignore_index=True,
-        )
+        of_states = [table("toward", number) for number in range(len(states.names))]
+        tables["donor_states"] = pd.concat(of_states, ignore_index=True)
     return tables
 
 
-def _by_donor(rows: pd.DataFrame, which: np.ndarray, donor: np.ndarray, values: np.ndarray) -> np.ndarray:
-    frame = pd.DataFrame({"perturbation": which, "donor": donor, "value": values.astype(np.float64)})
-    means = frame.groupby(["perturbation", "donor"], observed=True)["value"].mean()
-    return means.reindex(pd.MultiIndex.from_frame(rows[["perturbation", "donor"]])).to_numpy()
+def synergy_table(
+    names: np.ndarray, perturbed: Runs, random: Runs | None, *, donor: np.ndarray | None, seed: int
+) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """One row a set of several genes that some cell has: together, summed, the excess by both measures and its z-score.
 
-
-def _count(values: np.ndarray) -> np.ndarray:
-    return (~np.isnan(values)).sum(axis=0)
-
-
-def _mean(values: np.ndarray) -> np.ndarray:
-    """Mean over cells in float64; NaN where there is none."""
-    n = _count(values)
-    return np.divide(np.nansum(values, axis=0, dtype=np.float64), n, out=np.full(values.shape[1], np.nan), where=n > 0)
-
-
-def _sd(values: np.ndarray) -> np.ndarray:
-    """Take the standard deviation over cells; NaN for fewer than two."""
-    n = _count(values)
-    squares = np.nansum((values - _mean(values)) ** 2, axis=0, dtype=np.float64)
-    return np.sqrt(np.divide(squares, n - 1, out=np.full(values.shape[1], np.nan), where=n > 1))
+    Also returned, by measure: the excess of each random set less that of its perturbation in the same cells.
+    """
+    excess = {measure: perturbed[whole] - perturbed[parts] for measure, (whole, parts) in SYNERGY.items()}
+    difference, compared = {}, {}
+    for measure, (whole, parts) in SYNERGY.items():
+        if random is not None:  # whose sets may all be single genes
+            of_random = random[whole] - random[parts] if whole in random.effects else np.full(len(random), np.nan)
+            of_random = random.mean(of_random - excess[measure][_same_cells(random, perturbed)])
+            difference[f"{measure}_difference"] = of_random
+        compared[measure] = compare_with_random(perturbed, np.nan, random, difference.get(f"{measure}_difference"))
+    rows = []
+    for number in np.unique(perturbed.which):
+        if len(perturbed.sets[number]) == 1:
+            continue
+        own = np.flatnonzero(perturbed.which == number)
+        row = {"perturbation": names[number], "n_cells": len(own)}
+        for name in ("together", "summed", "displaced", "composed"):
+            row[f"{name}_mean"] = perturbed[name][own].mean(dtype=np.float64)
+        row["interval_over"] = "cells" if donor is None else "donors"
+        rng = stream(seed, BOOTSTRAP, perturbed.sets[number])
+        for measure in SYNERGY:
+            values = excess[measure][own]
+            if donor is None:
+                interval = over_cells(values, rng)
+            else:
+                interval = over_donors(pd.Series(values).groupby(donor[perturbed.cell[own]]).mean().to_numpy())
+            columns = {"mean": float(np.mean(values, dtype=np.float64)), "low": interval.low, "high": interval.high}
+            columns |= {name: compared[measure][name][number] for name in ("z", "p")}
+            row |= {f"{measure}_{name}": value for name, value in columns.items()}
+        rows.append(row)
+    return pd.DataFrame(rows), difference
