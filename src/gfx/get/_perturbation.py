@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -108,59 +108,51 @@ def deletion_df(
     """
     result = _find(adata, key, mod)
     table = result.uns["table"].reset_index(drop=True)
-    table = table.rename(columns={"shift_random_weights": "random_weights_shift_mean"})
-    has_states = bool(names_of(result, "states"))
-    if has_states:
+    measure, prefix, groups = "shift", "", ["perturbation"]
+    if "state_table" in result.uns:
         table = table.merge(result.uns["state_table"].drop(columns="n_cells"), on="perturbation", how="left")
+        measure, prefix, groups = "toward", "toward_", ["perturbation", "state"]
     else:
         table = table.drop(columns="logfc")
     if "donors" in result.uns:
-        table = pd.concat([table, _over_donors(result, table, min_donors, has_states=has_states)], axis=1)
-    effects = [column for column in table if column not in _DESCRIPTIVE and table[column].dtype.kind == "f"]
-    table.loc[table["n_cells"] < min_cells, effects] = np.nan
-    for p in ("p", "toward_p", "donor_p"):
-        if p in table:
-            table.insert(table.columns.get_loc(p) + 1, f"{p.removesuffix('p')}fdr", _fdr(table, p))
+        table = table.join(_over_donors(result, table.set_index(groups), measure, prefix, min_donors))
+    table = _with_fdr(table, min_cells)
     if not (table["n_random"] > 0).any():
         table = table.drop(columns=[column for column in table if column.removeprefix("toward_") in _RANDOM])
-    measure = "toward" if has_states else "shift"
-    z = "toward_z" if has_states else "z"
+    z = f"{prefix}z"
     by = z if z in table and table[z].notna().any() else f"{measure}_mean"
     # A perturbation is where its goal belongs; its other states follow.
-    ranked = (table[table["role"] == "goal"] if has_states else table).sort_values(by, ascending=False, kind="stable")
-    place = {name: at for at, name in enumerate(ranked["perturbation"])}
+    ranked = (table[table["role"] == "goal"] if prefix else table).sort_values(by, ascending=False, kind="stable")
+    place = {name: number for number, name in enumerate(ranked["perturbation"])}
     table = table.iloc[np.argsort(table["perturbation"].map(place), kind="stable")].reset_index(drop=True)
     table.attrs["note"] = str(result.uns["note"])
     return table
 
 
-def _fdr(table: pd.DataFrame, p: str) -> pd.Series:
-    """Adjust p-values over perturbations, separately for each state."""
-    if p == "p":  # of the shift, which is repeated in the rows of all states
-        once = table.drop_duplicates("perturbation")
-        fdr = dict(zip(once["perturbation"], false_discovery_rate(once[p].to_numpy()), strict=True))
-        return table["perturbation"].map(fdr)
+def _with_fdr(table: pd.DataFrame, min_cells: int) -> pd.DataFrame:
+    """Set effects in few cells to NaN, and adjust each p-value over perturbations, separately for each state."""
+    effects = [column for column in table if column not in _DESCRIPTIVE and table[column].dtype.kind == "f"]
+    table.loc[table["n_cells"] < min_cells, effects] = np.nan
     states = table["state"] if "state" in table else np.zeros(len(table))
-    return table.groupby(states, observed=True)[p].transform(lambda values: false_discovery_rate(values.to_numpy()))
+    for p in [column for column in table if column == "p" or column.endswith("_p")]:
+        fdr = table.groupby(states, observed=True)[p].transform(lambda values: false_discovery_rate(values.to_numpy()))
+        table.insert(table.columns.get_loc(p) + 1, f"{p.removesuffix('p')}fdr", fdr)
+    return table
 
 
-def _over_donors(result: Slots, table: pd.DataFrame, min_donors: int, *, has_states: bool) -> pd.DataFrame:
-    """Intervals and tests over donors, in the rows of the table."""
+def _over_donors(result: Slots, table: pd.DataFrame, measure: str, prefix: str, min_donors: int) -> pd.DataFrame:
+    """Intervals and tests over donors, in the order of the table, which is indexed by perturbation (and state)."""
     has_random = "random_sets" in result.uns
-    measure, prefix = ("toward", "toward_") if has_states else ("shift", "")
-    groups = ["perturbation", "state"] if has_states else ["perturbation"]
-    donors = result.uns["donor_states" if has_states else "donors"]
-    by_group = dict(list(donors.groupby(groups, observed=True)[f"{measure}_{'excess' if has_random else 'mean'}"]))
+    donors = result.uns["donor_states" if prefix else "donors"].groupby([*table.index.names], observed=True)
+    by_group = dict(list(donors[f"{measure}_{'excess' if has_random else 'mean'}"]))
     rows = []
-    for row in table.to_dict("records"):
-        values = by_group.get(tuple(row[name] for name in groups), pd.Series(dtype=float)).to_numpy(dtype=np.float64)
+    for group, row in zip(table.index, table.to_dict("records"), strict=True):
+        values = by_group.get(group if prefix else (group,), pd.Series(dtype=float)).to_numpy(dtype=np.float64)
         interval = over_donors(values)
         p = donors_beside_random(values, row[f"{prefix}random_sd"], row[f"{prefix}n_random"]) if has_random else np.nan
         statistics = (interval.mean, interval.low, interval.high, p)
         rows.append((interval.n, *(statistics if interval.n >= min_donors else [np.nan] * 4)))
-    return pd.DataFrame(
-        rows, columns=["n_donors", "donor_mean", "donor_low", "donor_high", "donor_p"], index=table.index
-    )
+    return pd.DataFrame(rows, columns=["n_donors", "donor_mean", "donor_low", "donor_high", "donor_p"])
 
 
 @shared()
@@ -200,14 +192,13 @@ def deletion_cells_df(adata: AnnData | MuData, *, key: str | None = None, mod: s
             "cell": result.adata.obs_names.to_numpy()[cell],
             "perturbation": np.asarray(names_of(result, "perturbations"), dtype=object)[perturbation],
             "shift": shift[cell, perturbation],
-            **{part: parts[cell, perturbation, at] + 0.0 for at, part in enumerate(PARTS)},
+            **{part: parts[cell, perturbation, number] + 0.0 for number, part in enumerate(PARTS)},
         }
     )
-    states = names_of(result, "states")
-    if not states:
+    if not (states := names_of(result, "states")):
         return table
     toward = np.asarray(result.read("obsm", "states"))[cell, perturbation]
-    of_states = [table.assign(state=state, toward=toward[:, at]) for at, state in enumerate(states)]
+    of_states = [table.assign(state=state, toward=toward[:, number]) for number, state in enumerate(states)]
     return pd.concat(of_states, ignore_index=True)
 
 
@@ -266,11 +257,12 @@ def gene_effects_df(
         slots["random_shift"] = "null"
     values = {column: np.asarray(result.read("varm", part)) for column, part in slots.items()}
     tables = []
-    for at in range(len(names)) if perturbation is None else [names.index(perturbation)]:
-        seen = values["n_cells"][:, at] >= max(min_cells, 1)
-        columns = {column: of_all[seen, at] for column, of_all in values.items()}
-        genes = result.adata.var_names.to_numpy()[seen]
-        table = pd.DataFrame({"perturbation": names[at], "gene": genes, **columns})
+    for name in names if perturbation is None else [perturbation]:
+        number = names.index(name)
+        has_enough = values["n_cells"][:, number] >= max(min_cells, 1)
+        columns = {column: of_all[has_enough, number] for column, of_all in values.items()}
+        genes = result.adata.var_names.to_numpy()[has_enough]
+        table = pd.DataFrame({"perturbation": name, "gene": genes, **columns})
         if "random_shift" in table:
             table["excess"] = _excess(table["shift"].to_numpy(), table["random_shift"].to_numpy())
         by = "excess" if "excess" in table else "shift"
@@ -451,11 +443,7 @@ def synergy_df(
             '`gfx.tl.delete_genes(adata, [("GATA4", "TBX5")])`.'
         )
         raise KeyError(msg)
-    table = result.uns["synergy"].reset_index(drop=True).copy()
-    table.loc[table["n_cells"] < min_cells, table.select_dtypes("floating").columns] = np.nan
-    for p in ("on_shifts_p", "on_vectors_p"):
-        fdr = false_discovery_rate(table[p].to_numpy())
-        table.insert(table.columns.get_loc(p) + 1, f"{p.removesuffix('p')}fdr", fdr)
+    table = _with_fdr(result.uns["synergy"].reset_index(drop=True).copy(), min_cells)
     table = table.sort_values(["on_vectors_z", "on_vectors_mean"], ascending=False, kind="stable", ignore_index=True)
     table.attrs["note"] = str(result.uns["note"])
     return table
@@ -495,13 +483,10 @@ def random_sets_df(adata: AnnData | MuData, *, key: str | None = None, mod: str 
     table = _table_of_control(result, "random_sets", "random gene sets")
     if "random_states" not in result.uns:
         return table
-    # Sets are matched by their order, because two sets may have the same symbols.
-    columns = ["state", "toward_mean", "toward_difference"]
-    of_states = [
-        table.assign(**{column: rows[column].to_numpy() for column in columns})
-        for _, rows in result.uns["random_states"].groupby("state", sort=False, observed=True)
-    ]
-    return pd.concat(of_states).sort_index(kind="stable").reset_index(drop=True)
+    of_states = result.uns["random_states"]  # the same sets in the same order, state after state
+    repeated = pd.concat([table] * (len(of_states) // len(table)))
+    columns = {name: of_states[name].to_numpy() for name in ("state", "toward_mean", "toward_difference")}
+    return repeated.assign(**columns).sort_index(kind="stable").reset_index(drop=True)
 
 
 @shared()
@@ -535,10 +520,6 @@ def rank_trend_df(adata: AnnData | MuData, *, key: str | None = None, mod: str |
     ['rank', 'shift', 'random_weights_shift']
     """
     table = _table_of_control(_find(adata, key, mod), "genes_of_all_ranks", "genes of all ranks")
-    table.columns = [
-        f"random_weights_{column.removesuffix('_random_weights')}" if column.endswith("_random_weights") else column
-        for column in table.columns.str.replace("toward_goal", "toward")
-    ]
     for prefix in ("", "random_weights_"):
         trend = fit_rank_trend(table["rank"].to_numpy(), table[f"{prefix}shift"].to_numpy())
         table.attrs[f"{prefix}trend"] = {name: trend[name] for name in ("intercept", "slope", "sd")}
@@ -547,11 +528,10 @@ def rank_trend_df(adata: AnnData | MuData, *, key: str | None = None, mod: str |
 
 def _table_of_control(result: Slots, entry: str, description: str) -> pd.DataFrame:
     """Copy the table of a control, or say that the call ran without it."""
-    uns: Mapping[str, Any] = result.uns
-    if entry not in uns:
+    if entry not in result.uns:
         msg = (
             f"The result {result.key!r} of `gfx.{result.function}` has no {description}, because that call ran without "
             "this control. Run it again with its default controls."
         )
         raise KeyError(msg)
-    return uns[entry].reset_index(drop=True).copy()
+    return result.uns[entry].reset_index(drop=True).copy()
