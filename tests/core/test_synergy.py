@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -27,7 +29,9 @@ def vectors():
 def compare(before, together, singles):
     shift = np.array([apart(*pair) for pair in zip(before, together, strict=True)])
     each = np.array([[apart(*pair) for pair in zip(before, moved, strict=True)] for moved in singles])
-    return synergy(before, together, singles, shift, each)
+    found = synergy(before, together, singles, shift, each)
+    on_shifts, on_vectors = found["together"] - found["summed"], found["displaced"] - found["composed"]
+    return SimpleNamespace(**found, on_shifts=on_shifts, on_vectors=on_vectors)
 
 
 def test_agrees_with_a_loop(vectors):
@@ -49,8 +53,8 @@ def test_shifts_are_taken_as_given(vectors):
     """How a cell's shift is measured is not decided here: the mean over genes is no shift of the mean."""
     shift, singles = np.arange(N_CELLS) / 10, np.ones((N_GENES, N_CELLS))
     found = synergy(*vectors, shift, singles)
-    np.testing.assert_array_equal(found.together, shift)
-    np.testing.assert_array_equal(found.summed, np.full(N_CELLS, N_GENES))
+    np.testing.assert_array_equal(found["together"], shift)
+    np.testing.assert_array_equal(found["summed"], np.full(N_CELLS, N_GENES))
 
 
 def test_displacements_that_add_up_are_no_synergy_on_vectors(vectors):

@@ -238,15 +238,15 @@ def test_rank_trend_on_axes_given_and_errors(deleted: ad.AnnData) -> None:
 
 def test_names_of_points_stand_apart_and_on_no_point() -> None:
     rng = np.random.default_rng(0)
-    x, y = rng.uniform(0.4, 0.6, (2, 40))
-    figure, ax = plt.subplots(figsize=(3, 2), layout="constrained")
+    x, y = rng.uniform(0.4, 0.6, (2, 16))
+    figure, ax = plt.subplots(figsize=(2, 1.4), layout="constrained")
     ax.scatter(x, 10**y)
     ax.set_yscale("log")
     ax.set_xlim(0, 1)
-    label_points(ax, [f"GENE{at}" for at in range(40)], x, 10**y)
+    label_points(ax, [f"GENE{at}" for at in range(16)], x, 10**y)
     figure.canvas.draw()
     boxes = [mpl.text.Text.get_window_extent(text) for text in ax.texts]
-    assert 8 < len(boxes) < 40  # there is not room for all
+    assert 3 < len(boxes) < 16  # there is not room for all
     assert ax.texts[0].get_text() == "GENE0"
     assert not any(a.overlaps(b) for at, a in enumerate(boxes) for b in boxes[:at])
     assert not any(box.contains(*point) for box in boxes for point in ax.transData.transform(np.c_[x, 10**y]))
@@ -362,7 +362,8 @@ def test_without_a_result_the_error_names_the_call(toy_cells, plot: str, call: s
 
 
 def test_plotting_needs_no_torch(deleted: ad.AnnData, toy_model, tmp_path) -> None:
-    gfx.tl.screen_genes(deleted, model=toy_model, key_added="screened", controls=None)
+    quick = {"method": gfx.tl.FirstOrder(n_probes=1), "controls": None}
+    gfx.tl.screen_genes(deleted, model=toy_model, key_added="screened", **quick)
     deleted.write_h5ad(tmp_path / "deleted.h5ad")
     code = f"""
 import sys, anndata, gfx, matplotlib
@@ -427,7 +428,7 @@ def in_order(points: np.ndarray) -> np.ndarray:
 def test_screen_draws_every_gene_and_colours_those_beyond_the_band(
     screened: ad.AnnData, key: str | None, effect: str
 ) -> None:
-    (ax,) = gfx.pl.screen(screened, key=key, effect=None if key is None else effect, min_cells=5, show=False)
+    (ax,) = gfx.pl.screen(screened, key=key, effect=None if key is None else effect, min_cells=5, n_names=0, show=False)
     table = gfx.get.screen_df(screened, key=key, min_cells=5)
     excess = f"{effect}_excess"
     z = table[f"{effect}_z"].abs()
@@ -443,7 +444,7 @@ def test_screen_draws_every_gene_and_colours_those_beyond_the_band(
 
 
 def test_screen_draws_the_band_along_the_rank(screened: ad.AnnData) -> None:
-    (ax,) = gfx.pl.screen(screened, key="mine", min_cells=5, show=False)
+    (ax,) = gfx.pl.screen(screened, key="mine", min_cells=5, n_names=0, show=False)
     table = gfx.get.screen_df(screened, key="mine")  # rarer genes have no limits
     x, y = drawn_band(ax).T
     assert (x.min(), x.max()) == pytest.approx((table["rank_mean"].min(), table["rank_mean"].max()))
@@ -471,15 +472,16 @@ def test_screen_names_the_farthest(screened: ad.AnnData) -> None:
 
 
 def test_screen_of_groups(screened: ad.AnnData) -> None:
-    axes = gfx.pl.screen(screened, ["a", "c"], min_cells=5, show=False)
+    chosen = {"min_cells": 5, "n_names": 0, "show": False}
+    axes = gfx.pl.screen(screened, ["a", "c"], **chosen)
     assert [ax.get_title() for ax in axes] == ["a", "c"]
     for ax, group in zip(axes, "ac", strict=True):
         table = gfx.get.screen_df(screened, group, min_cells=5)
         drawn = np.concatenate([grey(ax), *coloured(ax)])
         np.testing.assert_allclose(in_order(drawn), in_order(table[["rank_mean", "shift_excess"]].to_numpy()))
     _, given = plt.subplots(1, 3)
-    assert gfx.pl.screen(screened, "b", ax=given[1], min_cells=5, show=False) == [given[1]]
-    assert gfx.pl.screen(screened, ["a", "c"], ax=given[:2], min_cells=5, show=False) == [given[0], given[1]]
+    assert gfx.pl.screen(screened, "b", ax=given[1], **chosen) == [given[1]]
+    assert gfx.pl.screen(screened, ["a", "c"], ax=given[:2], **chosen) == [given[0], given[1]]
     assert not given[2].has_data()
 
 

@@ -114,9 +114,15 @@ def assert_nearly_equal(found, expected, where=""):
         np.testing.assert_array_equal(found, expected, err_msg=where)
 
 
-@pytest.mark.parametrize(("n_cells", "n_runs"), [(1, 1), (5, 15)])
 @pytest.mark.parametrize(
-    "arguments", [{}, {"controls": None}, WITH_STATES, {"controls": ["centroids"], **WITH_STATES}], ids=str
+    ("n_cells", "n_runs", "arguments"),
+    [
+        (1, 1, {}),
+        (5, 15, {"controls": None}),
+        (5, 15, WITH_STATES),
+        (1, 1, {"controls": ["centroids"], **WITH_STATES}),
+    ],
+    ids=str,
 )
 @pytest.mark.filterwarnings("ignore:No cell .*has the genes of")
 def test_results_do_not_depend_on_blocks(cells, toy_model, monkeypatch, n_cells, n_runs, arguments):

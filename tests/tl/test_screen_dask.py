@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # The toy cells' states are drawn at random, and most of the time they are not separable.
 pytestmark = pytest.mark.filterwarnings("ignore:Held-out cells of")
 
-N_CELLS = 40
+N_CELLS = 24
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def client() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def arguments(toy_folder: Path) -> dict[str, Any]:
-    """20 of 40 cells, in 10 blocks each of the model and of random weights, with a goal."""
+    """12 of 24 cells, in 6 blocks each of the model and of random weights, with a goal."""
     states = {"groupby": "condition", "start": "sick", "goal": "healthy"}
     return {"model": toy_folder, "controls": "random_weights", **states}
 
@@ -88,7 +88,7 @@ def test_workers_go_on_from_a_store(
 ) -> None:
     """What this process left undone."""
     store = shutil.copytree(expected[1], tmp_path / "store")
-    for block in ("model/0", "model/3", "random_weights/9", "states_model/0"):
+    for block in ("model/0", "model/3", "random_weights/5", "states_model/0"):
         shutil.rmtree(store / block)
     adata = toy_cells(N_CELLS)
     screen(client, adata, store=store, **arguments)
@@ -101,7 +101,7 @@ def test_estimates_of_workers_are_the_same(
 ) -> None:
     """Random directions are those of the cell, whoever draws them."""
     arguments = {"model": toy_folder, "method": gfx.tl.FirstOrder(n_probes=2), "controls": None}
-    here, there = toy_cells(24), toy_cells(24)
+    here, there = toy_cells(12), toy_cells(12)
     gfx.tl.screen_genes(here, **arguments)
     screen(client, there, **arguments)
     assert slots(there) == slots(here)

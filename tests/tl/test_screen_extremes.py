@@ -48,7 +48,7 @@ def by_rank(adata: ad.AnnData, model: Model) -> list[list[str]]:
 def test_what_a_long_cell_has_beyond_the_input_of_the_model_is_not_screened(
     toy_cells: ToyCells, any_model: Model, screen: Callable[..., Screened], method: Any
 ) -> None:
-    adata = toy_cells(15)
+    adata = toy_cells(8)
     found = screen(adata, any_model, stored=True, method=method)
     room = n_genes_read(any_model)
     ranked = by_rank(adata, any_model)
@@ -72,8 +72,8 @@ def test_one_gene_alone_has_no_others_to_be_compared_with(
 ) -> None:
     """Its shifts are those that it has among all genes."""
     chosen = {"method": method, "controls": "random_weights"}
-    every = screen(toy_cells(15), toy_model, **chosen)
-    one = screen(toy_cells(15), toy_model, genes=["TOY90"], stored=True, **chosen)
+    every = screen(toy_cells(12), toy_model, **chosen)
+    one = screen(toy_cells(12), toy_model, genes=["TOY90"], stored=True, **chosen)
     columns = ["n_cells", "rank_mean", "shift_mean", "shift_sd", "random_weights_shift_mean"]
     np.testing.assert_allclose(one.table.loc["TOY90", columns], every.table.loc["TOY90", columns], rtol=1e-4)
     assert one.table["n_cells"].sum() == one.table.loc["TOY90", "n_cells"] > 10
@@ -169,6 +169,7 @@ def test_a_failure_amid_a_run_keeps_an_earlier_result(
     cells: ad.AnnData, toy_model: Model, slots: ReadSlots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C in the third block: what was there before stays, and the store has the first two."""
+    cells = cells[:8].copy()
     gfx.tl.screen_genes(cells, model=toy_model, genes="TOY90", rng=1)
     before = slots(cells)
     run, n_runs = Screen.run, []

@@ -266,46 +266,14 @@ def auc(positive: np.ndarray, negative: np.ndarray) -> float:
 # --- genes perturbed together --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Synergy:
-    """Excess of the effect of a gene set over the sum of the effects of its genes, for each cell, `(n_cells,)` each.
-
-    Parameters
-    ----------
-    together
-        Shift of the cell with all genes perturbed.
-    summed
-        Sum of the shifts with one gene perturbed at a time.
-    displaced
-        1 - cosine of the cell's vector before and after, all genes perturbed: `together`, unless shifts are means over
-        genes.
-    composed
-        The same if the displacements of the vector, one gene at a time, simply added up.
-    """
-
-    together: np.ndarray
-    summed: np.ndarray
-    displaced: np.ndarray
-    composed: np.ndarray
-
-    @property
-    def on_shifts(self) -> np.ndarray:
-        """Excess over the sum of shifts, the measure of the 2023 paper."""
-        return self.together - self.summed
-
-    @property
-    def on_vectors(self) -> np.ndarray:
-        """Excess over the sum of displacements, which expects that two genes displace a cell in the same direction."""
-        return self.displaced - self.composed
-
-
 def synergy(
     before: np.ndarray, together: np.ndarray, singles: np.ndarray, shift: np.ndarray, single_shifts: np.ndarray
-) -> Synergy:
+) -> dict[str, np.ndarray]:
     """Compare a gene set with its genes in the same cells.
 
     A cosine is not linear: 1 - cosine grows with the square of a small displacement, so two genes with the same
-    displacement have four times the shift of one, not twice. The sum of displacements takes that into account.
+    displacement have four times the shift of one, not twice. The sum of displacements takes that into account: it
+    expects that two genes displace a cell in the same direction.
 
     Parameters
     ----------
@@ -315,9 +283,21 @@ def synergy(
         The cell with one gene perturbed at a time, `(n_genes, n_cells, d)`.
     shift, single_shifts
         Shifts of the cell, `(n_cells,)` and `(n_genes, n_cells)`.
+
+    Returns
+    -------
+    For each cell, `(n_cells,)`: `together`, its shift with all genes perturbed, and `summed`, the sum of its shifts
+    with one gene perturbed at a time, the measure of the 2023 paper; `displaced`, 1 - cosine of its vector before and
+    after, which is `together` unless shifts are means over genes, and `composed`, the same if the displacements of the
+    vector, one gene at a time, simply added up.
     """
-    composed = before + (singles - before).sum(axis=0)
-    return Synergy(shift, single_shifts.sum(axis=0), _cosine_shift(before, together), _cosine_shift(before, composed))
+    sum_of_displacements = before + (singles - before).sum(axis=0)
+    return {
+        "together": shift,
+        "summed": single_shifts.sum(axis=0),
+        "displaced": _cosine_shift(before, together),
+        "composed": _cosine_shift(before, sum_of_displacements),
+    }
 
 
 def _cosine_shift(before: np.ndarray, after: np.ndarray) -> np.ndarray:

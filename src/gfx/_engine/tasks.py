@@ -194,7 +194,7 @@ def _synergy(members: np.ndarray, vectors: np.ndarray, shift: np.ndarray) -> Res
         moved = vectors[single, 1] - vectors[single, 0]
         compared = synergy(before, after, before + moved, shift[run], shift[single])
         for name, values in result.items():
-            values[run] = getattr(compared, name)
+            values[run] = compared[name]
     return result
 
 

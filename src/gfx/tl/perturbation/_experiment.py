@@ -144,7 +144,7 @@ class Experiment:
     ) -> Runs:
         """List the runs of each set in its cells, by set; the perturbations of sets are as in :class:`Runs`."""
         cell = np.concatenate([np.zeros(0, dtype=np.int64), *cells_of]).astype(np.int64)
-        which = np.repeat(np.arange(len(sets)), [len(rows) for rows in cells_of])
+        which = np.repeat(np.arange(len(sets)), np.array([len(rows) for rows in cells_of], dtype=np.int64))
         is_summed, shape = perturbation is not None, (3, len(self.cells.model.vocabulary), n_perturbations)
         return Runs(sets, cell, which, perturbation, np.zeros(shape) if is_summed else None)
 

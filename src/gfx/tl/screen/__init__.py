@@ -16,14 +16,14 @@ from gfx._docs import shared
 from gfx._results import mask_name
 from gfx.tl._baselines import find_baselines
 from gfx.tl._gene_sets import find_gene_sets
-from gfx.tl._prepare import check_choice, check_controls, groups, open_store, pieces, prepare, vectors_of
+from gfx.tl._prepare import check_choice, check_controls, groups, open_store, pieces, prepare
 from gfx.tl._states import find_states
+from gfx.tl.perturbation._experiment import embed_states
 from gfx.tl.screen._run import (
     CHECKED_CELLS,
     MODEL,
     RANDOM,
     Plan,
-    Sums,
     check_estimates,
     control_table,
     gene_columns,
@@ -37,8 +37,7 @@ if TYPE_CHECKING:
     from types import EllipsisType
 
     from gfx._core.screening import GeneSums
-    from gfx._engine.perturb import Comparison
-    from gfx._engine.run import Network
+    from gfx._engine.tasks import Screen
     from gfx._run_store import RunStore
     from gfx._types import Data, Mask, ModelLike
     from gfx.tl._prepare import Prepared
@@ -202,8 +201,11 @@ def screen_genes(
     ['gene', 'n_cells', 'rank_mean', 'shift_mean', 'shift_sd', 'shift_excess']
     """
     from gfx._engine.run import networks
+    from gfx._engine.tasks import Screen
 
-    n_probes = _n_probes(method)
+    if not isinstance(method, FirstOrder):
+        check_choice("method", method, ("exact", "first_order"))
+    is_exact, n_probes = method == "exact", method.n_probes if isinstance(method, FirstOrder) else FirstOrder().n_probes
     check_choice("positions", positions, ("close", "keep"))
     controls, rng = check_controls(controls, CONTROLS), check_seed(rng)
     if n_probes == 0 and goal is None:
@@ -217,88 +219,87 @@ def screen_genes(
     names, group = [], np.full(cells.adata.n_obs, -1)
     if groupby is not None and states is None:
         names, group = groups(cells.adata, groupby)
-    is_exact, how = n_probes is None, cells.comparison(pooling)
-    network = cells.network(hidden_layer, "float32")
-    _check_readout(how, network, is_exact=is_exact)
-    lengths = cells.lengths(mask_obs)
-    lengths = lengths if states is None else np.where(states.is_start, lengths, 0)
-    plan = _plan(
-        cells,
-        lengths,
-        network=network,
-        n_probes=n_probes,
+    task = Screen(
+        network=cells.network(hidden_layer, "float32"),
+        vocabulary=cells.model.vocabulary,
+        is_exact=is_exact,
         positions=positions,
-        pooling=how,
+        pooling=cells.comparison(pooling),
         genes=_genes(genes, cells),
+        goals=None,
+        n_probes=min(int(n_probes), cells.model.hidden_size - 1),
+        seed=_seed(rng, _PROBES),
+    )
+    _check_pooling(task)
+    lengths = cells.lengths(mask_obs)
+    if states is not None:
+        lengths = np.where(states.is_start, lengths, 0)
+    tasks = {MODEL: task}
+    if "random_weights" in controls:
+        tasks[RANDOM] = replace(
+            task,
+            network=task.network.randomized(_seed(rng, _WEIGHTS)),
+            is_exact=False,
+            pooling="mean" if task.pooling == "genes" else task.pooling,
+        )
+    plan = Plan(
+        ids=cells.tokens.ids,
+        lengths=_screened(lengths, cells, task.genes),
+        tasks=tasks,
+        measures=["shift"] if states is None else ["shift", "toward"],
         group=group,
         n_groups=len(names),
-        has_goal=states is not None,
-        random_weights="random_weights" in controls,
-        rng=rng,
     )
     params = {
-        **cells.provenance(network),
+        **cells.provenance(task.network),
         "hidden_layer": hidden_layer,
-        "pooling": how,
+        "pooling": task.pooling,
         "method": "exact" if is_exact else "first_order",
         "positions": positions,
-        "n_probes": None if is_exact and RANDOM not in plan.tasks else plan.tasks[MODEL].n_probes,
+        "n_probes": None if is_exact and RANDOM not in tasks else task.n_probes,
         "controls": list(controls),
         "start": start,
         "goal": goal,
         "rng": rng,
     }
-    kept = None if store is None else _open_store(store, plan, cells, states=states, groupby=groupby, params=params)
-    estimates, exact = {}, None
+    if store is not None:
+        store = _open_store(store, plan, cells, states, params | {"groupby": None if states is None else groupby})
+    agreement, exact = [], None
     with networks():
-        goals, axis = ({}, None) if states is None else _goals(plan, cells, states, kept, rng)
-        plan = plan.towards(goals)
-        checked = np.zeros(0, dtype=np.int64)
+        axis = None
+        if states is not None:
+            goals, axis = _goals(plan, cells, states, store, rng)
+            plan = plan.toward(goals)
+        checked = np.random.default_rng(_seed(rng, _CHECK)).permutation(plan.number)[:CHECKED_CELLS]
+        whole, of_groups, of_checked = run_screen(plan, store, checked)
         if not is_exact:
-            checked = np.random.default_rng(_seed(rng, _CHECK)).permutation(plan.number)[:CHECKED_CELLS]
-        sums, of_checked = run_screen(plan, kept, checked)
-        if not is_exact:
-            estimates = check_estimates(plan, of_checked, kept)
-            exact = run_candidates(plan, sums.whole, kept, np.random.default_rng(_seed(rng, _CANDIDATES)))
-    table = gene_columns(plan, sums.whole, 0)
+            agreement = check_estimates(plan, of_checked, store)
+            exact = run_candidates(plan, whole, store, np.random.default_rng(_seed(rng, _CANDIDATES)))
+    table = gene_columns(plan, whole, 0)
     if "baselines" in controls:
         _add_baselines(table, cells, lengths, states)
-    table_of_controls = control_table(table, plan.measures_of(MODEL), axis=axis, estimates=estimates)
-    _add_exact(table, plan, exact)
-    _warn(states, axis, table_of_controls)
-    _write(
-        cells,
-        plan,
-        sums,
-        table=table,
-        names=names,
-        params=params | {"groupby": groupby, "mask_obs": mask_name(mask_obs)},
-        controls=table_of_controls,
-    )
+    if exact is not None:
+        _add_exact(table, plan, exact)
+    compared = control_table(table, plan.measures_of(MODEL), agreement, axis)
+    _warn(states, axis, compared)
+    params |= {"groupby": groupby, "mask_obs": mask_name(mask_obs)}
+    _write(cells, plan, table, of_groups, names=names, params=params, controls=compared)
     return cells.result
 
 
 # --- what is asked for ---------------------------------------------------------------------------------------------
 
 
-def _n_probes(method: object) -> int | None:
-    """Read a method: number of probes, or `None` for exact screens."""
-    if isinstance(method, FirstOrder):
-        return int(method.n_probes)
-    check_choice("method", method, ("exact", "first_order"))
-    return None if method == "exact" else FirstOrder().n_probes
-
-
 def _seed(rng: int, use: int) -> int:
     return int(np.random.default_rng([rng, use]).integers(2**31))
 
 
-def _check_readout(how: Comparison, network: Network, *, is_exact: bool) -> None:
+def _check_pooling(task: Screen) -> None:
     """Refuse what cannot be measured."""
-    if how == "genes" and not is_exact:
+    if task.pooling == "genes" and not task.is_exact:
         msg = "`pooling='genes'` has no estimates. Use `pooling='mean'`, or `method='exact'`."
         raise ValueError(msg)
-    if how == "cls" and network.n_layers == 0:
+    if task.pooling == "cls" and task.network.n_layers == 0:
         msg = (
             "`hidden_layer=0` is the input of the first network layer, where `<cls>` is the same in every cell: no "
             "deletion shifts it. Use `pooling='mean'`, or a later layer such as `hidden_layer=1`."
@@ -319,97 +320,38 @@ def _genes(genes: Iterable[str] | EllipsisType | None, cells: Prepared) -> np.nd
     return np.isin(np.arange(len(vocabulary)), np.concatenate(tokens))
 
 
-def _plan(
-    cells: Prepared,
-    lengths: np.ndarray,
-    *,
-    network: Network,
-    n_probes: int | None,
-    positions: Literal["close", "keep"],
-    pooling: Comparison,
-    genes: np.ndarray,
-    group: np.ndarray,
-    n_groups: int,
-    has_goal: bool,
-    random_weights: bool,
-    rng: int,
-) -> Plan:
-    from gfx._engine.tasks import Screen
-
-    vocabulary, ids = cells.model.vocabulary, cells.tokens.ids
-    screened = np.zeros(len(lengths), dtype=bool)
+def _screened(lengths: np.ndarray, cells: Prepared, genes: np.ndarray) -> np.ndarray:
+    """Lengths of the cells that have any of the genes and another one, 0 for all others, int `(n_obs,)`."""
+    ids, screened = cells.tokens.ids, np.zeros(len(lengths), dtype=bool)
     for rows in pieces(np.flatnonzero(lengths > 0)):
-        screened[rows] = wanted_places(ids[rows], lengths[rows], genes, vocabulary).any(axis=1)
+        screened[rows] = wanted_places(ids[rows], lengths[rows], genes, cells.model.vocabulary).any(axis=1)
     if not screened.any():
         msg = "No cell that is screened has any of the genes and another one beside it."
         raise ValueError(msg)
-    probes = FirstOrder().n_probes if n_probes is None else n_probes
-    task = Screen(
-        network=network,
-        vocabulary=vocabulary,
-        is_exact=n_probes is None,
-        positions=positions,
-        pooling=pooling,
-        genes=genes,
-        goals=None,
-        n_probes=min(probes, cells.model.hidden_size - 1),
-        seed=_seed(rng, _PROBES),
-    )
-    tasks = {MODEL: task}
-    if random_weights:
-        tasks[RANDOM] = replace(
-            task,
-            network=task.network.randomized(_seed(rng, _WEIGHTS)),
-            is_exact=False,
-            pooling="mean" if pooling == "genes" else pooling,
-        )
-    return Plan(
-        number=np.flatnonzero(screened),
-        ids=ids,
-        lengths=np.where(screened, lengths, 0),
-        tasks=tasks,
-        measures=["shift", "toward"] if has_goal else ["shift"],
-        group=group,
-        n_groups=n_groups,
-    )
+    return np.where(screened, lengths, 0)
 
 
 def _goals(
     plan: Plan, cells: Prepared, states: States, store: RunStore | None, rng: int
 ) -> tuple[dict[str, np.ndarray], dict[str, object]]:
     """Find the centroid of the goal in each network, and whether start and goal are separable in the model."""
-    from gfx._engine.run import CELLS_PER_BLOCK, Job, by_length, run
-    from gfx._engine.tasks import CellEmbedding
-
-    lengths = np.where(states.is_start | states.is_goal, cells.tokens.lengths, 0)
-    blocks = by_length(lengths, CELLS_PER_BLOCK)
-    jobs = []
-    for name, screen in plan.tasks.items():
-        task = CellEmbedding(screen.network, screen.vocabulary, "cls" if screen.pooling == "cls" else "mean")
-        jobs.append(Job(f"states_{name}", task, plan.ids, cells.tokens.lengths, blocks))
-    vectors = vectors_of(run(jobs, description="embedding states", store=store), cells.adata.n_obs)
-    has_vector = states.is_goal & (lengths > 0)
+    networks_of = {name: task.network for name, task in plan.tasks.items()}
+    vectors = embed_states(cells, networks_of, plan.tasks[MODEL].pooling, states.is_start | states.is_goal, store)
+    has_vector = states.is_goal & (cells.tokens.lengths > 0)
     if not has_vector.any():
         msg = f"No cell of the state {states.goal!r} has a gene that the model knows."
         raise ValueError(msg)
-    goals = {name: vectors[f"states_{name}"][has_vector].mean(axis=0, dtype=np.float64)[None] for name in plan.tasks}
-    return goals, states.axis(vectors[f"states_{MODEL}"], None, np.random.default_rng(_seed(rng, _AXIS)))
+    goals = {name: values[has_vector].mean(axis=0, dtype=np.float64)[None] for name, values in vectors.items()}
+    return goals, states.axis(vectors[MODEL], None, np.random.default_rng(_seed(rng, _AXIS)))
 
 
 def _open_store(
-    store: str | Path,
-    plan: Plan,
-    cells: Prepared,
-    *,
-    states: States | None,
-    groupby: str | None,
-    params: Mapping[str, object],
+    store: str | Path, plan: Plan, cells: Prepared, states: States | None, params: Mapping[str, object]
 ) -> RunStore:
     # Effects in cells are the same whatever groups and baselines they are compared with.
     of_runs = {
         **params,
         "controls": [name for name in params["controls"] if name != "baselines"],
-        "groupby": None if states is None else groupby,
         "cells_per_block": plan.cells_per_block,
         "screened_cells": fingerprint(plan.lengths),
         "genes": fingerprint(plan.tasks[MODEL].genes),
@@ -429,16 +371,13 @@ def _open_store(
 
 
 def _add_baselines(table: pd.DataFrame, cells: Prepared, lengths: np.ndarray, states: States | None) -> None:
-    wanted = np.flatnonzero(table["n_cells"] > 0)
-    known = find_baselines(cells, lengths, states, wanted)
+    known = find_baselines(cells, lengths, states, np.flatnonzero(table["n_cells"] > 0))
     table["detection"], table["expression_mean"] = known.detection, known.expression
     if states is not None:
         table["logfc"] = known.logfc
 
 
-def _add_exact(table: pd.DataFrame, plan: Plan, exact: GeneSums | None) -> None:
-    if exact is None:
-        return
+def _add_exact(table: pd.DataFrame, plan: Plan, exact: GeneSums) -> None:
     table["exact_n_cells"] = exact.n("shift")[:, 0]
     for measure in plan.measures:
         table[f"exact_{measure}_mean"] = exact.mean(measure)[:, 0]
@@ -447,9 +386,9 @@ def _add_exact(table: pd.DataFrame, plan: Plan, exact: GeneSums | None) -> None:
 def _warn(states: States | None, axis: dict[str, object] | None, controls: pd.DataFrame) -> None:
     if states is not None and (warning := states.warning(axis)):
         warnings.warn(warning, UserWarning, stacklevel=3)
-    exact = controls[(controls["control"] == "exact") & (controls["statistic"] == "spearman")]
-    # Shifts of single cells are noisy by design; shifts toward a goal are not.
-    for value in exact.loc[exact["measure"] == "toward", "value"]:
+    # Estimates of shifts in single cells are noisy by design; those of shifts toward a goal are not.
+    exact = controls.query("control == 'exact' and statistic == 'spearman' and measure == 'toward'")
+    for value in exact["value"]:
         if value < LOWEST_AGREEMENT:
             warnings.warn(
                 f"Estimates of shifts toward the goal correlate with exact results only at Spearman {value:.2f} within "
@@ -462,24 +401,24 @@ def _warn(states: States | None, axis: dict[str, object] | None, controls: pd.Da
 def _write(
     cells: Prepared,
     plan: Plan,
-    sums: Sums,
-    *,
     table: pd.DataFrame,
+    sums: GeneSums,
+    *,
     names: list[str],
     params: Mapping[str, object],
     controls: pd.DataFrame,
 ) -> None:
-    uns = {
-        "approx": not plan.tasks[MODEL].is_exact,
-        "controls": controls,
-        "note": _note(has_random_weights=RANDOM in plan.tasks),
-    }
+    note = "z is the distance from genes of similar rank and number of cells in this screen"
+    if RANDOM in plan.tasks:
+        note += "; p and fdr say how often a random-weights model gives such a z in the same cells."
+    else:
+        note += "; without a random-weights model there are no p-values."
+    uns = {"approx": not plan.tasks[MODEL].is_exact, "controls": controls, "note": note}
     of_groups = None
     if names:
-        tables = [gene_columns(plan, sums.groups, number) for number in range(len(names))]
+        tables = [_of_genes(gene_columns(plan, sums, number), cells) for number in range(len(names))]
         uns |= {"groups": np.array(names, dtype=object), "columns": np.array(tables[0].columns, dtype=object)}
-        arrays = [_of_genes(of_group, cells).to_numpy(dtype=np.float32) for of_group in tables]
-        of_groups = np.stack(arrays, axis=1)
+        of_groups = np.stack([of_group.to_numpy(dtype=np.float32) for of_group in tables], axis=1)
     cells.slots.write(
         f"{int(table['n_cells'].sum()):,} deletions in {len(plan.number):,} cells with {cells.model.name!r}",
         params=params,
@@ -489,31 +428,19 @@ def _write(
     )
 
 
-def _note(*, has_random_weights: bool) -> str:
-    note = "z is the distance from genes of similar rank and number of cells in this screen"
-    if not has_random_weights:
-        return f"{note}; without a random-weights model there are no p-values."
-    return f"{note}; p and fdr say how often a random-weights model gives such a z in the same cells."
-
-
 def _of_genes(table: pd.DataFrame, cells: Prepared) -> pd.DataFrame:
     """One row a gene of the AnnData, from one row a token."""
-    values = {}
-    for name, column in table.items():
-        if column.dtype.kind == "i":
-            values[name] = cells.cells_per_gene(column.to_numpy())
-        else:
-            values[name] = cells.per_gene(column.to_numpy())
+    of_genes = {"i": cells.cells_per_gene, "f": cells.per_gene}
+    values = {name: of_genes[column.dtype.kind](column.to_numpy()) for name, column in table.items()}
     return pd.DataFrame(values, index=cells.adata.var_names)
 
 
 def _hint(controls: pd.DataFrame) -> str:
     """Say at once how far the ranking is that of random weights, and that of the rank."""
-    spearman = controls[controls["statistic"] == "spearman"]
-    shown = [
+    spearman = controls[(controls["statistic"] == "spearman") & controls["control"].isin([RANDOM, "rank"])]
+    correlations = [
         f"{row.value:+.2f} with {row.control.replace('_', ' ')} ({row.measure})"
-        for row in spearman.itertuples()
-        if row.control in {RANDOM, "rank"} and not np.isnan(row.value)
+        for row in spearman.dropna().itertuples()
     ]
-    told = f"Spearman over genes: {', '.join(shown)}. " if shown else ""
-    return f"{told}Read `gfx.get.controls_df`, then `gfx.get.screen_df`."
+    summary = f"Spearman over genes: {', '.join(correlations)}. " if correlations else ""
+    return f"{summary}Read `gfx.get.controls_df`, then `gfx.get.screen_df`."

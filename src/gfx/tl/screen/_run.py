@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,8 +41,6 @@ class Plan:
 
     Parameters
     ----------
-    number
-        Which cells of the AnnData are screened, int `(n_cells,)`.
     ids, lengths
         Tokens of all cells, `(n_obs, longest)`, and how many, 0 for cells that are not screened.
     tasks
@@ -52,7 +51,6 @@ class Plan:
         Group of each cell of the AnnData, -1 for none, and how many there are.
     """
 
-    number: np.ndarray
     ids: np.ndarray
     lengths: np.ndarray
     tasks: dict[str, Screen]
@@ -60,13 +58,18 @@ class Plan:
     group: np.ndarray
     n_groups: int
 
+    @cached_property
+    def number(self) -> np.ndarray:
+        """Which cells of the AnnData are screened, int `(n_cells,)`."""
+        return np.flatnonzero(self.lengths)
+
     @property
     def cells_per_block(self) -> int:
         return CELLS_PER_BLOCK[self.tasks[MODEL].is_exact]
 
-    def towards(self, goals: Mapping[str, np.ndarray]) -> Plan:
+    def toward(self, goals: Mapping[str, np.ndarray]) -> Plan:
         """Set the states that networks measure shifts toward."""
-        return replace(self, tasks={name: replace(task, goals=goals.get(name)) for name, task in self.tasks.items()})
+        return replace(self, tasks={name: replace(task, goals=goals[name]) for name, task in self.tasks.items()})
 
     def measures_of(self, name: str) -> list[str]:
         """Say what a network measures; without probes, estimates have no shifts."""
@@ -77,43 +80,37 @@ class Plan:
 
         return Job(name, task, self.ids, self.lengths, cut(rows, size))
 
-
-@dataclass(frozen=True)
-class Sums:
-    """What a screen gives: sums over all cells, and over those of each group."""
-
-    whole: GeneSums
-    groups: GeneSums
+    def places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of some cells, and which of them are deleted, both `(n_cells, longest)`."""
+        ids, task = self.ids[rows, : int(self.lengths[rows].max())], self.tasks[MODEL]
+        return ids, wanted_places(ids, self.lengths[rows], task.genes, task.vocabulary)
 
 
-def run_screen(plan: Plan, store: RunStore | None, checked: np.ndarray) -> tuple[Sums, dict[int, Result]]:
+def run_screen(plan: Plan, store: RunStore | None, checked: np.ndarray) -> tuple[GeneSums, GeneSums, dict[int, Result]]:
     """Screen all cells with all networks and add up what they give, in order.
 
-    The runs of the model in the `checked` cells are returned as well.
+    Returns
+    -------
+    Sums over all cells and over those of each group, and the runs of the model in each of the `checked` cells.
     """
     from gfx._engine.run import run
 
     n_tokens = len(plan.tasks[MODEL].vocabulary)
-    sums, of_checked = Sums(GeneSums(n_tokens, 1), GeneSums(n_tokens, plan.n_groups)), {}
+    whole, of_groups, of_checked = GeneSums(n_tokens, 1), GeneSums(n_tokens, plan.n_groups), {}
     jobs = [plan.job(name, task, plan.number, plan.cells_per_block) for name, task in plan.tasks.items()]
-    for job, cells, result in run(jobs, description="screening", store=store):
-        _add(sums, plan, job.name, result)
+    for job, cells, runs in run(jobs, description="screening", store=store):
+        measured = {"rank": runs["rank"]} if job.name == MODEL else {}
+        for measure in plan.measures_of(job.name):
+            values = _values(runs, measure)
+            measured[f"{job.name}/{measure}"] = values
+            measured[f"{job.name}/{measure}_excess"] = excess_over_neighbours(values, runs["cell"])
+        for name, values in measured.items():
+            whole.add(name, runs["token"], np.zeros(len(values), np.int64), values)
+            if plan.n_groups:
+                of_groups.add(name, runs["token"], plan.group[runs["cell"]], values)
         for cell in np.intersect1d(checked, cells.number) if job.name == MODEL else ():
-            of_checked[int(cell)] = {name: values[result["cell"] == cell] for name, values in result.items()}
-    return sums, of_checked
-
-
-def _add(sums: Sums, plan: Plan, name: str, runs: Result) -> None:
-    """Add the runs of one block to the sums."""
-    measured = {"rank": runs["rank"]} if name == MODEL else {}
-    for measure in plan.measures_of(name):
-        values = _values(runs, measure)
-        measured[f"{name}/{measure}"] = values
-        measured[f"{name}/{measure}_excess"] = excess_over_neighbours(values, runs["cell"])
-    for what, values in measured.items():
-        sums.whole.add(what, runs["token"], np.zeros(len(values), np.int64), values)
-        if plan.n_groups:
-            sums.groups.add(what, runs["token"], plan.group[runs["cell"]], values)
+            of_checked[int(cell)] = {name: values[runs["cell"] == cell] for name, values in runs.items()}
+    return whole, of_groups, of_checked
 
 
 def _values(runs: Result, measure: str) -> np.ndarray:
@@ -125,26 +122,18 @@ def _values(runs: Result, measure: str) -> np.ndarray:
 
 def check_estimates(
     plan: Plan, estimates: Mapping[int, Result], store: RunStore | None
-) -> dict[str, tuple[float, int]]:
-    """Compare estimates with exact results, over the genes of each of some cells.
-
-    Returns
-    -------
-    For each measure and statistic, such as ``"shift_spearman"`` and ``"shift_recall"`` (share of the 50 largest effects
-    that are among the 100 largest estimates), the mean over cells, and their number.
-    """
+) -> list[tuple[str, str, str, float, int]]:
+    """Compare estimates with exact results, over the genes of each of some cells: rows of the table of controls."""
     from gfx._engine.run import run
 
     job = plan.job("exact_check", replace(plan.tasks[MODEL], is_exact=True), np.array(sorted(estimates)), 1)
     exact = {int(cells.number[0]): runs for _, cells, runs in run([job], description="checking estimates", store=store)}
-    compared = {}
+    rows = []
     for measure in plan.measures_of(MODEL):
         pairs = [(_values(estimates[cell], measure), _values(exact[cell], measure)) for cell in exact]
-        values = np.array([agreement(*pair) for pair in pairs])
-        for statistic, of_cells in zip(("spearman", "recall"), values.T, strict=True):
-            known = of_cells[~np.isnan(of_cells)]
-            compared[f"{measure}_{statistic}"] = float(known.mean()) if len(known) else np.nan, len(exact)
-    return compared
+        values = pd.DataFrame([agreement(*pair) for pair in pairs], columns=["spearman", "recall"])
+        rows += [("exact", measure, name, mean, len(exact)) for name, mean in values.mean().items()]
+    return rows
 
 
 def run_candidates(plan: Plan, sums: GeneSums, store: RunStore | None, rng: np.random.Generator) -> GeneSums:
@@ -172,9 +161,7 @@ def run_candidates(plan: Plan, sums: GeneSums, store: RunStore | None, rng: np.r
 
 def _wanted(plan: Plan, rows: np.ndarray, tokens_of: Mapping[int, Sequence[int]]) -> np.ndarray:
     """Find the places of the given tokens in some cells, bool `(n_cells, longest)`."""
-    ids = plan.ids[rows, : int(plan.lengths[rows].max())]
-    task = plan.tasks[MODEL]
-    places = wanted_places(ids, plan.lengths[rows], task.genes, task.vocabulary)
+    ids, places = plan.places(rows)
     return places & np.stack([np.isin(row, tokens_of[int(cell)]) for row, cell in zip(ids, rows, strict=True)])
 
 
@@ -182,19 +169,16 @@ def _draw_cells(
     plan: Plan, candidates: np.ndarray, n_cells: np.ndarray, rng: np.random.Generator
 ) -> dict[int, list[int]]:
     """Draw some of the cells that have each candidate: which candidates to delete in each cell."""
-    task = plan.tasks[MODEL]
     chosen = [set(rng.permutation(n)[:CELLS_PER_CANDIDATE].tolist()) for n in n_cells]
-    number_of = np.full(len(task.vocabulary), -1)
-    number_of[candidates] = np.arange(len(candidates))
+    numbers = {int(token): number for number, token in enumerate(candidates)}
     n_seen = [0] * len(candidates)
     drawn: dict[int, list[int]] = {}
-    for cell in plan.number:
-        ids = plan.ids[cell, : plan.lengths[cell]]
-        here = ids[wanted_places(ids[None], plan.lengths[[cell]], task.genes, task.vocabulary)[0]]
-        for number in number_of[here][number_of[here] >= 0].tolist():
-            if n_seen[number] in chosen[number]:
-                drawn.setdefault(int(cell), []).append(int(candidates[number]))
-            n_seen[number] += 1
+    for cell in plan.number:  # one at a time: all candidates of all cells take memory
+        ids, places = plan.places(cell[None])
+        for token in ids[places & np.isin(ids, candidates)].tolist():
+            if n_seen[numbers[token]] in chosen[numbers[token]]:
+                drawn.setdefault(int(cell), []).append(token)
+            n_seen[numbers[token]] += 1
     return drawn
 
 
@@ -218,20 +202,19 @@ def gene_columns(plan: Plan, sums: GeneSums, group: int) -> pd.DataFrame:
 def control_table(
     table: pd.DataFrame,
     measures: Sequence[str],
-    *,
+    agreement_rows: Sequence[tuple[str, str, str, float, int]],
     axis: dict[str, Any] | None,
-    estimates: Mapping[str, tuple[float, int]],
 ) -> pd.DataFrame:
     """Compare the ranking of genes with its controls, a row each.
 
     Parameters
     ----------
     table
-        Genes, from :func:`gene_columns`, with baselines beside.
+        Genes, from :func:`gene_columns`, with baselines.
+    agreement_rows
+        From :func:`check_estimates`.
     axis
         Whether start and goal are separable.
-    estimates
-        From :func:`check_estimates`.
     """
     rows: list[tuple[str, str, str, float, int]] = []
     table = table[table["n_cells"] >= FEWEST_CELLS]
@@ -239,14 +222,12 @@ def control_table(
     baselines = {name: table[column].to_numpy() for name, column in names.items() if column in table}
     for measure in measures:
         effect = table[f"{measure}_mean"].to_numpy()
-        random = f"{RANDOM}_{measure}_mean"
-        if random in table:
-            n = int((np.isfinite(effect) & np.isfinite(table[random])).sum())
-            rows.append((RANDOM, measure, "spearman", spearman(effect, table[random].to_numpy()), n))
+        if f"{RANDOM}_{measure}_mean" in table:
+            random = table[f"{RANDOM}_{measure}_mean"].to_numpy()
+            n = int((np.isfinite(effect) & np.isfinite(random)).sum())
+            rows.append((RANDOM, measure, "spearman", spearman(effect, random), n))
         rows += compare_with_baselines({measure: effect}, baselines)
-        for statistic in ("spearman", "recall"):
-            if f"{measure}_{statistic}" in estimates:
-                rows.append(("exact", measure, statistic, *estimates[f"{measure}_{statistic}"]))
+    rows += agreement_rows
     if axis is not None:
         rows.append(("state_axis", "toward", "auc", axis["auc"], axis["n_folds"]))
     return pd.DataFrame(rows, columns=list(CONTROL_COLUMNS))
