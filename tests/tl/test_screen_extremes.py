@@ -72,8 +72,8 @@ def test_one_gene_alone_has_no_others_to_be_compared_with(
 ) -> None:
     """Its shifts are those that it has among all genes."""
     chosen = {"method": method, "controls": "random_weights"}
-    every = screen(toy_cells(12), toy_model, **chosen)
-    one = screen(toy_cells(12), toy_model, genes=["TOY90"], stored=True, **chosen)
+    every = screen(toy_cells(15), toy_model, **chosen)
+    one = screen(toy_cells(15), toy_model, genes=["TOY90"], stored=True, **chosen)
     columns = ["n_cells", "rank_mean", "shift_mean", "shift_sd", "random_weights_shift_mean"]
     np.testing.assert_allclose(one.table.loc["TOY90", columns], every.table.loc["TOY90", columns], rtol=1e-4)
     assert one.table["n_cells"].sum() == one.table.loc["TOY90", "n_cells"] > 10
