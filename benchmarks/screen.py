@@ -103,7 +103,7 @@ def run_here(task: object, cells: object) -> dict[str, np.ndarray]:
     """Run a task in this process, as the runner does."""
     from gfx._engine.device import choose_device
 
-    return task.run(cells, choose_device(), lambda _share: None)
+    return task.run(cells, choose_device())
 
 
 def first_order_in_embeddings(task: object, cells: object) -> dict[str, float]:

@@ -4,26 +4,25 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gfx._core.batching import batches_by_length
+from gfx._core.batching import batches_by_length, pieces
 
 LENGTHS = st.lists(st.integers(0, 40), max_size=60)
 
 
-@given(LENGTHS, st.integers(1, 200), st.none() | st.integers(1, 9))
-def test_every_cell_with_tokens_is_in_exactly_one_batch(lengths, max_tokens, max_cells):
+@given(LENGTHS, st.integers(1, 200))
+def test_every_cell_with_tokens_is_in_exactly_one_batch(lengths, max_tokens):
     lengths = np.array(lengths, dtype=np.int32)
-    batches = batches_by_length(lengths, max_tokens, max_cells)
+    batches = batches_by_length(lengths, max_tokens)
     rows = np.concatenate([*batches, np.array([], dtype=int)]).astype(int)
     assert sorted(rows) == np.flatnonzero(lengths).tolist()
 
 
-@given(LENGTHS, st.integers(1, 200), st.none() | st.integers(1, 9))
-def test_batches_stay_within_limits_longest_first(lengths, max_tokens, max_cells):
+@given(LENGTHS, st.integers(1, 200))
+def test_batches_stay_within_their_limit_longest_first(lengths, max_tokens):
     lengths = np.array(lengths, dtype=np.int32)
-    batches = batches_by_length(lengths, max_tokens, max_cells)
+    batches = batches_by_length(lengths, max_tokens)
     for batch in batches:
         assert len(batch) == 1 or len(batch) * lengths[batch].max() <= max_tokens
-        assert max_cells is None or len(batch) <= max_cells
     in_order = [int(lengths[row]) for batch in batches for row in batch]
     assert in_order == sorted(in_order, reverse=True)
 
@@ -72,3 +71,7 @@ def test_different_lengths_share_a_batch_up_to_a_limit_of_their_own(lengths, max
         n_tokens = len(batch) * lengths[batch].max()
         assert len(batch) == 1 or n_tokens <= max_tokens
         assert np.ptp(lengths[batch]) == 0 or n_tokens <= mixed_tokens
+
+
+def test_pieces_are_of_one_size_but_for_the_last():
+    assert [piece.tolist() for piece in pieces(np.arange(7), 3)] == [[0, 1, 2], [3, 4, 5], [6]]

@@ -12,7 +12,7 @@ from gfx import settings
 from gfx._engine.class_scores import of_cells, of_occurrences, probabilities, probabilities_and_squares
 from gfx._engine.classifier import Classifier, Head, load_classifier, make_classifier, save_classifier
 from gfx._engine.forward import states
-from gfx._engine.pooling import sum_genes
+from gfx._engine.pooling import sum_genes, sums_of_genes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -122,8 +122,9 @@ def test_genes_that_no_cell_has(toy: Toy) -> None:
 def of_genes(model: Classifier, ids, lengths, vocabulary, *, group: np.ndarray, n_groups: int) -> np.ndarray:
     """Sum, sum of squares and number of cells, `(3, n_groups, n_tokens, n_classes)`."""
     how = {"forward": probabilities_and_squares, "width": 2 * model.head.n_logits}
-    sums, n = sum_genes(model, ids, lengths, vocabulary, group=group, n_groups=n_groups, **how)
-    assert sums.dtype == np.float64
+    result = sum_genes(model, ids, lengths, vocabulary, group=group, n_groups=n_groups, **how)
+    assert result["sum"].dtype == np.float64
+    sums, n = sums_of_genes([result], n_groups * len(vocabulary))
     of_classes = sums.reshape(n_groups, len(vocabulary), 2, -1).transpose(2, 0, 1, 3)
     counts = np.broadcast_to(n.reshape(n_groups, -1, 1), of_classes.shape[1:])
     return np.stack([*of_classes, counts])
@@ -189,9 +190,11 @@ def test_probabilities_of_cells(toy: Toy, pooling: str) -> None:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, SAME), (torch.bfloat16, SAME_IN_BFLOAT16)])
 def test_cells_do_not_depend_on_each_other(toy: Toy, dtype: torch.dtype, tolerance: float, pooling: str) -> None:
     model = classifier(toy, Head("cells", pooling, TASKS), dtype)
-    expected = of_cells(model, toy.ids, toy.lengths, toy.vocabulary, batch_size=1)
-    for batch_size in (3, None):
-        found = of_cells(model, toy.ids, toy.lengths, toy.vocabulary, batch_size=batch_size)
+    with settings.override(batch_tokens=1):
+        expected = of_cells(model, toy.ids, toy.lengths, toy.vocabulary)
+    for batch_tokens in (100, None):
+        with settings.override(batch_tokens=batch_tokens):
+            found = of_cells(model, toy.ids, toy.lengths, toy.vocabulary)
         np.testing.assert_allclose(found, expected, atol=tolerance)
     order = np.random.default_rng(0).permutation(len(toy.ids))
     found = of_cells(model, toy.ids[order], toy.lengths[order], toy.vocabulary)

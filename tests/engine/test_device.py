@@ -19,17 +19,19 @@ from gfx._engine.device import (
     workers,
 )
 from gfx._engine.perturb import run_edits
-from gfx._engine.pooling import embed_cells, mean_genes, sum_genes
+from gfx._engine.pooling import embed_cells, mean_genes, sum_genes, sums_of_genes
 
 
 def embed_genes(*cells, n_groups, **chosen):
     """Mean hidden state of each gene, and numbers of cells."""
-    return mean_genes(*sum_genes(*cells, n_groups=n_groups, **chosen), n_groups)
+    slots = n_groups * len(cells[-1])
+    means, counts = mean_genes(*sums_of_genes([sum_genes(*cells, n_groups=n_groups, **chosen)], slots), n_groups)
+    return means[:-1], counts[:-1]
 
 
 def attention_of(encoder, ids, lengths, vocabulary):
     """Mean attention over all cells."""
-    return mean_attention(sum_attention(encoder, ids, lengths, vocabulary), int((lengths > 0).sum()))
+    return mean_attention([sum_attention(encoder, ids, lengths, vocabulary)], int((lengths > 0).sum()))
 
 
 CPU = torch.device("cpu")
@@ -164,7 +166,7 @@ def everything(toy, encoder, eager):
         embed_cells(encoder, *cells, how="mean"),
         *embed_genes(encoder, *cells, group=group, n_groups=3),
         *deleted.values(),
-        *vars(attention).values(),
+        *attention.values(),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from gfx._engine.attention import attend, mean_attention, sum_attention
 
 def attention_of(encoder, ids, lengths, vocabulary):
     """Mean attention over all cells."""
-    return mean_attention(sum_attention(encoder, ids, lengths, vocabulary), int((lengths > 0).sum()))
+    found = mean_attention([sum_attention(encoder, ids, lengths, vocabulary)], int((lengths > 0).sum()))
+    return SimpleNamespace(**found)
 
 
 def naive(toy):
@@ -60,7 +62,7 @@ def test_sums(toy):
             assert np.isnan(found.uniform[token])
     assert found.ranks.shape == (3, 2, len(ranks))
     for rank, values in ranks.items():
-        assert found.n_rank_cells[rank] == len(values)
+        assert found.ranks_n_cells[rank] == len(values)
         np.testing.assert_allclose(found.ranks[:, :, rank], np.mean(values, axis=0), atol=1e-6)
         assert found.ranks_uniform[rank] == pytest.approx(np.mean(ranks_uniform[rank]))
     np.testing.assert_allclose(found.special, special, atol=1e-6)
@@ -72,7 +74,7 @@ def test_attention_of_a_cell_adds_up_to_one(toy):
     found = sums(toy)
     n_cells = (toy.lengths > 0).sum()
     to_genes = np.nansum(found.genes * found.n_cells[:, None, None], axis=0) / n_cells
-    by_rank = (found.ranks * found.n_rank_cells).sum(axis=2) / n_cells
+    by_rank = (found.ranks * found.ranks_n_cells).sum(axis=2) / n_cells
     np.testing.assert_allclose(to_genes + found.special, 1, atol=1e-5)
     np.testing.assert_allclose(by_rank + found.special, 1, atol=1e-5)
     assert (found.special > 0).all() == toy.vocabulary.has_cls

@@ -11,13 +11,15 @@ import torch
 from gfx._core.edits import Edits
 from gfx._engine.encoder import blocks_needed, load_encoder
 from gfx._engine.perturb import run_edits
-from gfx._engine.pooling import embed_cells, mean_genes, sum_genes
+from gfx._engine.pooling import embed_cells, mean_genes, sum_genes, sums_of_genes
 from gfx.models import load
 
 
 def embed_genes(*cells, n_groups, **chosen):
     """Mean hidden state of each gene, and numbers of cells."""
-    return mean_genes(*sum_genes(*cells, n_groups=n_groups, **chosen), n_groups)
+    slots = n_groups * len(cells[-1])
+    means, counts = mean_genes(*sums_of_genes([sum_genes(*cells, n_groups=n_groups, **chosen)], slots), n_groups)
+    return means[:-1], counts[:-1]
 
 
 TOLERANCE = 1e-5

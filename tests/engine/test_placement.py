@@ -16,17 +16,19 @@ from gfx._engine.classifier import Head, make_classifier
 from gfx._engine.examples import LabelledCells, Padded
 from gfx._engine.first_order import estimate_deletions
 from gfx._engine.perturb import run_edits
-from gfx._engine.pooling import embed_cells, mean_genes, sum_genes
+from gfx._engine.pooling import embed_cells, mean_genes, sum_genes, sums_of_genes
 
 
 def embed_genes(*cells, n_groups, **chosen):
     """Mean hidden state of each gene, and numbers of cells."""
-    return mean_genes(*sum_genes(*cells, n_groups=n_groups, **chosen), n_groups)
+    slots = n_groups * len(cells[-1])
+    means, counts = mean_genes(*sums_of_genes([sum_genes(*cells, n_groups=n_groups, **chosen)], slots), n_groups)
+    return means[:-1], counts[:-1]
 
 
 def attention_of(encoder, ids, lengths, vocabulary):
     """Mean attention over all cells."""
-    return mean_attention(sum_attention(encoder, ids, lengths, vocabulary), int((lengths > 0).sum()))
+    return mean_attention([sum_attention(encoder, ids, lengths, vocabulary)], int((lengths > 0).sum()))
 
 
 def is_far(tensor):
@@ -142,7 +144,7 @@ def test_edits(toy, operator):
 
 def test_attention(toy):
     def results(encoder):
-        return vars(attention_of(encoder, toy.ids, toy.lengths, toy.vocabulary)).values()
+        return attention_of(encoder, toy.ids, toy.lengths, toy.vocabulary).values()
 
     near = list(results(toy.encoder(attention="eager")))
     with FarDevice():
@@ -227,7 +229,7 @@ def scores(toy, model):
         return
     group = np.arange(len(toy.ids)) % 2
     how = {"forward": probabilities_and_squares, "width": 2 * model.head.n_logits}
-    yield from sum_genes(model, *cells, toy.vocabulary, group=group, n_groups=2, **how)
+    yield from sum_genes(model, *cells, toy.vocabulary, group=group, n_groups=2, **how).values()
     wanted = np.arange(len(toy.vocabulary)) % 3 == 0
     yield from of_occurrences(model, *cells, wanted, probabilities, description="")
 

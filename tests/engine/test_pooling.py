@@ -8,12 +8,14 @@ import torch
 
 from gfx import settings
 from gfx._engine.forward import run_cells
-from gfx._engine.pooling import embed_cells, mean_genes, sum_genes
+from gfx._engine.pooling import embed_cells, mean_genes, sum_genes, sums_of_genes
 
 
 def embed_genes(*cells, n_groups, **chosen):
     """Mean hidden state of each gene, and numbers of cells."""
-    return mean_genes(*sum_genes(*cells, n_groups=n_groups, **chosen), n_groups)
+    slots = n_groups * len(cells[-1])
+    means, counts = mean_genes(*sums_of_genes([sum_genes(*cells, n_groups=n_groups, **chosen)], slots), n_groups)
+    return means[:-1], counts[:-1]
 
 
 LAYERS = [-1, -2, 0, 1]
@@ -85,24 +87,20 @@ def test_mean_leaves_special_tokens_out(toy):
 # --- what a result must not depend on -------------------------------------------------------------------------------
 
 
-def both(toy, encoder, rows=slice(None), **kwargs):
+def both(toy, encoder, rows=slice(None)):
     """Cell embeddings by every pooling, side by side."""
     cells = toy.ids[rows], toy.lengths[rows], toy.vocabulary
-    return np.hstack([embed_cells(encoder, *cells, how=how, **kwargs) for how in toy.poolings])
+    return np.hstack([embed_cells(encoder, *cells, how=how) for how in toy.poolings])
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, SAME_IN_BFLOAT16)])
 class TestInvariance:
-    @pytest.mark.parametrize("batch_size", [1, 7, 100])
-    def test_batch_size(self, toy, dtype, tolerance, batch_size):
-        encoder = toy.encoder(dtype=dtype)
-        np.testing.assert_allclose(both(toy, encoder, batch_size=batch_size), both(toy, encoder), atol=tolerance)
-
-    def test_batch_tokens(self, toy, dtype, tolerance):
+    def test_batches(self, toy, dtype, tolerance):
         encoder = toy.encoder(dtype=dtype)
         expected = both(toy, encoder)
-        with settings.override(batch_tokens=70):
-            np.testing.assert_allclose(both(toy, encoder), expected, atol=tolerance)
+        for batch_tokens in (1, 70, 300):
+            with settings.override(batch_tokens=batch_tokens):
+                np.testing.assert_allclose(both(toy, encoder), expected, atol=tolerance)
 
     def test_order_of_cells(self, toy, dtype, tolerance):
         encoder = toy.encoder(dtype=dtype)
@@ -112,7 +110,8 @@ class TestInvariance:
     def test_other_cells(self, toy, dtype, tolerance):
         """A short cell alone, and padded to the longest cell of all."""
         encoder = toy.encoder(dtype=dtype)
-        expected = both(toy, encoder, batch_size=1)
+        with settings.override(batch_tokens=1):
+            expected = both(toy, encoder)
         longest = int(toy.lengths.argmax())
         for row in np.flatnonzero(toy.lengths):
             pair = both(toy, encoder, [row, longest])
@@ -148,7 +147,9 @@ def test_genes_do_not_depend_on_batches(toy, batch_tokens):
 
 def test_batches_hold_each_cell_once_without_needless_padding(toy):
     rows = []
-    for batch in run_cells(toy.encoder(), toy.ids, toy.lengths, batch_size=3):
+    with settings.override(batch_tokens=100):
+        batches = list(run_cells(toy.encoder(), toy.ids, toy.lengths))
+    for batch in batches:
         assert batch.tokens.shape == batch.valid.shape == batch.output.shape[:2]
         assert batch.tokens.shape[1] == toy.lengths[batch.rows].max()
         assert batch.valid.sum(1).tolist() == toy.lengths[batch.rows].tolist()
@@ -159,7 +160,8 @@ def test_batches_hold_each_cell_once_without_needless_padding(toy):
 def test_a_forward_pass_needs_no_gradient_and_no_mask_where_nothing_is_padded(toy):
     encoder, masks = toy.encoder(), []
     encoder.register_forward_pre_hook(lambda _m, _i, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True)
-    batches = list(run_cells(encoder, toy.ids, toy.lengths, batch_size=1))
+    with settings.override(batch_tokens=1):
+        batches = list(run_cells(encoder, toy.ids, toy.lengths))
     assert not any(batch.output.requires_grad for batch in batches)
     assert masks == [None] * len(batches)
 

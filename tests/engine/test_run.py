@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import threading
@@ -15,7 +14,7 @@ import pytest
 import zarr
 
 from gfx import _settings
-from gfx._engine.run import Job, by_length, cut, networks, run
+from gfx._engine.run import Job, by_length, networks, run
 from gfx._engine.tasks import CellEmbedding
 from gfx._run_store import FORMAT, RunStore, RunStoreError
 from gfx._settings import settings
@@ -35,10 +34,9 @@ class RowSums:
 
     fails_at: int | None = None
 
-    def run(self, cells: CellBlock, device: object, report: Callable[[float], None]) -> dict[str, np.ndarray]:
+    def run(self, cells: CellBlock, device: object) -> dict[str, np.ndarray]:
         if self.fails_at in cells.number:
             raise RuntimeError("stopped")
-        report(0.5)
         return {"sum": cells.ids.sum(axis=1, dtype=np.float64)}
 
 
@@ -66,7 +64,6 @@ def test_blocks_hold_each_cell_with_tokens_once_longest_first() -> None:
     rows = np.concatenate(each.blocks)
     assert sorted(rows) == np.flatnonzero(each.lengths).tolist()
     assert (np.diff(each.lengths[rows]) <= 0).all()
-    assert [len(rows) for rows in cut(np.arange(7), 3)] == [3, 3, 1]
     block = each.cells(len(each.blocks) - 1)
     assert block.ids.shape[1] == block.lengths.max()
 
@@ -94,14 +91,14 @@ def test_several_devices_share_the_blocks_and_results_keep_their_order(monkeypat
 
     @dataclass(frozen=True)
     class Both(RowSums):
-        def run(self, cells: CellBlock, device: object, report: Callable[[float], None]) -> dict[str, np.ndarray]:
+        def run(self, cells: CellBlock, device: object) -> dict[str, np.ndarray]:
             if 0 not in cells.number and len(cells) == 3 and not seen.broken:
                 try:
                     seen.wait(0.5)  # two blocks are under way at once
                     used.add(str(device))
                 except threading.BrokenBarrierError:
                     pass
-            return super().run(cells, device, report)
+            return super().run(cells, device)
 
     used: set[str] = set()
     each = job(task=Both())
@@ -131,20 +128,26 @@ def test_a_network_is_loaded_once_and_let_go(toy: Any, monkeypatch: pytest.Monke
     assert module._load.cache_info().currsize == 0
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_the_bar_counts_cells_and_never_goes_back(share: float) -> None:
-    from tqdm.auto import tqdm
+def test_one_bar_counts_all_cells_batch_by_batch(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells of tasks that tell of no batches count when their block is finished."""
+    from gfx._engine import run as module
 
-    from gfx._engine.run import _Progress
+    class Bar(module.tqdm):
+        def update(self, n: int) -> None:
+            seen.append((id(self), n))
+            super().update(n)
 
-    with tqdm(total=30, file=io.StringIO()) as bar:
-        progress = _Progress(bar)
-        progress.report(10, share)
-        assert bar.n == int(10 * share)
-        progress.report(10, 0.0)
-        assert bar.n == int(10 * share)
-        progress.finish(10)
-        assert bar.n == 10
+    seen: list[tuple[int, int]] = []
+    monkeypatch.setattr(module, "tqdm", Bar)
+    network = module.Network(toy.model.weights, toy.model.config, 1, "float32")
+    blocks = by_length(toy.lengths, 10)
+    embedding = Job("vectors", CellEmbedding(network, toy.vocabulary, "mean"), toy.ids, toy.lengths, blocks)
+    with settings.override(batch_tokens=70, verbosity=2):
+        n_cells = [len(cells) for _, cells, _ in run([embedding, job()], description="x")]
+    assert len({bar for bar, _ in seen}) == 1
+    assert sum(n for _, n in seen) == sum(n_cells)
+    assert len([n for _, n in seen if n]) > len(n_cells)
+    assert min(n for _, n in seen) == 0
 
 
 # --- stores --------------------------------------------------------------------------------------------------------

@@ -71,21 +71,22 @@ def call(name: str, adata: AnnData, **arguments: Any) -> AnnData:
     return getattr(gfx.tl, name)(adata, **TOOLS[name] | arguments, copy=True)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("name", ["embed", "embed_genes", "delete_genes"])
-def test_a_stopped_run_goes_on_to_the_same_result(cells, toy_model, slots, calls, tmp_path, name, share):
+def test_a_run_that_is_stopped_several_times_goes_on_to_the_same_result(cells, toy_model, slots, calls, tmp_path, name):
     """To the last bit; what is finished is not run again."""
     expected, store = call(name, cells, model=toy_model), tmp_path / "run.zarr"
     n_blocks, calls.n = calls.n, 0
-    calls.stop_at = int(n_blocks * share)
-    before = slots(cells)
-    with pytest.raises(KeyboardInterrupt):
-        call(name, cells, model=toy_model, store=store)
-    assert slots(cells) == before
-    calls.stop_at, n_finished, calls.n = None, calls.n, 0
-    found = call(name, cells, model=toy_model, store=store)
     assert n_blocks >= 4
-    assert calls.n == n_blocks - n_finished
+    before = slots(cells)
+    for share in (0.1, 0.5, 0.9):
+        calls.stop_at = int(n_blocks * share)
+        with pytest.raises(KeyboardInterrupt):
+            call(name, cells, model=toy_model, store=store)
+        assert calls.n == calls.stop_at
+        assert slots(cells) == before
+    calls.stop_at = None
+    found = call(name, cells, model=toy_model, store=store)
+    assert calls.n == n_blocks
     assert slots(found) == slots(expected)
     calls.stop_at = calls.n  # nothing is left to run
     assert slots(call(name, cells, model=toy_model, store=store)) == slots(expected)
@@ -176,15 +177,6 @@ def assert_close(found: AnnData, expected: AnnData) -> None:
                 pd.testing.assert_frame_equal(found.uns[key][name], table, rtol=1e-3, atol=1e-6, obj=name)
 
 
-@pytest.mark.parametrize("name", TOOLS)
-def test_devices_share_the_cells(cells, toy_model, calls, name):
-    expected, n_blocks = call(name, cells, model=toy_model), calls.n
-    with gfx.settings.override(device=["cpu", "cpu:0"]):
-        found = call(name, cells, model=toy_model)
-    assert calls.n == 2 * n_blocks
-    assert_close(found, expected)
-
-
 @pytest.fixture(scope="module")
 def client():
     distributed = pytest.importorskip("distributed")
@@ -194,8 +186,10 @@ def client():
 
 
 @pytest.mark.parametrize("name", TOOLS)
-def test_workers_share_the_cells(cells, toy_model, client, name):
-    expected = call(name, cells, model=toy_model)
-    with gfx.settings.override(client=client):
-        found = call(name, cells, model=toy_model)
-    assert_close(found, expected)
+def test_devices_and_workers_share_the_cells(cells, toy_model, calls, client, name):
+    expected, n_blocks = call(name, cells, model=toy_model), calls.n
+    for where in ({"device": ["cpu", "cpu:0"]}, {"client": client}):
+        calls.n = 0
+        with gfx.settings.override(**where):
+            assert_close(call(name, cells, model=toy_model), expected)
+        assert calls.n == n_blocks

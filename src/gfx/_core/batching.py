@@ -6,12 +6,7 @@ import numpy as np
 
 
 def batches_by_length(
-    lengths: np.ndarray,
-    max_tokens: int,
-    max_cells: int | None = None,
-    max_pairs: int | None = None,
-    *,
-    mixed_tokens: int | None = None,
+    lengths: np.ndarray, max_tokens: int, max_pairs: int | None = None, *, mixed_tokens: int | None = None
 ) -> list[np.ndarray]:
     """Cut cells into batches, longest cells first, so that memory runs out at once or never.
 
@@ -21,8 +16,6 @@ def batches_by_length(
         Tokens of each cell, int `(n_cells,)`; cells of length 0 are left out.
     max_tokens
         Cells times longest cell of a batch stays within this; a longer cell makes a batch of its own.
-    max_cells
-        Cells in a batch at most.
     max_pairs
         Pairs of positions: cells times the square of the longest cell stays within this, too.
     mixed_tokens
@@ -39,8 +32,6 @@ def batches_by_length(
     while start < len(order):
         longest = -int(descending[start])
         limits = [max_tokens // longest]
-        if max_cells is not None:
-            limits.append(max_cells)
         if max_pairs is not None:
             limits.append(max_pairs // longest**2)
         if mixed_tokens is not None:

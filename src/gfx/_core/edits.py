@@ -15,10 +15,6 @@ if TYPE_CHECKING:
 
 Operator = Literal["delete", "overexpress", "shift"]
 
-#: Whether other genes close up around a perturbed one, or keep their positions.
-Positions = Literal["close", "keep"]
-
-
 #: What a shift is split into, in this order; the parts add up to it.
 PARTS = ("composition", "position", "context")
 

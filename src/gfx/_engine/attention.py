@@ -1,8 +1,7 @@
-"""Attention, summed into genes and ranks as each block computes it: never cells × length × length."""
+"""Attention, summed into genes and ranks as each layer computes it: never cells × length × length."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,23 +12,23 @@ from gfx._engine.forward import run_cells, states
 from gfx._engine.pooling import special_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from transformers import BertModel
 
     from gfx._core.vocabulary import Vocabulary
 
-#: Attention weights of one block held at once, in numbers; eager attention needs about three arrays of this size.
+#: Attention weights of one layer held at once, in numbers; eager attention needs about three arrays of this size.
 _MAX_WEIGHTS = 32_000_000
 
 
 def attend(encoder: BertModel, tokens: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run cells and keep, block by block, what their attention sums to; the weights themselves are let go.
+    """Run cells and keep, layer by layer, what their attention sums to; the weights themselves are let go.
 
     Returns
     -------
-    Mean weight that each position receives, float32 `(n_blocks, b, n_heads, l)`; entropy of a position's attention
-    over the logarithm of the length, mean over positions, float32 `(n_blocks, b, n_heads)`.
+    Mean weight that each position receives, float32 `(n_layers, b, n_heads, l)`; entropy of a position's attention
+    over the logarithm of the length, mean over positions, float32 `(n_layers, b, n_heads)`.
     """
     received, entropies = [], []
     query = valid.float()
@@ -41,7 +40,7 @@ def attend(encoder: BertModel, tokens: torch.Tensor, valid: torch.Tensor) -> tup
         entropy = torch.special.entr(weights).sum(-1)
         entropies.append(torch.einsum("bhq,bq->bh", entropy, query) / (n * torch.log(n.clamp(min=2)))[:, None])
 
-    hooks = [block.attention.self.register_forward_hook(collect) for block in encoder.encoder.layer]
+    hooks = [layer.attention.self.register_forward_hook(collect) for layer in encoder.encoder.layer]
     try:
         states(encoder, tokens, valid)
     finally:
@@ -51,34 +50,24 @@ def attend(encoder: BertModel, tokens: torch.Tensor, valid: torch.Tensor) -> tup
 
 
 def sum_attention(
-    encoder: BertModel,
-    ids: np.ndarray,
-    lengths: np.ndarray,
-    vocabulary: Vocabulary,
-    *,
-    report: Callable[[float], None] | None = None,
+    encoder: BertModel, ids: np.ndarray, lengths: np.ndarray, vocabulary: Vocabulary
 ) -> dict[str, np.ndarray]:
-    """Add up attention over cells, never holding cells × length × length.
+    """Add up attention over cells, with an encoder that was loaded with ``attention="eager"``.
 
     Memory: sums of heads × (tokens + ranks), and the attention of one layer in one batch.
-
-    Parameters
-    ----------
-    encoder
-        Loaded with ``attention="eager"``: fused attention does not show its weights.
 
     Returns
     -------
     Sums over cells, float64, and numbers of cells, int64; heads are layer by layer:
 
-    `genes`, `genes_uniform`, `genes_n`
+    `genes`, `uniform`, `n_cells`
         Weight that each token receives from an average position of its cell, `(n_tokens, n_layers * n_heads)`; what
-        even attention would give it, and the cells that have it, `(n_tokens,)`.
-    `ranks`, `ranks_uniform`, `ranks_n`
+        uniform attention would give it, and the cells that have it, `(n_tokens,)`.
+    `ranks`, `ranks_uniform`, `ranks_n_cells`
         The same for each rank, 0 the top gene of a cell.
     `special`, `entropy`
         Weight that special tokens receive; entropy of a position's attention over the logarithm of the length, 1 for
-        even attention; `(n_layers, n_heads)`.
+        uniform attention; `(n_layers, n_heads)`.
     """
     if encoder.config._attn_implementation != "eager":
         msg = (
@@ -97,16 +86,7 @@ def sum_attention(
     ranks = zeros(n_ranks, width), zeros(n_ranks), zeros(n_ranks, dtype=torch.int64)
     to_special, entropies = zeros(*shape), zeros(*shape)
     special = special_tokens(vocabulary, device)
-    batches = run_cells(
-        encoder,
-        ids,
-        lengths,
-        max_pairs=_MAX_WEIGHTS // shape[1],
-        forward=attend,
-        report=report,
-        description="attention",
-    )
-    for batch in batches:
+    for batch in run_cells(encoder, ids, lengths, max_pairs=_MAX_WEIGHTS // shape[1], forward=attend):
         received, entropy = batch.output
         flat = received.permute(1, 3, 0, 2).flatten(2).to(dtype)  # (b, l, layers * heads)
         is_gene = batch.valid & ~special[batch.tokens]
@@ -120,61 +100,32 @@ def sum_attention(
         is_special = (batch.valid & special[batch.tokens]).to(dtype)
         to_special += torch.einsum("nbhl,bl->nh", received.to(dtype), is_special)
         entropies += entropy.to(dtype).sum(1)
-    names = [f"{of}{what}" for of in ("genes", "ranks") for what in ("", "_uniform", "_n")]
-    totals = dict(zip(names, (*genes, *ranks), strict=True)) | {"special": to_special, "entropy": entropies}
-    return {name: total.cpu().numpy() for name, total in totals.items()}
+    names = "genes", "uniform", "n_cells", "ranks", "ranks_uniform", "ranks_n_cells", "special", "entropy"
+    totals = zip(names, (*genes, *ranks, to_special, entropies), strict=True)
+    return {name: total.cpu().numpy() for name, total in totals}
 
 
-@dataclass(frozen=True)
-class MeanAttention:
-    """Mean attention, over the cells in which a gene or rank occurs.
+def mean_attention(results: Iterable[Mapping[str, np.ndarray]], n_cells: int) -> dict[str, np.ndarray]:
+    """Turn results of :func:`sum_attention`, those of the longest cells first, into means over so many cells.
 
-    Parameters
-    ----------
-    genes
-        Weight that each gene receives from an average position of its cell, float32 `(n_tokens, n_layers, n_heads)`.
-    n_cells
-        Cells with the gene, int64 `(n_tokens,)`.
-    uniform
-        What even attention would give each gene: mean of 1 / length, float32 `(n_tokens,)`.
-    ranks
-        Weight received by rank of the attended gene, float32 `(n_layers, n_heads, n_ranks)`; rank 0 is the top gene.
-    ranks_uniform
-        What even attention would give each rank, float32 `(n_ranks,)`.
-    n_rank_cells
-        Cells long enough to have the rank, int64 `(n_ranks,)`.
-    special
-        Share of attention that goes to special tokens, float32 `(n_layers, n_heads)`.
-    entropy
-        Mean entropy of a position's attention over the logarithm of the length, 1 for even attention, float32
-        `(n_layers, n_heads)`.
+    Their names are the same. Means are float32 and NaN where no cell has a gene or rank: `genes`
+    `(n_tokens, n_layers, n_heads)`, `ranks` `(n_layers, n_heads, n_ranks)`, and all others as they were.
     """
-
-    genes: np.ndarray
-    n_cells: np.ndarray
-    uniform: np.ndarray
-    ranks: np.ndarray
-    ranks_uniform: np.ndarray
-    n_rank_cells: np.ndarray
-    special: np.ndarray
-    entropy: np.ndarray
-
-
-def mean_attention(totals: Mapping[str, np.ndarray], n_cells: int) -> MeanAttention:
-    """Turn what :func:`sum_attention` adds up over so many cells into means; NaN where no cell has a gene or rank."""
+    totals: dict[str, np.ndarray] = {}
+    for result in results:
+        for name, values in result.items():
+            totals.setdefault(name, np.zeros_like(values))[: len(values)] += values
     shape = totals["special"].shape
 
-    def mean(what: str, n: str) -> np.ndarray:
-        sums, counts = totals[what], totals[n].reshape(-1, *[1] * (totals[what].ndim - 1))
+    def mean(name: str, n: str) -> np.ndarray:
+        sums, counts = totals[name], totals[n].reshape(-1, *[1] * (totals[name].ndim - 1))
         return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0).astype(np.float32)
 
-    return MeanAttention(
-        genes=mean("genes", "genes_n").reshape(-1, *shape),
-        n_cells=totals["genes_n"],
-        uniform=mean("genes_uniform", "genes_n"),
-        ranks=mean("ranks", "ranks_n").reshape(-1, *shape).transpose(1, 2, 0),
-        ranks_uniform=mean("ranks_uniform", "ranks_n"),
-        n_rank_cells=totals["ranks_n"],
-        special=(totals["special"] / max(n_cells, 1)).astype(np.float32),
-        entropy=(totals["entropy"] / max(n_cells, 1)).astype(np.float32),
-    )
+    means = {
+        "genes": mean("genes", "n_cells").reshape(-1, *shape),
+        "uniform": mean("uniform", "n_cells"),
+        "ranks": mean("ranks", "ranks_n_cells").reshape(-1, *shape).transpose(1, 2, 0),
+        "ranks_uniform": mean("ranks_uniform", "ranks_n_cells"),
+    }
+    of_cells = {name: (totals[name] / max(n_cells, 1)).astype(np.float32) for name in ("special", "entropy")}
+    return totals | means | of_cells

@@ -57,15 +57,7 @@ def of_occurrences(
     return cell[order], np.concatenate(tokens)[order], np.concatenate(values)[order]
 
 
-def of_cells(
-    model: Classifier,
-    ids: np.ndarray,
-    lengths: np.ndarray,
-    vocabulary: Vocabulary,
-    *,
-    batch_size: int | None = None,
-    report: Callable[[float], None] | None = None,
-) -> np.ndarray:
+def of_cells(model: Classifier, ids: np.ndarray, lengths: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     """Probability of each class of each task, float32 `(n_cells, n_logits)`; NaN for cells without tokens."""
     special = special_tokens(vocabulary, model.device)
 
@@ -74,7 +66,6 @@ def of_cells(
         return model.head.probabilities(model(tokens, mask_of(valid), is_gene=is_gene).logits)
 
     out = np.full((len(lengths), model.head.n_logits), np.nan, dtype=np.float32)
-    how = {"batch_size": batch_size, "forward": forward, "report": report, "description": "classifying cells"}
-    for batch in run_cells(model, ids, lengths, **how):
+    for batch in run_cells(model, ids, lengths, forward=forward, description="classifying cells"):
         out[batch.rows] = batch.output.cpu().numpy()
     return out

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,21 +18,15 @@ if TYPE_CHECKING:
 
     from transformers import BertModel
 
+#: Where there is one, it is told the number of cells of each batch that is finished, and no bar is shown for batches.
+batch_listener: ContextVar[Callable[[int], object] | None] = ContextVar("batch_listener", default=None)
 
-@dataclass(frozen=True)
-class Batch:
+
+class Batch(NamedTuple):
     """Some cells and what a forward pass made of them.
 
-    Parameters
-    ----------
-    rows
-        Which cells, `(b,)`.
-    tokens
-        int64 `(b, l)` on the device.
-    valid
-        Which positions are not padding, bool `(b, l)` on the device.
-    output
-        What the forward pass returned: by default hidden states, `(b, l, d)` on the device.
+    `rows` are the numbers of the cells, `(b,)`. On the device: `tokens`, int64 `(b, l)`; `valid`, which positions are
+    no padding, bool `(b, l)`; and `output`, what the forward pass returned: by default hidden states, `(b, l, d)`.
     """
 
     rows: np.ndarray
@@ -71,10 +65,8 @@ def run_cells(
     ids: np.ndarray,
     lengths: np.ndarray,
     *,
-    batch_size: int | None = None,
     max_pairs: int | None = None,
     forward: Callable[[BertModel, torch.Tensor, torch.Tensor], Any] = states,
-    report: Callable[[float], None] | None = None,
     description: str = "cells",
 ) -> Iterator[Batch]:
     """Yield what `forward` makes of all cells that have tokens, longest cells first.
@@ -83,29 +75,22 @@ def run_cells(
     ----------
     ids, lengths
         Tokens `(n_cells, longest)` and lengths `(n_cells,)`.
-    batch_size
-        Cells in a batch at most; `None` leaves it to the number of tokens.
     max_pairs
         Padded pairs of positions in a batch at most; for a `forward` that makes something for each pair.
     forward
         Function of the encoder, tokens `(b, l)` and validity `(b, l)`.
-    report
-        Is told the finished share of the cells, from 0 to 1; `None` shows a bar instead, named by `description`.
+    description
+        Of the progress bar.
     """
-    device = encoder.device
-    batches = batches_by_length(lengths, batch_tokens(device), batch_size, max_pairs)
+    device, listener = encoder.device, batch_listener.get()
 
     def run(rows: np.ndarray) -> Batch:
         tokens, valid = put_cells(ids, lengths, rows, device)
         return Batch(rows, tokens, valid, forward(encoder, tokens, valid))
 
-    n_cells = int((lengths > 0).sum())
-    hidden = report is not None or not _log.shows_progress()
-    with tqdm(total=n_cells, desc=description, unit="cell", leave=False, delay=1, disable=hidden) as bar:
-        n_finished = 0
-        for rows, batch in halving(batches, run):
+    is_hidden = listener is not None or not _log.shows_progress()
+    shown = {"desc": description, "unit": "cell", "leave": False, "delay": 1, "disable": is_hidden}
+    with tqdm(total=int((lengths > 0).sum()), **shown) as bar:
+        for rows, batch in halving(batches_by_length(lengths, batch_tokens(device), max_pairs), run):
             yield batch
-            bar.update(len(rows))
-            n_finished += len(rows)
-            if report is not None:
-                report(n_finished / n_cells)
+            (listener or bar.update)(len(rows))

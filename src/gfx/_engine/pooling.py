@@ -11,7 +11,7 @@ from gfx._engine.device import sum_dtype
 from gfx._engine.forward import run_cells, states
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
 
     from transformers import BertModel
 
@@ -34,19 +34,12 @@ def pool(hidden: torch.Tensor, is_gene: torch.Tensor, how: Pooling) -> torch.Ten
 
 
 def embed_cells(
-    encoder: BertModel,
-    ids: np.ndarray,
-    lengths: np.ndarray,
-    vocabulary: Vocabulary,
-    *,
-    how: Pooling,
-    batch_size: int | None = None,
-    report: Callable[[float], None] | None = None,
+    encoder: BertModel, ids: np.ndarray, lengths: np.ndarray, vocabulary: Vocabulary, *, how: Pooling
 ) -> np.ndarray:
     """Embed cells, float32 `(n_cells, d)`; NaN for cells without tokens."""
     out = np.full((len(lengths), encoder.config.hidden_size), np.nan, dtype=np.float32)
     special = special_tokens(vocabulary, encoder.device)
-    for batch in run_cells(encoder, ids, lengths, batch_size=batch_size, report=report, description="embedding"):
+    for batch in run_cells(encoder, ids, lengths, description="embedding"):
         is_gene = batch.valid & ~special[batch.tokens]
         out[batch.rows] = pool(batch.output, is_gene, how).cpu().numpy()
     return out
@@ -62,8 +55,7 @@ def sum_genes(
     n_groups: int,
     forward: Callable[..., torch.Tensor] = states,
     width: int | None = None,
-    report: Callable[[float], None] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> dict[str, np.ndarray]:
     """Add up the hidden states of each gene, or what else `forward` makes of it, over the cells of each group.
 
     Parameters
@@ -75,26 +67,40 @@ def sum_genes(
 
     Returns
     -------
-    Sums, float64 `(n_groups * n_tokens, d)`, and numbers of cells, int64 `(n_groups * n_tokens,)`, group by group.
+    Of the slots ``group * n_tokens + token`` those that occur: `slot`, int64 `(n,)`, `sum`, float64 `(n, d)`, and the
+    number of cells, `n`, int64 `(n,)`.
     """
     device, n_tokens = encoder.device, len(vocabulary)
-    width = width or encoder.config.hidden_size
-    sums = torch.zeros(n_groups * n_tokens, width, dtype=sum_dtype(device), device=device)
+    shape = n_groups * n_tokens, width or encoder.config.hidden_size
+    sums = torch.zeros(shape, dtype=sum_dtype(device), device=device)
     counts = torch.zeros(n_groups * n_tokens, dtype=torch.int64, device=device)
     special = special_tokens(vocabulary, device)
-    lengths = np.where(group >= 0, lengths, 0)
-    for batch in run_cells(encoder, ids, lengths, forward=forward, report=report, description="adding up genes"):
+    for batch in run_cells(encoder, ids, np.where(group >= 0, lengths, 0), forward=forward):
         is_gene = batch.valid & ~special[batch.tokens]
         row = torch.from_numpy(group[batch.rows]).to(device)[:, None] * n_tokens + batch.tokens
         sums.index_add_(0, row[is_gene], batch.output[is_gene].to(sums.dtype))
-        counts += torch.bincount(row[is_gene], minlength=n_groups * n_tokens)
-    return sums.double().cpu().numpy(), counts.cpu().numpy()
+        counts += torch.bincount(row[is_gene], minlength=len(counts))
+    slot = counts.nonzero()[:, 0]
+    return {"slot": slot.cpu().numpy(), "sum": sums[slot].cpu().double().numpy(), "n": counts[slot].cpu().numpy()}
+
+
+def sums_of_genes(results: Iterable[Mapping[str, np.ndarray]], n_slots: int) -> tuple[np.ndarray, np.ndarray]:
+    """Add up results of :func:`sum_genes`: float64 `(n_slots, d)`, and numbers of cells, int64 `(n_slots,)`."""
+    sums, counts = None, np.zeros(n_slots, dtype=np.int64)
+    for result in results:
+        if sums is None:
+            sums = np.zeros((n_slots, result["sum"].shape[1]))
+        sums[result["slot"]] += result["sum"]
+        counts[result["slot"]] += result["n"]
+    return sums, counts
 
 
 def mean_genes(sums: np.ndarray, counts: np.ndarray, n_groups: int) -> tuple[np.ndarray, np.ndarray]:
-    """Turn sums of :func:`sum_genes` into means, float32 `(n_groups, n_tokens, d)`; NaN where no cell has the gene.
+    """Turn what :func:`sums_of_genes` gives into means in each group and, last, in all; NaN where no cell has a gene.
 
-    Numbers of cells, int64 `(n_groups, n_tokens)`, are returned beside them.
+    Means are float32 `(n_groups + 1, n_tokens, d)`; numbers of cells, int64, `(n_groups + 1, n_tokens)`.
     """
-    means = np.divide(sums, counts[:, None], out=np.full_like(sums, np.nan), where=counts[:, None] > 0)
-    return means.astype(np.float32).reshape(n_groups, -1, sums.shape[1]), counts.reshape(n_groups, -1)
+    sums, counts = sums.reshape(n_groups, -1, sums.shape[1]), counts.reshape(n_groups, -1)
+    sums, counts = (np.concatenate([values, values.sum(axis=0, keepdims=True)]) for values in (sums, counts))
+    means = np.full(sums.shape, np.nan, dtype=np.float32)
+    return np.divide(sums, counts[..., None], out=means, where=counts[..., None] > 0), counts

@@ -8,12 +8,11 @@ there is one.
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from queue import SimpleQueue
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -22,13 +21,16 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from gfx import _log
+from gfx._core.batching import pieces
 from gfx._engine.classifier import load_classifier
 from gfx._engine.device import DTYPES, choose_device, choose_devices
 from gfx._engine.encoder import load_encoder, random_encoder
+from gfx._engine.forward import batch_listener
 from gfx._settings import settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from concurrent.futures import Future
     from pathlib import Path
 
     import torch
@@ -76,8 +78,8 @@ class CellBlock:
 class Task(Protocol):
     """What to compute, with which network."""
 
-    def run(self, cells: CellBlock, device: torch.device, report: Callable[[float], None]) -> Result:
-        """Compute it for some cells; `report` is told the finished share, from 0 to 1."""
+    def run(self, cells: CellBlock, device: torch.device) -> Result:
+        """Compute it for some cells."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Network:
     """
 
     weights: Path
-    config: Mapping[str, Any]
+    config: Mapping[str, Any] = field(hash=False)
     n_layers: int
     dtype: str
     attention: Literal["sdpa", "eager"] = "sdpa"
@@ -115,53 +117,33 @@ class Network:
     def load(self, device: torch.device) -> BertModel | Classifier:
         """Load the network; each process keeps it until its file changes, or :func:`networks` ends."""
         with _ONE_AT_A_TIME:
-            return _load(
-                self.weights,
-                self.weights.stat().st_mtime_ns,
-                json.dumps(dict(self.config), sort_keys=True),
-                self.n_layers,
-                dtype=self.dtype,
-                attention=self.attention,
-                random_weights=self.random_weights,
-                classifies=self.classifies,
-                device=device,
-            )
+            return _load(self, self.weights.stat().st_mtime_ns, device)
 
 
 @lru_cache(maxsize=16)
-def _load(
-    weights: Path,
-    _changed: int,
-    config: str,
-    n_layers: int,
-    *,
-    dtype: str,
-    attention: Literal["sdpa", "eager"],
-    random_weights: int | None,
-    classifies: bool,
-    device: torch.device,
-) -> BertModel | Classifier:
-    if classifies:
-        return load_classifier(weights, json.loads(config), device=device, dtype=DTYPES[dtype])
-    where = {"n_blocks": n_layers, "device": device, "dtype": DTYPES[dtype]}
-    if random_weights is not None:
-        return random_encoder(json.loads(config), seed=random_weights, **where)
-    return load_encoder(weights, json.loads(config), attention=attention, **where)
+def _load(network: Network, _changed: int, device: torch.device) -> BertModel | Classifier:
+    chosen = {"device": device, "dtype": DTYPES[network.dtype]}
+    if network.classifies:
+        return load_classifier(network.weights, network.config, **chosen)
+    if network.random_weights is not None:
+        return random_encoder(network.config, n_blocks=network.n_layers, seed=network.random_weights, **chosen)
+    shape = {"n_blocks": network.n_layers, "attention": network.attention}
+    return load_encoder(network.weights, network.config, **shape, **chosen)
 
 
-#: Calls of :func:`networks` that have not ended, the outermost first.
-_calls: list[object] = []
+#: One entry for each call of :func:`networks` that has not ended.
+_open_calls: list[None] = []
 
 
 @contextmanager
 def networks() -> Iterator[None]:
-    """Keep networks in memory from block to block and from run to run, until the outermost such call ends."""
-    _calls.append(call := object())
+    """Keep networks in memory from block to block and from run to run, until the last such call ends."""
+    _open_calls.append(None)
     try:
         yield
     finally:
-        _calls.remove(call)
-        if not _calls:
+        _open_calls.pop()
+        if not _open_calls:
             _load.cache_clear()
 
 
@@ -202,15 +184,10 @@ class Job:
         return sum(map(len, self.blocks))
 
 
-def cut(rows: np.ndarray, size: int) -> list[np.ndarray]:
-    """Cut rows into blocks of so many."""
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
-
-
 def by_length(lengths: np.ndarray, size: int) -> list[np.ndarray]:
     """Cut all cells that have tokens into blocks of similar length, the longest first, where memory is scarcest."""
     order = np.argsort(-lengths, kind="stable")
-    return cut(order[lengths[order] > 0], size)
+    return pieces(order[lengths[order] > 0], size)
 
 
 def run(
@@ -225,118 +202,93 @@ def run(
         n = sum(map(len, finished.values()))
         _log.info(f"{store.path} has {n:,} of {sum(len(job.blocks) for job in jobs):,} blocks of cells; going on.")
     shown = {"desc": description, "unit": "cell", "leave": False, "delay": 1, "disable": not _log.shows_progress()}
+    blocks = [(job, number) for job in jobs for number in range(len(job.blocks))]
     with networks(), tqdm(total=sum(job.n_cells for job in jobs), **shown) as bar:
-        progress = _Progress(bar)
-        under_way: deque[CellBlock] = deque()  # the cells of a block are taken once: that may rank them anew
-
-        def calls() -> Iterator[tuple[Task, CellBlock]]:
-            for job in jobs:
-                for number in range(len(job.blocks)):
-                    if number not in finished[job.name]:
-                        under_way.append(job.cells(number))
-                        yield job.task, under_way[-1]
-
-        fresh = _in_order(calls(), progress)
-        for job in jobs:
-            for number in range(len(job.blocks)):
-                if number in finished[job.name]:
-                    cells, result = job.cells(number), store.read(job.name, number)
-                    is_new = result is None  # damaged
-                    if is_new:
-                        result = next(_in_order([(job.task, cells)], progress))
-                else:
-                    result, is_new = next(fresh), True
-                    cells = under_way.popleft()
-                if is_new and store is not None:
+        missing = ((job.task, job.cells(number)) for job, number in blocks if number not in finished[job.name])
+        fresh = _in_order(missing, bar.update)
+        n_finished = 0
+        for job, number in blocks:
+            is_finished = number in finished[job.name]
+            result = store.read(job.name, number) if is_finished else None
+            if result is not None:
+                cells = job.cells(number)
+            else:
+                again = [(job.task, job.cells(number))] if is_finished else []  # its files are damaged
+                cells, result = next(_in_order(again, bar.update) if is_finished else fresh)
+                if store is not None:
                     store.write(job.name, number, result)
-                yield job, cells, result
-                progress.finish(len(cells))
+            yield job, cells, result
+            n_finished += len(cells)
+            bar.update(n_finished - bar.n)  # what no batch has told
 
 
-class _Progress:
-    """Moves the bar within the block at hand; other threads report, too."""
-
-    def __init__(self, bar: tqdm) -> None:
-        self.bar, self.finished = bar, 0
-
-    def report(self, n_cells: int, share: float) -> None:
-        """Show that a share of a block of so many cells is finished."""
-        self._show(self.finished + int(n_cells * share))
-
-    def finish(self, n_cells: int) -> None:
-        self.finished += n_cells
-        self._show(self.finished)
-
-    def _show(self, n: int) -> None:
-        self.bar.update(max(0, n - self.bar.n))
-
-
-def _in_order(calls: Iterable[tuple[Task, CellBlock]], progress: _Progress) -> Iterator[Result]:
-    """Run tasks where the settings say."""
-    devices = choose_devices() if settings.client is None else []
+def _in_order(
+    calls: Iterable[tuple[Task, CellBlock]], listener: Callable[[int], object]
+) -> Iterator[tuple[CellBlock, Result]]:
+    """Run tasks where the settings say; cells come with their results."""
     if settings.client is not None:
-        yield from _on_workers(calls, settings.client)
-    elif len(devices) == 1:
+        yield from _ahead(_on_workers(calls, settings.client), max(1, len(settings.client.ncores())))
+        return
+    devices = choose_devices()
+    if len(devices) == 1:
         for task, cells in calls:
-            yield task.run(cells, devices[0], partial(progress.report, len(cells)))
-    else:
-        yield from _on_devices(calls, devices)
-
-
-def _on_devices(calls: Iterable[tuple[Task, CellBlock]], devices: Sequence[torch.device]) -> Iterator[Result]:
-    """Run each block on whichever device is free, a thread each."""
+            yield cells, _compute(task, cells, devices[0], listener)
+        return
     free: SimpleQueue[torch.device] = SimpleQueue()
     for device in devices:
         free.put(device)
 
-    def call(task: Task, cells: CellBlock) -> Result:
+    def on_free_device(task: Task, cells: CellBlock) -> Result:
         device = free.get()
         try:
-            return task.run(cells, device, _unheard)
+            return _compute(task, cells, device)
         finally:
             free.put(device)
 
     with ThreadPoolExecutor(len(devices)) as pool:
-        yield from _ahead((pool.submit(call, task, cells) for task, cells in calls), len(devices))
+        yield from _ahead(((cells, pool.submit(on_free_device, task, cells)) for task, cells in calls), len(devices))
 
 
-def _on_workers(calls: Iterable[tuple[Task, CellBlock]], client: Any) -> Iterator[Result]:
+def _on_workers(calls: Iterable[tuple[Task, CellBlock]], client: Any) -> Iterator[tuple[CellBlock, Future]]:
     """Run blocks on dask workers. A worker that dies is dask's to replace: its blocks run again elsewhere."""
     # Each task is sent once; as a task of dask, since scattered data is lost with the workers that hold it.
     sent: dict[int, tuple[Task, Any]] = {}
     device = settings.device if isinstance(settings.device, str) else None
-
-    def submit(task: Task, cells: CellBlock) -> Any:
+    for task, cells in calls:
         if id(task) not in sent:
-            sent[id(task)] = task, client.submit(_itself, task, pure=False)
-        return client.submit(_run_on_worker, sent[id(task)][1], cells, device, settings.batch_tokens, pure=False)
+            sent[id(task)] = task, client.submit(lambda task: task, task, pure=False)
+        place = device, settings.batch_tokens
+        yield cells, client.submit(_compute_on_worker, sent[id(task)][1], cells, *place, pure=False)
 
-    yield from _ahead((submit(task, cells) for task, cells in calls), max(1, len(client.ncores())))
 
-
-def _ahead(futures: Iterable[Any], n_workers: int) -> Iterator[Result]:
+def _ahead(futures: Iterable[tuple[CellBlock, Future]], n_workers: int) -> Iterator[tuple[CellBlock, Result]]:
     """Keep a few blocks under way for each worker, so that no more than these are in memory."""
-    waiting: deque = deque()
+    waiting: deque[tuple[CellBlock, Future]] = deque()
     try:
-        for future in futures:
-            waiting.append(future)
-            while len(waiting) >= (1 + BLOCKS_AHEAD) * n_workers:
-                yield waiting.popleft().result()
+        for submitted in futures:
+            waiting.append(submitted)
+            if len(waiting) >= (1 + BLOCKS_AHEAD) * n_workers:
+                cells, future = waiting.popleft()
+                yield cells, future.result()
         while waiting:
-            yield waiting.popleft().result()
+            cells, future = waiting.popleft()
+            yield cells, future.result()
     finally:
-        for future in waiting:
+        for _, future in waiting:
             future.cancel()
 
 
-def _itself(task: Task) -> Task:
-    return task
-
-
-def _run_on_worker(task: Task, cells: CellBlock, device: str | None, batch_tokens: int | None) -> Result:
+def _compute_on_worker(task: Task, cells: CellBlock, device: str | None, batch_tokens: int | None) -> Result:
     settings.batch_tokens = batch_tokens
-    return task.run(cells, choose_device(device), _unheard)
+    return _compute(task, cells, choose_device(device))
 
 
-def _unheard(_share: float) -> None:
-    """Whoever runs elsewhere reports nothing."""
+def _compute(
+    task: Task, cells: CellBlock, device: torch.device, listener: Callable[[int], object] = lambda _n: None
+) -> Result:
+    """Run a task; it has no bar of its own, and the listener is told of its batches."""
+    token = batch_listener.set(listener)
+    try:
+        return task.run(cells, device)
+    finally:
+        batch_listener.reset(token)

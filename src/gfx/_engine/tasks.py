@@ -18,7 +18,7 @@ from gfx._engine.perturb import run_edits
 from gfx._engine.pooling import embed_cells, sum_genes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Sequence
 
     import torch
     from transformers import BertModel
@@ -39,32 +39,28 @@ class CellEmbedding:
     vocabulary: Vocabulary
     pooling: Pooling
 
-    def run(self, cells: CellBlock, device: torch.device, report: Callable[[float], None]) -> Result:
+    def run(self, cells: CellBlock, device: torch.device) -> Result:
         encoder = self.network.load(device)
-        vectors = embed_cells(encoder, cells.ids, cells.lengths, self.vocabulary, how=self.pooling, report=report)
-        return {"vectors": vectors}
+        return {"vectors": embed_cells(encoder, cells.ids, cells.lengths, self.vocabulary, how=self.pooling)}
 
 
 @dataclass(frozen=True)
 class GeneEmbedding:
-    """Hidden states of each gene, added up over the cells of each group.
+    """Hidden states of each gene, added up over the cells of each `group`, int `(n_cells,)`, that blocks are given.
 
-    Blocks are given `group`, int `(n_cells,)`. Of the slots ``group * n_tokens + token`` those that occur are returned:
-    `slot`, int64 `(n,)`, `sum`, float64 `(n, d)`, and `n`, int64 `(n,)`.
+    See :func:`gfx._engine.pooling.sum_genes`.
     """
 
     network: Network
     vocabulary: Vocabulary
     n_groups: int
 
-    def run(self, cells: CellBlock, device: torch.device, report: Callable[[float], None]) -> Result:
-        return self._add_up(self.network.load(device), cells, report=report)
+    def run(self, cells: CellBlock, device: torch.device) -> Result:
+        return self._add_up(self.network.load(device), cells)
 
     def _add_up(self, model: BertModel, cells: CellBlock, **how: Any) -> Result:
         how |= {"group": cells.given["group"], "n_groups": self.n_groups}
-        sums, counts = sum_genes(model, cells.ids, cells.lengths, self.vocabulary, **how)
-        slot = np.flatnonzero(counts)
-        return {"slot": slot, "sum": sums[slot], "n": counts[slot]}
+        return sum_genes(model, cells.ids, cells.lengths, self.vocabulary, **how)
 
 
 @dataclass(frozen=True)
@@ -74,10 +70,9 @@ class GeneClasses(GeneEmbedding):
     The network is a classifier of genes.
     """
 
-    def run(self, cells: CellBlock, device: torch.device, report: Callable[[float], None]) -> Result:
+    def run(self, cells: CellBlock, device: torch.device) -> Result:
         model = self.network.load(device)
-        how = {"forward": probabilities_and_squares, "width": 2 * model.head.n_logits}
-        return self._add_up(model, cells, report=report, **how)
+        return self._add_up(model, cells, forward=probabilities_and_squares, width=2 * model.head.n_logits)
 
 
 @dataclass(frozen=True)
@@ -90,9 +85,8 @@ class CellClasses:
     network: Network
     vocabulary: Vocabulary
 
-    def run(self, cells: CellBlock, device: torch.device, report: Callable[[float], None]) -> Result:
-        model = self.network.load(device)
-        return {"vectors": of_cells(model, cells.ids, cells.lengths, self.vocabulary, report=report)}
+    def run(self, cells: CellBlock, device: torch.device) -> Result:
+        return {"vectors": of_cells(self.network.load(device), cells.ids, cells.lengths, self.vocabulary)}
 
 
 @dataclass(frozen=True)
@@ -102,21 +96,8 @@ class Attention:
     network: Network
     vocabulary: Vocabulary
 
-    def run(self, cells: CellBlock, device: torch.device, report: Callable[[float], None]) -> Result:
-        encoder = self.network.load(device)
-        return sum_attention(encoder, cells.ids, cells.lengths, self.vocabulary, report=report)
-
-
-def add_up(results: Iterable[Result]) -> Result:
-    """Add up tables of sums; a table with fewer rows counts as zero in the others."""
-    totals: Result = {}
-    for result in results:
-        for name, values in result.items():
-            total = totals.setdefault(name, np.zeros_like(values))
-            if len(total) < len(values):
-                total = totals[name] = np.concatenate([total, np.zeros_like(values[len(total) :])])
-            total[: len(values)] += values
-    return totals
+    def run(self, cells: CellBlock, device: torch.device) -> Result:
+        return sum_attention(self.network.load(device), cells.ids, cells.lengths, self.vocabulary)
 
 
 @dataclass(frozen=True)
@@ -151,7 +132,7 @@ class Perturbation:
     split: bool = False
     keep_vectors: bool = False
 
-    def run(self, cells: CellBlock, device: torch.device, report: Callable[[float], None]) -> Result:
+    def run(self, cells: CellBlock, device: torch.device) -> Result:
         given, members = cells.given, cells.given.get("members")
         groups, of_group = np.zeros(0, dtype=np.int64), {}
         if "group" in given:  # only those of this block, for sums take memory
@@ -233,7 +214,7 @@ class Screen:
         """Whether shifts are measured: estimates of them need probes."""
         return self.is_exact or self.n_probes > 0
 
-    def run(self, cells: CellBlock, device: torch.device, report: Callable[[float], None]) -> Result:
+    def run(self, cells: CellBlock, device: torch.device) -> Result:
         encoder, vocabulary = self.network.load(device), self.vocabulary
         wanted = cells.given.get("wanted")
         if wanted is None:

@@ -76,33 +76,27 @@ def attention(
     (300, 16)
     """
     from gfx._engine.attention import mean_attention
-    from gfx._engine.run import CELLS_PER_SUM, Job, by_length, networks, run
-    from gfx._engine.tasks import Attention, add_up
+    from gfx._engine.run import CELLS_PER_SUM, Job, by_length, run
+    from gfx._engine.tasks import Attention
 
     cells = prepare(adata, model, function="tl.attention", layer=layer, key_added=key_added, mod=mod, copy=copy)
-    lengths, tokens = cells.lengths(mask_obs), cells.tokens
+    lengths = cells.lengths(mask_obs)
     network = replace(cells.network(-1, attention="eager"), dtype="float32")
     task = Attention(network, cells.model.vocabulary)
-    job = Job("attention", task, tokens.ids, lengths, by_length(lengths, CELLS_PER_SUM))
-    n_used = job.n_cells
-    with networks():
-        totals = add_up(result for _, _, result in run([job], description="reading attention"))
-    sums = mean_attention(totals, n_used)
-    n_blocks, n_heads = sums.entropy.shape
+    job = Job("attention", task, cells.tokens.ids, lengths, by_length(lengths, CELLS_PER_SUM))
+    results = (result for _, _, result in run([job], description="reading attention"))
+    means = mean_attention(results, job.n_cells)
+    n_blocks, n_heads = means["entropy"].shape
     cells.slots.write(
-        f"read the attention of {n_blocks} layers × {n_heads} heads of {cells.model.name!r} in {n_used:,} cells",
+        f"read the attention of {n_blocks} layers × {n_heads} heads of {cells.model.name!r} in {job.n_cells:,} cells",
         params=cells.provenance(network) | {"mask_obs": mask_name(mask_obs)},
-        varm={"": cells.per_gene(sums.genes.reshape(len(sums.genes), -1))},
-        var={"n_cells": cells.cells_per_gene(sums.n_cells), "uniform": cells.per_gene(sums.uniform)},
+        varm={"": cells.per_gene(means["genes"].reshape(len(cells.model.vocabulary), -1))},
+        var={"n_cells": cells.cells_per_gene(means["n_cells"]), "uniform": cells.per_gene(means["uniform"])},
         uns={
             "n_blocks": n_blocks,
             "n_heads": n_heads,
-            "n_cells": n_used,
-            "ranks": sums.ranks,
-            "ranks_uniform": sums.ranks_uniform,
-            "ranks_n_cells": sums.n_rank_cells,
-            "special": sums.special,
-            "entropy": sums.entropy,
+            "n_cells": job.n_cells,
+            **{name: means[name] for name in ("ranks", "ranks_uniform", "ranks_n_cells", "special", "entropy")},
         },
     )
     return cells.result

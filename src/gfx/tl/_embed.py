@@ -74,17 +74,13 @@ def embed(
     >>> adata.obsm["X_gfx"].shape
     (60, 128)
     """
-    from gfx._engine.run import CELLS_PER_BLOCK, Job, by_length, networks, run
-    from gfx._engine.tasks import CellEmbedding
+    from gfx._engine.run import run
 
     cells = prepare(adata, model, function="tl.embed", layer=layer, key_added=key_added, mod=mod, copy=copy)
-    task = CellEmbedding(cells.network(hidden_layer), cells.model.vocabulary, cells.pooling(pooling))
-    params = cells.provenance(task.network) | {"hidden_layer": hidden_layer, "pooling": task.pooling}
+    job = cells.embedding("cells", cells.network(hidden_layer), cells.pooling(pooling))
+    params = cells.provenance(job.task.network) | {"hidden_layer": hidden_layer, "pooling": job.task.pooling}
     kept = None if store is None else open_store(store, "tl.embed", cells, params)
-    tokens = cells.tokens
-    job = Job("cells", task, tokens.ids, tokens.lengths, by_length(tokens.lengths, CELLS_PER_BLOCK))
-    with networks():
-        (vectors,) = vectors_of(run([job], description="embedding", store=kept), len(tokens.lengths)).values()
+    vectors = vectors_of(run([job], description="embedding", store=kept), len(job.lengths))["cells"]
     n_empty = int(np.isnan(vectors[:, 0]).sum())
     if n_empty:
         warnings.warn(

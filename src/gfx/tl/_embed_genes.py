@@ -9,7 +9,7 @@ import numpy as np
 from gfx._core.manifest import fingerprint
 from gfx._docs import shared
 from gfx._results import mask_name
-from gfx.tl._prepare import groups_and_rest, open_store, prepare, sums_of_genes
+from gfx.tl._prepare import groups_and_rest, open_store, prepare
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,7 +84,7 @@ def embed_genes(
     >>> adata.varm["gfx_genes"].shape, adata.varm["gfx_genes_groups"].shape
     ((300, 128), (300, 2, 128))
     """
-    from gfx._engine.pooling import mean_genes
+    from gfx._engine.pooling import mean_genes, sums_of_genes
     from gfx._engine.run import CELLS_PER_SUM, Job, by_length, run
     from gfx._engine.tasks import GeneEmbedding
 
@@ -92,33 +92,28 @@ def embed_genes(
     cells.slots.claim(reads=[("obs", groupby), ("obs", mask_obs)])
     lengths = cells.lengths(mask_obs)
     names, group = groups_and_rest(cells.adata, groupby)
-    tokens, vocabulary = cells.tokens, cells.model.vocabulary
+    vocabulary = cells.model.vocabulary
     task = GeneEmbedding(cells.network(hidden_layer), vocabulary, len(names) + 1)
     params = cells.provenance(task.network) | {"hidden_layer": hidden_layer, "groupby": groupby}
     kept = None
     if store is not None:
-        kept = open_store(
-            store, "tl.embed_genes", cells, params | {"groups": fingerprint(np.where(lengths > 0, group, -1))}
-        )
+        of_cells = {"groups": fingerprint(np.where(lengths > 0, group, -1))}
+        kept = open_store(store, "tl.embed_genes", cells, params | of_cells)
     blocks = by_length(lengths, CELLS_PER_SUM)
-    job = Job("genes", task, tokens.ids, lengths, blocks, lambda number: {"group": group[blocks[number]]})
-    results = run([job], description="embedding genes", store=kept)
-    sums, counts = sums_of_genes(results, task.n_groups * len(vocabulary))
-    means, counts = mean_genes(sums, counts, task.n_groups)
-    n_cells = counts.sum(axis=0)
-    overall = (np.nan_to_num(means) * counts[..., None]).sum(axis=0) / np.maximum(n_cells, 1)[:, None]
-    overall[n_cells == 0] = np.nan
+    job = Job("genes", task, cells.tokens.ids, lengths, blocks, lambda number: {"group": group[blocks[number]]})
+    results = (result for _, _, result in run([job], description="embedding genes", store=kept))
+    means, counts = mean_genes(*sums_of_genes(results, task.n_groups * len(vocabulary)), task.n_groups)
     by_group: dict[str, np.ndarray] = {}
     if names:
         by_group["groups"] = cells.per_gene(means[: len(names)].transpose(1, 0, 2))
         by_group["groups_n_cells"] = cells.cells_per_gene(counts[: len(names)].T)
-    genes_n_cells = cells.cells_per_gene(n_cells)
+    n_cells = cells.cells_per_gene(counts[-1])
     cells.slots.write(
-        f"embedded {(genes_n_cells > 0).sum():,} genes with {cells.model.name!r}"
+        f"embedded {(n_cells > 0).sum():,} genes with {cells.model.name!r}"
         + (f", also in each of {len(names)} groups of {groupby!r}" if names else ""),
         params=params | {"pooling": "gene", "mask_obs": mask_name(mask_obs)},
-        varm={"": cells.per_gene(overall), **by_group},
-        var={"n_cells": genes_n_cells},
+        varm={"": cells.per_gene(means[-1]), **by_group},
+        var={"n_cells": n_cells},
         uns={"groups": np.array(names, dtype=object)} if names else None,
     )
     return cells.result

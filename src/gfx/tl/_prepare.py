@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from gfx._adata import cell_mask, gene_names, obs_column
+from gfx._core.batching import pieces
 from gfx._core.manifest import fingerprint
 from gfx._results import Slots, claim, record
 from gfx._settings import settings
@@ -17,7 +18,7 @@ from gfx._tokens import find_tokens
 from gfx.models import load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from anndata import AnnData
@@ -25,23 +26,13 @@ if TYPE_CHECKING:
     from gfx._engine.run import CellBlock, Job, Network, Result
     from gfx._run_store import RunStore
     from gfx._tokens import Tokens
-    from gfx._types import Data, Mask, ModelLike, Pooling
+    from gfx._types import Data, Mask, ModelLike, Pooling, PoolingOfShifts
     from gfx.models import Model
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Cells and model, ready to run.
-
-    Parameters
-    ----------
-    model
-        The model.
-    tokens
-        Its tokens for every cell.
-    slots
-        Where results go.
-    """
+    """A model, its tokens for every cell, and the slots where results go: all that a tool needs to run."""
 
     model: Model
     tokens: Tokens
@@ -73,7 +64,7 @@ class Prepared:
         return tokens
 
     def lengths(self, mask_obs: Mask | None) -> np.ndarray:
-        """Tokens of each cell to use, 0 for all others, int32 `(n_obs,)`."""
+        """Numbers of tokens of the cells to use, 0 for all others, int32 `(n_obs,)`."""
         lengths = np.where(cell_mask(self.adata, mask_obs), self.tokens.lengths, 0)
         if not lengths.any():
             msg = "None of the cells that `mask_obs` selects has a gene that the model knows."
@@ -81,7 +72,7 @@ class Prepared:
         return lengths
 
     def lengths_of(self, rows: np.ndarray) -> np.ndarray:
-        """Tokens of some cells, int `(n,)`, and 0 for all others, int32 `(n_obs,)`."""
+        """Numbers of tokens of the cells in some rows, 0 for all others, int32 `(n_obs,)`."""
         lengths = np.zeros_like(self.tokens.lengths)
         lengths[rows] = self.tokens.lengths[rows]
         return lengths
@@ -120,24 +111,39 @@ class Prepared:
             attention,
         )
 
-    def pooling(self, pooling: Pooling) -> Literal["mean", "cls"]:
+    def pooling(self, pooling: Pooling, choices: tuple[str, ...] = ("auto", "mean", "cls")) -> Literal["mean", "cls"]:
         """Choose how a cell becomes one vector: as the model's family does, unless said otherwise."""
-        vocabulary = self.model.vocabulary
-        check_choice("pooling", pooling, ("auto", "mean", "cls"))
-        if pooling == "cls" and not vocabulary.has_cls:
+        has_cls = self.model.vocabulary.has_cls
+        check_choice("pooling", pooling, choices)
+        if pooling == "cls" and not has_cls:
             msg = (
                 f"{self.model.name!r} has no <cls> token; its family embeds a cell as the mean over its genes. "
                 "Use `pooling='mean'`."
             )
             raise ValueError(msg)
-        if pooling == "auto":
-            return "cls" if vocabulary.has_cls else "mean"
-        return pooling
+        return ("cls" if has_cls else "mean") if pooling == "auto" else pooling
 
-    def comparison(self, pooling: Pooling | Literal["genes"]) -> Literal["mean", "cls", "genes"]:
+    def comparison(self, pooling: PoolingOfShifts) -> Literal["mean", "cls", "genes"]:
         """Choose how perturbed cells are compared: as :meth:`pooling`, or gene by gene."""
-        check_choice("pooling", pooling, ("auto", "mean", "cls", "genes"))
-        return pooling if pooling == "genes" else self.pooling(pooling)
+        return self.pooling(pooling, ("auto", "mean", "cls", "genes"))
+
+    def embedding(self, name: str, network: Network, pooling: str, lengths: np.ndarray | None = None) -> Job:
+        """Make the job that embeds all cells that have tokens.
+
+        Parameters
+        ----------
+        pooling
+            How cells become vectors, or are compared: where that is gene by gene, their vectors are means.
+        lengths
+            Tokens of the cells, 0 for those to leave out.
+        """
+        from gfx._engine.run import CELLS_PER_BLOCK, Job, by_length
+        from gfx._engine.tasks import CellEmbedding
+
+        tokens = self.tokens
+        task = CellEmbedding(network, self.model.vocabulary, "cls" if pooling == "cls" else "mean")
+        blocks = by_length(tokens.lengths if lengths is None else lengths, CELLS_PER_BLOCK)
+        return Job(name, task, tokens.ids, tokens.lengths, blocks)
 
     def provenance(self, network: Network) -> dict[str, Any]:
         """Note which model ran, on what, and how precisely."""
@@ -161,20 +167,14 @@ def groups_and_rest(adata: AnnData, groupby: str | None) -> tuple[list[str], np.
 
 def check_controls(given: Iterable[str] | None, choices: tuple[str, ...]) -> tuple[str, ...]:
     """Read the controls to run, in the order of the choices; one that is none of them is refused."""
-    asked = () if given is None else (given,) if isinstance(given, str) else tuple(given)
-    for control in asked:
+    wanted = () if given is None else (given,) if isinstance(given, str) else tuple(given)
+    for control in wanted:
         check_choice("controls", control, (*choices, None))
-    return tuple(control for control in choices if control in asked)
+    return tuple(control for control in choices if control in wanted)
 
 
 def open_store(store: str | Path, function: str, cells: Prepared, depends: Mapping[str, object]) -> RunStore:
-    """Open the store of a run on these cells, or begin one.
-
-    Parameters
-    ----------
-    depends
-        What else the results of single runs depend on.
-    """
+    """Open the store of a run on these cells, or begin one; `depends` is what else its results depend on."""
     from gfx._engine.device import choose_device
     from gfx._run_store import RunStore
 
@@ -204,22 +204,6 @@ def vectors_of(results: Iterable[tuple[Job, CellBlock, Result]], n_obs: int) -> 
         missing = np.full((n_obs, result["vectors"].shape[1]), np.nan, dtype=np.float32)
         vectors.setdefault(job.name, missing)[cells.number] = result["vectors"]
     return vectors
-
-
-def sums_of_genes(results: Iterable[tuple[Job, CellBlock, Result]], n_slots: int) -> tuple[np.ndarray, np.ndarray]:
-    """Add up the blocks of a job on genes: float64 `(n_slots, d)`, and numbers of cells, int64 `(n_slots,)`."""
-    sums, counts = None, np.zeros(n_slots, dtype=np.int64)
-    for _, _, result in results:
-        if sums is None:
-            sums = np.zeros((n_slots, result["sum"].shape[1]))
-        sums[result["slot"]] += result["sum"]
-        counts[result["slot"]] += result["n"]
-    return sums, counts
-
-
-def pieces(rows: np.ndarray, size: int = 1024) -> Iterator[np.ndarray]:
-    """Walk over rows a few at a time, so that nothing about all of them is in memory at once."""
-    return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
 def prepare(

@@ -10,7 +10,7 @@ import numpy as np
 from gfx._core.statistics import moments
 from gfx._docs import shared
 from gfx._results import mask_name
-from gfx.tl._prepare import groups_and_rest, prepare, sums_of_genes, vectors_of
+from gfx.tl._prepare import groups_and_rest, prepare, vectors_of
 from gfx.tl.classification._cross_validation import predicted_classes
 from gfx.tl.classification._trained import load_trained
 
@@ -92,6 +92,7 @@ def predict_genes(
     >>> adata.varm["gfx_predicted_genes_groups"].shape
     (300, 2, 2)
     """
+    from gfx._engine.pooling import sums_of_genes
     from gfx._engine.run import CELLS_PER_SUM, Job, by_length, run
     from gfx._engine.tasks import GeneClasses
 
@@ -103,7 +104,8 @@ def predict_genes(
     task = GeneClasses(replace(cells.network(-1), classifies=True), vocabulary, len(names) + 1)
     blocks = by_length(lengths, CELLS_PER_SUM)
     job = Job("genes", task, cells.tokens.ids, lengths, blocks, lambda number: {"group": group[blocks[number]]})
-    sums, n = sums_of_genes(run([job], description="scoring genes"), task.n_groups * len(vocabulary))
+    results = (result for _, _, result in run([job], description="scoring genes"))
+    sums, n = sums_of_genes(results, task.n_groups * len(vocabulary))
     sums = sums.reshape(task.n_groups, len(vocabulary), 2, head.n_logits).transpose(2, 0, 1, 3)
     sums = np.stack([*sums, np.broadcast_to(n.reshape(*sums.shape[1:3], 1), sums.shape[1:])])
     n, mean, sd = moments(sums.sum(axis=1))

@@ -13,10 +13,11 @@ from gfx.tl._prepare import vectors_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from gfx._core.edits import Operator, Positions
+    from gfx._core.edits import Operator
     from gfx._engine.perturb import Comparison
     from gfx._engine.run import CellBlock, Job, Network, Result
     from gfx._run_store import RunStore
+    from gfx._types import Positions
     from gfx.tl._prepare import Prepared
 
     #: Finds the ranks that genes move to, `(n_runs, n_genes)`, from the cell of each run and its genes.
@@ -206,16 +207,10 @@ def embed_states(
     cells: Prepared, networks: Mapping[str, Network], pooling: Comparison, rows: np.ndarray, store: RunStore | None
 ) -> dict[str, np.ndarray]:
     """Embed the cells of states, bool `(n_obs,)`, as they are: float32 `(n_obs, d)` by network, NaN for others."""
-    from gfx._engine.run import CELLS_PER_BLOCK, Job, by_length, run
-    from gfx._engine.tasks import CellEmbedding
+    from gfx._engine.run import run
 
-    tokens = cells.tokens
-    blocks = by_length(np.where(rows, tokens.lengths, 0), CELLS_PER_BLOCK)
-    how = cells.model.vocabulary, "cls" if pooling == "cls" else "mean"
-    jobs = [
-        Job(f"states_{name}", CellEmbedding(network, *how), tokens.ids, tokens.lengths, blocks)
-        for name, network in networks.items()
-    ]
+    lengths = np.where(rows, cells.tokens.lengths, 0)
+    jobs = [cells.embedding(f"states_{name}", network, pooling, lengths) for name, network in networks.items()]
     vectors = vectors_of(run(jobs, description="embedding states", store=store), cells.adata.n_obs)
     return {name: vectors[f"states_{name}"] for name in networks}
 

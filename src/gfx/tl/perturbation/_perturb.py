@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
-    from gfx._core.edits import Operator, Positions
+    from gfx._core.edits import Operator
     from gfx._run_store import RunStore
-    from gfx._types import Data, ModelLike, PoolingOfShifts
+    from gfx._types import Data, ModelLike, PoolingOfShifts, Positions
     from gfx.tl._gene_sets import Genes, GeneSets
     from gfx.tl._prepare import Prepared
     from gfx.tl._states import States

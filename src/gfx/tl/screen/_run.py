@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from gfx._core.batching import pieces
 from gfx._core.screening import GeneSums, agreement, excess_over_neighbours, standing_out, wanted_places
 from gfx._core.statistics import spearman
 from gfx.tl._baselines import CONTROL_COLUMNS, compare_with_baselines
@@ -76,9 +77,9 @@ class Plan:
         return [measure for measure in self.measures if measure != "shift" or self.tasks[name].measures_shifts]
 
     def job(self, name: str, task: Screen, rows: np.ndarray, size: int) -> Job:
-        from gfx._engine.run import Job, cut
+        from gfx._engine.run import Job
 
-        return Job(name, task, self.ids, self.lengths, cut(rows, size))
+        return Job(name, task, self.ids, self.lengths, pieces(rows, size))
 
     def places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tokens of some cells, and which of them are deleted, both `(n_cells, longest)`."""
