@@ -45,15 +45,13 @@ def pick(data: Data, mod: str | None) -> AnnData:
     classes = type(data).__mro__  # by their names, so that mudata need not load
     if any(cls.__module__.partition(".")[0] == "mudata" and cls.__name__ == "MuData" for cls in classes):
         names = list(data.mod)
-        if mod is None and len(names) == 1:
-            return data.mod[names[0]]
-        if mod is None:
+        if mod is None and len(names) != 1:
             msg = f"This MuData has {len(names)} modalities; say which one holds RNA counts: `mod=` one of {names}."
             raise ValueError(msg)
-        if mod not in names:
+        if mod is not None and mod not in names:
             msg = f"Did not find modality {mod!r} in this MuData. Present: {names}."
             raise KeyError(msg)
-        return data.mod[mod]
+        return data.mod[names[0] if mod is None else mod]
     if mod is not None:
         msg = f"`mod={mod!r}` is for MuData; found {type(data).__name__}. Leave `mod` out."
         raise TypeError(msg)
