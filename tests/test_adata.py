@@ -13,11 +13,11 @@ from anndata.io import sparse_dataset, write_elem
 from scipy import sparse
 
 from gfx._adata import (
+    GeneMatch,
     cell_mask,
     copied,
     gene_names,
     genes_problem,
-    look_up,
     match_genes,
     obs_column,
     open_counts,
@@ -316,6 +316,10 @@ def test_usable_calls(toy_cells):
 
 
 # --- genes ----------------------------------------------------------------------------------------------------------
+
+
+def look_up(names, vocabulary) -> GeneMatch:
+    return GeneMatch(vocabulary.resolve(names), np.asarray(names, dtype=object))
 
 
 def test_match_genes(toy_vocabulary):

@@ -14,11 +14,10 @@ from gfx._core.gene_names import foreign_species
 from gfx._core.scales import UNDO, recover_counts, scale_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from anndata import AnnData
 
-    from gfx._core.gene_names import Species
     from gfx._core.scales import Scale
     from gfx._core.vocabulary import Vocabulary
     from gfx._types import Data, Mask
@@ -329,7 +328,7 @@ class GeneMatch:
         return self.n_known - len(np.unique(self.tokens[self.known]))
 
 
-def match_genes(names: Sequence[str] | np.ndarray, vocabulary: Vocabulary) -> GeneMatch:
+def match_genes(names: Iterable[str], vocabulary: Vocabulary) -> GeneMatch:
     """Look genes up by Ensembl id, symbol, alias or retired id; other species are not mistaken for human.
 
     Raises
@@ -337,22 +336,11 @@ def match_genes(names: Sequence[str] | np.ndarray, vocabulary: Vocabulary) -> Ge
     ValueError
         Genes of another species; or fewer recognised genes than ten, or than a tenth of the shorter list of genes.
     """
-    match = look_up(names, vocabulary)
+    match = GeneMatch(vocabulary.resolve(names), np.asarray(names, dtype=object))
     problem = genes_problem(match, vocabulary)
     if problem is not None:
         raise ValueError(problem)
     return match
-
-
-def look_up(names: Sequence[str] | np.ndarray, vocabulary: Vocabulary) -> GeneMatch:
-    """Look genes up, however few are found."""
-    names = np.asarray(names, dtype=object)
-    return GeneMatch(tokens=vocabulary.resolve(names), names=names)
-
-
-def own_species(vocabulary: Vocabulary) -> Species | None:
-    """Name the species whose genes a vocabulary holds; `None` if they are human."""
-    return foreign_species(vocabulary.ids[~vocabulary.is_special])
 
 
 def genes_problem(match: GeneMatch, vocabulary: Vocabulary) -> str | None:
@@ -361,16 +349,15 @@ def genes_problem(match: GeneMatch, vocabulary: Vocabulary) -> str | None:
     fewest = min(MIN_GENES, vocabulary.n_genes)
     enough = match.n_known >= max(fewest, MIN_SHARE * min(len(names), vocabulary.n_genes))
     species = foreign_species(names)
-    own = None if species is None else own_species(vocabulary)  # looks at every id: only where it is asked for
     # How symbols are written is a hint, and matters only where they would be taken for those of the vocabulary.
-    if species is not None and not species.may_be(own) and (enough or species.is_sure):
+    if species is not None and not species.may_be(vocabulary.species) and (enough or species.is_sure):
         examples = [str(name) for name in names if name][:5]
-        theirs = "human" if own is None else own.name
+        theirs = "human" if vocabulary.species is None else vocabulary.species.name
         return (
             f"These are {species.name} genes, such as {examples}; the vocabulary {vocabulary.name!r} holds {theirs} "
             f"genes. Map them to {theirs} one-to-one orthologues, put their Ensembl ids into a column of `adata.var`, "
             "and name it: `gfx.pp.tokenize(adata, gene_ids=...)`."
-            + (" Human symbols are written in capitals." if own is None else "")
+            + (" Human symbols are written in capitals." if vocabulary.species is None else "")
         )
     if enough:
         return None

@@ -154,7 +154,7 @@ def storable(value: object) -> object:
             raise TypeError(msg)
 
 
-def record(function: str, **params: object) -> dict[str, object]:
+def record(function: str, /, **params: object) -> dict[str, object]:
     """Note the function, the version of gfx and the parameters that a result came from.
 
     `None` is left out: it would come back from a file as a missing entry or as text, depending on the format.
@@ -261,7 +261,7 @@ class Slots:
                 msg = f"The table of slots has no {sorted(unknown)} in {element!r} of {self.function!r}."
                 raise KeyError(msg)
             values |= {(element, self.name(part)): value for part, value in parts.items() if value is not None}
-        how = record(self.function) | {name: storable(value) for name, value in params.items() if value is not None}
+        how = record(self.function, **params)
         stale = self.owned - set(values) - {("uns", self.key)}
         names: dict[str, list[str]] = {}
         for (element, name), value in values.items():  # the first of these turns a view into an object of its own
@@ -327,8 +327,7 @@ def find(data: Data, *functions: str, key: str | None = None, mod: str | None = 
         problem = f"Did not find {key!r} in `adata.uns`."
     else:
         problem = f"`adata.uns[{key!r}]` was written by `gfx.{writer}`, not by {names}."
-    usual, is_named = TABLE[functions[0]], key is not None and key != TABLE[functions[0]].default
-    call = f"`gfx.{functions[0]}({usual.call}{f', key_added={key!r}' if is_named else ''})`"
-    run = f"Run {call} first." if len(functions) == 1 else "Run one of them first."
-    msg = f"{problem} Results of {names}: {sorted(present)}. {run}"
+    named = "" if key is None else f", key_added={key!r}"
+    run = f"`gfx.{functions[0]}({TABLE[functions[0]].call}{named})`" if len(functions) == 1 else "one of them"
+    msg = f"{problem} Results of {names}: {sorted(present)}. Run {run} first."
     raise KeyError(msg)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array
 
-from gfx._adata import COUNTS, look_up, match_genes, obs_column, open_counts, row_blocks, to_counts, usable_calls
+from gfx._adata import COUNTS, match_genes, obs_column, open_counts, row_blocks, to_counts, usable_calls
 from gfx._core.ranking import rank_cells
 from gfx._log import info
 from gfx._results import TABLE, Slots, made_by
@@ -155,7 +155,7 @@ def counts_by_token(
     try:
         place = {name: source[name] for name in ("layer", "use_raw", "gene_ids") if name in source}
         matrix = open_counts(adata, **place)
-        tokens = look_up(matrix.names, vocabulary).tokens
+        tokens = vocabulary.resolve(matrix.names)
         known = np.flatnonzero(tokens >= 0)
         to_token = csr_array((np.ones(len(known)), (known, tokens[known])), shape=(len(tokens), len(vocabulary)))
         for rows, stored in row_blocks(matrix.x):

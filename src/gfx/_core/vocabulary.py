@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gfx._core.gene_names import foreign_species
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from gfx._core.gene_names import Species
 
 PAD, MASK, CLS, EOS = "<pad>", "<mask>", "<cls>", "<eos>"
 SPECIALS = (PAD, MASK, CLS, EOS)
@@ -93,6 +97,11 @@ class Vocabulary:
     def n_with_symbol(self) -> Mapping[str, int]:
         """How many genes have each symbol; some share one."""
         return Counter(map(str, self.symbols))
+
+    @cached_property
+    def species(self) -> Species | None:
+        """Species whose genes these are; `None` if they are human."""
+        return foreign_species(self.ids[~self.is_special])
 
     @property
     def n_genes(self) -> int:

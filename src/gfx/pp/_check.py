@@ -10,12 +10,11 @@ import numpy as np
 import pandas as pd
 
 from gfx._adata import (
+    GeneMatch,
     counts_problem,
     gene_names,
     genes_problem,
-    look_up,
     open_counts,
-    own_species,
     pick,
     row_blocks,
     summed,
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from gfx._adata import CountMatrix, GeneMatch
+    from gfx._adata import CountMatrix
     from gfx._core.vocabulary import Vocabulary
     from gfx._types import Data, ModelLike
 
@@ -109,7 +108,7 @@ def check(
     matrix = open_counts(cells, layer=layer, use_raw=use_raw, gene_ids=gene_ids)
     loaded = load(model)
     vocabulary = loaded.vocabulary
-    match = look_up(matrix.names, vocabulary)
+    match = GeneMatch(vocabulary.resolve(matrix.names), matrix.names)
     seen = _look(matrix, match, vocabulary)
     better = _better_column(cells.raw.var if use_raw else cells.var, match, vocabulary, gene_ids)
     findings = [
@@ -185,8 +184,7 @@ def _about_names(match: GeneMatch, vocabulary: Vocabulary) -> Finding:
     kinds = kinds.groupby(level=0, sort=False).sum()
     words = [f"{n:,} {kind.name if isinstance(kind, Species) else _KINDS[kind]}" for kind, n in kinds.items()]
     mixed = "mixed: " if len(kinds.drop("none", errors="ignore")) > 1 else ""
-    own = own_species(vocabulary)
-    foreign = [k.name for k in kinds.index if isinstance(k, Species) and k.is_sure and not k.may_be(own)]
+    foreign = [k.name for k in kinds.index if isinstance(k, Species) and k.is_sure and not k.may_be(vocabulary.species)]
     advice = f"The {' and '.join(foreign)} genes are left out." if foreign else ""
     return _finding("gene names", mixed + ", ".join(words), advice)
 
@@ -231,7 +229,7 @@ def _better_column(
     texts = [key for key in var.columns if key != gene_ids and not pd.api.types.is_numeric_dtype(var[key].dtype)]
     places = {} if gene_ids is None else {"gene_ids=None": var.index}
     places |= {f"gene_ids={key!r}": var[key] for key in texts}
-    known = {how: look_up(gene_names(names), vocabulary).n_known for how, names in places.items()}
+    known = {how: int((vocabulary.resolve(gene_names(names)) >= 0).sum()) for how, names in places.items()}
     best = max(known, key=known.get, default=None)
     return (best, known[best]) if best is not None and known[best] > 1.1 * match.n_known else None
 
