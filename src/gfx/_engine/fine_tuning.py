@@ -1,31 +1,21 @@
-"""Fine-tuning: one classifier, from its last checkpoint, to its end."""
+"""Fine-tuning: one classifier, from its last checkpoint, to its end; adapters, and a search for hyperparameters."""
 
 from __future__ import annotations
 
-import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from transformers import PrinterCallback, ProgressCallback
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from gfx import _log
 from gfx._engine.classifier import Classifier
 from gfx._engine.examples import NOTHING
 from gfx._engine.surroundings import quiet_surroundings
-from gfx._engine.trainer import (
-    COMMON,
-    KEEP_BEST,
-    LOG_FILE,
-    OrderedTrainer,
-    current_device,
-    last_checkpoint,
-    planned_arguments,
-)
+from gfx._engine.trainer import COMMON, KEEP_BEST, OrderedTrainer, last_checkpoint, training_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -39,11 +29,11 @@ if TYPE_CHECKING:
 Adapter = Literal["lora", "lora-8bit", "lora-4bit"]
 ADAPTERS: tuple[str, ...] = ("lora", "lora-8bit", "lora-4bit")
 
-#: The recipe of the 2023 paper; genes see the cells once, cells up to ten times.
+#: As in the 2023 paper: one epoch for genes, up to ten for cells.
 DEFAULTS = COMMON | {
     "learning_rate": 5e-5,
     "per_device_train_batch_size": 12,
-    "disable_tqdm": True,  # for a bar of our own
+    "disable_tqdm": True,  # the trainer adds a bar without the log
 }
 EPOCHS = {"genes": 1, "cells": 10}
 
@@ -86,7 +76,7 @@ def check_search(n_trials: int) -> None:
 def arguments_for(
     folder: Path, cells: int, *, of: str, given: Mapping[str, Any], evaluates: bool, adapter: str | None, seed: int
 ) -> TrainingArguments:
-    """Make arguments for one training; with cells to stop by, the best checkpoint of all passes is kept."""
+    """Make arguments for one training; with a validation set (`evaluates`), the best epoch is kept."""
     ours = DEFAULTS | {"num_train_epochs": EPOCHS[of], "seed": seed}
     if adapter is not None:
         ours["learning_rate"] = ADAPTER_RATE
@@ -99,7 +89,7 @@ def arguments_for(
             planned |= {"save_strategy": "steps", "save_steps": max(1, min(500, int(steps / 4)))}
         return planned
 
-    return planned_arguments(folder, cells, ours | dict(given), plan)
+    return training_arguments(folder, cells, ours | dict(given), plan)
 
 
 @quiet_surroundings()
@@ -115,128 +105,91 @@ def fine_tune(
     adapter: Adapter | None,
     seed: int,
 ) -> Classifier:
-    """Train a classifier, or go on from the last checkpoint in `folder`.
+    """Train a classifier, or go on from the last checkpoint in `folder`; it stays on the device of the training.
 
     Parameters
     ----------
     make
         Makes the classifier to start from, the same each time.
     validation
-        Cells to choose the best pass by, and to stop by after `patience` passes without a better one; `None` trains to
-        the end.
+        Cells to choose the best epoch by, and to stop by after `patience` epochs without a lower loss; `None` trains
+        to the end.
     arguments
         What replaces :data:`DEFAULTS`, and other arguments of :class:`transformers.TrainingArguments`.
     adapter
-        Trains low-rank adapters in blocks that are not frozen, and the head, with the network in 8 or 4 bits if wanted;
+        Trains low-rank adapters in layers that are not frozen, and the head, with the network in 8 or 4 bits if wanted;
         then adds them to the weights in full precision, so that the result is a classifier like any other.
-
-    Returns
-    -------
-    The classifier, on the device that it was trained on.
     """
     folder = folder.resolve()  # checkpoints name each other by path
-    start = make()
-    settings = arguments_for(
-        folder,
-        len(cells),
-        of=start.head.of,
-        given=arguments,
-        evaluates=validation is not None,
-        adapter=adapter,
-        seed=seed,
-    )
+    model = make()
+    how = {"of": model.head.of, "given": arguments, "evaluates": validation is not None}
+    settings = arguments_for(folder, len(cells), **how, adapter=adapter, seed=seed)
     folder.mkdir(parents=True, exist_ok=True)
     patience = None if validation is None else patience
     checkpoint, ended = last_checkpoint(folder, patience)
     if ended is not None:
-        return _read_best(start, Path(ended.best_model_checkpoint), adapter).to(settings.device)
-    with current_device(settings.device):
-        model = _with_adapter(start, adapter, folder, seed)
-        how = {"seed": seed, "log": folder / LOG_FILE, "patience": patience}
-        trainer = _QuietTrainer(settings, cells, validation, vocabulary, model=model, **how)
+        best = Path(ended.best_model_checkpoint)
+        if adapter is None:
+            model.load_state_dict(load_file(best / SAFE_WEIGHTS_NAME))
+    else:
+        adapted = _with_adapter(model, adapter, settings)
+        trainer = OrderedTrainer(settings, cells, validation, vocabulary, patience=patience, model=adapted)
         trainer.train(resume_from_checkpoint=checkpoint)
-        trained = trainer.trained_model()
-    return trained if adapter is None else _merged(trained, make(), folder).to(settings.device)
-
-
-def _read_best(start: Classifier, checkpoint: Path, adapter: Adapter | None) -> Classifier:
-    """Read the best pass of a training that had ended early when it was stopped."""
+        model = trainer.trained_model()
+        if adapter is not None:
+            best = folder / "adapter"
+            model.save_pretrained(best)
     if adapter is not None:
         from peft import PeftModel
 
-        return PeftModel.from_pretrained(start, checkpoint).merge_and_unload()
-    start.load_state_dict(load_file(checkpoint / SAFE_WEIGHTS_NAME))
-    return start
-
-
-class _QuietTrainer(OrderedTrainer):
-    """One of many trainings: a bar without its log, which has a file of its own."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.remove_callback(PrinterCallback)
-        if _log.shows_progress():
-            self.add_callback(_Bar)
-
-
-class _Bar(ProgressCallback):
-    """The Trainer's bar without its log, which has a file of its own."""
-
-    def on_log(self, *args: Any, **kwargs: Any) -> None:
-        """Print nothing."""
+        # Trained adapters are added to the weights that they were trained beside, in full precision.
+        model = PeftModel.from_pretrained(make(), best).merge_and_unload()
+    return model.to(settings.device)
 
 
 # --- adapters -------------------------------------------------------------------------------------------------------
 
 
-def _with_adapter(start: Classifier, adapter: Adapter | None, folder: Path, seed: int) -> Classifier | PeftModel:
-    """Put low-rank adapters, if wanted, beside queries and values of blocks that learn; the head learns as it is."""
-    torch.manual_seed(seed)  # adapters start from random numbers
+def _with_adapter(start: Classifier, adapter: Adapter | None, settings: TrainingArguments) -> Classifier | PeftModel:
+    """Put low-rank adapters, if wanted, beside queries and values of layers that are trained, as is the head."""
+    torch.manual_seed(settings.seed)  # adapters start from random numbers
     if adapter is None:
         return start
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
-    # Not empty, which peft would take for all blocks: whoever freezes them all is refused an adapter.
-    learning = [
-        at
-        for at, block in enumerate(start.bert.encoder.layer)
-        if any(parameter.requires_grad for parameter in block.parameters())
+    # Not empty, which peft would take for all layers: whoever freezes them all is refused an adapter.
+    trained_layers = [
+        number
+        for number, layer in enumerate(start.bert.encoder.layer)
+        if any(parameter.requires_grad for parameter in layer.parameters())
     ]
     if adapter != "lora":
-        start = prepare_model_for_kbit_training(_quantized(start, adapter, folder))
-    own = ["classifier"] + (["pooler"] if start.pooler is not None else [])
-    return get_peft_model(start, LoraConfig(**LORA, layers_to_transform=learning, modules_to_save=own))
+        start = prepare_model_for_kbit_training(_quantized(start, adapter, settings))
+    head = ["classifier"] + (["pooler"] if start.pooler is not None else [])
+    return get_peft_model(start, LoraConfig(**LORA, layers_to_transform=trained_layers, modules_to_save=head))
 
 
-def _quantized(start: Classifier, adapter: Adapter, folder: Path) -> Classifier:
+def _quantized(start: Classifier, adapter: Adapter, settings: TrainingArguments) -> Classifier:
     """Read the classifier anew in 8 or 4 bits; on CUDA only, which has been checked."""
     from transformers import BitsAndBytesConfig
 
-    place = folder / "in_full_precision"
-    start.save_pretrained(place)
+    bits = {"load_in_8bit": True}
     if adapter == "lora-4bit":
-        bits = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-            llm_int8_skip_modules=["classifier"],
+        bits = {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": torch.bfloat16,
+        }
+    with TemporaryDirectory() as folder:
+        start.save_pretrained(folder)
+        model = Classifier.from_pretrained(
+            folder,
+            quantization_config=BitsAndBytesConfig(**bits, llm_int8_skip_modules=["classifier"]),
+            device_map={"": settings.device.index},
         )
-    else:
-        bits = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["classifier"])
-    model = Classifier.from_pretrained(place, quantization_config=bits, device_map={"": torch.cuda.current_device()})
     model.class_weight = start.class_weight.to(model.device)
-    shutil.rmtree(place)
     return model
-
-
-def _merged(trained: PeftModel, start: Classifier, folder: Path) -> Classifier:
-    """Add trained adapters to the weights that they were trained beside, in full precision."""
-    from peft import PeftModel
-
-    place = folder / "adapter"
-    trained.save_pretrained(place)
-    return PeftModel.from_pretrained(start, place).merge_and_unload()
 
 
 # --- hyperparameters ------------------------------------------------------------------------------------------------
@@ -257,13 +210,10 @@ def find_hyperparameters(
 ) -> dict[str, Any]:
     """Search learning rate, weight decay, schedule and warm-up for the lowest loss on validation cells.
 
-    The space is that of the official software, warm-up as a share of the steps. With an adapter, it is the adapter that
-    is trained in each trial, for that is what the rate found is for.
+    The space is that of the official software, warm-up as a share of the steps. With an adapter, each trial trains the
+    adapter, because other learning rates suit the whole network.
     """
     import optuna
-
-    def start(_trial: object = None) -> Classifier | PeftModel:
-        return _with_adapter(make(), adapter, folder, seed)
 
     def space(trial: optuna.Trial) -> dict[str, Any]:
         return {
@@ -281,33 +231,30 @@ def find_hyperparameters(
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        with current_device(settings.device):
-            trainer = _QuietTrainer(settings, cells, validation, vocabulary, seed=seed, model_init=start)
-            best = trainer.hyperparameter_search(
-                hp_space=space,
-                compute_objective=lambda found: found["eval_loss"],
-                n_trials=n_trials,
-                direction="minimize",
-                backend="optuna",
-                sampler=optuna.samplers.TPESampler(seed=seed),
-            )
+        trainer = OrderedTrainer(
+            settings, cells, validation, vocabulary, model_init=lambda _: _with_adapter(make(), adapter, settings)
+        )
+        best = trainer.hyperparameter_search(
+            hp_space=space,
+            compute_objective=lambda metrics: metrics["eval_loss"],
+            n_trials=n_trials,
+            direction="minimize",
+            backend="optuna",
+            sampler=optuna.samplers.TPESampler(seed=seed),
+        )
     finally:
         optuna.logging.set_verbosity(level)
     return dict(best.hyperparameters)
 
 
 def class_weights(truth: np.ndarray, slices: list[slice]) -> np.ndarray:
-    """Weigh classes so that those of a task count alike, float32 `(n_logits,)`; a class that is not there weighs 0.
+    """Weigh the classes of each task to count alike, float32 `(n_logits,)`; a class without cells weighs 0.
 
-    Parameters
-    ----------
-    truth
-        int `(n_cells, n_tasks)`, -100 for none.
+    `truth` is int `(n_cells, n_tasks)`, -100 for none; `slices` are the logits of each task.
     """
-    out = np.zeros(slices[-1].stop, dtype=np.float32)
-    for at, part in enumerate(slices):
-        known = truth[:, at][truth[:, at] != NOTHING]
-        counts = np.bincount(known, minlength=part.stop - part.start)
+    weights = np.zeros(slices[-1].stop, dtype=np.float32)
+    for column, task in zip(truth.T, slices, strict=True):
+        counts = np.bincount(column[column != NOTHING], minlength=task.stop - task.start)
         present = counts > 0
-        out[part][present] = len(known) / (present.sum() * counts[present])
-    return out
+        weights[task][present] = counts.sum() / (present.sum() * counts[present])
+    return weights

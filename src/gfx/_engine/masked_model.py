@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,21 +60,6 @@ class MaskedGeneModel(BertForMaskedLM):
             apart = 1 - functional.cosine_similarity(states.hidden_states[-2][:, 0].float(), place)
             loss = loss + self.cell_weight * apart.mean()
         return MaskedLMOutput(loss=loss, logits=logits)
-
-
-def check_configuration(fields: Mapping[str, Any]) -> None:
-    """Refuse what makes no model, before anything is read or written."""
-    known = set(BertConfig().to_dict()) - {"vocab_size", "pad_token_id"}
-    for name in fields:
-        if name not in known:
-            close = get_close_matches(name, known, n=3)
-            meant = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-            msg = f"`config` takes no {name!r}: it is no field of transformers.BertConfig, or settled here.{meant}"
-            raise ValueError(msg)
-    width, heads = fields["hidden_size"], fields["num_attention_heads"]
-    if width % heads:
-        msg = f"`config`: {heads} heads (`num_attention_heads`) do not divide a width of {width} (`hidden_size`)."
-        raise ValueError(msg)
 
 
 @quiet_surroundings()

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import cached_property
 from math import ceil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.training_args import ParallelMode
 
@@ -22,28 +30,24 @@ from gfx._engine.examples import LabelledCells, Padded, SimilarLengths
 from gfx._settings import settings as gfx_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from contextlib import AbstractContextManager
-    from pathlib import Path
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from torch import nn
 
     from gfx._core.vocabulary import Vocabulary
     from gfx._engine.examples import MaskedCells
 
-LOG_FILE = "log.jsonl"
-
-#: What every training has in common, but for arguments that are given.
+#: Defaults of every training.
 COMMON = {
     "weight_decay": 1e-3,
     "lr_scheduler_type": "linear",
     "per_device_eval_batch_size": 32,
-    "save_total_limit": 2,  # the last beside the best: a run that had ended early must not go on from the best
+    "save_total_limit": 2,  # the last and the best: a run that had ended early must not go on from the best
     "logging_steps": 50,
     "report_to": "none",
 }
 
-#: Where held-out examples judge, the best model is taken; a run that goes on has not forgotten its patience.
+#: With a validation set the best model is kept; a run that goes on has not forgotten its patience.
 KEEP_BEST = {
     "load_best_model_at_end": True,
     "metric_for_best_model": "eval_loss",
@@ -71,9 +75,6 @@ HARMLESS = frozenset(
 )
 
 
-# --- arguments ------------------------------------------------------------------------------------------------------
-
-
 class OneDevice(TrainingArguments):
     """Train on the chosen device alone: the Trainer takes the first, and a batch more for each other that it sees."""
 
@@ -92,50 +93,40 @@ class OneDevice(TrainingArguments):
         return min(super().n_gpu, 1)
 
 
-def training_arguments(folder: Path, given: Mapping[str, Any]) -> OneDevice:
-    """Make arguments for the Trainer: what is given, else ours, else its own."""
+def check_names(argument: str, given: Iterable[str], known: Collection[str], of: str) -> None:
+    """Refuse names that an argument of ours, a mapping of fields of a class of transformers, does not take."""
+    for name in given:
+        if name not in known:
+            close = get_close_matches(name, known, n=3)
+            hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+            msg = f"`{argument}` takes no {name!r}: it is no field of transformers.{of}, or is settled here.{hint}"
+            raise ValueError(msg)
+
+
+def training_arguments(
+    folder: Path, n_cells: int, given: Mapping[str, Any], plan: Callable[[float], Mapping[str, Any]]
+) -> OneDevice:
+    """Make arguments for the Trainer: what is given, else what `plan` derives from the number of steps, else ours."""
     fixed = {"output_dir": str(folder), "remove_unused_columns": False}
-    ours = {
+    known = {field.name for field in fields(TrainingArguments) if field.init} - set(fixed)
+    check_names("training", given, known, "TrainingArguments")
+    ours = COMMON | {
         "dataloader_pin_memory": torch.cuda.is_available(),
         "ddp_find_unused_parameters": False,  # there are none; looking for them takes time
         "disable_tqdm": not _log.shows_progress(),
         "use_cpu": gfx_settings.device == "cpu",
     }
-    known = {field.name for field in fields(TrainingArguments) if field.init} - set(fixed)
-    for name in given:
-        if name not in known:
-            close = get_close_matches(name, known, n=3)
-            meant = (
-                f"did you mean {' or '.join(map(repr, close))}?" if close else "see transformers' TrainingArguments."
-            )
-            msg = f"`training` takes no {name!r}; {'that is settled here.' if name in fixed else meant}"
-            raise ValueError(msg)
-    arguments = OneDevice(**(ours | COMMON | dict(given) | fixed))
-    _ = arguments.device  # settings may be others later
-    return arguments
-
-
-def planned_arguments(
-    folder: Path, n_cells: int, given: Mapping[str, Any], plan: Callable[[float], Mapping[str, Any]]
-) -> OneDevice:
-    """Make arguments of which some follow, unless given, from the number of steps, by `plan`."""
-    counted = training_arguments(folder, given)
+    counted = OneDevice(**(ours | dict(given) | fixed))
     epochs = ceil(n_cells / cells_per_step(counted)) * counted.num_train_epochs
     steps = counted.max_steps if counted.max_steps > 0 else epochs
-    return training_arguments(folder, dict(plan(steps)) | dict(given))
+    arguments = OneDevice(**(ours | dict(plan(steps)) | dict(given) | fixed))
+    _ = arguments.device  # settings may be others later
+    return arguments
 
 
 def cells_per_step(arguments: TrainingArguments) -> int:
     """Count the cells that all devices together see between two updates of the weights."""
     return arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-
-
-def current_device(device: torch.device) -> AbstractContextManager:
-    """Make a device the current one, which is the one that accelerate moves models and batches to."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-# --- training -------------------------------------------------------------------------------------------------------
 
 
 class OrderedTrainer(Trainer):
@@ -145,14 +136,12 @@ class OrderedTrainer(Trainer):
     ----------
     examples, held_out
         Cells to train on, and to evaluate with, if any.
-    seed
-        Seed of the order of cells.
-    log
-        File of the log.
     patience
         Evaluations without a lower loss before training ends.
     gene_rate
         Learning rate of the gene embeddings, as a share of that of all else.
+    prints_log
+        Print the log below the progress bar, if that is shown; the log also has a file.
     """
 
     def __init__(
@@ -162,27 +151,29 @@ class OrderedTrainer(Trainer):
         held_out: MaskedCells | LabelledCells | None,
         vocabulary: Vocabulary,
         *,
-        seed: int,
-        log: Path | None = None,
         patience: int | None = None,
         gene_rate: float = 1.0,
+        prints_log: bool = False,
         **kwargs: Any,
     ) -> None:
-        self.order = SimilarLengths(examples.lengths, cells_per_step(arguments), seed)
+        if arguments.device.type == "cuda":
+            torch.cuda.set_device(arguments.device)  # accelerate moves models and batches to the current one
+        self.order = SimilarLengths(examples.lengths, cells_per_step(arguments), arguments.seed)
         self.gene_rate = gene_rate
-        of_cells = isinstance(examples, LabelledCells) and examples.of_cell is not None
         super().__init__(
             args=arguments,
-            data_collator=Padded(vocabulary, of_cells=of_cells),
+            data_collator=Padded(vocabulary, of_cells=getattr(examples, "of_cell", None) is not None),
             train_dataset=examples,
             eval_dataset=held_out,
-            callbacks=[_TellTheEpoch(self.order)],
+            callbacks=[_OrderAndLog(self.order)],
             **kwargs,
         )
-        if log is not None:
-            self.add_callback(JsonLog(log))
         if patience is not None:
             self.add_callback(EarlyStoppingCallback(patience))
+        if not (prints_log and _log.shows_progress()):
+            self.remove_callback(PrinterCallback)  # without a bar the Trainer prints every log entry
+        if not prints_log and _log.shows_progress():
+            self.add_callback(_BarAlone)
 
     def get_train_dataloader(self) -> DataLoader:
         """Load cells in our order, which the Trainer's own samplers do not know."""
@@ -214,40 +205,34 @@ class OrderedTrainer(Trainer):
         return self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=False)
 
 
-class _TellTheEpoch(TrainerCallback):
+class _BarAlone(ProgressCallback):
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        """Print nothing."""
+
+
+class _OrderAndLog(TrainerCallback):
+    """Set the epoch of the order; write the log as lines of JSON, those behind the checkpoint to go on from anew."""
+
     def __init__(self, order: SimilarLengths) -> None:
         self.order = order
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.order.epoch = int((state.epoch or 0) + 1e-6)  # a fraction while a stopped epoch goes on
 
-
-class JsonLog(TrainerCallback):
-    """Write the log as lines of JSON; those behind the checkpoint that a run goes on from are written anew."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
     def on_train_begin(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            self.path.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history))
+        self._write("w", args, state, state.log_history)
 
     def on_log(self, args, state, control, **kwargs):
+        self._write("a", args, state, state.log_history[-1:])
+
+    def _write(self, mode: str, args: TrainingArguments, state: TrainerState, entries: list[dict[str, float]]) -> None:
         if state.is_world_process_zero:
-            with self.path.open("a") as lines:
-                lines.write(json.dumps(state.log_history[-1]) + "\n")
-
-
-# --- where a stopped run goes on ------------------------------------------------------------------------------------
+            with (Path(args.output_dir) / "log.jsonl").open(mode) as lines:
+                lines.writelines(json.dumps(entry) + "\n" for entry in entries)
 
 
 def last_checkpoint(folder: Path, patience: int | None) -> tuple[str | None, TrainerState | None]:
-    """Find the last whole checkpoint of a stopped run, and whether patience had ended it there.
-
-    Returns
-    -------
-    The checkpoint, or `None`; and its state if the run had ended and was stopped before it said so.
-    """
+    """Find the last whole checkpoint of a stopped run; and its state, if patience had ended the run there."""
     # The state is the file written last: a run that was stopped while it wrote a checkpoint leaves a part of it.
     whole = [path.parent for path in folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]
     if not whole:

@@ -218,7 +218,7 @@ WRONG = {
         ("cell_type",),
         {"method": FineTuning(training={"output_dir": "x"})},
         ValueError,
-        "`training` takes no 'output_dir'; that is settled here",
+        "`training` takes no 'output_dir'.* or is settled here",
     ),
     "training that judges otherwise than it saves": (
         ("cell_type",),

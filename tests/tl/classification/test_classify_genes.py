@@ -718,7 +718,7 @@ ARGUMENTS = {
     "training": (
         {"method": FineTuning(training={"learning_rte": 1})},
         ValueError,
-        "`training` takes no 'learning_rte'; did you mean 'learning_rate'",
+        "`training` takes no 'learning_rte'.* Did you mean 'learning_rate'",
     ),
 }
 

@@ -327,7 +327,7 @@ REFUSED = {
     ],
     "cells": [
         ({"save_strategy": "steps"}, r"sets \['save_strategy'\].*evaluated and saved alike"),
-        ({"save_strategy": "steps", "learning_rte": 1}, r"^`training` takes no 'learning_rte'; did you mean"),
+        ({"save_strategy": "steps", "learning_rte": 1}, r"^`training` takes no 'learning_rte'.* Did you mean"),
         ({"eval_strategy": "no"}, r"sets \['eval_strategy'\].*evaluated and saved alike"),
     ],
 }

@@ -155,13 +155,14 @@ def pretrain(
     """
     from gfx._engine import examples, masked_model
     from gfx._engine import training as engine
+    from gfx._engine.trainer import HARMLESS, cells_per_step
 
     folder = Path(folder)
     rng = check_seed(rng)
     origin = _origin(start_from)
     vocabulary, config = _what_to_train(vocabulary, config, origin, cell_weight)
     if origin is None:
-        masked_model.check_configuration(config)
+        engine.check_configuration(config)
     _check_lengths(config["max_position_embeddings"], curriculum, vocabulary)
     arguments = _each_stage(training, len(curriculum))
     if origin is not None:
@@ -188,8 +189,8 @@ def pretrain(
                 "cell_weight": cell_weight,
                 "held_out": held_out,
                 "patience": patience,
-                "training": [{k: v for k, v in given.items() if k not in engine.HARMLESS} for given in arguments],
-                "cells per step": [engine.cells_per_step(stage) for stage in every_stage],
+                "training": [{k: v for k, v in given.items() if k not in HARMLESS} for given in arguments],
+                "cells per step": [cells_per_step(stage) for stage in every_stage],
                 "rng": rng,
             },
             unfinished="stages",
