@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gfx.models._dictionaries import read_dictionary, read_published_vocabulary
+from gfx.models._vocabulary_file import read_dictionary, read_published_vocabulary
 
 if TYPE_CHECKING:
     from pathlib import Path

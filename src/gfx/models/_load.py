@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 from gfx._core.vocabulary import Vocabulary
 from gfx._log import info, shows_progress
 from gfx._settings import settings
-from gfx.models._dictionaries import is_lfs_pointer, read_published_vocabulary
 from gfx.models._registry import EMBEDDED_FOLDER, ModelCard, VocabularyCard, default_store, file_sha256
-from gfx.models._vocabulary_file import VOCABULARY_FILE, read_vocabulary
+from gfx.models._vocabulary_file import VOCABULARY_FILE, check_no_pointer, vocabulary_in
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,14 +21,12 @@ if TYPE_CHECKING:
     from gfx.models._registry import Registry, Store
 
 _SAFE_WEIGHTS, _OLD_WEIGHTS = "model.safetensors", "pytorch_model.bin"
-_BLOCK = re.compile(r"encoder\.layer\.(\d+)\.")
+_LAYER = re.compile(r"encoder\.layer\.(\d+)\.")
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A model on disk, ready to be named wherever `model=` is taken.
-
-    Holds no weights; they are read when a tool runs the model.
+    """A model on disk, to give wherever `model=` is taken. Its weights are read when a tool runs it.
 
     Parameters
     ----------
@@ -149,37 +146,28 @@ def load_from(store: Store, name: str | Path | Model | None, vocabulary: str | P
         name = EMBEDDED_FOLDER.name
         if shows_progress():  # the message is shown once
             _announce_embedded(name)
-    card = store.registry.find(name) if isinstance(name, str) else None
+    registry = store.registry
+    card = registry.find(name) if isinstance(name, str) else None
     if isinstance(card, VocabularyCard):
-        models = [other.name for other in store.registry.models.values() if other.vocabulary == card.name]
+        models = [other.name for other in registry.models.values() if other.vocabulary == card.name]
         msg = f"{card.name!r} is a vocabulary, not a model. Models that read it: {', '.join(models)}."
         raise ValueError(msg)
-    folder = _local_folder(name, store.registry) if card is None else store.fetch(card.name)
+    folder = _local_folder(name, registry) if card is None else store.fetch(card.name)
     config = _read_config(folder)
     weights = _find_weights(folder)
-    beside = _vocabulary_in(folder, store.registry)
-    if vocabulary is not None:
-        given = _given_vocabulary(store, vocabulary)
-    elif beside is not None:
-        given = beside
-    else:
+    _check_weights(weights, config)
+    beside = vocabulary_in(folder, registry)
+    given = beside if vocabulary is None else _given_vocabulary(store, vocabulary)
+    if given is None:
         msg = (
             f"{folder} holds no vocabulary: neither `{VOCABULARY_FILE}` nor the published dictionaries "
-            "(`token_dictionary*.pkl`, `gene_median_dictionary*.pkl`). Say which one the model was trained with, "
-            f'such as `gfx.models.load(folder, vocabulary="V1")`; its table has '
-            f"{store.registry.family(config['vocab_size'])}."
+            "(`token_dictionary*.pkl`, `gene_median_dictionary*.pkl`). Say which one the model was trained with, such "
+            f'as `gfx.models.load(folder, vocabulary="V1")`; its table has {registry.family(config["vocab_size"])}.'
         )
         raise ValueError(msg)
-    model = Model(
-        name=folder.resolve().name if card is None else card.name,
-        folder=folder,
-        weights=weights,
-        config=config,
-        vocabulary=given,
-    )
-    _check_weights(model)
-    _check_vocabulary(model, card, store.registry)
-    _check_beside(model, beside)
+    name = folder.resolve().name if card is None else card.name
+    model = Model(name=name, folder=folder, weights=weights, config=config, vocabulary=given)
+    _check_vocabulary(model, card, registry, beside)
     return model
 
 
@@ -203,11 +191,16 @@ def _local_folder(name: str | Path, registry: Registry) -> Path:
     raise ValueError(msg)
 
 
+def _file_names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())[:10]
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
-        entries = sorted(entry.name for entry in folder.iterdir())[:10]
-        msg = f"{folder} holds no `config.json`, so it is no model in Hugging Face layout. Found: {entries}."
+        msg = (
+            f"{folder} holds no `config.json`, so it is no model in Hugging Face layout. Found: {_file_names(folder)}."
+        )
         raise ValueError(msg)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -226,15 +219,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _find_weights(folder: Path) -> Path:
-    for name in (_SAFE_WEIGHTS, _OLD_WEIGHTS):
-        path = folder / name
+    for path in (folder / _SAFE_WEIGHTS, folder / _OLD_WEIGHTS):
         if path.is_file():
-            if is_lfs_pointer(path):
-                msg = f"{path} is a git-lfs pointer, not the weights themselves. Run `git lfs pull` where it came from."
-                raise ValueError(msg)
+            check_no_pointer(path, "the weights themselves")
             return path
-    entries = sorted(entry.name for entry in folder.iterdir())[:10]
-    msg = f"{folder} holds neither `{_SAFE_WEIGHTS}` nor `{_OLD_WEIGHTS}`. Found: {entries}."
+    msg = f"{folder} holds neither `{_SAFE_WEIGHTS}` nor `{_OLD_WEIGHTS}`. Found: {_file_names(folder)}."
     raise ValueError(msg)
 
 
@@ -243,7 +232,7 @@ def _given_vocabulary(store: Store, given: str | Path | Vocabulary) -> Vocabular
         return given
     card = store.registry.find(given) if isinstance(given, str) else None
     folder = store.fetch(card.name) if isinstance(card, VocabularyCard) else Path(given).expanduser()
-    vocabulary = _vocabulary_in(folder, store.registry) if folder.is_dir() else None
+    vocabulary = vocabulary_in(folder, store.registry) if folder.is_dir() else None
     if vocabulary is None:
         msg = (
             f"`vocabulary` is {' or '.join(map(repr, store.registry.vocabularies))}, or a folder that holds "
@@ -253,93 +242,55 @@ def _given_vocabulary(store: Store, given: str | Path | Vocabulary) -> Vocabular
     return vocabulary
 
 
-def _vocabulary_in(folder: Path, registry: Registry) -> Vocabulary | None:
-    """Read the vocabulary that lies in a folder: our table, or the published dictionaries."""
-    if (folder / VOCABULARY_FILE).is_file():
-        return read_vocabulary(folder / VOCABULARY_FILE)
-    tokens = _only(folder, "token_dictionary*.pkl")
-    medians = _only(folder, "gene_median_dictionary*.pkl")
-    if tokens is None or medians is None:
-        return None
-    hashes = {file_sha256(tokens), file_sha256(medians)}
-    known = [card.name for card in registry.vocabularies.values() if hashes <= {file.sha256 for file in card.files}]
-    return read_published_vocabulary(
-        known[0] if known else folder.resolve().name,
-        tokens,
-        medians,
-        symbols=_only(folder, "gene_name_id_dict*.pkl"),
-        mapping=_only(folder, "ensembl_mapping_dict*.pkl"),
-    )
-
-
-def _only(folder: Path, pattern: str) -> Path | None:
-    paths = sorted(folder.glob(pattern))
-    if len(paths) > 1:
-        names = [path.name for path in paths]
-        msg = f"{folder} holds several {pattern}: {names}. Keep the one that the model was trained with."
-        raise ValueError(msg)
-    return paths[0] if paths else None
-
-
-def _check_weights(model: Model) -> None:
+def _check_weights(path: Path, config: Mapping[str, Any]) -> None:
     """Compare the shapes in the weights file with the configuration, without loading the weights."""
-    if model.weights.name == _OLD_WEIGHTS:
+    if path.name == _OLD_WEIGHTS:
         return  # a pickle: only torch reads it, with weights_only=True, when the model runs
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(model.weights, framework="numpy") as weights:
+        with safe_open(path, framework="numpy") as weights:
             shapes = {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        msg = f"{model.weights} is not a readable safetensors file ({error}). Copy or fetch it again."
+        msg = f"{path} is not a readable safetensors file ({error}). Copy or fetch it again."
         raise ValueError(msg) from error
-    config = model.config
-    expected = {
-        "word": (config["vocab_size"], config["hidden_size"]),
-        "position": (config["max_position_embeddings"], config["hidden_size"]),
-    }
-    for table, shape in expected.items():
+    for table, rows in (("word", config["vocab_size"]), ("position", config["max_position_embeddings"])):
+        shape = (rows, config["hidden_size"])
         shapes_of = [shapes[key] for key in shapes if key.endswith(f"embeddings.{table}_embeddings.weight")]
         if shapes_of != [shape]:
             msg = (
-                f"{model.weights} and `config.json` beside it do not belong together: the {table} table is "
+                f"{path} and `config.json` beside it do not belong together: the {table} table is "
                 f"{shapes_of[0] if shapes_of else 'absent'}, expected {shape}."
             )
             raise ValueError(msg)
-    blocks = {int(match[1]) for key in shapes if (match := _BLOCK.search(key))}
-    if blocks != set(range(model.n_blocks)):
-        msg = f"{model.weights} holds layers {sorted(blocks)}, `config.json` beside it asks for {model.n_blocks}."
+    layers = sorted({int(match[1]) for key in shapes if (match := _LAYER.search(key))})
+    if layers != list(range(config["num_hidden_layers"])):
+        msg = f"{path} holds layers {layers}, `config.json` beside it asks for {config['num_hidden_layers']}."
         raise ValueError(msg)
 
 
-def _check_vocabulary(model: Model, card: ModelCard | None, registry: Registry) -> None:
-    vocabulary, rows = model.vocabulary, model.config["vocab_size"]
+def _check_vocabulary(model: Model, card: ModelCard | None, registry: Registry, beside: Vocabulary | None) -> None:
+    vocabulary, rows, pad = model.vocabulary, model.config["vocab_size"], model.config.get("pad_token_id", 0)
+    missing = [special for special in (card.specials if card else ()) if special not in vocabulary.token_of]
+    remedy = "Load the model with the vocabulary it was trained with."
     if len(vocabulary) != rows:
         msg = (
             f"The vocabulary {vocabulary.name!r} does not belong to the model {model.name!r}: the model's table has "
-            f"{registry.family(rows)}; the vocabulary has {registry.family(len(vocabulary))}. "
-            "Load the model with the vocabulary it was trained with."
+            f"{registry.family(rows)}; the vocabulary has {registry.family(len(vocabulary))}. {remedy}"
         )
-        raise ValueError(msg)
-    pad = model.config.get("pad_token_id", 0)
-    if vocabulary.pad != pad:
+    elif vocabulary.pad != pad:
         msg = (
             f"The vocabulary {vocabulary.name!r} pads with token {vocabulary.pad}, the model {model.name!r} with "
-            f"{pad}. Load the model with the vocabulary it was trained with."
+            f"{pad}. {remedy}"
         )
-        raise ValueError(msg)
-    missing = [special for special in (card.specials if card else ()) if special not in vocabulary.token_of]
-    if missing:
+    elif missing:
         msg = f"The model {model.name!r} needs {', '.join(missing)}, which the vocabulary {vocabulary.name!r} lacks."
-        raise ValueError(msg)
-
-
-def _check_beside(model: Model, beside: Vocabulary | None) -> None:
-    """Refuse another vocabulary than the model's own: of the same size, it would give genes the vectors of others."""
-    if beside is not None and model.vocabulary.sha256 != beside.sha256:
+    elif beside is not None and vocabulary.sha256 != beside.sha256:
+        # Of the same size, it would give genes the vectors of others.
         msg = (
-            f"The vocabulary {model.vocabulary.name!r} is not the one beside the model {model.name!r}, "
-            f"{beside.name!r}: genes, their order or their medians differ. "
-            "Leave `vocabulary` out to use the model's own."
+            f"The vocabulary {vocabulary.name!r} is not the one beside the model {model.name!r}, {beside.name!r}: "
+            "genes, their order or their medians differ. Leave `vocabulary` out to use the model's own."
         )
-        raise ValueError(msg)
+    else:
+        return
+    raise ValueError(msg)

@@ -17,17 +17,11 @@ if TYPE_CHECKING:
 PLAN_FILE = "plan.json"
 
 
-def keep_to_plan(folder: Path, plan: Mapping[str, Any], *, unfinished: str, kept: str = "") -> None:
+def keep_to_plan(folder: Path, plan: Mapping[str, Any], *, unfinished: str) -> None:
     """Write the plan of a training into its folder; if one is there, refuse to go on with another.
 
-    Other versions of gfx or torch are a warning that names them.
-
-    Parameters
-    ----------
-    unfinished
-        Subfolder that holds what is not finished.
-    kept
-        What stays useful when that is deleted, for the message.
+    Other versions of gfx or torch are a warning that names them. `unfinished` is the subfolder that a message says to
+    delete in order to begin anew.
     """
     file = folder / PLAN_FILE
     plan = plain_manifest(plan | {"gfx_version": version("scgfx"), "torch_version": version("torch")})
@@ -37,7 +31,7 @@ def keep_to_plan(folder: Path, plan: Mapping[str, Any], *, unfinished: str, kept
         part.write_text(json.dumps(plan, indent=1))
         part.replace(file)  # there as a whole, or not at all
         return
-    advice = f"Give another folder; or delete `{PLAN_FILE}` and `{unfinished}` in that one, to begin anew{kept}."
+    advice = f"Give another folder; or delete `{PLAN_FILE}` and `{unfinished}` in that one, to begin anew."
     warning = compare_manifests(json.loads(file.read_text()), plan, holder=f"{folder} holds a run", advice=advice)
     if warning:
         _log.warn(warning)

@@ -54,17 +54,12 @@ class VocabularyCard:
     specials: tuple[str, ...]
     files: tuple[FileEntry, ...]
 
-    @property
-    def size(self) -> int:
-        """Bytes on disk."""
-        return sum(file.size for file in self.files)
-
     def __repr__(self) -> str:
-        return _lines(
-            f"{self.name}: {self.description}",
-            tokens=f"{self.n_tokens:,}, with {' '.join(self.specials)}",
-            size=megabytes(self.size),
-            licence=self.licence,
+        return (
+            f"{self.name}: {self.description}\n"
+            f"  tokens   {self.n_tokens:,}, with {' '.join(self.specials)}\n"
+            f"  size     {megabytes(sum(file.size for file in self.files))}\n"
+            f"  licence  {self.licence}"
         )
 
 
@@ -90,24 +85,19 @@ class ModelCard:
     embedded: bool = False
 
     def __repr__(self) -> str:
-        return _lines(
-            f"{self.name}: {self.description}",
-            parameters=f"{self.parameters:,} in {self.n_blocks} layers of width {self.hidden_size}",
-            input=f"up to {self.input_size:,} tokens a cell, with {' '.join(self.specials)}",
-            vocabulary=self.vocabulary,
-            size=megabytes(self.size),
-            licence=self.licence,
+        return (
+            f"{self.name}: {self.description}\n"
+            f"  parameters  {self.parameters:,} in {self.n_blocks} layers of width {self.hidden_size}\n"
+            f"  input       up to {self.input_size:,} tokens a cell, with {' '.join(self.specials)}\n"
+            f"  vocabulary  {self.vocabulary}\n"
+            f"  size        {megabytes(self.size)}\n"
+            f"  licence     {self.licence}"
         )
 
 
 def megabytes(size: int) -> str:
     """Bytes in words."""
     return f"{size / 1e6:,.1f} MB"
-
-
-def _lines(title: str, **rows: str) -> str:
-    width = max(map(len, rows)) + 2
-    return "\n".join([title, *(f"  {label:<{width}}{text}" for label, text in rows.items())])
 
 
 @dataclass(frozen=True)
@@ -146,9 +136,8 @@ class Registry:
         return f"{n_tokens:,} tokens" + (f", as {' or '.join(names)} has" if names else "")
 
     def _by_name(self) -> dict[str, ModelCard | VocabularyCard]:
-        cards = {**self.models, **self.vocabularies}
         others = {other.casefold(): card for card in self.models.values() for other in card.also_known_as}
-        return others | {name.casefold(): card for name, card in cards.items()}
+        return others | {name.casefold(): card for name, card in (self.models | self.vocabularies).items()}
 
 
 @lru_cache(maxsize=1)
@@ -161,34 +150,25 @@ def read_registry(path: Path) -> Registry:
     """Read a registry file."""
     content = tomllib.loads(path.read_text(encoding="utf-8"))
     vocabularies = {
-        name: VocabularyCard(
-            name=name, files=_files(entry), specials=tuple(entry["specials"]), **_fields(entry, "n_tokens")
-        )
-        for name, entry in content["vocabularies"].items()
+        name: VocabularyCard(name=name, **_fields(entry)) for name, entry in content["vocabularies"].items()
     }
     models = {}
     if (EMBEDDED_FOLDER / "config.json").is_file():
         models[EMBEDDED_FOLDER.name] = _embedded_card(content["embedded"])
     for name, entry in content["models"].items():
         vocabulary = vocabularies[entry["vocabulary"]]
-        files = _files(entry) + vocabulary.files
-        models[name] = ModelCard(
-            name=name,
-            specials=vocabulary.specials,
-            files=files,
-            size=sum(file.size for file in files),
-            also_known_as=tuple(entry["also_known_as"]),
-            **_fields(entry, "parameters", "n_blocks", "hidden_size", "input_size", "vocabulary"),
-        )
+        fields = _fields(entry)
+        fields["files"] += vocabulary.files
+        size = sum(file.size for file in fields["files"])
+        models[name] = ModelCard(name=name, specials=vocabulary.specials, size=size, **fields)
     return Registry(base_url=content["base_url"], models=models, vocabularies=vocabularies)
 
 
-def _fields(entry: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {name: entry[name] for name in ("description", "licence", *names)}
-
-
-def _files(entry: Mapping[str, Any]) -> tuple[FileEntry, ...]:
-    return tuple(FileEntry(revision=entry["revision"], **file) for file in entry["files"])
+def _fields(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn an entry of the file into fields of a card."""
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()}
+    revision = fields.pop("revision")
+    return fields | {"files": tuple(FileEntry(revision=revision, **file) for file in entry["files"])}
 
 
 def _embedded_card(entry: Mapping[str, Any]) -> ModelCard:
@@ -200,6 +180,8 @@ def _embedded_card(entry: Mapping[str, Any]) -> ModelCard:
         parameters = sum(prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
     return ModelCard(
         name=EMBEDDED_FOLDER.name,
+        description=entry["description"],
+        licence=entry["licence"],
         parameters=parameters,
         n_blocks=config["num_hidden_layers"],
         hidden_size=config["hidden_size"],
@@ -209,7 +191,6 @@ def _embedded_card(entry: Mapping[str, Any]) -> ModelCard:
         files=(),
         size=sum(file.stat().st_size for file in EMBEDDED_FOLDER.iterdir() if file.is_file()),
         embedded=True,
-        **_fields(entry),
     )
 
 
@@ -270,19 +251,7 @@ def default_store() -> Store:
 
 @dataclass(frozen=True)
 class Store:
-    """One folder per model or vocabulary, each complete in itself.
-
-    Parameters
-    ----------
-    registry
-        What can be fetched, and from where.
-    folder
-        Where fetched files are kept.
-    offline
-        Open no connection.
-    attempts
-        How often a file is asked for before giving up, with growing pauses.
-    """
+    """One folder per model or vocabulary, each complete in itself; a file is asked for `attempts` times."""
 
     registry: Registry
     folder: Path
@@ -295,13 +264,17 @@ class Store:
 
     def holds(self, card: ModelCard | VocabularyCard) -> bool:
         """Whether all files are there in their full size; hashes are checked when they are used."""
-        return not any(_bytes(self.folder_of(card) / file.name) != file.size for file in card.files)
+        return all(_bytes(self.folder_of(card) / file.name) == file.size for file in card.files)
 
     def fetch(self, name: str) -> Path:
         """Make sure that the files of a model or vocabulary are there and whole; return their folder."""
         card = self.registry.get(name)
         folder = self.folder_of(card)
-        missing = [file for file in card.files if not _is_whole(folder / file.name, file)]
+        missing = []
+        for file in card.files:
+            path = folder / file.name
+            if _bytes(path) != file.size or file_sha256(path) != file.sha256:
+                missing.append(file)
         if missing and self.offline:
             self._fail(f"{card.name} is not complete in the cache, and gfx is offline.", missing, folder)
         if missing:
@@ -328,7 +301,10 @@ class Store:
                 fetched.chmod(0o644)  # pooch's temporary files are the user's alone; a cache may be shared
                 continue
             except RequestException as error:
-                problem = f"Could not fetch {file.name}: {_first_cause(error)}."
+                cause = error  # the error below all that were raised because of it, such as that of a socket
+                while cause.__context__ is not None:
+                    cause = cause.__context__
+                problem = f"Could not fetch {file.name}: {cause}."
             except ValueError:
                 problem = (
                     f"What was sent as {file.name} is not the published file: its sha256 differs. It was not kept."
@@ -343,10 +319,10 @@ class Store:
         lines = [problem, "To put the missing files there by hand:"]
         for file in missing:
             path = folder / file.name
-            there = "" if _bytes(path) is None else f" (the file there now, {_bytes(path):,} bytes, is another one)"
+            present = "" if _bytes(path) is None else f" (the file there now, {_bytes(path):,} bytes, is another one)"
             lines += [
                 f"- {file.url(self.registry.base_url)}",
-                f"  to {path}{there}",
+                f"  to {path}{present}",
                 f"  {file.size:,} bytes, sha256 {file.sha256}",
             ]
         raise RuntimeError("\n".join(lines)) from None
@@ -380,14 +356,3 @@ class Store:
 
 def _bytes(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
-
-
-def _is_whole(path: Path, file: FileEntry) -> bool:
-    return _bytes(path) == file.size and file_sha256(path) == file.sha256
-
-
-def _first_cause(error: BaseException) -> BaseException:
-    """Return the error below all that were raised because of it, such as that of a socket."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return error

@@ -11,24 +11,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gfx.models import GeneSummary
-from gfx.models.pretraining._vocabulary import ACCURACY, _GrowingSummary, _histogram
+from gfx.models.pretraining._vocabulary import ACCURACY, _histogram, _merged
 
 #: A hair wider than promised, for what rounding adds at the bounds of a bucket.
 WITHIN = ACCURACY * (1 + 1e-9)
 
 
 def summary_of(rows, names=()):
-    """Summarize rows of gene and value, one histogram for each run of a gene."""
-    growing = _GrowingSummary()
+    """Summarize rows of gene and value, one part for each run of a gene, and one for each name."""
+    parts = [GeneSummary(np.array([], dtype=object), _histogram(np.array([], int), np.array([]), 0), {}, {})]
     for gene, run in itertools.groupby(rows, key=lambda row: row[0]):
-        values = np.array([value for _, value in run])
-        (position,) = growing.positions([gene])
-        growing.add(_histogram(np.full(len(values), position), values, len(growing.position)))
-    for gene, symbol in names:
-        growing.positions([gene])
-        growing.symbols[gene][symbol] += 1
-        growing.gene_types[gene][f"type of {symbol}"] += 1
-    return growing.finish()
+        parts.append(part_of(gene, [value for _, value in run]))
+    parts += [part_of(gene, [], {gene: {symbol: 1}}, {gene: {f"type of {symbol}": 1}}) for gene, symbol in names]
+    return _merged(parts)
+
+
+def part_of(gene, values, symbols=(), gene_types=()):
+    histogram = _histogram(np.zeros(len(values), int), np.array(values, dtype=float), 1)
+    return GeneSummary(np.array([gene], dtype=object), histogram, dict(symbols), dict(gene_types))
 
 
 def naive_medians(rows):
@@ -139,14 +139,20 @@ def test_summaries_that_differ_are_not_equal():
     assert summary != "a"
 
 
-def test_few_parts_wait_to_be_added():
-    """Each is at least twice the next, so that memory is bounded by that of the sum."""
-    growing, rng = _GrowingSummary(), np.random.default_rng(0)
-    for n_values in rng.integers(1, 50, 300):
-        (position,) = growing.positions([f"gene {rng.integers(20)}"])
-        growing.add(_histogram(np.full(n_values, position), rng.lognormal(1, 2, n_values), len(growing.position)))
-        sizes = [part.nnz for part in growing._parts]
-        assert all(left >= 2 * right for left, right in itertools.pairwise(sizes))
+def test_few_parts_wait_to_be_added(monkeypatch):
+    """Each is at least twice the next: an entry is added up about as often as the number of parts can be halved."""
+    rng, added, merge = np.random.default_rng(0), [], GeneSummary.merge
+
+    def watched(one, other):
+        added.append(one.histogram.nnz + other.histogram.nnz)
+        return merge(one, other)
+
+    monkeypatch.setattr(GeneSummary, "merge", watched)
+    parts = [part_of(f"gene {rng.integers(20)}", rng.lognormal(1, 2, rng.integers(1, 50))) for _ in range(300)]
+    total = _merged(parts)
+    assert len(added) == 299
+    assert total.n_cells.sum() == sum(part.n_cells.sum() for part in parts)
+    assert sum(added) < 2 * np.log2(300) * sum(part.histogram.nnz for part in parts)
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
@@ -172,7 +178,7 @@ def test_files(tmp_path):
 
 
 def test_a_file_of_nothing(tmp_path):
-    empty = _GrowingSummary().finish()
+    empty = summary_of([])
     assert GeneSummary.load(empty.save(tmp_path / "empty.npz")) == empty
     assert repr(empty) == "GeneSummary(0 genes, 0 detections)"
     summary = summary_of([("a", 1.0)])

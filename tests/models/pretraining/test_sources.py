@@ -112,5 +112,5 @@ def test_all_that_cannot_be_used_are_named(cells, tmp_path):
     negative = cells.copy()
     negative.X = -negative.X
     with pytest.raises(ValueError, match=r"(?s)^2 of 4 sources cannot be used\. Kept\.\n- source 0: .*\n- source 2: "):
-        each_source(find_sources([negative, cells, negative, cells], None), work, "Kept.")
+        list(each_source(find_sources([negative, cells, negative, cells], None), work, "Kept."))
     assert done == [cells.X.sum()] * 2

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from gfx.models.pretraining._shards import TokenShards
     from gfx.models.pretraining._sources import Source
 
-REPORT_FILE = "pretraining.json"
-
 #: Factor of the learning rate of gene embeddings that start from co-expression, so that the rest adapts to them first.
 #: At 0.1, masked genes are hardly learnt.
 GENE_RATE_WHEN_STARTED = 0.3
@@ -47,11 +45,8 @@ RATE_TO_GO_ON = 5e-5
 #: Maximum number of held-out cells that are scored; more take time and hardly change the result.
 MOST_SCORED = 2_000
 
-#: Cells for the average that `<cls>` starts as.
-CELLS_FOR_THE_AVERAGE = 2_000
-
-#: Cells to count genes in, for the initial bias of the output.
-CELLS_FOR_THE_FREQUENCY = 50_000
+#: Cells for the average that `<cls>` starts as, and cells to count genes in, for the initial bias of the output.
+CELLS_FOR_THE_AVERAGE, CELLS_FOR_THE_FREQUENCY = 2_000, 50_000
 
 
 def pretrain(
@@ -153,8 +148,9 @@ def pretrain(
     >>> model.n_blocks
     1
     """
-    from gfx._engine import examples, masked_model
     from gfx._engine import training as engine
+    from gfx._engine.examples import MaskedCells
+    from gfx._engine.masked_model import read_model, save_model
     from gfx._engine.trainer import HARMLESS, cells_per_step
 
     folder = Path(folder)
@@ -171,73 +167,63 @@ def pretrain(
     settings, *_ = every_stage = [
         engine.stage_arguments(folder, 1, epochs=1, arguments=given, patience=patience, seed=rng) for given in arguments
     ]
-    model = None if origin is None else masked_model.read_model(origin.folder)  # or fail before a corpus is read
+    is_first = settings.process_index == 0
+    model = None if origin is None else read_model(origin.folder)  # or fail before a corpus is read
     corpus = find_sources(sources, gene_ids)
     with settings.main_process_first(local=False):
         if vocabulary is None:
-            vocabulary = _vocabulary_of(corpus, folder, gene_ids, is_first=settings.process_index == 0)
+            vocabulary = _vocabulary_of(corpus, folder, gene_ids, is_first=is_first)
         shards = encode_sources(corpus, vocabulary, config["max_position_embeddings"], folder / "tokens")
         training_cells, held_out_cells = _split(len(shards), held_out, rng)
-        keep_to_plan(
-            folder,
-            {
-                "vocabulary": vocabulary.sha256,
-                "cells": shards.content_sha256,
-                "config": config,
-                "start_from": start_from if origin is None else origin.weights_sha256,
-                "curriculum": curriculum,
-                "cell_weight": cell_weight,
-                "held_out": held_out,
-                "patience": patience,
-                "training": [{k: v for k, v in given.items() if k not in HARMLESS} for given in arguments],
-                "cells per step": [cells_per_step(stage) for stage in every_stage],
-                "rng": rng,
-            },
-            unfinished="stages",
-            kept=" with its tokens",
-        )
-    if settings.process_index == 0:
+        plan = {
+            "vocabulary": vocabulary.sha256,
+            "cells": shards.content_sha256,
+            "config": config,
+            "start_from": start_from if origin is None else origin.weights_sha256,
+            "curriculum": curriculum,
+            "cell_weight": cell_weight,
+            "held_out": held_out,
+            "patience": patience,
+            "training": [{k: v for k, v in given.items() if k not in HARMLESS} for given in arguments],
+            "cells per step": [cells_per_step(stage) for stage in every_stage],
+            "rng": rng,
+        }
+        keep_to_plan(folder, plan, unfinished="stages")
+    if is_first:
         _log.info(
             f"pretraining on {len(training_cells):,} cells, {vocabulary.n_genes:,} genes, "
             f"{shards.lengths[training_cells].mean():.0f} tokens a cell; {len(held_out_cells):,} cells held out"
         )
-    coexpression = None
-    if start_from == "coexpression" or cell_weight > 0:
+    starts_from_coexpression, coexpression = start_from == "coexpression", None
+    if starts_from_coexpression or cell_weight > 0:
         coexpression = find_coexpression(shards, training_cells, vocabulary, config["hidden_size"], rng)
     if model is None:
-        start = coexpression if start_from == "coexpression" else None
+        start = coexpression if starts_from_coexpression else None
         model = _make_model(vocabulary, config, shards, training_cells, coexpression=start, seed=rng)
     model.cell_weight = cell_weight
+    place = coexpression.place if cell_weight > 0 else None
     scored = np.sort(np.random.default_rng(rng).permutation(held_out_cells)[:MOST_SCORED])
     scored = scored[np.argsort(shards.lengths[scored], kind="stable")]  # batches of one length need little padding
-    evaluation = examples.MaskedCells(shards, scored, vocabulary, seed=rng, hide_all=True)
+    evaluation = MaskedCells(shards, scored, vocabulary, seed=rng, hide_all=True)
     history = []
     for stage, (longest, epochs) in enumerate(curriculum):
         history += engine.train(
             model,
-            examples.MaskedCells(
-                shards,
-                training_cells,
-                vocabulary,
-                seed=rng + stage,
-                longest=longest,
-                place=coexpression.place if cell_weight > 0 else None,
-            ),
+            MaskedCells(shards, training_cells, vocabulary, seed=rng + stage, longest=longest, place=place),
             evaluation,
             vocabulary,
             folder / "stages" / str(stage),
             epochs=epochs,
             arguments=arguments[stage],
             patience=patience,
-            gene_rate=GENE_RATE_WHEN_STARTED if start_from == "coexpression" else 1.0,
+            gene_rate=GENE_RATE_WHEN_STARTED if starts_from_coexpression else 1.0,
             seed=rng + stage,
         )
-    if settings.process_index == 0:
-        masked_model.save_model(model, folder)
-        write_vocabulary(vocabulary, folder)
-    with settings.main_process_first(local=False):
-        pass  # whoever returns finds the model there
-    if settings.process_index == 0:
+    with settings.main_process_first(local=False):  # whoever returns finds the model there
+        if is_first:
+            save_model(model, folder)
+            write_vocabulary(vocabulary, folder)
+    if is_first:
         report = {
             "cells": len(training_cells),
             "curriculum": [list(stage) for stage in curriculum],
@@ -249,11 +235,11 @@ def pretrain(
             "held_out": _by_source(shards, held_out_cells),
             "history": history,
         }
-        (folder / REPORT_FILE).write_text(json.dumps(report, indent=1))
-        ours, by_rank = (report[name]["top_10_unseen"] for name in ("masked_gene", "rank_baseline"))
+        (folder / "pretraining.json").write_text(json.dumps(report, indent=1))
+        accuracy, by_rank = (report[name]["top_10_unseen"] for name in ("masked_gene", "rank_baseline"))
         _log.info(
             "masked genes of held-out cells, among the first 10 that the cell does not show: "
-            f"{ours:.1%} (by rank alone {by_rank:.1%}); model in {folder}"
+            f"{accuracy:.1%} (by rank alone {by_rank:.1%}); model in {folder}"
         )
     return folder
 
@@ -271,11 +257,8 @@ def _origin(start_from: str | Path | Model) -> Model | None:
 
 def _vocabulary_of(corpus: Sequence[Source], folder: Path, gene_ids: str | None, *, is_first: bool) -> Vocabulary:
     """Build the vocabulary in the first process; the others, and later calls, read it."""
-    kept = (
-        folder
-        / "vocabulary"
-        / hashlib.sha256("".join(source.fingerprint for source in corpus).encode()).hexdigest()[:12]
-    )
+    of_sources = hashlib.sha256("".join(source.fingerprint for source in corpus).encode()).hexdigest()[:12]
+    kept = folder / "vocabulary" / of_sources
     if is_first and not (kept / VOCABULARY_FILE).is_file():
         vocabulary = build_vocabulary([source.place for source in corpus], name=folder.name, gene_ids=gene_ids)
         kept.mkdir(parents=True, exist_ok=True)
@@ -327,15 +310,16 @@ def _check_lengths(
         msg = "`curriculum` is empty: give at least one stage, such as `[(None, 3)]`."
         raise ValueError(msg)
     fewest = FEWEST_GENES + (2 if vocabulary is None else vocabulary.n_specials)
+    too_short = f"{fewest} are {FEWEST_GENES} genes with special tokens."
     if input_size < fewest:
-        msg = f"`config` reads {input_size} tokens; {fewest} are {FEWEST_GENES} genes with special tokens."
+        msg = f"`config` reads {input_size} tokens; {too_short}"
         raise ValueError(msg)
-    for longest, passes in curriculum:
+    for longest, epochs in curriculum:
         if longest is not None and longest < fewest:
-            msg = f"`curriculum` has cells of {longest} tokens; {fewest} are {FEWEST_GENES} genes with special tokens."
+            msg = f"`curriculum` has cells of {longest} tokens; {too_short}"
             raise ValueError(msg)
-        if passes <= 0:
-            msg = f"`curriculum` has a stage of {passes} passes over all cells; give more than 0."
+        if epochs <= 0:
+            msg = f"`curriculum` has a stage of {epochs} passes over all cells; give more than 0."
             raise ValueError(msg)
 
 
@@ -371,23 +355,18 @@ def _make_model(
     seed: int,
 ) -> MaskedGeneModel:
     """Make an untrained model; with `coexpression`, its gene embeddings and `<cls>` start from there."""
-    from gfx._engine import masked_model
+    from gfx._engine.masked_model import make_model, start_at_place
 
-    counted = np.random.default_rng(seed).permutation(training_cells)[:CELLS_FOR_THE_FREQUENCY]
+    shuffled = np.random.default_rng(seed).permutation(training_cells)
+    counted = shuffled[:CELLS_FOR_THE_FREQUENCY]
     frequency = np.zeros(len(vocabulary))
     for cell in counted:
         frequency[shards[cell]] += 1 / len(counted)
-    model = masked_model.make_model(
-        vocabulary,
-        config,
-        gene_vectors=None if coexpression is None else coexpression.vectors,
-        gene_frequency=frequency,
-        seed=seed,
-    )
+    vectors = None if coexpression is None else coexpression.vectors
+    model = make_model(vocabulary, config, gene_vectors=vectors, gene_frequency=frequency, seed=seed)
     if coexpression is not None and vocabulary.has_cls:
-        averaged = np.random.default_rng(seed).permutation(training_cells)[:CELLS_FOR_THE_AVERAGE]
-        averaged = [shards[cell] for cell in averaged]
-        masked_model.start_at_place(model, coexpression.log_share, coexpression.rank_slope, averaged, vocabulary)
+        averaged = [shards[cell] for cell in shuffled[:CELLS_FOR_THE_AVERAGE]]
+        start_at_place(model, coexpression.log_share, coexpression.rank_slope, averaged, vocabulary)
     return model
 
 
@@ -395,6 +374,6 @@ def _by_source(shards: TokenShards, cells: np.ndarray) -> dict[str, list[int]]:
     """List cells by their number in each source, not counting those left out for having fewer than two genes."""
     first = np.cumsum([0, *shards.n_cells])
     return {
-        f"{at}: {name}": (cells[(cells >= first[at]) & (cells < first[at + 1])] - first[at]).tolist()
-        for at, name in enumerate(shards.names)
+        f"{number}: {name}": (cells[(cells >= first[number]) & (cells < first[number + 1])] - first[number]).tolist()
+        for number, name in enumerate(shards.names)
     }

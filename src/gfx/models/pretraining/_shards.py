@@ -77,7 +77,7 @@ def encode_sources(sources: Sequence[Source], vocabulary: Vocabulary, max_length
             _write_shard(path, source, vocabulary, max_length)
         return path
 
-    shards = TokenShards(each_source(sources, encode, f"The cells of the others are kept as tokens in {folder}."))
+    shards = TokenShards(list(each_source(sources, encode, f"The cells of the others are kept as tokens in {folder}.")))
     if not len(shards):
         msg = f"No cell has more than one gene of the vocabulary {vocabulary.name!r}: there is nothing to learn from."
         raise ValueError(msg)

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from scipy import sparse
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -113,26 +116,21 @@ def find_sources(sources: str | Path | AnnData | Sequence[str | Path | AnnData],
     ]
 
 
-def each_source(sources: Sequence[Source], work: Callable[[Source], object], kept: str) -> list:
+def each_source(sources: Sequence[Source], work: Callable[[Source], T], kept: str = "") -> Iterator[T]:
     """Do the work on every source that can be used; then raise an error that names all those that cannot.
 
-    Parameters
-    ----------
-    kept
-        What is kept of the others, for the message.
+    `kept` is what the message says of what was done for the others.
     """
-    done, errors = [], []
+    errors = []
     for source in sources:
         try:
-            done.append(work(source))
+            yield work(source)
         except SourceError as error:
-            errors.append(str(error))
+            errors.append(f"\n- {error}")
     if errors:
-        lines = "\n".join(f"- {error}" for error in errors)
-        rest = f" {kept}" if done and kept else ""
-        msg = f"{len(errors)} of {len(sources)} sources cannot be used.{rest}\n{lines}"
+        rest = f" {kept}" if kept and len(errors) < len(sources) else ""
+        msg = f"{len(errors)} of {len(sources)} sources cannot be used.{rest}{''.join(errors)}"
         raise ValueError(msg)
-    return done
 
 
 def _open_file(path: Path, gene_ids: str | None, stack: ExitStack) -> tuple[CountMatrix, pd.DataFrame]:
