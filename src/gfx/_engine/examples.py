@@ -24,13 +24,6 @@ BATCHES_SORTED_TOGETHER = 50
 NOTHING = -100
 
 
-def choose_genes(row: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator) -> np.ndarray:
-    """Choose 15 % of a cell's genes, one at least and never a special token; bool `(n_tokens,)`."""
-    draw = rng.random(len(row))
-    draw[vocabulary.is_special[row]] = 1.0
-    return draw <= min(max(MASKED_SHARE, draw.min()), 1.0 - 1e-9)
-
-
 class TokenRows(Protocol):
     """Tokens of cells: `rows[cell]` is an unsigned integer array, `rows.lengths` int32 `(n_cells,)`."""
 
@@ -40,17 +33,15 @@ class TokenRows(Protocol):
 
 
 class MaskedCells(Dataset):
-    """Cells with some genes hidden, for the masked-gene objective.
+    """Cells with some genes masked: 15 % of a cell's genes, one at least and never a special token.
 
     An index names a cell in an epoch: `epoch * n_cells + cell`. Each draws its own random numbers, so that batches,
-    workers, processes and resumed runs all see the same genes hidden.
+    workers, processes and resumed runs all see the same genes masked.
 
     Parameters
     ----------
-    rows
-        Tokens of all cells.
-    cells
-        Which of them to take, int `(n_cells,)`.
+    rows, cells
+        Tokens of all cells, and which of them to take, int `(n_cells,)`.
     longest
         Longer cells are thinned to that many tokens drawn at random, in their order: cutting their end off would hide
         the same genes every time. Half of them keep their ranks as positions, so that all positions are learnt; half
@@ -81,29 +72,30 @@ class MaskedCells(Dataset):
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each cell as it is shown, int32 `(n_cells,)`."""
-        lengths = self.rows.lengths[self.cells]
-        return lengths if self.longest is None else np.minimum(lengths, self.longest)
+        return np.minimum(self.rows.lengths[self.cells], self.longest or np.iinfo(np.int32).max)
 
     def __len__(self) -> int:
         return len(self.cells)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        epoch, at = divmod(index, len(self.cells))
-        rng = np.random.default_rng((self.seed, epoch, int(self.cells[at])))
-        whole = self.rows[self.cells[at]].astype(np.int64)
+        epoch, number = divmod(index, len(self.cells))
+        cell = self.cells[number]
+        rng = np.random.default_rng((self.seed, epoch, int(cell)))
+        whole = self.rows[cell].astype(np.int64)
         kept, positions = self._thinned(whole, rng)
         row = whole[kept]
-        chosen = choose_genes(row, self.vocabulary, rng)
-        shown = {"labels": np.where(chosen, row, NOTHING), "position_ids": positions}
+        draw = rng.random(len(row))
+        draw[self.vocabulary.is_special[row]] = 1.0
+        chosen = draw <= min(max(MASKED_SHARE, draw.min()), 1.0 - 1e-9)
+        example = {"input_ids": row, "labels": np.where(chosen, row, NOTHING), "position_ids": positions}
         if self.place is not None:
-            shown["place"] = self.place(row)  # before genes are hidden
+            example["place"] = self.place(row)  # before genes are masked
         fate = rng.random(len(row))
         replaced = chosen & (fate >= MASK_TOKEN_SHARE) & (fate < MASK_TOKEN_SHARE + RANDOM_TOKEN_SHARE)
         row[chosen & (self.hide_all | (fate < MASK_TOKEN_SHARE))] = self.vocabulary.mask
         if not self.hide_all:
             row[replaced] = rng.choice(self.genes, size=int(replaced.sum()))
-        shown["input_ids"] = row
-        return shown
+        return example
 
     def _thinned(self, row: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Choose the tokens to show, and their positions."""
@@ -120,10 +112,8 @@ class LabelledCells(Dataset):
 
     Parameters
     ----------
-    ids, lengths
-        Tokens `(n_obs, longest)` and lengths `(n_obs,)` of all cells.
-    cells
-        Which of them to take, int `(n_cells,)`.
+    ids, lengths, cells
+        Tokens `(n_obs, longest)` and lengths `(n_obs,)` of all cells, and which of them to take, int `(n_cells,)`.
     of_token
         Where genes are classified: class of each token, int `(n_tokens,)`, -100 for those without.
     of_cell
@@ -139,8 +129,7 @@ class LabelledCells(Dataset):
         of_token: np.ndarray | None = None,
         of_cell: np.ndarray | None = None,
     ) -> None:
-        self.ids, self.cells = ids, cells
-        self.lengths = lengths[cells]
+        self.ids, self.cells, self.lengths = ids, cells, lengths[cells]
         self.of_token, self.of_cell = of_token, of_cell
 
     def __len__(self) -> int:
@@ -150,18 +139,11 @@ class LabelledCells(Dataset):
         number = index % len(self.cells)  # the index names the epoch, too, see SimilarLengths
         cell = self.cells[number]
         row = self.ids[cell, : self.lengths[number]].astype(np.int64)
-        labels = self.of_cell[cell] if self.of_token is None else self.of_token[row]
-        return {"input_ids": row, "labels": labels}
+        return {"input_ids": row, "labels": self.of_cell[cell] if self.of_token is None else self.of_token[row]}
 
 
 class Padded:
-    """Put examples of different lengths into one batch of tensors.
-
-    Parameters
-    ----------
-    of_cells
-        Labels are those of the cell, one for each task; otherwise each token has one.
-    """
+    """Put examples into one batch of tensors; labels are those `of_cells`, one for each task, or one for each token."""
 
     def __init__(self, vocabulary: Vocabulary, *, of_cells: bool = False) -> None:
         self.is_special = torch.from_numpy(vocabulary.is_special)
@@ -202,13 +184,14 @@ class SimilarLengths(Sampler):
         order = rng.permutation(len(self.lengths))
         # A small corpus has several blocks, too: sorted as a whole, it would give the same batches in every epoch.
         n_batches = min(BATCHES_SORTED_TOGETHER, len(order) // (4 * self.batch_size))
-        block = max(1, n_batches) * self.batch_size
-        for start in range(0, len(order), block):
-            some = order[start : start + block]
-            some = some[np.argsort(-self.lengths[some], kind="stable")]
-            batches = [some[first : first + self.batch_size] for first in range(0, len(some), self.batch_size)]
-            # Not from long to short: each block would be a lesson of its own.
-            for at in rng.permutation(len(batches) - (len(some) < block)):
-                yield from (self.epoch * len(order) + batches[at]).tolist()
-            if len(some) < block:  # a smaller batch comes last, or all behind it would be cut elsewhere
-                yield from (self.epoch * len(order) + batches[-1]).tolist()
+        block_size = max(1, n_batches) * self.batch_size
+        for start in range(0, len(order), block_size):
+            block = order[start : start + block_size]
+            block = block[np.argsort(-self.lengths[block], kind="stable")]
+            batches = [block[first : first + self.batch_size] for first in range(0, len(block), self.batch_size)]
+            is_last = len(block) < block_size
+            # Not from long to short, which would train on long cells first. A smaller batch comes last, or all behind
+            # it would be cut elsewhere.
+            shuffled = rng.permutation(len(batches) - is_last)
+            for number in [*shuffled, len(batches) - 1] if is_last else shuffled:
+                yield from (self.epoch * len(order) + batches[number]).tolist()

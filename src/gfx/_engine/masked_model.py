@@ -71,16 +71,10 @@ def make_model(
     gene_frequency: np.ndarray,
     seed: int,
 ) -> MaskedGeneModel:
-    """Make an untrained model; the output bias starts at the genes' log frequency, so that it need not be learnt.
+    """Make an untrained model of the given fields of :class:`transformers.BertConfig`.
 
-    Parameters
-    ----------
-    config
-        Fields of :class:`transformers.BertConfig`.
-    gene_vectors
-        Where the gene embeddings start, `(n_tokens, hidden_size)`, or `None` for random.
-    gene_frequency
-        Share of cells that detect each token, `(n_tokens,)`.
+    Gene embeddings start at `gene_vectors`, `(n_tokens, hidden_size)`, if these are given. The output bias starts at
+    the logarithm of the share of cells that detect each token, `(n_tokens,)`, so that it need not be learnt.
     """
     torch.manual_seed(seed)
     model = MaskedGeneModel(BertConfig(vocab_size=len(vocabulary), pad_token_id=vocabulary.pad, **config))
@@ -101,21 +95,12 @@ def start_at_place(
     rows: Sequence[np.ndarray],
     vocabulary: Vocabulary,
 ) -> None:
-    """Let `<cls>` start as a weighted sum of the cell's gene vectors, less that of the mean cell.
+    """Let `<cls>` start as a weighted sum of the cell's gene vectors, less that of the mean cell of `rows`.
 
-    The last dimension of the embeddings holds how much a gene counts at its rank: the keys of the first block read
-    that dimension, the values copy all others. So embeddings of cells are useful from the first step on, and training
-    refines them instead of finding them first. Ranks count by a power: cells thinned to fewer genes, and ranked anew,
-    have the same sums but for chance.
-
-    Parameters
-    ----------
-    log_share
-        Logarithm of each token's weight, `(n_tokens,)`.
-    rank_slope
-        A gene counts by its rank to minus this power.
-    rows
-        Tokens of some cells, to average over.
+    The last dimension of the embeddings holds how much a gene counts at its rank, `log_share` of its token less
+    `rank_slope` times the logarithm of its rank: the keys of the first layer read that dimension, the values copy all
+    others. So embeddings of cells are useful from the first step on, and training refines them instead of finding them
+    first. Ranks count by a power: cells thinned to fewer genes, and ranked anew, have the same sums but for chance.
     """
     embeddings, attention = model.bert.embeddings, model.bert.encoder.layer[0].attention
     words, positions = embeddings.word_embeddings.weight, embeddings.position_embeddings.weight
@@ -125,12 +110,12 @@ def start_at_place(
     positions.mul_(0.25)
     embeddings.token_type_embeddings.weight.zero_()
     shares = torch.from_numpy(log_share).to(words.dtype)
-    genes = torch.from_numpy(~vocabulary.is_special)
+    is_gene = torch.from_numpy(~vocabulary.is_special)
     ranks = (torch.arange(len(positions)) - vocabulary.first_gene + 1).clamp(min=1)
     of_rank = -rank_slope * ranks.log()
-    some = [torch.from_numpy(row.astype(np.int64)) for row in rows]
-    mean = torch.cat([shares[row][genes[row]] + of_rank[: len(row)][genes[row]] for row in some]).mean()
-    words[:, -1] = SHARE_STEP * torch.where(genes, shares, SHARE_OF_SPECIALS)
+    cells = [torch.from_numpy(row.astype(np.int64)) for row in rows]
+    mean = torch.cat([(shares[cell] + of_rank[: len(cell)])[is_gene[cell]] for cell in cells]).mean()
+    words[:, -1] = SHARE_STEP * torch.where(is_gene, shares, SHARE_OF_SPECIALS)
     positions[:, -1] = SHARE_STEP * (of_rank - mean)
     words[vocabulary.cls] = positions[0] = 0
 
@@ -145,9 +130,9 @@ def start_at_place(
     was_training = model.training
     model.eval()
     centre = torch.zeros(size)
-    for row in some:
-        tokens = embeddings(row[None])[0]
-        centre += (tokens[:, -1] * to_share).softmax(dim=0) @ tokens @ copied / len(some)
+    for cell in cells:
+        tokens = embeddings(cell[None])[0]
+        centre += (tokens[:, -1] * to_share).softmax(dim=0) @ tokens @ copied / len(cells)
     model.train(was_training)
     words[vocabulary.cls] = -centre / centre.norm()
     # What the layer norm makes of `<cls>` has the length of the square root of its size.
@@ -157,12 +142,12 @@ def start_at_place(
 @quiet_surroundings()
 def read_model(folder: Path) -> MaskedGeneModel:
     """Read a checkpoint with its masked-gene head, in float32; one without a head cannot be trained further."""
-    model, said = MaskedGeneModel.from_pretrained(
+    model, report = MaskedGeneModel.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True, weights_only=True
     )
-    if said["missing_keys"]:
+    if report["missing_keys"]:
         msg = (
-            f"{folder} lacks {sorted(said['missing_keys'])[:3]}: it is no masked-gene model, such as a classifier. "
+            f"{folder} lacks {sorted(report['missing_keys'])[:3]}: it is no masked-gene model, such as a classifier. "
             "Go on from a pretrained checkpoint."
         )
         raise ValueError(msg)

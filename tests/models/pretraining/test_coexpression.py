@@ -84,9 +84,6 @@ def test_vectors_are_directions_of_dense_principal_components(vocabulary: Vocabu
     np.testing.assert_allclose(found.vectors[genes, :size] * signs, expected, atol=0.02)
     np.testing.assert_allclose(found.vectors[:, size], 0)  # left for how much a gene weighs
     np.testing.assert_allclose(found.vectors[~genes], 0)
-    np.testing.assert_allclose(
-        found.frequency[genes], [np.mean([g in row for row in cells]) for g in np.flatnonzero(genes)]
-    )
 
 
 def test_a_place_is_a_weighted_mean_close_to_the_projection(vocabulary: Vocabulary, cells: list[np.ndarray]) -> None:
@@ -171,10 +168,17 @@ def test_components_are_taken_from_some_of_very_many_cells(
     vocabulary: Vocabulary, cells: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_coexpression, "MOST_CELLS", 100)
-    first, again, other = (find_coexpression(cells, np.arange(N_CELLS), vocabulary, 4, seed=seed) for seed in (0, 0, 1))
-    np.testing.assert_allclose(first.frequency * 100, (first.frequency * 100).round(), atol=1e-9)
+    drawn, profile_matrix = [], _coexpression.profile_matrix
+
+    def watched(tokens: list[np.ndarray], some_cells: np.ndarray, vocabulary: Vocabulary) -> object:
+        drawn.append(some_cells.tolist())
+        return profile_matrix(tokens, some_cells, vocabulary)
+
+    monkeypatch.setattr(_coexpression, "profile_matrix", watched)
+    first, again, _ = (find_coexpression(cells, np.arange(N_CELLS), vocabulary, 4, seed=seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first.vectors, again.vectors)
-    assert not np.allclose(first.frequency, other.frequency)
+    assert [len(set(some_cells)) for some_cells in drawn] == [100] * 3
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 @pytest.mark.parametrize("n_blocks", [2, 4])
@@ -194,7 +198,9 @@ def test_cls_starts_at_the_place_of_the_cell(n_blocks: int) -> None:
         "intermediate_size": 256,
         "max_position_embeddings": 64,
     }
-    model = make_model(vocabulary, config, gene_vectors=found.vectors, gene_frequency=found.frequency, seed=0).train()
+    model = make_model(
+        vocabulary, config, gene_vectors=found.vectors, gene_frequency=np.ones(len(vocabulary)), seed=0
+    ).train()
 
     def cls_of(layer: int) -> np.ndarray:
         model.eval()

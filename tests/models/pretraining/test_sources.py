@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from gfx.models.pretraining._sources import SourceError, each_source, find_sources
+from gfx.models.pretraining._sources import SourceError, each_source, find_sources, raw_blocks
 
 
 @pytest.fixture
@@ -23,8 +23,8 @@ def cells():
 
 
 def read(source):
-    with source.open() as opened:
-        return sparse.vstack(list(opened.blocks())).toarray()
+    with source.open() as (counts, _):
+        return sparse.vstack(list(raw_blocks(counts))).toarray()
 
 
 @pytest.mark.filterwarnings("ignore:Writing zarr v2 data:UserWarning")
@@ -37,8 +37,8 @@ def test_files_give_what_is_in_them(cells, tmp_path, kind, suffix):
     cells.write_h5ad(path) if suffix == ".h5ad" else cells.write_zarr(path)
     (source,) = find_sources(str(path), "other")
     np.testing.assert_array_equal(read(source), expected)
-    with source.open() as opened:
-        assert opened.counts.names[:2].tolist() == ["G0", "G1"]
+    with source.open() as (counts, _):
+        assert counts.names[:2].tolist() == ["G0", "G1"]
 
 
 def test_a_file_is_closed_again(cells, tmp_path):

@@ -41,29 +41,13 @@ class Coexpression:
 
     A place is a weighted mean of gene vectors, for that is what attention computes. The weights, a constant of the
     gene times a power of its rank, are fitted to what genes add to the projection of a profile.
-
-    Parameters
-    ----------
-    vectors
-        Direction of each token among the components, unit length or zero, float32 `(n_tokens, size)`.
-    log_share
-        Logarithm of each token's weight in a place, float32 `(n_tokens,)`.
-    rank_slope
-        A gene weighs by its rank to minus this power.
-    centre
-        Place of the mean cell, float32 `(size,)`; the places of cells are given less this one.
-    frequency
-        Share of cells with each token, float64 `(n_tokens,)`.
-    is_special
-        Tokens that are no genes, bool `(n_tokens,)`.
     """
 
-    vectors: np.ndarray
-    log_share: np.ndarray
-    rank_slope: float
-    centre: np.ndarray
-    frequency: np.ndarray
-    is_special: np.ndarray
+    vectors: np.ndarray  # direction of each token among the components, unit length or zero, float32 `(n_tokens, size)`
+    log_share: np.ndarray  # logarithm of each token's weight in a place, float32 `(n_tokens,)`
+    rank_slope: float  # a gene weighs by its rank to minus this power
+    centre: np.ndarray  # place of the mean cell, float32 `(size,)`; the places of cells are given less this one
+    is_special: np.ndarray  # tokens that are no genes, bool `(n_tokens,)`
 
     def place(self, row: np.ndarray) -> np.ndarray:
         """Find the place of a cell, given its tokens, among all cells; float32 `(size,)`."""
@@ -105,7 +89,6 @@ def find_coexpression(
         log_share=log_share,
         rank_slope=rank_slope,
         centre=np.zeros(size, np.float32),
-        frequency=frequency,
         is_special=vocabulary.is_special,
     )
     return replace(coexpression, centre=np.mean([coexpression.place(row) for row in sample], axis=0))
@@ -131,16 +114,10 @@ def _fit_shares(rows: Sequence[np.ndarray], weights: np.ndarray, vocabulary: Voc
 
 def profile_matrix(tokens: Sequence[np.ndarray], cells: np.ndarray, vocabulary: Vocabulary) -> sparse.csr_array:
     """Profiles of cells, each of length 1, not yet weighted by gene; float32 cells × tokens."""
-    genes, values, starts = [], [], [0]
-    for cell in cells:
-        of_cell, value = _profile(tokens[cell], vocabulary)
-        genes.append(of_cell)
-        values.append(value / max(np.linalg.norm(value), 1e-12))
-        starts.append(starts[-1] + len(of_cell))
-    return sparse.csr_array(
-        (np.concatenate(values).astype(np.float32), np.concatenate(genes), np.array(starts)),
-        shape=(len(cells), len(vocabulary)),
-    )
+    genes, values = zip(*(_profile(tokens[cell], vocabulary) for cell in cells), strict=True)
+    values = np.concatenate([value / max(np.linalg.norm(value), 1e-12) for value in values]).astype(np.float32)
+    starts = np.cumsum([0, *map(len, genes)])
+    return sparse.csr_array((values, np.concatenate(genes), starts), shape=(len(cells), len(vocabulary)))
 
 
 def _profile(row: np.ndarray, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,6 @@ import json
 import re
 from bisect import bisect_right
 from contextlib import closing
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ import numpy as np
 from gfx import _log
 from gfx._adata import match_genes
 from gfx._core.ranking import rank_cells
-from gfx.models.pretraining._sources import each_source
+from gfx.models.pretraining._sources import each_source, raw_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -37,43 +36,31 @@ MOST_OPEN = 128
 
 
 def encode_sources(sources: Sequence[Source], vocabulary: Vocabulary, max_length: int, folder: Path) -> TokenShards:
-    """Write the cells of each source as tokens, unless that was done before.
+    """Write the cells of each source as tokens, unless that was done before; returns the cells of all, in their order.
 
-    Cells with fewer than two genes of the vocabulary are left out. A shard appears under its name when it is whole,
-    so that a call that was stopped, or that met a source it cannot use, leaves the others for the next one. Several
-    processes may do the same at the same time.
+    Cells with fewer than two genes of the vocabulary are left out, and lower-ranked genes cut off at `max_length`
+    tokens, special ones included. A shard appears under its name when it is whole, so that a call that was stopped, or
+    that met a source it cannot use, leaves the others for the next one. Several processes may do the same at the same
+    time.
 
     Cost: one pass over the sources that are new; a block of cells in memory; on disk 2 bytes a token, or 4 for a
     vocabulary of more than 65,536 tokens.
-
-    Parameters
-    ----------
-    max_length
-        Longest encoding, special tokens included; lower-ranked genes are cut off.
-    folder
-        Where the shards are kept; made if need be.
-
-    Returns
-    -------
-    The cells of all sources, in the order given.
-
-    Raises
-    ------
-    ValueError
-        Sources that cannot be used, all of them by name; no cell to learn from; `max_length` below two genes.
     """
-    if max_length < vocabulary.n_specials + FEWEST_GENES:
-        msg = (
-            f"`max_length={max_length}` leaves no room for {FEWEST_GENES} genes beside {vocabulary.n_specials} special "
-            "tokens; a cell of one gene has no context to learn from."
-        )
-        raise ValueError(msg)
     folder.mkdir(parents=True, exist_ok=True)
-    how = _encoding_sha256(vocabulary, max_length)
+    # The same genes and medians may be found under other names.
+    names = [vocabulary.symbols.tolist(), sorted(vocabulary.aliases.items())]
+    encoding = hashlib.sha256(json.dumps([ENCODING, max_length, vocabulary.sha256, names]).encode()).hexdigest()
 
     def encode(source: Source) -> Path:
-        path = folder / _shard_name(source, how)
-        if not _is_whole(path):
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(source.name).stem)[:100]
+        content = hashlib.sha256(f"{source.fingerprint} {encoding}".encode()).hexdigest()[:12]
+        path = folder / f"{stem}-{content}.npy"
+        try:
+            _read_account(path)
+        except FileNotFoundError:
+            _write_shard(path, source, vocabulary, max_length)
+        except ValueError as error:
+            _log.info(f"{error} This is done now.")
             _write_shard(path, source, vocabulary, max_length)
         return path
 
@@ -85,33 +72,24 @@ def encode_sources(sources: Sequence[Source], vocabulary: Vocabulary, max_length
 
 
 class TokenShards:
-    """Cells as tokens, read from the disk when they are asked for.
+    """Cells as tokens, read from the disk when they are asked for; 12 bytes a cell in memory.
 
-    Worker processes receive the paths and open them for themselves. In memory are 12 bytes a cell.
-
-    Parameters
-    ----------
-    paths
-        Files that :func:`encode_sources` wrote; their cells follow one another.
-
-    Raises
-    ------
-    ValueError
-        A file is damaged or no shard; the message names it.
+    Worker processes receive the paths of the files that :func:`encode_sources` wrote and open them for themselves.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = [Path(path).absolute() for path in paths]
-        shards = [_read_account(path) for path in self.paths]
+        accounts = [_read_account(path) for path in self.paths]
+        lengths = [of_shard for of_shard, _ in accounts]
         #: Names of the sources.
-        self.names = [shard.name for shard in shards]
+        self.names = [account["name"] for _, account in accounts]
         #: Number of cells of each source, int64 `(n_sources,)`.
-        self.n_cells = np.array([len(shard.lengths) for shard in shards], dtype=np.int64)
+        self.n_cells = np.array([len(of_shard) for of_shard in lengths], dtype=np.int64)
         #: Fingerprint of all tokens in their order, wherever the files are and whenever they were written.
-        self.content_sha256 = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()
+        self.content_sha256 = hashlib.sha256("".join(account["sha256"] for _, account in accounts).encode()).hexdigest()
         #: Tokens of each cell, special ones included, int32 `(n_cells,)`.
-        self.lengths = np.concatenate([np.zeros(0, np.int32), *(shard.lengths for shard in shards)])
-        self._begins = [np.concatenate([[0], np.cumsum(shard.lengths, dtype=np.int64)]) for shard in shards]
+        self.lengths = np.concatenate([np.zeros(0, np.int32), *lengths])
+        self._begins = [np.concatenate([[0], np.cumsum(of_shard, dtype=np.int64)]) for of_shard in lengths]
         self._first_cells = np.cumsum([0, *self.n_cells]).tolist()
         # A mapped file takes a file descriptor, of which a process has few.
         self._tokens = lru_cache(MOST_OPEN)(lambda shard: np.asarray(np.load(self.paths[shard], mmap_mode="r")))
@@ -136,42 +114,6 @@ class TokenShards:
 # returns; the length of each cell; and a text in JSON with the source's name and a fingerprint of all tokens.
 
 
-class ShardError(ValueError):
-    """A file is not a whole shard."""
-
-
-@dataclass(frozen=True)
-class _Account:
-    """What is known of a shard beside its tokens; `lengths` int32 `(n_cells,)`."""
-
-    name: str
-    sha256: str
-    lengths: np.ndarray
-
-
-def _encoding_sha256(vocabulary: Vocabulary, max_length: int) -> str:
-    """Fingerprint of all that decides, beside the source, which tokens a cell becomes."""
-    # The same genes and medians may be found under other names.
-    names = [vocabulary.symbols.tolist(), sorted(vocabulary.aliases.items())]
-    return hashlib.sha256(json.dumps([ENCODING, max_length, vocabulary.sha256, names]).encode()).hexdigest()
-
-
-def _shard_name(source: Source, how: str) -> str:
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(source.name).stem)[:100]
-    return f"{stem}-{hashlib.sha256(f'{source.fingerprint} {how}'.encode()).hexdigest()[:12]}.npy"
-
-
-def _is_whole(path: Path) -> bool:
-    if not path.exists():
-        return False
-    try:
-        _read_account(path)
-    except ShardError as error:
-        _log.info(f"{error} This is done now.")
-        return False
-    return True
-
-
 def _write_shard(path: Path, source: Source, vocabulary: Vocabulary, max_length: int) -> None:
     fewest = vocabulary.n_specials + FEWEST_GENES
     header = {"descr": np.lib.format.dtype_to_descr(vocabulary.token_dtype), "fortran_order": False, "shape": (0,)}
@@ -182,13 +124,13 @@ def _write_shard(path: Path, source: Source, vocabulary: Vocabulary, max_length:
         with closing(_encoded_blocks(source, vocabulary, max_length)) as blocks, part.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
             for encoded, lengths in blocks:
-                kept = lengths >= fewest
-                n_read += len(kept)
-                lengths, encoded = lengths[kept], encoded[kept]  # noqa: PLW2901 - what was left out is not needed
-                tokens = encoded[np.arange(encoded.shape[1]) < lengths[:, None]]
-                all_lengths.update(lengths.tobytes())
+                n_read += len(lengths)
+                kept = lengths[lengths >= fewest]
+                tokens = encoded[lengths >= fewest]
+                tokens = tokens[np.arange(tokens.shape[1]) < kept[:, None]]
+                all_lengths.update(kept.tobytes())
                 all_tokens.update(tokens.tobytes())
-                kept_lengths.append(lengths.astype(np.int32))
+                kept_lengths.append(kept.astype(np.int32))
                 file.write(tokens.tobytes())
             lengths = np.concatenate(kept_lengths)
             sha256 = hashlib.sha256(all_lengths.digest() + all_tokens.digest()).hexdigest()
@@ -196,7 +138,14 @@ def _write_shard(path: Path, source: Source, vocabulary: Vocabulary, max_length:
             np.save(file, np.array(json.dumps({"name": source.name, "sha256": sha256})))
             file.seek(0)  # numpy leaves room for a larger number
             np.lib.format.write_array_header_1_0(file, header | {"shape": (int(lengths.sum(dtype=np.int64)),)})
-        _put_in_place(part, path)
+        try:
+            part.replace(path)
+        except FileNotFoundError:
+            if not path.exists():
+                raise
+            # Another process was faster, and took away what it found superfluous.
+        for superfluous in path.parent.glob(f"{path.stem}.*.part"):  # left by a process that was killed
+            superfluous.unlink(missing_ok=True)
     finally:
         part.unlink(missing_ok=True)
     n_left_out = n_read - len(lengths)
@@ -206,25 +155,22 @@ def _write_shard(path: Path, source: Source, vocabulary: Vocabulary, max_length:
 
 def _encoded_blocks(source: Source, vocabulary: Vocabulary, max_length: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Read and encode; only what goes wrong in here is the source's fault, a full disk is not."""
-    with source.open() as opened:
-        tokens = match_genes(opened.counts.names, vocabulary).tokens
-        for block in opened.blocks():
+    with source.open() as (counts, _):
+        tokens = match_genes(counts.names, vocabulary).tokens
+        for block in raw_blocks(counts):
             yield rank_cells(block, tokens, vocabulary, max_length)[:2]
 
 
-def _put_in_place(part: Path, path: Path) -> None:
-    try:
-        part.replace(path)
-    except FileNotFoundError:
-        if not path.exists():
-            raise
-        # Another process was faster, and took away what it found superfluous.
-    for superfluous in path.parent.glob(f"{path.stem}.*.part"):  # left by a process that was killed
-        superfluous.unlink(missing_ok=True)
+def _read_account(path: Path) -> tuple[np.ndarray, dict[str, str]]:
+    """Read the lengths of a shard's cells and the name and fingerprint of its source; check that its tokens are there.
 
-
-def _read_account(path: Path) -> _Account:
-    """Read all of a shard but its tokens, and check that these are there."""
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        It is damaged or no shard; the message names it.
+    """
     try:
         tokens = np.load(path, mmap_mode="r")
         with path.open("rb") as file:
@@ -233,7 +179,9 @@ def _read_account(path: Path) -> _Account:
         if lengths.min(initial=1) < 1 or lengths.sum(dtype=np.int64) != len(tokens):
             msg = f"cells of {lengths.sum(dtype=np.int64)} tokens in all, but {len(tokens)} tokens"
             raise ValueError(msg)
-        return _Account(account["name"], account["sha256"], lengths)
+        return lengths, {key: account[key] for key in ("name", "sha256")}
+    except FileNotFoundError:
+        raise
     except (AttributeError, EOFError, KeyError, OSError, TypeError, ValueError) as error:
         msg = f"{path} is not a whole shard of tokens ({error}): it has to be deleted and made anew."
-        raise ShardError(msg) from error
+        raise ValueError(msg) from error

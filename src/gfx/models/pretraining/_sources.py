@@ -25,46 +25,22 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class OpenSource:
-    """A source that can be read: its counts, on disk or in memory, with their gene names; and its table of genes."""
-
-    counts: CountMatrix
-    var: pd.DataFrame
-
-    def blocks(self) -> Iterator[sparse.csr_array]:
-        """Iterate over its cells in blocks of rows, each checked to be raw counts."""
-        for _, block in row_blocks(self.counts.x):
-            yield to_counts(block, "raw", self.counts.where)
-
-
-@dataclass(frozen=True)
 class Source:
-    """One file or AnnData with raw counts in `X`.
-
-    Parameters
-    ----------
-    name
-        Name in messages: that of the file.
-    place
-        The file's path, or the object itself.
-    gene_ids
-        Column of `var` with the gene names; `None` for `var_names`.
-    """
+    """One file or AnnData with raw counts in `X`; `name` is that of the file, and `gene_ids` names its genes."""
 
     name: str
     place: Path | AnnData
     gene_ids: str | None
 
     @contextmanager
-    def open(self) -> Iterator[OpenSource]:
-        """Open the source; whatever fails while it is open is raised as a `ValueError` that names it."""
+    def open(self) -> Iterator[tuple[CountMatrix, pd.DataFrame]]:
+        """Open counts and table of genes; whatever fails meanwhile is raised as an error that names the source."""
         with ExitStack() as stack:
             try:
                 if isinstance(self.place, Path):
-                    counts, var = _open_file(self.place, self.gene_ids, stack)
+                    yield _open_file(self.place, self.gene_ids, stack)
                 else:
-                    counts, var = open_counts(self.place, gene_ids=self.gene_ids), self.place.var
-                yield OpenSource(counts, var)
+                    yield open_counts(self.place, gene_ids=self.gene_ids), self.place.var
             except SourceError:
                 raise
             except OSError as error:
@@ -85,9 +61,9 @@ class Source:
                 state = file.stat()
                 digest.update(repr((str(file.resolve()), state.st_size, state.st_mtime_ns)).encode())
             return digest.hexdigest()
-        with self.open() as opened:
-            digest.update("\n".join(map(str, opened.counts.names)).encode())
-            for block in opened.blocks():
+        with self.open() as (counts, _):
+            digest.update("\n".join(map(str, counts.names)).encode())
+            for block in raw_blocks(counts):
                 for part in (block.data, block.indices, block.indptr):
                     digest.update(np.ascontiguousarray(part).tobytes())
         return digest.hexdigest()
@@ -95,6 +71,12 @@ class Source:
 
 class SourceError(ValueError):
     """A source that cannot be used; the message begins with its name."""
+
+
+def raw_blocks(counts: CountMatrix) -> Iterator[sparse.csr_array]:
+    """Iterate over cells in blocks of rows, each checked to be raw counts."""
+    for _, block in row_blocks(counts.x):
+        yield to_counts(block, "raw", counts.where)
 
 
 def find_sources(sources: str | Path | AnnData | Sequence[str | Path | AnnData], gene_ids: str | None) -> list[Source]:

@@ -19,7 +19,7 @@ from scipy import sparse
 from gfx._adata import gene_column, gene_names
 from gfx._core.vocabulary import SPECIALS, Vocabulary, plain_id
 from gfx._docs import shared
-from gfx.models.pretraining._sources import SourceError, each_source, find_sources
+from gfx.models.pretraining._sources import SourceError, each_source, find_sources, raw_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -406,20 +406,20 @@ def _blocks(
     source: Source, gene_types: str | Mapping[str, str] | None, chosen: Collection[str] | None
 ) -> Iterator[GeneSummary]:
     """Summarize the names of the genes of one source, then its cells, a block at a time."""
-    with source.open() as opened:
-        ids = [plain_id(str(gene)) for gene in opened.counts.names]
+    with source.open() as (matrix, var):
+        ids = [plain_id(str(gene)) for gene in matrix.names]
         columns = [i for i, gene in enumerate(ids) if _ENSEMBL_ID.match(gene) and (chosen is None or gene in chosen)]
         if not columns:
             msg = (
-                f"no gene to learn from. Genes look like {[str(name) for name in opened.counts.names[:3]]}; "
+                f"no gene to learn from. Genes look like {[str(name) for name in matrix.names[:3]]}; "
                 "name the column of `var` that holds Ensembl ids with `gene_ids=`."
             )
             raise ValueError(msg)
         if isinstance(gene_types, str):
-            types = gene_names(gene_column(opened.var, gene_types))
+            types = gene_names(gene_column(var, gene_types))
         else:
             types = [(gene_types or {}).get(gene, "") for gene in ids]
-        symbols = [symbol.upper() for symbol in gene_names(opened.var.index)]
+        symbols = [symbol.upper() for symbol in gene_names(var.index)]
         names: tuple[dict[str, Counter[str]], ...] = ({}, {})
         for i in columns:
             for counted, name in zip(names, (symbols[i], types[i]), strict=True):
@@ -430,7 +430,7 @@ def _blocks(
         yield GeneSummary(genes, sparse.csr_array((len(genes), _N_BUCKETS), dtype=np.int64), *names)
         # Columns of the same gene are summed.
         selector = sparse.csr_array((np.ones(len(columns)), (columns, rows)), shape=(len(ids), len(genes)))
-        for block in opened.blocks():
+        for block in raw_blocks(matrix):
             depth = block @ np.ones(block.shape[1])
             counts = block @ selector
             counts.eliminate_zeros()
