@@ -35,13 +35,12 @@ def set_verbosity(level: int) -> None:
         logger.propagate = False
 
 
-def info(message: str) -> None:
-    """Say what was done."""
-    logger.info(message)
+#: Say what was done.
+info = logger.info
 
 
 def warn(message: str) -> None:
-    """Warn at the line outside gfx that led here, so that each such line is told once, however deep we are."""
+    """Warn at the line outside gfx that led here, so that Python shows the warning once for each such line."""
     frame, level = sys._getframe(), 1
     while frame.f_back is not None and Path(frame.f_code.co_filename).is_relative_to(_PACKAGE):
         frame, level = frame.f_back, level + 1

@@ -65,7 +65,11 @@ def make_tokens(
     known_counts = all_counts = 0.0
     n_truncated = 0
     for rows, stored in row_blocks(matrix.x):
-        block = _checked_counts(adata, stored, counts, matrix.where)
+        try:
+            block = to_counts(stored, counts, matrix.where)
+        except ValueError as problem:
+            msg = f"{problem} {usable_calls(adata)}".strip()
+            raise ValueError(msg) from None
         ranked = rank_cells(block, match.tokens, vocabulary, max_length)
         blocks.append((rows, ranked.tokens))
         lengths[rows] = ranked.lengths
@@ -98,17 +102,6 @@ def recognised(report: Mapping[str, int | float], vocabulary: Vocabulary) -> str
         f"{report['n_genes_recognised']:,} of {report['n_genes']:,} genes are in the vocabulary "
         f"{vocabulary.name!r}; they hold {report['share_of_counts']:.1%} of the counts."
     )
-
-
-def _checked_counts(adata: AnnData, stored: csr_array, counts: Counts, where: str) -> csr_array:
-    try:
-        return to_counts(stored, counts, where)
-    except ValueError as problem:
-        usable = usable_calls(adata)
-        if not usable:
-            raise
-        msg = f"{problem} {usable}"
-        raise ValueError(msg) from None
 
 
 def _totals(adata: AnnData, key: str) -> np.ndarray:
