@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import numpy as np
 import zarr
 from zarr.codecs import ZstdCodec
 
+from gfx import _log
 from gfx._core.manifest import compare_manifests, plain_manifest
 
 if TYPE_CHECKING:
@@ -43,20 +43,10 @@ class RunStore:
     path: Path
 
     @classmethod
-    def open(cls, path: str | Path, manifest: Mapping[str, Any], *, stacklevel: int = 2) -> RunStore:
-        """Open a store that was begun with the same manifest, or begin one.
+    def open(cls, path: str | Path, manifest: Mapping[str, Any]) -> RunStore:
+        """Open a store that was begun with the same manifest, which is all that results depend on, or begin one.
 
-        Parameters
-        ----------
-        manifest
-            All that results depend on.
-        stacklevel
-            Of the warning that the store was begun with other versions of gfx or torch.
-
-        Raises
-        ------
-        RunStoreError
-            The path holds something else, or results of other cells, models or settings.
+        A store of other cells, models or settings is refused; other versions of gfx or torch are a warning.
         """
         path, manifest = Path(path), plain_manifest({"format": FORMAT, **manifest})
         if not path.exists():
@@ -78,23 +68,12 @@ class RunStore:
         except ValueError as problem:
             raise RunStoreError(*problem.args) from None
         if differing_versions:
-            warnings.warn(differing_versions, UserWarning, stacklevel=stacklevel + 1)
+            _log.warn(differing_versions)
         return cls(path)
 
     @classmethod
     def existing(cls, path: str | Path, *, advice: str) -> tuple[RunStore, dict[str, Any]]:
-        """Open a store that is there, whatever it holds, and read its manifest.
-
-        Parameters
-        ----------
-        advice
-            What to do if there is none; ends the message.
-
-        Raises
-        ------
-        RunStoreError
-            There is none.
-        """
+        """Open a store that exists and read its manifest; `advice` ends the message if there is none."""
         path = Path(path)
         try:
             stored = zarr.open_group(path, mode="r").attrs.get(MANIFEST)
@@ -121,13 +100,7 @@ class RunStore:
         return result if intact else None
 
     def write(self, job: str, number: int, result: Mapping[str, np.ndarray]) -> None:
-        """Write the arrays of a block.
-
-        Raises
-        ------
-        OSError
-            The disk is full or gone; blocks that were written before are kept.
-        """
+        """Write the arrays of a block."""
         place = self.path / job / str(number)
         part = place.with_name(f"{number}.part")
         try:

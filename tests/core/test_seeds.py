@@ -25,5 +25,5 @@ def test_numbers_below_the_least_are_refused() -> None:
     assert check_whole(np.int32(2), "n_splits", 2) == 2
     with pytest.raises(ValueError, match="`n_splits` is 2 or more, found 1"):
         check_whole(1, "n_splits", 2)
-    with pytest.raises(ValueError, match="`seed` is 0 or more, found -1"):
-        check_seed(-1, "seed")
+    with pytest.raises(ValueError, match="`rng` is 0 or more, found -1"):
+        check_seed(-1)

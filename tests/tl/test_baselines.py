@@ -196,11 +196,11 @@ def test_counts_that_are_gone_cost_the_baseline_alone(cells, toy_model, caplog, 
 def test_bugs_are_not_taken_for_counts_that_are_gone(cells, toy_model, slots, monkeypatch):
     """What is wrong in the arithmetic is raised, and nothing is written."""
 
-    def broken(_means):
+    def broken(*_arguments):
         msg = "the arithmetic has changed"
         raise ValueError(msg)
 
-    monkeypatch.setattr("gfx.tl._baselines._fold_changes", broken)
+    monkeypatch.setattr("gfx.tl._baselines._expression", broken)
     before = slots(cells)
     with pytest.raises(ValueError, match="the arithmetic has changed"):
         delete_genes(cells, GENE, model=toy_model, controls="baselines", **WITH_STATES)

@@ -1,4 +1,4 @@
-"""Which genes are perturbed in which cells, where that can be done, and where moved genes go."""
+"""Perturbations of genes in cells: which genes in which cells, where that can be done, and where moved genes go."""
 
 from __future__ import annotations
 
@@ -68,12 +68,8 @@ class Edits:
 def single_deletions(ids: np.ndarray, places: np.ndarray) -> Edits:
     """Delete genes one at a time: cell after cell, in the order of their genes.
 
-    Parameters
-    ----------
-    ids
-        Tokens `(n_cells, longest)`.
-    places
-        Which of them to delete, bool `(n_cells, longest)`, from :func:`gfx._core.screening.wanted_places`.
+    `places` says which of the tokens to delete, bool `(n_cells, longest)`; see
+    :func:`gfx._core.screening.wanted_places`.
     """
     cell, place = np.nonzero(places)
     genes, which = np.unique(ids[cell, place].astype(np.int64), return_inverse=True)
@@ -85,27 +81,22 @@ def pad_sets(sets: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
     if isinstance(sets, np.ndarray) and sets.ndim == 2:
         return sets.astype(np.int64, copy=False)
     out = np.full((len(sets), max(map(len, sets), default=0)), NO_GENE, dtype=np.int64)
-    for at, genes in enumerate(sets):
-        out[at, : len(genes)] = genes
+    for row, genes in zip(out, sets, strict=True):
+        row[: len(genes)] = genes
     return out
 
 
 def find_places(rows: np.ndarray, genes: np.ndarray) -> np.ndarray:
     """Find the position of each gene in its row, int64 `(n_rows, n_genes)`; -1 where it is absent.
 
-    Parameters
-    ----------
-    rows
-        Tokens `(n_rows, l)`.
-    genes
-        Tokens to find, `(n_rows, n_genes)`, or `(n_genes,)` for the same in all rows.
+    `rows` are tokens `(n_rows, l)`; `genes` those to find, `(n_rows, n_genes)`, or `(n_genes,)` for the same in all.
     """
     genes = np.broadcast_to(genes, (len(rows), np.shape(genes)[-1]))
     out = np.full(genes.shape, -1, dtype=np.int64)
-    for at in range(genes.shape[1] if rows.size else 0):
-        found = rows == genes[:, at : at + 1]
-        there = found.any(axis=1) & (genes[:, at] != NO_GENE)
-        out[there, at] = found[there].argmax(axis=1)
+    for places, gene in zip(out.T, genes.T if rows.size else (), strict=False):
+        is_gene = rows == gene[:, None]
+        present = is_gene.any(axis=1) & (gene != NO_GENE)
+        places[present] = is_gene[present].argmax(axis=1)
     return out
 
 
@@ -124,28 +115,20 @@ def can_be_perturbed(
 
 def ranks_of(places: np.ndarray, lengths: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     """Mean rank of the genes of a set that a cell has: 0 its first gene, 1 its last; NaN if it has none of them."""
-    there = places >= 0
-    n_there = there.sum(axis=1)
-    mean = np.divide(
-        np.where(there, places, 0).sum(axis=1), n_there, out=np.full(len(places), np.nan), where=n_there > 0
-    )
+    sums, n = np.maximum(places, 0).sum(axis=1), (places >= 0).sum(axis=1)
+    mean = np.divide(sums, n, out=np.full(len(places), np.nan), where=n > 0)
     return (mean - vocabulary.first_gene) / np.maximum(lengths - vocabulary.n_specials - 1, 1)
 
 
 def quartile_ranks(places: np.ndarray, lengths: np.ndarray, quartiles: int, vocabulary: Vocabulary) -> np.ndarray:
     """Find where genes go that move by quartiles of their cell: to the middle of the new one, or to the very end.
 
-    Parameters
-    ----------
-    places
-        Positions of the genes, `(n_cells, n_genes)`, -1 where absent.
-    quartiles
-        How many, above 0 towards the front.
+    `places` are positions of the genes, `(n_cells, n_genes)`, -1 where absent; `quartiles` above 0 lead to the front.
 
     Returns
     -------
     How many of the other genes then stand before each, int64 `(n_cells, n_genes)`, which for a gene by itself is its
-    new rank; what it says where a gene is absent means nothing.
+    new rank; the value where a gene is absent means nothing.
     """
     n_genes = (lengths - vocabulary.n_specials)[:, None]
     rank = places - vocabulary.first_gene

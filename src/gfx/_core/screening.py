@@ -1,8 +1,8 @@
-"""What a screen says of genes: sums over cells, each gene beside its neighbours in rank, and who stands out."""
+"""Statistics of a screen: sums over cells, excess over genes of neighbouring rank, and which genes stand out."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,20 +14,17 @@ from gfx._core.statistics import moments
 if TYPE_CHECKING:
     from gfx._core.vocabulary import Vocabulary
 
-#: Genes on either side in the order of a cell that a gene is held against.
+#: Genes on either side in the order of a cell that a gene is compared with.
 NEIGHBOURS = 20
 
-#: Genes alike in rank and in number of cells, among which one may stand out; fewer than some say nothing.
+#: Genes alike in rank and in number of cells, among which one may stand out; with fewer than 20 none does.
 ALIKE, FEWEST_ALIKE = 100, 20
 
 
 def wanted_places(ids: np.ndarray, lengths: np.ndarray, genes: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
-    """Say which tokens are genes that can be deleted, bool `(n_cells, longest)`: another gene has to be left.
+    """Find the tokens that are to be deleted, bool `(n_cells, longest)`: another gene has to be left.
 
-    Parameters
-    ----------
-    genes
-        Which tokens to delete at all, bool `(n_tokens,)`.
+    `genes` says which tokens to delete at all, bool `(n_tokens,)`.
     """
     enough = lengths - vocabulary.n_specials > 1
     return genes[ids] & ~vocabulary.is_special[ids] & (np.arange(ids.shape[1]) < (lengths * enough)[:, None])
@@ -36,14 +33,8 @@ def wanted_places(ids: np.ndarray, lengths: np.ndarray, genes: np.ndarray, vocab
 def excess_over_neighbours(values: np.ndarray, cell: np.ndarray) -> np.ndarray:
     """Effect of each gene less the median of the genes of neighbouring rank in the same cell, float64 `(n,)`.
 
-    NaN in cells with too few genes to compare with.
-
-    Parameters
-    ----------
-    values
-        One effect a run, the runs of a cell together and in the order of its genes, `(n,)`; NaN if it is not known.
-    cell
-        Of each run, `(n,)`.
+    NaN in cells with too few genes to compare with. `values` has one effect a run, NaN if it is not known, and `cell`
+    the cell of each run, `(n,)`; the runs of a cell are together and in the order of its genes.
     """
     out = np.full(len(values), np.nan)
     known = np.flatnonzero(~np.isnan(values))
@@ -54,23 +45,16 @@ def excess_over_neighbours(values: np.ndarray, cell: np.ndarray) -> np.ndarray:
     return out
 
 
-@dataclass
 class GeneSums:
-    """Sums over cells of what was measured of genes, for each gene and group; adding takes no memory.
+    """Sums over cells of what was measured of genes, for each gene and group; adding takes no memory."""
 
-    Parameters
-    ----------
-    n_tokens, n_groups
-        How many there are.
-    """
-
-    n_tokens: int
-    n_groups: int
-    _sums: dict[str, np.ndarray] = field(default_factory=dict)
+    def __init__(self, n_tokens: int, n_groups: int) -> None:
+        self.n_groups = n_groups
+        self._sums = defaultdict(lambda: np.zeros((3, n_tokens, n_groups)))
 
     def add(self, name: str, tokens: np.ndarray, group: np.ndarray, values: np.ndarray) -> None:
         """Add one value for each token and group, all `(n,)`; NaN and groups below 0 count for nothing."""
-        sums = self._sums.setdefault(name, np.zeros((3, self.n_tokens * self.n_groups)))
+        sums = self._sums[name].reshape(3, -1)
         counted = (group >= 0) & ~np.isnan(values)
         slot = tokens[counted].astype(np.int64) * self.n_groups + group[counted]
         values = values[counted].astype(np.float64)
@@ -79,33 +63,24 @@ class GeneSums:
 
     def n(self, name: str) -> np.ndarray:
         """How many values were added, int64 `(n_tokens, n_groups)`."""
-        return self._shaped(name)[2].astype(np.int64)
+        return self._sums[name][2].astype(np.int64)
 
     def mean(self, name: str) -> np.ndarray:
         """Their mean, `(n_tokens, n_groups)`; NaN where there is none."""
-        return moments(self._shaped(name))[1]
+        return moments(self._sums[name])[1]
 
     def sd(self, name: str) -> np.ndarray:
         """Their standard deviation, `(n_tokens, n_groups)`; NaN where there is none."""
-        return moments(self._shaped(name))[2]
-
-    def _shaped(self, name: str) -> np.ndarray:
-        return self._sums.get(name, np.zeros((3, self.n_tokens * self.n_groups))).reshape(
-            3, self.n_tokens, self.n_groups
-        )
+        return moments(self._sums[name])[2]
 
 
 def standing_out(
     excess: np.ndarray, rank: np.ndarray, n_cells: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Say how far each gene lies from the 100 genes most alike in mean rank and number of cells, as a robust z.
+    """Find the robust z of each gene among the 100 genes most alike in mean rank and number of cells.
 
-    Median and median absolute deviation: a gene that stands out does not hide another.
-
-    Parameters
-    ----------
-    excess, rank, n_cells
-        Of each gene, `(n,)`; genes with NaN are left out.
+    Median and median absolute deviation: a gene that stands out does not hide another. Arguments are of each gene,
+    `(n,)`; genes with NaN are left out.
 
     Returns
     -------

@@ -6,15 +6,7 @@ import numpy as np
 
 
 def check_whole(value: object, name: str, least: int) -> int:
-    """Return a whole number as a Python integer.
-
-    Raises
-    ------
-    TypeError
-        It is no integer.
-    ValueError
-        It is below `least`.
-    """
+    """Return a whole number as a Python integer; refuse other types, and numbers below `least`."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
         msg = f"`{name}` is a whole number, found {value!r}."
         raise TypeError(msg)
@@ -24,6 +16,6 @@ def check_whole(value: object, name: str, least: int) -> int:
     return int(value)
 
 
-def check_seed(seed: object, name: str = "rng") -> int:
+def check_seed(seed: object) -> int:
     """Return the seed of random numbers as a Python integer: a repeated call has to draw the same numbers again."""
-    return check_whole(seed, name, 0)
+    return check_whole(seed, "rng", 0)

@@ -1,4 +1,4 @@
-"""Baselines of a ranking of genes, which need no model: detection, expression, rank and fold change."""
+"""Baselines, which need no model: detection, expression, rank and fold change of genes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gfx import _log
+from gfx._core.edits import ranks_of
 from gfx._core.statistics import beside_baselines
 from gfx._tokens import CountsNotAtHandError, counts_by_token
 from gfx.tl._prepare import pieces
@@ -32,7 +33,7 @@ CONTROL_COLUMNS = ("control", "measure", "statistic", "value", "n")
 
 @dataclass(frozen=True)
 class Baselines:
-    """What every gene looks like in the cells that are perturbed, `(n_tokens,)` each; NaN where it is not known.
+    """Every gene without a model, in the cells that are perturbed, `(n_tokens,)` each; NaN where it is not known.
 
     Parameters
     ----------
@@ -62,34 +63,22 @@ class Baselines:
 def find_baselines(cells: Prepared, lengths: np.ndarray, states: States | None, wanted: np.ndarray) -> Baselines:
     """Describe genes without the model.
 
-    Parameters
-    ----------
-    lengths
-        Tokens of each cell, 0 for those that are not perturbed.
-    wanted
-        Tokens to find the fold change of.
+    `lengths` are numbers of tokens, 0 for cells that are not perturbed; `wanted` the tokens to find the fold change of.
     """
     detection, mean_rank = _detection_and_rank(cells, lengths)
-    nothing = np.full(len(detection), np.nan)
+    expression = fold = np.full(len(detection), np.nan)
     try:
         expression, fold = _expression(cells, lengths > 0, states, wanted)
     except CountsNotAtHandError as problem:
         _log.info(f"Expression is not among the baselines, for the counts are not at hand: {problem.args[0]}")
-        expression, fold = nothing, nothing
     return Baselines(detection, expression, mean_rank, fold)
 
 
 def describe_genes(cells: Prepared, lengths: np.ndarray) -> np.ndarray:
     """Describe every gene by its detection and mean rank and, where counts are at hand, mean and variance of its log.
 
-    Parameters
-    ----------
-    lengths
-        Tokens of each cell, 0 for those to leave out.
-
-    Returns
-    -------
-    float64 `(n_tokens, 2 or 4)`; the rank of a gene that no cell has is 1, behind all others.
+    Float64 `(n_tokens, 2 or 4)`; the rank of a gene that no cell has is 1, behind all others. `lengths` are numbers of
+    tokens, 0 for cells to leave out.
     """
     detection, rank = _detection_and_rank(cells, lengths)
     columns = [detection, np.nan_to_num(rank, nan=1.0)]
@@ -119,11 +108,10 @@ def _detection_and_rank(cells: Prepared, lengths: np.ndarray) -> tuple[np.ndarra
     n_cells, ranks = np.zeros(n_tokens, dtype=np.int64), np.zeros(n_tokens)
     for rows in pieces(np.flatnonzero(lengths > 0)):
         ids = cells.tokens.ids[rows]
-        at, place = np.nonzero((np.arange(ids.shape[1]) < lengths[rows][:, None]) & ~vocabulary.is_special[ids])
-        n_genes = lengths[rows] - vocabulary.n_specials
-        rank = (place - vocabulary.first_gene) / np.maximum(n_genes[at] - 1, 1)
-        n_cells += np.bincount(ids[at, place], minlength=n_tokens)
-        ranks += np.bincount(ids[at, place], rank, minlength=n_tokens)
+        cell, place = np.nonzero((np.arange(ids.shape[1]) < lengths[rows][:, None]) & ~vocabulary.is_special[ids])
+        rank = ranks_of(place[:, None], lengths[rows][cell], vocabulary)
+        n_cells += np.bincount(ids[cell, place], minlength=n_tokens)
+        ranks += np.bincount(ids[cell, place], rank, minlength=n_tokens)
     mean_rank = np.divide(ranks, n_cells, out=np.full(n_tokens, np.nan), where=n_cells > 0)
     return n_cells / max((lengths > 0).sum(), 1), mean_rank
 
@@ -133,32 +121,20 @@ def _expression(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean log expression of every gene in the perturbed cells, and fold changes of the wanted ones."""
     vocabulary = cells.model.vocabulary
-    total = np.zeros(len(vocabulary))
-    of_states = np.zeros((2, len(vocabulary)))
+    total, of_states = np.zeros(len(vocabulary)), np.zeros((2, len(vocabulary)))
     for rows, logs in log_counts(cells):
         total += np.asarray(logs[perturbed[rows]].sum(axis=0)).ravel()
         if states is not None:
-            for at, state in enumerate((states.is_start, states.is_goal)):
-                of_states[at] += np.asarray(logs[state[rows]].sum(axis=0)).ravel()
+            for sums, state in zip(of_states, (states.is_start, states.is_goal), strict=True):
+                np.add(sums, np.asarray(logs[state[rows]].sum(axis=0)).ravel(), out=sums)
     mean = total / max(perturbed.sum(), 1)
     fold = np.full(len(vocabulary), np.nan)
     if states is not None:
         n_cells = np.array([states.is_start.sum(), states.is_goal.sum()])
         if n_cells.min() > 1:  # scanpy compares no single cells
-            fold[wanted] = _fold_changes(of_states[:, wanted] / n_cells[:, None])
+            start, goal = np.expm1(of_states[:, wanted] / n_cells[:, None]) + PSEUDOCOUNT
+            fold[wanted] = np.log2(goal / start)  # as scanpy defines it: of means alone
     return mean, fold
-
-
-def _fold_changes(means: np.ndarray) -> np.ndarray:
-    """log2 fold changes from start to goal, as scanpy defines them: of means alone.
-
-    Parameters
-    ----------
-    means
-        Mean logarithms in the cells of start and goal, `(2, n_genes)`.
-    """
-    start, goal = np.expm1(means) + PSEUDOCOUNT
-    return np.log2(goal / start)
 
 
 def compare_with_baselines(

@@ -49,31 +49,42 @@ def find_gene_sets(genes: Genes, vocabulary: Vocabulary, detected: np.ndarray) -
     """
     if isinstance(genes, str | EllipsisType) or _is_set(genes):
         genes = [genes]  # a tuple of names is one set, in a list or by itself
-    genes = list(genes)
-    _refuse_unknown(genes, vocabulary)
-    every = [(set_name([token], vocabulary), int(token)) for token in detected]
+    entries = [(entry,) if isinstance(entry, str | EllipsisType) else entry for entry in genes]
+    for entry in entries:
+        if not _is_set(entry):
+            msg = f"Genes are names, or tuples of names; found {entry!r} of type {type(entry).__name__}."
+            raise TypeError(msg)
+    named = list(dict.fromkeys(name for entry in entries for name in entry if name is not ...))
+    refuse_unknown(named, vocabulary)
+    token_of = dict(zip(named, vocabulary.resolve(named).tolist(), strict=True))
     names, tokens = [], []
-    for entry in genes:
-        parts = (entry,) if isinstance(entry, str | EllipsisType) else tuple(entry)
-        if parts.count(...) > 1:
+    for entry in entries:
+        known = [name for name in entry if name is not ...]
+        members = [token_of[name] for name in known]
+        if len(entry) - len(known) > 1:
             msg = f"{entry!r} has `...` more than once; name the pairs, such as with itertools.combinations."
             raise ValueError(msg)
-        known = [part for part in parts if part is not ...]
-        found = _tokens_of(known, vocabulary, entry)
-        if ... in parts:
-            others = [(name, token) for name, token in every if token not in found]
-            names += ["+".join([*known, name]) for name, _ in others]
-            tokens += [np.array([*found, token], dtype=np.int64) for _, token in others]
-        elif parts:
-            names.append("+".join(known))
-            tokens.append(found)
+        if len(set(members)) < len(members):
+            msg = f"A gene is named twice in {entry}."
+            raise ValueError(msg)
+        if ... in entry:
+            others = [token for token in detected.tolist() if token not in members]
+            names += ["+".join([*known, set_name([token], vocabulary)]) for token in others]
+            tokens += [np.array([*members, token], dtype=np.int64) for token in others]
         else:
-            tokens.append(np.zeros(0, dtype=np.int64))
+            names.append("+".join(known))
+            tokens.append(np.array(members, dtype=np.int64))
     if not tokens or not all(map(len, tokens)):
         msg = "`genes` is empty: give at least one gene, or a tuple of genes to perturb together."
         raise ValueError(msg)
-    _refuse_repeats(names, tokens)
-    ids = ["+".join(vocabulary.ids[one].tolist()) for one in tokens]
+    seen: dict[frozenset[int], str] = {}
+    for name, members in zip(names, tokens, strict=True):
+        key = frozenset(members.tolist())
+        if key in seen:
+            msg = f"{name!r} and {seen[key]!r} are the same perturbation; give it once."
+            raise ValueError(msg)
+        seen[key] = name
+    ids = ["+".join(vocabulary.ids[members].tolist()) for members in tokens]
     return GeneSets(names=names, ensembl_ids=ids, tokens=tokens)
 
 
@@ -91,17 +102,6 @@ def _name(token: int, vocabulary: Vocabulary) -> str:
     if not symbol:
         return name
     return symbol if vocabulary.n_with_symbol[symbol] == 1 else f"{symbol} ({name})"
-
-
-def _refuse_unknown(genes: list[GeneSet], vocabulary: Vocabulary) -> None:
-    """Name all genes that the model does not know at once, and refuse what is no name."""
-    wrong = [entry for entry in genes if not (isinstance(entry, str | EllipsisType) or _is_set(entry))]
-    if wrong:
-        msg = f"Genes are names, or tuples of names; found {wrong[0]!r} of type {type(wrong[0]).__name__}."
-        raise TypeError(msg)
-    parts = [part for entry in genes for part in ((entry,) if isinstance(entry, str | EllipsisType) else entry)]
-    named = list(dict.fromkeys(part for part in parts if part is not ...))
-    refuse_unknown(named, vocabulary)
 
 
 def unknown_genes(names: Sequence[str], vocabulary: Vocabulary) -> list[str]:
@@ -122,21 +122,3 @@ def refuse_unknown(names: Sequence[str], vocabulary: Vocabulary, remedy: str = "
             f"Genes are given as symbols or Ensembl ids of the vocabulary {vocabulary.name!r}.{remedy}"
         )
         raise ValueError(msg)
-
-
-def _tokens_of(names: list[str], vocabulary: Vocabulary, entry: GeneSet) -> np.ndarray:
-    tokens = vocabulary.resolve(names).astype(np.int64)
-    if len(set(tokens.tolist())) < len(tokens):
-        msg = f"A gene is named twice in {entry}."
-        raise ValueError(msg)
-    return tokens
-
-
-def _refuse_repeats(names: list[str], tokens: list[np.ndarray]) -> None:
-    seen: dict[frozenset[int], str] = {}
-    for name, genes in zip(names, tokens, strict=True):
-        key = frozenset(genes.tolist())
-        if key in seen:
-            msg = f"{name!r} and {seen[key]!r} are the same perturbation; give it once."
-            raise ValueError(msg)
-        seen[key] = name

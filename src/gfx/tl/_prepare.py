@@ -187,7 +187,7 @@ def open_store(store: str | Path, function: str, cells: Prepared, depends: Mappi
         "cells": fingerprint(names),
         "tokens": fingerprint(tokens.lengths, (tokens.ids[rows] for rows in pieces(np.arange(len(names))))),
     }
-    return RunStore.open(store, manifest, stacklevel=4)
+    return RunStore.open(store, manifest)
 
 
 def check_choice(name: str, given: object, choices: tuple[object, ...]) -> None:

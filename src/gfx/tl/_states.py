@@ -28,7 +28,7 @@ class States:
     goal: str
 
     def role(self, name: str) -> str:
-        """Say what a state is asked for."""
+        """Role of a state in the comparison."""
         return {self.start: "start", self.goal: "goal"}.get(name, "alternative")
 
     @property
@@ -43,13 +43,12 @@ class States:
 
     def centroids(self, vectors: np.ndarray) -> np.ndarray:
         """Mean embedding of each state, float64 `(n_states, d)`."""
-        has_vector = ~np.isnan(vectors[:, 0])
-        rows = [has_vector & (self.group == at) for at in range(len(self.names))]
-        empty = [name for name, row in zip(self.names, rows, strict=True) if not row.any()]
+        group = np.where(np.isnan(vectors[:, 0]), -1, self.group)
+        empty = [name for number, name in enumerate(self.names) if not (group == number).any()]
         if empty:
             msg = f"No cell of the states {empty} has a gene that the model knows; leave these cells out."
             raise ValueError(msg)
-        return np.stack([vectors[row].mean(axis=0, dtype=np.float64) for row in rows])
+        return np.stack([vectors[group == n].mean(axis=0, dtype=np.float64) for n in range(len(self.names))])
 
     def axis(self, vectors: np.ndarray, donor: np.ndarray | None, rng: np.random.Generator) -> dict[str, object]:
         """Measure whether start and goal are separable in held-out cells, or donors."""
@@ -83,21 +82,18 @@ def find_states(cells: Prepared, groupby: str | None, start: str | None, goal: s
         raise ValueError(msg)
     start, goal = str(start), str(goal)  # as the names of groups are, whatever the column holds
     names, group = groups(cells.adata, groupby)
+    occupied = np.unique(group[group >= 0])
+    kept = [names[number] for number in occupied]  # categories without cells are no states
     for role, state in (("start", start), ("goal", goal)):
         if state not in names:
             close = difflib.get_close_matches(state, names, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             msg = f"Did not find {role}={state!r} in `adata.obs[{groupby!r}]`.{hint} Present: {names}."
             raise KeyError(msg)
-    if start == goal:
-        msg = f"`start` and `goal` are both {start!r}; a cell cannot shift toward its own state."
-        raise ValueError(msg)
-    occupied = np.unique(group[group >= 0])
-    kept = [names[at] for at in occupied]  # categories without cells are no states
-    for role, state in (("start", start), ("goal", goal)):
         if state not in kept:
             msg = f"No cell is of the state {role}={state!r}. States with cells: {kept}."
             raise ValueError(msg)
-    renumber = np.full(len(names) + 1, -1, dtype=np.int64)
-    renumber[occupied] = np.arange(len(occupied))
-    return States(names=kept, group=renumber[group], start=start, goal=goal)
+    if start == goal:
+        msg = f"`start` and `goal` are both {start!r}; a cell cannot shift toward its own state."
+        raise ValueError(msg)
+    return States(kept, np.where(group >= 0, np.searchsorted(occupied, group), -1), start, goal)
