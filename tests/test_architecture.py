@@ -41,7 +41,7 @@ IMPORTS: dict[str, set[str]] = {
     "_adata": {"_core"},
     "_results": {"_adata", "_log"},
     "_tokens": {"_adata", "_core", "_log", "_results"},
-    "_run_store": {"_core"},
+    "_run_store": {"_core", "_log"},
     "_engine": {"_core", "_log", "_settings"},
     "models": {"_adata", "_core", "_engine", "_log", "_settings"},
     "pp": {"_adata", "_core", "_log", "_results", "_tokens", "models"},

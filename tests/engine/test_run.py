@@ -275,7 +275,7 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
     distributed = pytest.importorskip("distributed")
-    arguments = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    arguments = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0"}
     with distributed.LocalCluster(processes=False, **arguments) as cluster, distributed.Client(cluster) as client:
         yield client
 

@@ -36,7 +36,7 @@ def client() -> Iterator[Any]:
     """Two workers of one thread each, as many as torch has in these tests: results are the same to the last bit."""
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, protocol="tcp"
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0", protocol="tcp"
         ) as cluster,
         distributed.Client(cluster) as client,
     ):

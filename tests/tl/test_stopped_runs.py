@@ -180,7 +180,7 @@ def assert_close(found: AnnData, expected: AnnData) -> None:
 @pytest.fixture(scope="module")
 def client():
     distributed = pytest.importorskip("distributed")
-    arguments = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    arguments = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0"}
     with distributed.LocalCluster(processes=False, **arguments) as cluster, distributed.Client(cluster) as client:
         yield client
 

@@ -298,7 +298,7 @@ def test_columns_of_tasks_that_are_gone_go_too(teach: Any, others: ad.AnnData, s
 @pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
     distributed = pytest.importorskip("distributed")
-    arguments = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    arguments = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0"}
     with distributed.LocalCluster(processes=False, **arguments) as cluster, distributed.Client(cluster) as client:
         yield client
 
