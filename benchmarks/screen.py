@@ -6,7 +6,9 @@ random weights.
 Prints JSON: deletions per second and peak memory of the naive loop, of exact screens in float32 and bfloat16, and of
 first order (a gene of a cell counts as a deletion); how far they agree; how cost grows with the length of cells and
 their number; what share of the measured peak of matrix products the exact engine reaches; first order in embeddings of
-the same cells. Each is measured in a process of its own. About eight minutes on two cores; nothing else should run.
+the same cells; how many times the time of an exact `gfx.tl.screen_genes` a `gfx.tl.delete_genes` without controls takes
+for the same deletions. Each is measured in a process of its own. About ten minutes on two cores; nothing else should
+run.
 
 With DATA, an h5ad file with raw counts and `var["ensembl_id"]`, such as pbmc3k, also the embedded model: exact results
 and estimates in `--cells` real cells, gene means and single cells; half an hour on two cores for 200.
@@ -27,6 +29,7 @@ from pathlib import Path
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 from bench_embed import SHAPES, random_model
 from scipy.stats import spearmanr
 
@@ -40,6 +43,8 @@ LENGTHS_OF_AGREEMENT = (300, 680)
 EXACT = tuple(
     "-".join(parts) for parts in itertools.product(("mean", "cls"), ("float32", "bfloat16"), ("keep", "close"))
 )
+#: Named deletions: how cells are compared, and where other genes stand.
+NAMED = tuple("-".join(parts) for parts in itertools.product(("named",), ("mean", "cls"), ("keep", "close")))
 #: Deletions that are timed: enough for a steady rate.
 N_NAIVE, N_EXACT = 192, 512
 
@@ -123,6 +128,24 @@ def first_order_in_embeddings(task: object, cells: object) -> dict[str, float]:
     return {"embeddings_toward": times["toward"] / times["embedding"], "seconds_embedding": times["embedding"]}
 
 
+def named_deletions(model: object, length: int, how: str, positions: str) -> dict[str, float]:
+    """Time `tl.delete_genes` and an exact `tl.screen_genes` over the same deletions: all genes of one cell."""
+    vocabulary = model.vocabulary
+    rng, ids = np.random.default_rng(0), vocabulary.ids.astype(str)
+    genes = rng.choice(ids[np.char.startswith(ids, "ENSG")], length - vocabulary.n_specials, replace=False)
+    counts = rng.integers(1, 100, (1, len(genes))).astype(np.float32)
+    adata = ad.AnnData(counts, var=pd.DataFrame(index=genes))
+    chosen = {"model": model, "pooling": how, "positions": positions, "controls": None, "copy": True}
+    times = {}
+    for function in (gfx.tl.screen_genes, gfx.tl.delete_genes):
+        function(adata, genes=[*adata.var_names[:64]], **chosen)  # loads the network
+        start = time.perf_counter()
+        function(adata, genes=[*adata.var_names], **chosen)
+        times[function.__name__] = time.perf_counter() - start
+    delete, screen = times["delete_genes"], times["screen_genes"]
+    return {"deletions": len(genes), "seconds": delete, "seconds_screen": screen, "times_screen": delete / screen}
+
+
 def measure(which: str, folder: Path, length: int, n_cells: int, result: Path) -> None:
     """Run one contender in this process."""
     import torch
@@ -134,6 +157,10 @@ def measure(which: str, folder: Path, length: int, n_cells: int, result: Path) -
     vocabulary = model.vocabulary
     ids, lengths = make_cells(n_cells, length, vocabulary)
     told: dict[str, float] = {}
+    if which in NAMED:
+        told = named_deletions(model, length, *which.split("-")[1:])
+        print(json.dumps(told | {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+        return
     if which.startswith("naive"):
         places, positions = range(1, min(N_NAIVE, length - 2) + 1), which.partition("-")[2]
         naive(folder, ids[0].tolist(), places[:NAIVE_BATCH], positions)
@@ -272,6 +299,7 @@ def compare(folder: Path) -> dict[str, object]:
         "share_of_naive_memory": {
             which: runs[which]["peak_mb"] / runs[naive]["peak_mb"] for which, naive in slow.items()
         },
+        "named": {which: run_alone(which, folder / "model", folder / "x.npy") for which in NAMED},
         "agreement": agree,
         "estimates": estimates_of_random_weights(folder / "model"),
         "by_length": {

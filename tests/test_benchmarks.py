@@ -395,6 +395,20 @@ def test_masked_gene_quality_runs(
         assert one[masked.CELL_TYPE]["loss"] < one[masked.CORPUS]["loss"] < one[masked.MODEL]["loss"]
 
 
+# --- screens --------------------------------------------------------------------------------------------------------
+
+
+def test_named_deletions_are_timed_beside_a_screen_of_the_same_genes(
+    script: object, toy_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    screen = script("screen")
+    for which in screen.NAMED:
+        out = run(screen, monkeypatch, capsys, "--measure", which, "--folder", toy_folder, "--length", 12)
+        report = json.loads(out.strip().splitlines()[-1])
+        assert report["deletions"] == 10
+        assert report["times_screen"] == pytest.approx(report["seconds"] / report["seconds_screen"])
+
+
 # --- perturbation validation ----------------------------------------------------------------------------------------
 
 

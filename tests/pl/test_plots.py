@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
@@ -359,29 +357,6 @@ def test_attention_wants_two_axes(attended: ad.AnnData) -> None:
 def test_without_a_result_the_error_names_the_call(toy_cells, plot: str, call: str) -> None:
     with pytest.raises(KeyError, match=call):
         getattr(gfx.pl, plot)(toy_cells(6))
-
-
-def test_plotting_needs_no_torch(deleted: ad.AnnData, toy_model, tmp_path) -> None:
-    quick = {"method": gfx.tl.FirstOrder(n_probes=1), "controls": None}
-    gfx.tl.screen_genes(deleted, model=toy_model, key_added="screened", **quick)
-    deleted.write_h5ad(tmp_path / "deleted.h5ad")
-    code = f"""
-import sys, anndata, gfx, matplotlib
-matplotlib.use("Agg")
-class Missing:
-    def find_spec(self, name, *others):
-        if name == "torch":
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Missing())
-adata = anndata.read_h5ad({str(tmp_path / "deleted.h5ad")!r})
-gfx.pl.deletion(adata, key="by_state", min_cells=1)
-gfx.pl.synergy(adata)
-gfx.pl.screen(adata, key="screened")
-gfx.pl.rank_trend(adata)
-gfx.pl.gene_effects(adata, adata.uns["alone"]["perturbations"][0], key="alone")
-assert "transformers" not in sys.modules
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # --- screens --------------------------------------------------------------------------------------------------------
