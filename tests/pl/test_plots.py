@@ -122,7 +122,7 @@ def test_synergy_draws_excess_interval_and_random_pairs(deleted: ad.AnnData) -> 
     for ax, measure in zip(axes, ("on_shifts", "on_vectors"), strict=True):
         mean = getattr(row, f"{measure}_mean")
         np.testing.assert_allclose(diamonds(ax), [[mean, 0]])
-        (interval,) = [line for line in ax.lines if line.get_color() == "black" and line.get_linewidth() == 1.2]
+        (interval,) = [line for line in ax.lines if line.get_color() == "0.25"]
         np.testing.assert_allclose(
             interval.get_xdata(), [getattr(row, f"{measure}_low"), getattr(row, f"{measure}_high")]
         )

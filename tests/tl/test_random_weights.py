@@ -92,13 +92,13 @@ def test_random_weights_are_those_of_the_seed_in_the_same_cells(
 def test_random_weights_see_some_cells_of_a_perturbation(cells, toy_model, monkeypatch):
     """Those of the seed and the genes, whatever else is perturbed; the model is compared in the same cells."""
     runs = {}
-    compare = gfx.tl.perturbation._perturb.compare_networks
+    compare = gfx.tl.perturbation._controls.compare_networks
 
     def kept(perturbed, model, random, goal):
         runs["random"], runs["n"] = random, len(model.sets)
         return compare(perturbed, model, random, goal)
 
-    monkeypatch.setattr("gfx.tl.perturbation._perturb.compare_networks", kept)
+    monkeypatch.setattr("gfx.tl.perturbation._controls.compare_networks", kept)
     monkeypatch.setattr("gfx.tl.perturbation._controls.CELLS_OF_RANDOM_WEIGHTS", 10)
     chosen = []
     for genes in ([GENE, OTHER], [OTHER, "TOY21", GENE]):

@@ -1,4 +1,4 @@
-"""Random sets of genes that stand where the perturbed ones stand, in the same cells: what chance looks like there."""
+"""Rank-matched random gene sets: the null of a perturbation, in the same cells."""
 
 from __future__ import annotations
 
@@ -34,26 +34,13 @@ def draw_matched_sets(
     cells_per_set: int,
     rng: np.random.Generator,
 ) -> dict[tuple[int, ...], np.ndarray]:
-    """Draw sets whose genes stand near the given ones, each with the cells in which all of them do.
+    """Draw rank-matched random sets: rows of the cells in which all genes of a set match, by the tokens of the set.
 
-    A set is drawn from a random cell, so those that fit many cells are drawn more often. Each is one replicate: a gene
-    moves cells in its own way, so the same gene is followed through its cells, and not another one drawn in each.
-    A gene that a cell lacks is matched by genes that it lacks, too, and that are detected about as often.
-
-    Parameters
-    ----------
-    ids, lengths
-        Tokens of all cells `(n_cells, longest)`, and how many, `(n_cells,)`.
-    genes
-        The set to match, tokens `(n_genes,)`.
-    cells
-        Rows of the cells in which it is perturbed.
-    n_sets, cells_per_set
-        At most; fewer where little matches.
-
-    Returns
-    -------
-    Rows of the cells to perturb each set in, ascending, by the tokens of the set.
+    The set to match are tokens `(n_genes,)`, perturbed in some rows (`cells`) of `ids` `(n_obs, longest)`. A set is
+    drawn from a random cell, so those that fit many cells are drawn more often. Each is one replicate: a gene shifts
+    cells in its own way, so the same gene is followed through its cells, and not another one drawn in each. A gene that
+    a cell lacks is matched by genes that it lacks, too, and that are detected about as often. There are fewer sets than
+    `n_sets`, in fewer than `cells_per_set` cells, where little matches.
     """
     if len(cells) > MOST_CELLS:
         cells = np.sort(rng.choice(cells, MOST_CELLS, replace=False))
@@ -103,16 +90,10 @@ def _draw_one(
     near: int,
     rng: np.random.Generator,
 ) -> tuple[int, ...] | None:
-    """Draw for each gene one of similar rank in this cell, or that it lacks, too; `None` if there is none left.
+    """Draw for each gene one within `near` ranks in a cell, or if it is absent, one of its candidates that is as well.
 
-    Parameters
-    ----------
-    row, ranks
-        Genes of the cell by rank, and the rank of every token in it, -1 if it is absent.
-    candidates
-        For each gene those detected about as often.
-    near
-        Ranks that count as neighbouring.
+    The cell is given as its genes by rank (`row`), and the rank of every token, -1 if it is absent. `None` if no gene
+    is left to draw.
     """
     drawn: list[int] = []
     for gene, similar in zip(genes, candidates, strict=True):

@@ -35,21 +35,12 @@ def moments(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def against_random(differences: np.ndarray) -> tuple[float, np.ndarray]:
-    """Compare an effect with those of random sets, and each of these with the other random sets.
+    """Compare an effect with those of random sets, from the `differences` of these to it in the same cells.
 
-    The replicates are sets of genes, not cells. The spread of random sets includes the noise of the few cells behind
-    each, so z is conservative.
-
-    Parameters
-    ----------
-    differences
-        Effect of each random set less that of the perturbed one, in the same cells.
-
-    Returns
-    -------
-    z of the effect: its distance from the mean random set in standard deviations of random sets, positive for a larger
-    effect; and the leave-one-out z of each random set, the null distribution of z. NaN with fewer than three sets, or
-    where they do not differ.
+    Returns z of the effect, its distance from the mean random set in standard deviations of random sets, positive for a
+    larger effect; and the leave-one-out z of each random set, the null distribution of z. NaN with fewer than three
+    sets, or where they do not differ. The replicates are sets of genes, not cells. The spread of random sets includes
+    the noise of the few cells behind each, so z is conservative.
     """
     values = differences[~np.isnan(differences)].astype(np.float64)
     n = len(values)
@@ -58,10 +49,10 @@ def against_random(differences: np.ndarray) -> tuple[float, np.ndarray]:
     total, squares = values.sum(), ((values - values.mean()) ** 2).sum()
     others = (total - values) / (n - 1)
     # Squares about the mean of the others: one value less, and the mean moves.
-    left = squares - (values - values.mean()) ** 2 * n / (n - 1)
-    spread = np.sqrt(np.maximum(left, 0) / (n - 2))
-    each = np.divide(values - others, spread, out=np.full(n, np.nan), where=spread > 0)
-    return float(-values.mean() / values.std(ddof=1)), each[~np.isnan(each)]
+    squares_of_others = squares - (values - values.mean()) ** 2 * n / (n - 1)
+    spread = np.sqrt(np.maximum(squares_of_others, 0) / (n - 2))
+    null = np.divide(values - others, spread, out=np.full(n, np.nan), where=spread > 0)
+    return float(-values.mean() / values.std(ddof=1)), null[~np.isnan(null)]
 
 
 def by_chance(z: np.ndarray, random_z: np.ndarray) -> np.ndarray:
@@ -118,16 +109,10 @@ def over_donors(values: np.ndarray) -> Interval:
 def donors_beside_random(values: np.ndarray, random_sd: float, n_random: int) -> float:
     """Test over donors whether a gene differs from random genes: p of Welch's t-test.
 
-    No gene behaves exactly like the average gene, so a test of its donors alone calls every gene special, given enough
-    donors. The mean over donors is therefore compared with one more random gene: the variance of that side is the
-    spread between random sets, of one more set and of their mean.
-
-    Parameters
-    ----------
-    values
-        Excess over the mean random set, one value per donor.
-    random_sd, n_random
-        Standard deviation of the random sets, and their number.
+    `values` are its excess over the mean random set, one a donor. No gene behaves exactly like the average gene, so a
+    test of its donors alone calls every gene special, given enough donors. The mean over donors is therefore compared
+    with one more random gene: the variance of that side is the spread between random sets, of one more set and of their
+    mean.
     """
     values = values[~np.isnan(values)].astype(np.float64)
     if len(values) < 2 or n_random < 3 or not random_sd > 0:
@@ -201,12 +186,9 @@ def beside_baselines(effect: np.ndarray, baselines: Mapping[str, np.ndarray]) ->
 
 
 def rank_trend(rank: np.ndarray, shift: np.ndarray) -> dict[str, float]:
-    """Fit how the effect of a random gene depends on its rank: a line through the logarithms of shifts.
+    """Fit how the effect of a random gene depends on its rank from 0 to 1.
 
-    Returns
-    -------
-    `spearman`; `intercept` and `slope` of the natural logarithm of the shift over the rank from 0 to 1; `sd` of the
-    residuals; `n`.
+    A line through the natural logarithms of shifts: `spearman`; `intercept` and `slope`; `sd` of the residuals; `n`.
     """
     usable = np.isfinite(rank) & (shift > 0)
     rank, logs = rank[usable].astype(np.float64), np.log(shift[usable].astype(np.float64))
@@ -226,19 +208,10 @@ def axis_auc(
 ) -> tuple[float, int]:
     """Test whether held-out cells of two states are separable along the line between the means of the states.
 
-    Parameters
-    ----------
-    vectors
-        Embedding of the cells of both states, `(n_cells, d)`.
-    is_goal
-        Which cells are of the goal, bool `(n_cells,)`.
-    donor
-        Donor of each cell: whole donors are held out. `None` holds out random cells, which is weaker evidence.
-
-    Returns
-    -------
-    Mean area under the ROC curve over the folds that hold out cells of both states (0.5 is chance), and the number of
-    these folds; NaN and 0 if there is none.
+    `vectors` `(n_cells, d)` are of the cells of both states, `is_goal` `(n_cells,)` says which are of the goal. With
+    the `donor` of each cell, whole donors are held out; `None` holds out random cells, which is weaker evidence.
+    Returns the mean area under the ROC curve over the folds that hold out cells of both states (0.5 is chance), and the
+    number of these folds; NaN and 0 if there is none.
     """
     from gfx._core.folds import each_fold, folds  # loads scikit-learn, which tables do without
 
@@ -275,21 +248,11 @@ def synergy(
     displacement have four times the shift of one, not twice. The sum of displacements takes that into account: it
     expects that two genes displace a cell in the same direction.
 
-    Parameters
-    ----------
-    before, together
-        The cell before and with all genes perturbed, `(n_cells, d)`.
-    singles
-        The cell with one gene perturbed at a time, `(n_genes, n_cells, d)`.
-    shift, single_shifts
-        Shifts of the cell, `(n_cells,)` and `(n_genes, n_cells)`.
-
-    Returns
-    -------
-    For each cell, `(n_cells,)`: `together`, its shift with all genes perturbed, and `summed`, the sum of its shifts
-    with one gene perturbed at a time, the measure of the 2023 paper; `displaced`, 1 - cosine of its vector before and
-    after, which is `together` unless shifts are means over genes, and `composed`, the same if the displacements of the
-    vector, one gene at a time, simply added up.
+    Cells are given `before` and with all genes perturbed (`together`), `(n_cells, d)`, and with one at a time
+    (`singles`), `(n_genes, n_cells, d)`, and their shifts, `(n_cells,)` and `(n_genes, n_cells)`. Returned are, for
+    each cell: `together`, its shift, and `summed`, the sum of its `single_shifts`, the measure of the 2023 paper;
+    `displaced`, 1 - cosine of its vector before and after, which is `together` unless shifts are means over genes, and
+    `composed`, the same if the displacements of the vector, one gene at a time, simply added up.
     """
     sum_of_displacements = before + (singles - before).sum(axis=0)
     return {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from gfx.get._attention import attention_df, attention_heads_df, attention_ranks_df
 from gfx.get._classification import classification_df, confusion_df, gene_scores_df, learning_curve_df, roc_df
-from gfx.get._controls import controls_df
 from gfx.get._official import official_statistics_df
 from gfx.get._perturbation import (
+    controls_df,
     deletion_cells_df,
     deletion_df,
     gene_effects_df,

@@ -10,18 +10,15 @@ import pandas as pd
 from scipy import stats
 
 from gfx._core.edits import PARTS
-from gfx._core.statistics import auc, donors_beside_random, false_discovery_rate, over_donors
-from gfx._core.statistics import rank_trend as fit_rank_trend
+from gfx._core.statistics import auc, donors_beside_random, false_discovery_rate, over_donors, rank_trend
 from gfx._docs import shared
 from gfx._results import PERTURBATIONS, find
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from anndata import AnnData
-    from mudata import MuData
-
     from gfx._results import Slots
+    from gfx._types import Data
 
 #: Columns that describe the perturbation, not its effect: they stay where too few cells were perturbed.
 _DESCRIPTIVE = ("perturbation", "n_cells", "n_donors", "state", "role", "detection", "expression_mean", "logfc")
@@ -33,7 +30,7 @@ _RANDOM = ("random_mean", "random_sd", "n_random", "random_n_cells", "z", "p", "
 N_MATCHED = 10
 
 
-def _find(data: AnnData | MuData, key: str | None, mod: str | None) -> Slots:
+def _find(data: Data, key: str | None, mod: str | None) -> Slots:
     return find(data, *PERTURBATIONS, key=key, mod=mod)
 
 
@@ -44,7 +41,7 @@ def names_of(result: Slots, entry: str) -> list[str]:
 
 @shared()
 def deletion_df(
-    adata: AnnData | MuData,
+    adata: Data,
     *,
     key: str | None = None,
     min_cells: int = 10,
@@ -156,7 +153,7 @@ def _over_donors(result: Slots, table: pd.DataFrame, measure: str, prefix: str, 
 
 
 @shared()
-def deletion_cells_df(adata: AnnData | MuData, *, key: str | None = None, mod: str | None = None) -> pd.DataFrame:
+def deletion_cells_df(adata: Data, *, key: str | None = None, mod: str | None = None) -> pd.DataFrame:
     """Tabulate the effect on every cell, one row a cell and perturbation (and state).
 
     Parameters
@@ -204,7 +201,7 @@ def deletion_cells_df(adata: AnnData | MuData, *, key: str | None = None, mod: s
 
 @shared()
 def gene_effects_df(
-    adata: AnnData | MuData,
+    adata: Data,
     perturbation: str | None = None,
     *,
     key: str | None = None,
@@ -280,7 +277,7 @@ def _excess(shift: np.ndarray, random: np.ndarray) -> np.ndarray:
 
 @shared()
 def target_effects_df(
-    adata: AnnData | MuData,
+    adata: Data,
     targets: Mapping[str, Sequence[str]],
     *,
     perturbation: str | None = None,
@@ -332,7 +329,7 @@ def target_effects_df(
     effects = gene_effects_df(adata, perturbation, key=key, min_cells=min_cells, mod=mod)
     effect = "excess" if "excess" in effects else "shift"
     effects = effects.dropna(subset=[effect])
-    sets = _check_targets(targets, _find(adata, key, mod).adata)
+    sets = _check_targets(targets, _find(adata, key, mod).adata.var_names)
     rows = []
     for name, genes in effects.groupby("perturbation", sort=False):
         values = genes[effect].to_numpy(dtype=np.float64)
@@ -355,16 +352,16 @@ def target_effects_df(
     return table.assign(fdr=false_discovery_rate(table["p"].to_numpy(dtype=np.float64)))
 
 
-def _check_targets(targets: Mapping[str, Sequence[str]], adata: AnnData) -> dict[str, set[str]]:
+def _check_targets(targets: Mapping[str, Sequence[str]], var_names: pd.Index) -> dict[str, set[str]]:
     if not hasattr(targets, "items") or not targets:
         msg = '`targets` maps names to genes, such as {"direct": ["MYH6", "MYH7"]}; found ' + f"{targets!r}."
         raise ValueError(msg)
     sets = {str(label): set(map(str, genes)) for label, genes in targets.items()}
     for label, genes in sets.items():
-        if not genes & set(adata.var_names):
+        if not genes & set(var_names):
             msg = (
                 f"None of the {len(genes)} genes of {label!r}, such as {sorted(genes)[:3]}, is in `adata.var_names`, "
-                f"such as {adata.var_names[:3].tolist()}. Give them as they are called there."
+                f"such as {var_names[:3].tolist()}. Give them as they are called there."
             )
             raise ValueError(msg)
     return sets
@@ -393,9 +390,7 @@ def _rank_sum(targets: np.ndarray, others: np.ndarray) -> dict[str, float]:
 
 
 @shared()
-def synergy_df(
-    adata: AnnData | MuData, *, key: str | None = None, min_cells: int = 10, mod: str | None = None
-) -> pd.DataFrame:
+def synergy_df(adata: Data, *, key: str | None = None, min_cells: int = 10, mod: str | None = None) -> pd.DataFrame:
     """Tabulate the effect of genes perturbed together beyond their single effects :cite:p:`Theodoris2023`.
 
     There are two measures of the excess, taken cell by cell. *On shifts*, as published: the shift with all genes
@@ -450,7 +445,63 @@ def synergy_df(
 
 
 @shared()
-def random_sets_df(adata: AnnData | MuData, *, key: str | None = None, mod: str | None = None) -> pd.DataFrame:
+def controls_df(adata: Data, *, key: str | None = None, mod: str | None = None) -> pd.DataFrame:
+    """Tabulate how far a ranking of perturbed genes is explained by controls.
+
+    Read it before the ranking itself. If effects follow the rank of the gene, a list of strong genes is a list of
+    highly expressed ones. If a model with random weights ranks genes alike, the ranking does not depend on what the
+    model has learned. If a baseline predicts the effect, no model was needed. If start and goal are not separable, a
+    shift from one toward the other has no meaning.
+
+    Parameters
+    ----------
+    adata
+        After :func:`gfx.tl.delete_genes`, :func:`gfx.tl.overexpress_genes`, :func:`gfx.tl.shift_genes` or
+        :func:`gfx.tl.screen_genes`.
+    {key}
+    {mod}
+
+    Returns
+    -------
+    Columns `control`; `measure`, ``"shift"`` (of the cell) or ``"toward"`` (the goal); `statistic`; `value`; and `n`,
+    the number of genes, perturbations, folds or cells behind the value. Perturbations are compared over 200 random
+    genes of all ranks (without these, over the perturbations themselves), screens over all genes. By control:
+
+    ``"random_weights"``
+        `spearman`: rank correlation of the effects in the model with those in a model with random weights, in the same
+        cells. Perturbations have more: `spearman_perturbations`, the same over the perturbations of the most frequent
+        number of genes; `rank_spearman` and `rank_slope`, what ``"rank"`` has of the model, of random weights.
+    ``"rank"``, ``"detection"``, ``"expression"``, ``"logfc"``
+        `spearman`: rank correlation of the effects with this baseline; `partial_spearman`: the same given the other
+        baselines. Detection and expression are nearly the same; given each other, little is left of either. For
+        perturbations, `spearman` of the shift with the rank is with the rank in the perturbed cell, and `slope` that
+        of a line through the natural logarithms of shifts, from the first gene of a cell to its last.
+    ``"exact"``
+        After first-order estimates: `spearman` of these with exact results over the genes of a cell, and `recall`, the
+        fraction of its 50 largest effects that are among its 100 largest estimates; means over `n` cells.
+    ``"state_axis"``
+        With a goal, `auc`: area under the ROC curve for telling start from goal along the line between their centroids,
+        in held-out donors (without `donor_key`, in held-out cells), over `n` folds; 0.5 is chance.
+
+    Raises
+    ------
+    KeyError
+        No such result.
+
+    Examples
+    --------
+    >>> import gfx
+    >>> adata = gfx.datasets.toy()
+    >>> gfx.tl.delete_genes(adata, ["CD3D", "MS4A1"], model="mini", n_random=10)
+    >>> gfx.get.controls_df(adata)["control"].unique().tolist()
+    ['random_weights', 'rank', 'detection', 'expression']
+    """
+    result = find(adata, *PERTURBATIONS, "tl.screen_genes", key=key, mod=mod)
+    return result.uns["controls"].reset_index(drop=True).copy()
+
+
+@shared()
+def random_sets_df(adata: Data, *, key: str | None = None, mod: str | None = None) -> pd.DataFrame:
     """Tabulate the rank-matched random gene sets of each perturbation, one row a set (and state).
 
     Parameters
@@ -490,7 +541,7 @@ def random_sets_df(adata: AnnData | MuData, *, key: str | None = None, mod: str 
 
 
 @shared()
-def rank_trend_df(adata: AnnData | MuData, *, key: str | None = None, mod: str | None = None) -> pd.DataFrame:
+def rank_trend_df(adata: Data, *, key: str | None = None, mod: str | None = None) -> pd.DataFrame:
     """Tabulate the effects of random genes of all ranks, in the model and in a model with random weights.
 
     Parameters
@@ -521,7 +572,7 @@ def rank_trend_df(adata: AnnData | MuData, *, key: str | None = None, mod: str |
     """
     table = _table_of_control(_find(adata, key, mod), "genes_of_all_ranks", "genes of all ranks")
     for prefix in ("", "random_weights_"):
-        trend = fit_rank_trend(table["rank"].to_numpy(), table[f"{prefix}shift"].to_numpy())
+        trend = rank_trend(table["rank"].to_numpy(), table[f"{prefix}shift"].to_numpy())
         table.attrs[f"{prefix}trend"] = {name: trend[name] for name in ("intercept", "slope", "sd")}
     return table
 

@@ -18,10 +18,8 @@ from gfx._results import find
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from anndata import AnnData
-    from mudata import MuData
-
     from gfx._run_store import RunStore
+    from gfx._types import Data
 
 #: Genes in fewer cells are not tested, whatever genes a table shows.
 FEWEST_CELLS = 10
@@ -39,7 +37,7 @@ _FUNCTION = "tl.screen_genes"
 
 @shared()
 def screen_df(
-    adata: AnnData | MuData,
+    adata: Data,
     group: str | None = None,
     *,
     key: str | None = None,
@@ -155,7 +153,7 @@ _OF_ONE_SCREEN = (
 
 
 def screen_cells(
-    adata: AnnData | MuData,
+    adata: Data,
     store: str | Path,
     *,
     measure: Literal["shift", "toward"] = "shift",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,15 +15,18 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import pandas as pd
-    from anndata import AnnData
     from matplotlib.axes import Axes
-    from mudata import MuData
+
+    from gfx._types import Data
 
 #: Random sets drawn in a row at most; the bar is over all of them.
 _MAX_POINTS = 200
 
 #: Letters that fit beside the axes.
 _WIDEST = 60
+
+#: Mean effect of a perturbation.
+_DIAMOND = {"marker": "D", "s": 40, "edgecolors": "black", "linewidths": 0.9, "zorder": 3}
 
 _MEASURES = {"on_shifts": "beyond the sum of shifts", "on_vectors": "beyond the sum of displacements"}
 
@@ -33,7 +36,7 @@ _MEASURES = {"on_shifts": "beyond the sum of shifts", "on_vectors": "beyond the 
 
 @shared()
 def deletion(
-    adata: AnnData | MuData,
+    adata: Data,
     *,
     key: str | None = None,
     state: str | None = None,
@@ -107,14 +110,10 @@ def deletion(
         raise KeyError(msg)
     table = _drawn(table, f"{measure}_mean", n_top, min_cells)
     (ax,) = axes_for(ax, 1, figsize or (7.2, max(2.6, 1.3 + 0.36 * len(table))))
-    colours, jitter = mpl.colormaps[cmap], np.random.default_rng(0)  # the same picture every time
-    for row, effect in enumerate(table.to_dict("records")):
-        mean, is_row = effect[f"{measure}_mean"], cells["perturbation"] == effect["perturbation"]
-        _draw_random(ax, row, mean + _random_values(random, effect["perturbation"], f"{prefix}difference"), jitter)
-        ax.plot(np.percentile(cells.loc[is_row, measure], [5, 95]), [row, row], color="0.25", linewidth=0.9, zorder=2)
-        face = colours(effect["rank_mean"]) if np.isfinite(effect["rank_mean"]) else "white"
-        ax.scatter(mean, row, marker="D", s=42, color=[face], edgecolors="black", linewidths=0.8, zorder=3)
-    _label_rows(ax, table, prefix if random is not None else None, label)
+    colours = mpl.colormaps[cmap]
+    faces = [colours(rank) if np.isfinite(rank) else "white" for rank in table["rank_mean"]]
+    of_cells = cells.groupby("perturbation")[measure].quantile([0.05, 0.95]).unstack().loc[table["perturbation"]]
+    _draw_rows(ax, table, measure, random, prefix=prefix, ends=of_cells.to_numpy(), faces=faces, label=label)
     ax.set_ylabel("perturbed genes (cells)")
     bar = figure_of(ax).colorbar(
         mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), colours), ax=ax, shrink=0.8, aspect=12, pad=0.02
@@ -128,7 +127,7 @@ def deletion(
 
 @shared()
 def synergy(
-    adata: AnnData | MuData,
+    adata: Data,
     *,
     key: str | None = None,
     n_top: int | None = None,
@@ -181,16 +180,10 @@ def synergy(
     if random is not None:
         random = random.drop_duplicates(["perturbation", "genes", "difference"])  # one row a set, whatever the states
     axes = axes_for(ax, 2, figsize or (9.6, max(2.8, 1.6 + 0.4 * len(table))))
-    jitter = np.random.default_rng(0)
     for panel, (measure, title) in zip(axes, _MEASURES.items(), strict=True):
-        for row, excess in enumerate(table.to_dict("records")):
-            mean = excess[f"{measure}_mean"]
-            of_sets = _random_values(random, excess["perturbation"], f"{measure}_difference")
-            _draw_random(panel, row, mean + of_sets, jitter)
-            interval = [excess[f"{measure}_low"], excess[f"{measure}_high"]]
-            panel.plot(interval, [row, row], color="black", linewidth=1.2, zorder=2)
-            panel.scatter(mean, row, marker="D", s=36, color="white", edgecolors="black", linewidths=1, zorder=3)
-        _label_rows(panel, table, f"{measure}_", "excess shift (1 - cosine)")
+        ends = table[[f"{measure}_low", f"{measure}_high"]].to_numpy()
+        shown = {"ends": ends, "faces": ["white"] * len(table), "label": "excess shift (1 - cosine)"}
+        _draw_rows(panel, table, measure, random, prefix=f"{measure}_", **shown)
         panel.set_title(title)
     axes[1].tick_params(axis="y", labelleft=False)
     axes[0].set_ylabel("genes perturbed together (cells)")
@@ -206,37 +199,45 @@ def _drawn(table: pd.DataFrame, effect: str, n_top: int | None, min_cells: int) 
     return table if n_top is None else table.head(n_top)
 
 
-def _random_values(random: pd.DataFrame | None, perturbation: str, difference: str) -> np.ndarray:
-    """Differences of the random sets from their perturbation; none if there are no sets."""
-    if random is None:
-        return np.zeros(0)
-    return random.loc[random["perturbation"] == perturbation, difference].dropna().to_numpy()
+def _draw_rows(
+    ax: Axes,
+    table: pd.DataFrame,
+    measure: str,
+    random: pd.DataFrame | None,
+    *,
+    prefix: str,
+    ends: np.ndarray,
+    faces: Sequence[Any],
+    label: str,
+) -> None:
+    """Draw a row for each perturbation: its mean as a diamond, a line between two ends, and its random sets in grey.
 
-
-def _draw_random(ax: Axes, row: int, values: np.ndarray, jitter: np.random.Generator) -> None:
-    """Draw random sets as grey points, with a bar from their 5th to their 95th percentile and a line at the median."""
-    if not len(values):
-        return
-    low, middle, high = np.percentile(values, [5, 50, 95])
-    ax.barh(row, high - low, left=low, height=0.62, color="0.9", linewidth=0, zorder=0.5)
-    ax.plot([middle, middle], [row - 0.31, row + 0.31], color="0.6", linewidth=1.2, zorder=1)
-    points = values if len(values) <= _MAX_POINTS else jitter.choice(values, _MAX_POINTS, replace=False)
-    heights = row + jitter.uniform(-0.25, 0.25, len(points))
-    ax.scatter(points, heights, s=5, color="0.6", alpha=0.55, linewidths=0, zorder=1.5)
-
-
-def _label_rows(ax: Axes, table: pd.DataFrame, prefix: str | None, label: str) -> None:
-    """Name the rows on the left, the first on top, and write z and p on the right, if there is a prefix of these."""
+    The effect of a random set is the mean of the perturbation and the difference from it in the same cells. Names are
+    on the left, the first row on top; with random sets, z and p are on the right.
+    """
+    jitter = np.random.default_rng(0)  # the same picture every time
+    for row, effect in enumerate(table.to_dict("records")):
+        mean, z, p = effect[f"{measure}_mean"], effect.get(f"{prefix}z", np.nan), effect.get(f"{prefix}p", np.nan)
+        values = np.zeros(0)
+        if random is not None:
+            of_row = random["perturbation"] == effect["perturbation"]
+            values = mean + random.loc[of_row, f"{prefix}difference"].dropna().to_numpy()
+        if len(values):
+            low, middle, high = np.percentile(values, [5, 50, 95])
+            ax.barh(row, high - low, left=low, height=0.62, color="0.9", linewidth=0, zorder=0.5)
+            ax.plot([middle, middle], [row - 0.31, row + 0.31], color="0.6", linewidth=1.2, zorder=1)
+            points = values if len(values) <= _MAX_POINTS else jitter.choice(values, _MAX_POINTS, replace=False)
+            heights = row + jitter.uniform(-0.25, 0.25, len(points))
+            ax.scatter(points, heights, s=5, color="0.6", alpha=0.55, linewidths=0, zorder=1.5)
+        ax.plot(ends[row], [row, row], color="0.25", linewidth=1, zorder=2)
+        ax.scatter(mean, row, color=[faces[row]], **_DIAMOND)
+        if np.isfinite(z):
+            note = f"z {round(z, 1) + 0.0:+.1f}" + (f", p {p:.2g}" if np.isfinite(p) else "")
+            where = {"xycoords": ("axes fraction", "data"), "va": "center", "annotation_clip": False}
+            ax.annotate(note, (1.01, row), fontsize="small", **where)
     names = [f"{name} ({n:,})" for name, n in zip(table["perturbation"], table["n_cells"], strict=True)]
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.4, -0.6)
-    places = [] if prefix is None else zip(table[f"{prefix}z"], table[f"{prefix}p"], strict=True)
-    for row, (z, p) in enumerate(places):
-        note = f"z {round(z, 1) + 0.0:+.1f}" if np.isfinite(z) else ""
-        note += f", p {p:.2g}" if note and np.isfinite(p) else ""
-        ax.annotate(
-            note, (1.01, row), xycoords=("axes fraction", "data"), va="center", fontsize="small", annotation_clip=False
-        )
     ax.axvline(0, color="0.3", linewidth=0.8, linestyle=":", zorder=0)
     # Effects are small numbers: few ticks, with the power of ten once at the end of the axis.
     ax.locator_params(axis="x", nbins=5)
@@ -250,7 +251,7 @@ def _label_rows(ax: Axes, table: pd.DataFrame, prefix: str | None, label: str) -
 
 @shared()
 def gene_effects(
-    adata: AnnData | MuData,
+    adata: Data,
     perturbation: str,
     *,
     targets: Mapping[str, Sequence[str]] | None = None,
@@ -337,7 +338,7 @@ def gene_effects(
 
 @shared()
 def rank_trend(
-    adata: AnnData | MuData,
+    adata: Data,
     *,
     key: str | None = None,
     min_cells: int = 10,
@@ -383,7 +384,6 @@ def rank_trend(
     table = deletion_df(adata, key=key, min_cells=min_cells, mod=mod).drop_duplicates("perturbation")
     axes = axes_for(ax, 2, figsize or (8.4, 3.6))
     line, labels = np.linspace(0, 1, 50), []
-    diamond = {"marker": "D", "s": 36, "color": "white", "edgecolors": "black", "linewidths": 1, "zorder": 3}
     for panel, prefix, title in zip(axes, ("", "random_weights_"), ("model", "random weights"), strict=True):
         drawn = sample[sample[f"{prefix}shift"] > 0]
         panel.scatter(drawn["rank"], drawn[f"{prefix}shift"], s=8, color="0.6", alpha=0.6, linewidths=0, zorder=1)
@@ -394,7 +394,7 @@ def rank_trend(
         panel.fill_between(line, low, high, color="0.85", linewidth=0, zorder=0)
         effect = f"{prefix}shift_mean"
         known = table[(table[effect] > 0) & table["rank_mean"].notna()]
-        panel.scatter(known["rank_mean"], known[effect], **diamond)
+        panel.scatter(known["rank_mean"], known[effect], color="white", **_DIAMOND)
         panel.set_yscale("log")
         panel.set(xlim=(-0.02, 1.02), title=title, xlabel="rank of the gene (0 first, 1 last)")
         labels.append((known["perturbation"].tolist(), known["rank_mean"].to_numpy(), known[effect].to_numpy()))

@@ -13,9 +13,9 @@ from gfx.pl._style import axes_for, finish, label_points
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from anndata import AnnData
     from matplotlib.axes import Axes
-    from mudata import MuData
+
+    from gfx._types import Data
 
 _LABELS = {
     "shift": "excess shift over genes of similar rank (1 - cosine)",
@@ -28,7 +28,7 @@ _ABOUT = 50
 
 @shared()
 def screen(
-    adata: AnnData | MuData,
+    adata: Data,
     groups: str | Sequence[str] | None = None,
     *,
     effect: str | None = None,

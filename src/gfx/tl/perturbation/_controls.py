@@ -61,10 +61,8 @@ def random_weights_runs(
 ) -> tuple[Runs, Runs]:
     """Draw random genes of all ranks, one run each, and some cells of each perturbation.
 
-    Returns
-    -------
-    Runs of the model, which are the random genes alone, because it perturbs all cells of a perturbation anyway; and
-    those of the random-weights model, the perturbations after the random genes.
+    The model runs the random genes alone, because it perturbs all cells of a perturbation anyway; the random-weights
+    model runs both, the perturbations after the random genes.
     """
     cell, genes = _genes_of_all_ranks(experiment, stream(seed, RANDOM_WEIGHTS))
     chosen = [
@@ -90,21 +88,10 @@ def _genes_of_all_ranks(experiment: Experiment, rng: np.random.Generator) -> tup
 def compare_networks(
     perturbed: Runs, model: Runs, random: Runs, goal: int | None
 ) -> tuple[list[tuple[str, str, str, float, int]], pd.DataFrame]:
-    """Compare the model with the random-weights model, in the same runs.
+    """Compare the model with the random-weights model in the same runs, see :func:`random_weights_runs`.
 
-    Parameters
-    ----------
-    perturbed
-        All runs of the perturbations.
-    model, random
-        See :func:`random_weights_runs`.
-    goal
-        Number of the goal among the states.
-
-    Returns
-    -------
-    Rows of the table of controls: how the shift follows the rank in both networks, and how far their rankings agree.
-    And one row for each random gene of all ranks: `rank`, and its effects in both networks.
+    Returns rows of the table of controls: how the shift follows the rank in both networks, and how far their rankings
+    agree. And one row for each random gene of all ranks: `rank`, and its effects in both networks.
     """
     n = len(model.sets)
     same = perturbed.find(random.which[n:] - n, random.cell[n:])  # runs of the model in the same cells

@@ -159,16 +159,10 @@ class Experiment:
         together: bool = False,
         **options: Any,
     ) -> Job:
-        """Make the job that fills a table of runs.
+        """Make the job that fills a table of runs, by the model or another network.
 
-        Parameters
-        ----------
-        network
-            Another network than the model.
-        goals, options
-            Vectors of states, and other options of :class:`gfx._engine.tasks.Perturbation`.
-        together
-            Also perturb the genes of larger sets one by one, to compare.
+        Goals are vectors of states; they and other options are those of :class:`gfx._engine.tasks.Perturbation`. With
+        `together`, the genes of larger sets are also perturbed one by one, to compare.
         """
         from gfx._engine.run import Job
         from gfx._engine.tasks import Perturbation
@@ -220,10 +214,8 @@ def _with_single_genes(
 ) -> tuple[Sequence[np.ndarray], np.ndarray, np.ndarray, np.ndarray | None]:
     """Add the genes of larger sets one by one, each once in a cell however many sets it is in.
 
-    Returns
-    -------
-    Sets, cells and numbers of sets of all runs, those of single genes last; and for each run those of its genes, int
-    `(n_runs, largest)`, -1 where there is none.
+    Returns sets, cells and numbers of sets of all runs, those of single genes last; and for each run those of its
+    genes, int `(n_runs, largest)`, -1 where there is none.
     """
     sizes = np.array([len(genes) for genes in runs.sets], dtype=np.int64)[runs.which]
     several = np.flatnonzero(sizes > 1)

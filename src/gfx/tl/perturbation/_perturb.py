@@ -18,24 +18,10 @@ from gfx.tl._baselines import CONTROL_COLUMNS, compare_with_baselines, find_base
 from gfx.tl._gene_sets import find_gene_sets
 from gfx.tl._prepare import check_choice, check_controls, open_store, prepare
 from gfx.tl._states import find_states
-from gfx.tl.perturbation._controls import (
-    AXIS,
-    RANDOM_WEIGHTS,
-    compare_networks,
-    random_set_runs,
-    random_weights_runs,
-    stream,
-)
+from gfx.tl.perturbation import _controls, _tables
+from gfx.tl.perturbation._controls import AXIS, RANDOM_WEIGHTS, stream
 from gfx.tl.perturbation._experiment import Experiment, Runs, embed_states
 from gfx.tl.perturbation._shift import check_change, rank_finder
-from gfx.tl.perturbation._tables import (
-    donor_tables,
-    effect_table,
-    random_set_table,
-    random_state_table,
-    state_table,
-    synergy_table,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -127,7 +113,7 @@ def perturb(
         of_runs["states"] = None if states is None else fingerprint(states.group, np.array(states.names, dtype=object))
         store = open_store(store, function, cells, of_runs)
     runs, axis = _run(experiment, sets, states, controls, n_random=n_random, donor=donor, seed=seed, store=store)
-    uns = _tables(experiment, sets, states, runs, axis, baselines="baselines" in controls, donor=donor, seed=seed)
+    uns = _make_tables(experiment, sets, states, runs, axis, baselines="baselines" in controls, donor=donor, seed=seed)
     _warn(uns["table"], states, axis)
     _write(cells, runs, uns, params, n_states=0 if states is None else len(states.names))
     return cells.result
@@ -175,11 +161,11 @@ def _run(
     networks_of = {"model": experiment.network}
     runs = {"perturbations": experiment.runs(sets_of, cells_of, np.arange(len(sets)), len(sets))}
     if "random_sets" in controls:
-        runs["random_sets"] = random_set_runs(experiment, sets_of, cells_of, n_sets=n_random, seed=seed)
+        runs["random_sets"] = _controls.random_set_runs(experiment, sets_of, cells_of, n_sets=n_random, seed=seed)
     if "random_weights" in controls:
         weights = int(stream(seed, RANDOM_WEIGHTS).integers(2**31))
         networks_of["random_weights"] = experiment.network.randomized(weights)
-        runs["model"], runs["random_weights"] = random_weights_runs(experiment, sets_of, cells_of, seed)
+        runs["model"], runs["random_weights"] = _controls.random_weights_runs(experiment, sets_of, cells_of, seed)
     with networks():
         goals, axis = {}, None
         if states is not None:
@@ -234,7 +220,7 @@ def _centroids_without_genes(
 # --- results -------------------------------------------------------------------------------------------------------
 
 
-def _tables(
+def _make_tables(
     experiment: Experiment,
     sets: GeneSets,
     states: States | None,
@@ -257,7 +243,7 @@ def _tables(
     if "model" in runs:
         random_genes, weights = runs["model"].sets, runs["random_weights"]
         goal = None if states is None else states.names.index(states.goal)
-        rows, uns["genes_of_all_ranks"] = compare_networks(perturbed, runs["model"], weights, goal)
+        rows, uns["genes_of_all_ranks"] = _controls.compare_networks(perturbed, runs["model"], weights, goal)
         random_weights = weights.mean(weights["shift"])[len(random_genes) :]
     known = of_sets = None
     if baselines:
@@ -265,13 +251,13 @@ def _tables(
         known = find_baselines(cells, experiment.lengths, states, wanted)
         of_sets = known.of(sets.tokens)
     if random is not None:
-        uns["random_sets"] = random_set_table(random, perturbed, names, cells.model.vocabulary)
-    uns["table"] = effect_table(names, perturbed, random, random_weights, of_sets)
+        uns["random_sets"] = _tables.random_set_table(random, perturbed, names, cells.model.vocabulary)
+    uns["table"] = _tables.effect_table(names, perturbed, random, random_weights, of_sets)
     if states is not None:
         if random is not None:
-            uns["random_states"] = random_state_table(uns["random_sets"], random, perturbed, states)
+            uns["random_states"] = _tables.random_state_table(uns["random_sets"], random, perturbed, states)
         uns["states"] = np.array(states.names, dtype=object)
-        uns["state_table"] = state_table(names, states, perturbed, random)
+        uns["state_table"] = _tables.state_table(names, states, perturbed, random)
     if known is not None:
         effects, compared = uns.get("genes_of_all_ranks"), random_genes
         if effects is None:
@@ -283,9 +269,9 @@ def _tables(
         rows.append(("state_axis", "toward", "auc", axis["auc"], axis["n_folds"]))
     uns["controls"] = pd.DataFrame(rows, columns=list(CONTROL_COLUMNS))
     if donor is not None:
-        uns |= donor_tables(names, states, perturbed, random, donor)
+        uns |= _tables.donor_tables(names, states, perturbed, random, donor)
     if "together" in perturbed.effects:
-        uns["synergy"], differences = synergy_table(names, perturbed, random, donor=donor, seed=seed)
+        uns["synergy"], differences = _tables.synergy_table(names, perturbed, random, donor=donor, seed=seed)
         if random is not None:
             uns["random_sets"] = uns["random_sets"].assign(**differences)
     return uns

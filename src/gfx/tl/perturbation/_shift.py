@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,47 +31,47 @@ def check_change(by: object) -> tuple[str, float]:
             "To take a gene out, call `gfx.tl.delete_genes`."
         )
         raise ValueError(msg)
-    return unit, int(change) if unit == "quartiles" else float(change)
+    return unit, change if unit == "quartiles" else float(change)
 
 
 def rank_finder(cells: Prepared, unit: str, change: float) -> NewRanks:
-    """Make what finds where moved genes go, from the cell of each run and its genes."""
-    return partial(_by_quartiles, cells, change) if unit == "quartiles" else _ByFoldChange(cells, change)
+    """Make what finds the ranks that genes move to, from the cell of each run and its genes."""
+    if unit == "fold_change":
+        return _ByFoldChange(cells, change)
+    tokens, vocabulary = cells.tokens, cells.model.vocabulary
 
+    def by_quartiles(cell: np.ndarray, genes: np.ndarray) -> np.ndarray:
+        return quartile_ranks(find_places(tokens.ids[cell], genes), tokens.lengths[cell], change, vocabulary)
 
-def _by_quartiles(cells: Prepared, quartiles: int, cell: np.ndarray, genes: np.ndarray) -> np.ndarray:
-    tokens = cells.tokens
-    places = find_places(tokens.ids[cell], genes)
-    return quartile_ranks(places, tokens.lengths[cell], quartiles, cells.model.vocabulary)
+    return by_quartiles
 
 
 class _ByFoldChange:
-    """Ranks of genes whose counts are multiplied, among the genes of their cell as they are."""
+    """Ranks of genes whose counts are multiplied, among the other genes of their cell as they are."""
 
     def __init__(self, cells: Prepared, fold_change: float) -> None:
-        self.fold_change, self.vocabulary = fold_change, cells.model.vocabulary
-        self.tokens = cells.tokens
-        blocks = [counts for _, counts, _ in counts_by_token(cells.adata, self.vocabulary, cells.tokens.source)]
-        self.blocks, self.first = blocks, np.cumsum([0, *(block.shape[0] for block in blocks)])
+        self.fold_change, self.vocabulary, self.lengths = fold_change, cells.model.vocabulary, cells.tokens.lengths
+        blocks = counts_by_token(cells.adata, self.vocabulary, cells.tokens.source)
+        self.blocks = [counts for _, counts, _ in blocks]  # not stacked: that would hold them twice
+        self.first = np.cumsum([0, *(block.shape[0] for block in self.blocks)])
 
     def __call__(self, cell: np.ndarray, genes: np.ndarray) -> np.ndarray:
-        ranks = [self._ranks(int(row), of_edit) for row, of_edit in zip(cell, genes, strict=True)]
+        ranks = [self._ranks(int(row), of_run) for row, of_run in zip(cell, genes, strict=True)]
         return np.array(ranks, dtype=np.int64).reshape(genes.shape)
 
-    def _ranks(self, cell: int, genes: np.ndarray) -> np.ndarray:
+    def _ranks(self, cell: int, genes: np.ndarray) -> list[int]:
         block = int(np.searchsorted(self.first, cell, side="right")) - 1
         counts, row = self.blocks[block], cell - self.first[block]
-        part = slice(counts.indptr[row], counts.indptr[row + 1])
+        part = slice(*counts.indptr[row : row + 2])
         tokens, values = counts.indices[part], counts.data[part]
         tokens, values = tokens[values > 0], values[values > 0]
-        moved = np.isin(tokens, genes)
+        is_moved = np.isin(tokens, genes)
         # The ranking of `pp.tokenize`, in its arithmetic to the last bit: by value, ties by token.
-        values = np.where(moved, values * self.fold_change, values) / self.vocabulary.medians[tokens]
+        values = np.where(is_moved, values * self.fold_change, values) / self.vocabulary.medians[tokens]
         order = np.lexsort((tokens, -values))
-        ranking, is_moved = tokens[order], moved[order]
-        before = np.cumsum(~is_moved)
-        n_read = int(self.tokens.lengths[cell]) - self.vocabulary.n_specials
-        rank = {int(ranking[place]): int(place) for place in np.flatnonzero(is_moved)}
-        # How many unmoved genes stand before each; none do before what falls behind the end of the model's input.
-        ranks = [rank.get(int(gene), n_read) for gene in genes]
-        return np.array([GONE if place >= n_read else int(before[place]) for place in ranks])
+        n_unmoved_before = np.cumsum(~is_moved[order])
+        n_read = int(self.lengths[cell]) - self.vocabulary.n_specials
+        rank = {int(tokens[order[place]]): place for place in np.flatnonzero(is_moved[order])}
+        # Genes that fall behind the end of the model's input are gone.
+        places = [rank.get(int(gene), n_read) for gene in genes]
+        return [GONE if place >= n_read else int(n_unmoved_before[place]) for place in places]

@@ -81,14 +81,9 @@ def _same_cells(random: Runs, perturbed: Runs) -> np.ndarray:
 def compare_with_random(
     perturbed: Runs, effect: np.ndarray | float, random: Runs | None, difference: np.ndarray | None
 ) -> dict[str, np.ndarray]:
-    """Compare each perturbation with its random sets: columns of a table, `(n_perturbations,)` each.
+    """Compare the mean effect of each perturbation with its random sets: columns of a table.
 
-    Parameters
-    ----------
-    effect
-        Mean effect of each perturbation.
-    difference
-        Effect of each random set less that of its perturbation in the same cells; NaN if it is not known.
+    `difference` `(n_random_sets,)` is the effect of each random set less that of its perturbation in the same cells.
     """
     n = len(perturbed.sets)
     sets = {"number": [], "n_cells": [], "difference": []}

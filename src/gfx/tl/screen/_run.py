@@ -88,11 +88,9 @@ class Plan:
 
 
 def run_screen(plan: Plan, store: RunStore | None, checked: np.ndarray) -> tuple[GeneSums, GeneSums, dict[int, Result]]:
-    """Screen all cells with all networks and add up what they give, in order.
+    """Screen all cells with all networks, in order.
 
-    Returns
-    -------
-    Sums over all cells and over those of each group, and the runs of the model in each of the `checked` cells.
+    Returns sums over all cells and over those of each group, and the runs of the model in each of the `checked` cells.
     """
     from gfx._engine.run import run
 
@@ -206,17 +204,7 @@ def control_table(
     agreement_rows: Sequence[tuple[str, str, str, float, int]],
     axis: dict[str, Any] | None,
 ) -> pd.DataFrame:
-    """Compare the ranking of genes with its controls, a row each.
-
-    Parameters
-    ----------
-    table
-        Genes, from :func:`gene_columns`, with baselines.
-    agreement_rows
-        From :func:`check_estimates`.
-    axis
-        Whether start and goal are separable.
-    """
+    """Compare the ranking of genes with its controls, a row each; with rows of :func:`check_estimates`."""
     rows: list[tuple[str, str, str, float, int]] = []
     table = table[table["n_cells"] >= FEWEST_CELLS]
     names = {"rank": "rank_mean", "detection": "detection", "expression": "expression_mean", "logfc": "logfc"}
