@@ -156,9 +156,9 @@ def _look(matrix: CountMatrix, match: GeneMatch, vocabulary: Vocabulary) -> _See
 Finding = tuple[str, str, str, str]
 
 
-def _finding(check: str, found: str, advice: str = "", status: str | None = None) -> Finding:
-    """Make a row of the table; what needs advice is a warning, unless said otherwise."""
-    return check, status or ("warning" if advice else "ok"), found, advice
+def _finding(check: str, found: str, advice: str, status: str = "warning", *, when: object = True) -> Finding:
+    """Make a row of the table: with the advice and its status where it is needed, else without and ``"ok"``."""
+    return (check, status, found, advice) if when and advice else (check, "ok", found, "")
 
 
 def _about_values(adata: AnnData, matrix: CountMatrix, seen: _Seen) -> Finding:
@@ -167,8 +167,8 @@ def _about_values(adata: AnnData, matrix: CountMatrix, seen: _Seen) -> Finding:
     if problem is None and seen.scale == "empty":
         return _finding("values", found, "There is nothing to rank.")
     if problem is None:
-        advice = "Only 0 and 1: ranks need counts, not whether a gene was seen." if seen.highest == 1 else ""
-        return _finding("values", found, advice)
+        advice = "Only 0 and 1: ranks need counts, not whether a gene was seen."
+        return _finding("values", found, advice, when=seen.highest == 1)
     usable = usable_calls(adata)
     if seen.scale in {"log1p", "normalized"}:
         return _finding("values", found, f"{usable} The order of genes in a cell is that of its counts.")
@@ -185,8 +185,8 @@ def _about_names(match: GeneMatch, vocabulary: Vocabulary) -> Finding:
     words = [f"{n:,} {kind.name if isinstance(kind, Species) else _KINDS[kind]}" for kind, n in kinds.items()]
     mixed = "mixed: " if len(kinds.drop("none", errors="ignore")) > 1 else ""
     foreign = [k.name for k in kinds.index if isinstance(k, Species) and k.is_sure and not k.may_be(vocabulary.species)]
-    advice = f"The {' and '.join(foreign)} genes are left out." if foreign else ""
-    return _finding("gene names", mixed + ", ".join(words), advice)
+    advice = f"The {' and '.join(foreign)} genes are left out."
+    return _finding("gene names", mixed + ", ".join(words), advice, when=foreign)
 
 
 def _about_genes(
@@ -195,16 +195,14 @@ def _about_genes(
     problem = genes_problem(match, vocabulary)
     advice = "" if better is None else f"`{better[0]}` names {better[1]:,} genes that the model knows. "
     known = f"{match.n_known:,} of {len(match.names):,} genes known to the vocabulary {vocabulary.name!r}"
-    yield _finding("genes", known, (advice + (problem or "")).strip(), "error" if problem else None)
-
+    yield _finding("genes", known, (advice + (problem or "")).strip(), "error" if problem else "warning")
     share = seen.known / seen.total if seen.total else 0.0
-    advice = "The model sees little of these cells." if share < LOW_SHARE else ""
-    yield _finding("share of counts", f"{share:.1%} of the counts belong to known genes", advice)
-    n_versioned = sum(plain_id(str(name)) != str(name).strip().upper() for name in match.names)
-    advice = "It is left out." if n_versioned else ""
-    yield _finding("id versions", f"{n_versioned:,} ids with a version", advice, "ok")
-    advice = "They are summed." if match.n_repeated else ""
-    yield _finding("repeated genes", f"{match.n_repeated:,} columns repeat a gene", advice, "ok")
+    found = f"{share:.1%} of the counts belong to known genes"
+    yield _finding("share of counts", found, "The model sees little of these cells.", when=share < LOW_SHARE)
+    n = sum(plain_id(str(name)) != str(name).strip().upper() for name in match.names)
+    yield _finding("id versions", f"{n:,} ids with a version", "It is left out.", "ok", when=n)
+    n = match.n_repeated
+    yield _finding("repeated genes", f"{n:,} columns repeat a gene", "They are summed.", "ok", when=n)
 
 
 def _about_cells(n_detected: np.ndarray, room: int) -> Iterator[Finding]:
@@ -213,13 +211,15 @@ def _about_cells(n_detected: np.ndarray, room: int) -> Iterator[Finding]:
         return
     median, empty, cut = int(np.median(n_detected)), int((n_detected == 0).sum()), int((n_detected > room).sum())
     found = f"{median:,} known genes in the median cell, {n_detected.min():,} to {n_detected.max():,}"
-    advice = "So few genes hardly separate cells; a whole transcriptome has thousands." if median < _FEW_GENES else ""
-    yield _finding("genes per cell", found, advice)
-    advice = "Their rows will be empty; `scanpy.pp.filter_cells` leaves them out." if empty else ""
-    yield _finding("empty cells", f"{empty:,} cells without a known gene", advice)
-    advice = "Their lowest-ranked genes will be cut." if cut else ""
-    status = "warning" if cut > n_detected.size / 2 else "ok"
-    yield _finding("long cells", f"{cut:,} cells with more than {room:,} known genes", advice, status)
+    advice = "So few genes hardly separate cells; a whole transcriptome has thousands."
+    yield _finding("genes per cell", found, advice, when=median < _FEW_GENES)
+    advice = "Their rows will be empty; `scanpy.pp.filter_cells` leaves them out."
+    yield _finding("empty cells", f"{empty:,} cells without a known gene", advice, when=empty)
+    found, status = (
+        f"{cut:,} cells with more than {room:,} known genes",
+        "warning" if cut > n_detected.size / 2 else "ok",
+    )
+    yield _finding("long cells", found, "Their lowest-ranked genes will be cut.", status, when=cut)
 
 
 def _better_column(
