@@ -305,10 +305,10 @@ def test_repeated_entries_are_summed_before_the_logarithm_is_undone():
 
 def test_usable_calls(toy_cells):
     adata = toy_cells(30)
-    assert usable_calls(adata) == "What is here can be used with `gfx.pp.tokenize(adata)`."
+    assert usable_calls(adata) == "This object can be used with `gfx.pp.tokenize(adata)`."
     adata.layers["counts"] = adata.X.copy()
     adata.X = adata.X * -1
-    assert usable_calls(adata) == "What is here can be used with `gfx.pp.tokenize(adata, layer='counts')`."
+    assert usable_calls(adata) == "This object can be used with `gfx.pp.tokenize(adata, layer='counts')`."
     adata.raw = ad.AnnData(np.log1p(adata.layers.pop("counts")), var=adata.var)
     assert "`gfx.pp.tokenize(adata, use_raw=True, counts='log1p')`" in usable_calls(adata)
     adata.raw = None

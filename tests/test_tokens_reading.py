@@ -90,7 +90,7 @@ def test_cells_that_joined_without_tokens_are_not_empty_cells(tokens, toy_cells,
 @pytest.mark.parametrize("join", ["inner", "outer"])
 def test_a_join_without_records(tables, toy_model, join):
     *parts, _ = tables
-    with pytest.raises(ValueError, match=r"no full record.*`anndata\.concat` drops `uns` unless told `uns_merge="):
+    with pytest.raises(ValueError, match=r"no full record.*drops `uns` unless called with `uns_merge="):
         read(ad.concat(parts, join=join), toy_model)
 
 

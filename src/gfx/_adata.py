@@ -145,7 +145,7 @@ def open_counts(
 
 
 def gene_column(var: pd.DataFrame, gene_ids: str | None, where: str = "adata.var") -> pd.Index | pd.Series:
-    """Find what names the genes: the column `gene_ids` of `var`, or its index."""
+    """Read the names of the genes: the column `gene_ids` of `var`, or its index."""
     return var.index if gene_ids is None else _column(var, gene_ids, where)
 
 
@@ -286,7 +286,7 @@ def counts_problem(scale: Scale, counts: Counts, values: np.ndarray, where: str)
 
 
 def usable_calls(adata: AnnData) -> str:
-    """Find counts, or what can be turned into them, by a look at the first cells; say what to call, if anything."""
+    """Name the calls that can use this object, by a look at the values of its first cells; "" if there are none."""
     places = [("", adata.X)]
     places += [(f", layer={key!r}", adata.layers[key]) for key in adata.layers if key is not None]
     if adata.raw is not None:
@@ -299,7 +299,7 @@ def usable_calls(adata: AnnData) -> str:
             how = where if scale == "counts" else f"{where}, counts={scale!r}"
             calls[scale].append(f"`gfx.pp.tokenize(adata{how})`")
     best = calls["counts"] or calls["log1p"] + calls["normalized"]
-    return f"What is here can be used with {' or '.join(best)}." if best else ""
+    return f"This object can be used with {' or '.join(best)}." if best else ""
 
 
 # --- genes ---------------------------------------------------------------------------------------------------------

@@ -142,7 +142,7 @@ def storable(value: object) -> object:
         case str():
             return str(value)
         case PurePath():
-            return value.name  # a whole path would tell of somebody's disk
+            return value.name  # a whole path would reveal the layout of somebody's disk
         case np.generic():
             return value.item()
         case Mapping():
@@ -210,7 +210,7 @@ class Slots:
         return {slot for slot, owner in self._owners().items() if owner == (self.key, self.function)}
 
     def claim(self, tasks: Iterable[str] = (), *, reads: Iterable[tuple[str, object]] = ()) -> Slots:
-        """Refuse to go on if a slot that the call may write holds anything else, or is an input of the call.
+        """Raise an error if a slot that the call may write holds anything else, or is an input of the call.
 
         `tasks` are the names of tasks, once they are known. `reads` are the inputs, as element and name; names that are
         no text are skipped.
@@ -291,14 +291,14 @@ class Slots:
             msg = (
                 f"Did not find `adata.{element}[{self.name(part)!r}]`, a part of the result {self.key!r} of "
                 f"`gfx.{self.function}`: the call did not write it, or it got lost, as `anndata.concat` drops `varm` "
-                'unless told `merge="same"`.'
+                'unless called with `merge="same"`.'
             )
             raise KeyError(msg)
         return getattr(self.adata, element)[self.name(part)]
 
 
 def claim(data: Data, function: str, key_added: str | None, *, mod: str | None = None, copy: bool = False) -> Slots:
-    """Find where a function writes, or refuse to go on if that is somebody else's; see :meth:`Slots.claim`."""
+    """Find the slots that a function writes, and claim them; see :meth:`Slots.claim`."""
     slots = Slots(pick(data, mod), function, key_of(function, key_added)).claim()
     data = copied(data, copy=copy)
     return replace(slots, adata=pick(data, mod), returned=data if copy else None)

@@ -200,7 +200,7 @@ def _another_kind(where: str, params: Mapping[str, Any], vocabulary: Vocabulary,
     """Say what is wrong where tokens were made for another vocabulary or from another layer."""
     if not {"vocabulary", "vocabulary_sha256", "max_length"} <= set(params):
         return (
-            f"{where} have no full record of how they were made: `anndata.concat` drops `uns` unless told "
+            f"{where} have no full record of how they were made: `anndata.concat` drops `uns` unless called with "
             '`uns_merge="same"`, and then keeps what all tables agree on.'
         )
     if params["vocabulary_sha256"] != vocabulary.sha256:

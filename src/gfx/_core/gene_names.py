@@ -1,4 +1,4 @@
-"""What kind of name a gene bears, and which species writes its genes like this."""
+"""Kinds of gene names, and the species whose genes are written like them."""
 
 from __future__ import annotations
 

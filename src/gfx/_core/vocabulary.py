@@ -95,7 +95,7 @@ class Vocabulary:
 
     @cached_property
     def n_with_symbol(self) -> Mapping[str, int]:
-        """How many genes have each symbol; some share one."""
+        """Number of genes with each symbol; a few symbols are shared."""
         return Counter(map(str, self.symbols))
 
     @cached_property

@@ -142,7 +142,7 @@ def _look(matrix: CountMatrix, match: GeneMatch, vocabulary: Vocabulary) -> _See
         scale = scale_of(block)
         if worst_first.index(scale) < worst_first.index(seen.scale):
             seen.scale, seen.example = scale, block.data
-        # Values that are no counts can still tell which genes were detected.
+        # Values that are not counts still show which genes were detected.
         values = np.nan_to_num(block.data, posinf=0.0, neginf=0.0).clip(min=0)
         seen.highest = max(seen.highest, float(values.max(initial=0)))
         block.data = values
@@ -157,7 +157,7 @@ Finding = tuple[str, str, str, str]
 
 
 def _finding(check: str, found: str, advice: str, status: str = "warning", *, when: object = True) -> Finding:
-    """Make a row of the table: with the advice and its status where it is needed, else without and ``"ok"``."""
+    """Make a row of the table, with advice and status where the advice is needed, else ``"ok"`` and no advice."""
     return (check, status, found, advice) if when and advice else (check, "ok", found, "")
 
 
@@ -215,11 +215,8 @@ def _about_cells(n_detected: np.ndarray, room: int) -> Iterator[Finding]:
     yield _finding("genes per cell", found, advice, when=median < _FEW_GENES)
     advice = "Their rows will be empty; `scanpy.pp.filter_cells` leaves them out."
     yield _finding("empty cells", f"{empty:,} cells without a known gene", advice, when=empty)
-    found, status = (
-        f"{cut:,} cells with more than {room:,} known genes",
-        "warning" if cut > n_detected.size / 2 else "ok",
-    )
-    yield _finding("long cells", found, "Their lowest-ranked genes will be cut.", status, when=cut)
+    found, advice = f"{cut:,} cells with more than {room:,} known genes", "Their lowest-ranked genes will be cut."
+    yield _finding("long cells", found, advice, "warning" if cut > n_detected.size / 2 else "ok", when=cut)
 
 
 def _better_column(

@@ -43,8 +43,8 @@ def tokenize(
     Tools tokenize cells themselves where no tokens are stored. Call this function to do it once for several tools, to
     see how many genes are recognised, or when the counts are not in `X`.
 
-    The cost is some seconds per 100,000 cells, and 2 bytes of memory per cell and detected gene. The first call after
-    installation compiles code, which takes some seconds.
+    The cost is a few seconds per 100,000 cells, and 2 bytes of memory per cell and detected gene. The first call after
+    installation compiles code, which takes a few seconds.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def tokenize(
         tokens of the raw counts, because both keep the order of genes within a cell; scaling, regression and
         integration do not.
     n_counts
-        Column of `obs` with the total counts of each cell, for objects that hold only some of the measured genes. It is
+        Column of `obs` with the total counts of each cell, for objects with a subset of the measured genes. It is
         used for the share of counts in the report, not for ranks. `None` uses the sums of the matrix.
     {key_added}
     {mod}
@@ -138,6 +138,6 @@ def _tell(report: dict[str, int | float], model: Model) -> None:
     if report["share_of_counts"] < LOW_SHARE and report["n_cells_empty"] < report["n_cells"]:
         msg = (
             f"Only {report['share_of_counts']:.0%} of the counts belong to genes that the model knows. `gfx.pp.check` "
-            "tells more; another column of `adata.var` may name more genes (`gene_ids=`)."
+            "reports details; another column of `adata.var` may name more genes (`gene_ids=`)."
         )
         warnings.warn(msg, UserWarning, stacklevel=3)
