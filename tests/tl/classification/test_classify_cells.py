@@ -14,13 +14,11 @@ import pandas as pd
 import pytest
 import scanpy as sc
 import torch
-from safetensors.torch import load_file
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.metrics import roc_auc_score
 
 import gfx
-from gfx._engine import fine_tuning
 from gfx._engine.classifier import Classifier
 from gfx.models import FineTuning, LinearProbe
 from gfx.tl.classification import _learners
@@ -31,26 +29,9 @@ if TYPE_CHECKING:
 
     from gfx.models import Model
 
-probe = partial(gfx.tl.classify_cells, method="linear_probe", n_splits=2, n_repeats=1, controls=None)
-#: Fields of a fine-tuning among the arguments of a call.
-CHOICES = ("training", "freeze_layers", "adapter", "patience", "class_weight", "n_epochs", "n_trials")
-
-
-def tune(adata: ad.AnnData, what: Any, **how: Any) -> None:
-    """Fine-tune in two folds, with some choices."""
-    choices = {name: how.pop(name) for name in CHOICES if name in how}
-    how = {"n_splits": 2, "n_repeats": 1, "controls": None, "method": FineTuning(**choices)} | how
-    gfx.tl.classify_cells(adata, what, **how)
-
-
+tune = partial(gfx.tl.classify_cells, n_splits=2, n_repeats=1, controls=None)
+probe = partial(tune, method="linear_probe")
 ONE_STEP = {"max_steps": 1}
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """float32 on every CPU; few draws, on which intervals alone depend."""
-    monkeypatch.setattr("gfx._engine.device.has_fast_bfloat16", lambda *_, **__: False)
-    monkeypatch.setattr("gfx._core.classification.N_DRAWS", 5)
 
 
 @pytest.fixture
@@ -71,15 +52,6 @@ def written(adata: ad.AnnData, key: str = "gfx_cell_class") -> pd.DataFrame:
 
 
 # --- folds and donors -----------------------------------------------------------------------------------------------
-
-
-def test_every_cell_is_held_out_once_a_seed(cells: ad.AnnData, toy_model: Model) -> None:
-    probe(cells, "cell_type", model=toy_model, n_splits=4, n_repeats=3)
-    folds = cells.obsm["gfx_cell_class_fold"]
-    assert folds.shape == (24, 3)
-    for of_seed in folds.T:
-        assert (pd.crosstab(cells.obs["cell_type"], of_seed) == 2).all(axis=None)  # each fold has its share
-    assert len({tuple(of_seed) for of_seed in folds.T}) == 3
 
 
 def test_a_donor_is_never_on_both_sides(cells: ad.AnnData, toy_model: Model) -> None:
@@ -141,19 +113,6 @@ def test_intervals_are_over_donors(cells: ad.AnnData, toy_model: Model, monkeypa
     assert two[["low", "high"]].isna().all(axis=None)
 
 
-def test_blank_text_is_no_class(cells: ad.AnnData, toy_model: Model) -> None:
-    at = np.arange(24)
-    for name, nothing in (("missing", None), ("blank", " ")):
-        cells.obs[name] = cells.obs["cell_type"].astype(object).where(at % 4 > 0, nothing)
-        probe(cells, name, model=toy_model, key_added=name)
-    assert cells.uns["blank"]["tasks"]["blank"].tolist() == ["a", "b", "c"]
-    np.testing.assert_array_equal(cells.obsm["blank_fold"], cells.obsm["missing_fold"])
-    np.testing.assert_array_equal(cells.obsm["blank"], cells.obsm["missing"])
-    assert (cells.obs["blank_blank"].isna() == (at % 4 == 0)).all()
-
-
-EVEN = LinearProbe(class_weight="even")
-
 WRONG = {
     "no such column": (("cell_typ",), {}, KeyError, r"Did not find 'cell_typ' in `adata\.obs`\. Did you mean"),
     "no such donors": (("cell_type",), {"donor_key": "donr"}, KeyError, r"Did not find 'donr'.*Did you mean 'donor'"),
@@ -171,12 +130,6 @@ WRONG = {
         r"6 of 24 cells have no 'some', so they may be of a held-out donor.*`mask_obs`",
     ),
     "blank donors": (("cell_type",), {"donor_key": "blank"}, ValueError, "6 of 24 cells have no 'blank'"),
-    "classes that read alike": (
-        ("alike",),
-        {},
-        ValueError,
-        r"`adata\.obs\['alike'\]` has values .*\(int, str\) that read .*: \['1'\].*astype\(str\)",
-    ),
     "donors that read alike": (("cell_type",), {"donor_key": "alike"}, ValueError, r"'alike'.*read alike as text"),
     "few cells": (
         ("rare",),
@@ -187,39 +140,10 @@ WRONG = {
     "few cells of a second task": ((["cell_type", "rare"],), {"n_splits": 4}, ValueError, r"Classes of 'rare'"),
     "one class": (("only",), {}, ValueError, r"has 1 class among the cells to use, \['d'\]; two are needed"),
     "no class": (("none",), {}, ValueError, r"has 0 class among the cells to use"),
-    "a slash": (("a/b",), {}, ValueError, r"'a/b' has a '/'.*Rename it"),
     "twice": ((["cell_type", "cell_type"],), {}, ValueError, "`groupby` names columns of `obs`, each once"),
     "none": (([],), {}, ValueError, "`groupby` names columns"),
     "donors as classes": (("donor",), {"donor_key": "donor"}, ValueError, "`donor_key='donor'` is among the columns"),
-    "method": (("cell_type",), {"method": "knn"}, ValueError, "`method` is one of"),
-    "class_weight": (
-        ("cell_type",),
-        {"method": LinearProbe(class_weight="even")},
-        ValueError,
-        r"`class_weight` is one of \[None, 'bal",
-    ),
-    "n_splits": (("cell_type",), {"n_splits": 1}, ValueError, "`n_splits` is 2 or more"),
-    "max_cells": (("cell_type",), {"max_cells": 0}, ValueError, "`max_cells` is 2 or more"),
     "patience": (("cell_type",), {"method": FineTuning(patience=0)}, ValueError, "`patience` is 1 or more"),
-    "learning_curve": (
-        ("cell_type",),
-        {"learning_curve": [6, 13]},
-        ValueError,
-        r"2 to 12 here; found \[6, 13\]",
-    ),
-    "learning_curve of one": (("cell_type",), {"learning_curve": [1]}, ValueError, "2 to 12 here"),
-    "blocks": (
-        ("cell_type",),
-        {"method": FineTuning(freeze_layers=-1)},
-        ValueError,
-        "`freeze_layers=-1` is outside this model of 3 network layers",
-    ),
-    "training": (
-        ("cell_type",),
-        {"method": FineTuning(training={"output_dir": "x"})},
-        ValueError,
-        "`training` takes no 'output_dir'.* or is settled here",
-    ),
     "training that judges otherwise than it saves": (
         ("cell_type",),
         {"method": FineTuning(training={"save_strategy": "steps"})},
@@ -300,32 +224,6 @@ def test_pooling(cells: ad.AnnData, toy_model: Model, toy_model_v1: Model) -> No
     assert not np.allclose(cells.obsm["mean"], cells.obsm["cls"], atol=0.01)
     with pytest.raises(ValueError, match="'toy-v1' has no <cls> token"):
         probe(cells, "cell_type", model=toy_model_v1, pooling="cls")
-
-
-def test_tables_are_those_of_the_scores_written(cells: ad.AnnData, toy_model: Model) -> None:
-    probe(cells, "cell_type", donor_key="donor", model=toy_model, n_splits=3)
-    fold, scores = cells.obsm["gfx_cell_class_fold"][:, 0], cells.obsm["gfx_cell_class"]
-    truth = cells.obs["cell_type"].cat.codes.to_numpy()
-    parts = [(truth[fold == at], scores[fold == at]) for at in range(3)]
-    expected = {
-        "auc": [np.mean([roc_auc_score(known == at, found[:, at]) for at in range(3)]) for known, found in parts],
-        "accuracy": [np.mean(known == found.argmax(axis=1)) for known, found in parts],
-        "macro_f1": [f1_score(known, found.argmax(axis=1), average="macro") for known, found in parts],
-    }
-    told = scores.argmax(axis=1)
-    whole = {"accuracy": np.mean(truth == told), "macro_f1": f1_score(truth, told, average="macro")}
-    metrics, summary = cells.uns["gfx_cell_class"]["metrics"], gfx.get.classification_df(cells).set_index("metric")
-    for metric, values in expected.items():
-        rows = metrics[metrics["metric"] == metric].sort_values("fold")
-        np.testing.assert_allclose(rows["value"], values, atol=1e-6)
-        assert rows["n"].tolist() == [len(known) for known, _ in parts]
-        assert summary.loc[metric, "mean"] == pytest.approx(whole.get(metric, np.mean(values)))
-        assert summary.loc[metric, "n"] == 24
-    assert set(metrics["unit"]) == {"cell"}
-    counts = pd.crosstab(cells.obs["cell_type"], cells.obs["gfx_cell_class_cell_type"], dropna=False)
-    for row in gfx.get.confusion_df(cells).itertuples():
-        assert row.n == counts.loc[row.true, row.predicted]
-    assert set(gfx.get.roc_df(cells)["class"]) == {"a", "b", "c"}
 
 
 def test_the_order_of_cells_and_their_categories_do_not_change_what_is_found(
@@ -490,14 +388,6 @@ def test_donors_of_one_class_each_held_out_one_by_one(cells: ad.AnnData, toy_mod
     assert gfx.get.roc_df(ad.read_h5ad(tmp_path / "cells.h5ad")).empty
 
 
-def test_a_column_of_the_users_is_not_written_over(cells: ad.AnnData, toy_model: Model, slots: Any) -> None:
-    cells.obs["type"] = cells.obs["cell_type"]
-    before = slots(cells)["obs:cell_type"]
-    with pytest.raises(ValueError, match="cell_type"):
-        probe(cells, "type", model=toy_model, key_added="cell")
-    assert slots(cells)["obs:cell_type"] == before
-
-
 @pytest.mark.parametrize("is_view", [False, True])
 def test_columns_of_tasks_that_are_gone_go_too(is_view: bool, cells: ad.AnnData, toy_model: Model, slots: Any) -> None:
     """One call after the other, under one name: the last one finds no column of the first in its way."""
@@ -594,28 +484,10 @@ def test_without_counts_there_is_no_baseline_of_counts(
 # --- fine-tuning ----------------------------------------------------------------------------------------------------
 
 
-def watch(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any, Any]]:
-    """List the cells that each training is shown and judged by, and the classifier that comes out; all is real."""
-    seen: list[tuple[Any, Any, Any]] = []
-    run = fine_tuning.fine_tune
-
-    def watched(make: Any, cells: Any, *args: Any, validation: Any, **kwargs: Any) -> Any:
-        classifier = run(make, cells, *args, validation=validation, **kwargs)
-        seen.append((cells, validation, classifier))
-        return classifier
-
-    monkeypatch.setattr(fine_tuning, "fine_tune", watched)
-    return seen
-
-
-@pytest.fixture
-def trainings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any, Any]]:
-    """See :func:`watch`."""
-    return watch(monkeypatch)
-
-
 @pytest.fixture(scope="module", params=["balanced", None])
-def tuned(request: Any, toy_cells: Any, toy_model: Model) -> tuple[ad.AnnData, list[tuple[Any, Any, Any]], str | None]:
+def tuned(
+    request: Any, toy_cells: Any, toy_model: Model, watch: Any
+) -> tuple[ad.AnnData, list[tuple[Any, Any, Any]], str | None]:
     """Two tasks after fine-tuning of one step, and its trainings; with baselines where classes count alike."""
     cells = toy_cells(24)
     add_a_task(cells)
@@ -627,9 +499,8 @@ def tuned(request: Any, toy_cells: Any, toy_model: Model) -> tuple[ad.AnnData, l
             ["cell_type", "a_stage"],
             donor_key="sample",
             model=toy_model,
-            class_weight=request.param,
             controls=None if request.param is None else CONTROLS,
-            training=ONE_STEP | {"learning_rate": 1e-2},
+            method=FineTuning(class_weight=request.param, training=ONE_STEP | {"learning_rate": 1e-2}),
         )
     return cells, seen, request.param
 
@@ -675,30 +546,12 @@ def test_fine_tuning_finds_types_with_genes_of_their_own(
 ) -> None:
     """In cells held out, by a network without <cls>."""
     training = {"num_train_epochs": 20, "learning_rate": 5e-3, "per_device_train_batch_size": 4}
-    tune(typed, "cell_type", donor_key="donor", model=toy_model_v1, patience=None, training=training)
+    method = FineTuning(patience=None, training=training)
+    tune(typed, "cell_type", donor_key="donor", model=toy_model_v1, method=method)
     assert trainings[0][2].head.pooling == "mean"
     summary = gfx.get.classification_df(typed).set_index("metric")["mean"]
     assert summary["auc"] > 0.8
     assert json.loads(typed.uns["gfx_cell_class"]["params"]["training"]) == training
-
-
-def test_fine_tuning_starts_from_the_pretrained_weights_and_freezes_blocks(
-    cells: ad.AnnData, toy_model: Model, trainings: list[tuple[Any, Any, Any]]
-) -> None:
-    tensors = load_file(toy_model.folder / "model.safetensors")
-    pretrained = {name: tensor for name, tensor in tensors.items() if name.startswith("bert.")}
-    # The toy itself was drawn with seed 0.
-    tune(cells, "cell_type", model=toy_model, training=ONE_STEP | {"learning_rate": 1e-12}, rng=3)
-    for *_, classifier in trainings:
-        for name, tensor in pretrained.items():
-            torch.testing.assert_close(classifier.state_dict()[name], tensor, rtol=0, atol=1e-8)
-    trainings.clear()
-    tune(cells, "cell_type", model=toy_model, freeze_layers=2, training=ONE_STEP | {"learning_rate": 1e-2})
-    for *_, classifier in trainings:
-        state = classifier.state_dict()
-        still = {name for name, tensor in pretrained.items() if torch.equal(state[name], tensor)}
-        assert {name for name in pretrained if "layer.0." in name or "layer.1." in name} <= still
-        assert not [name for name in still if "layer.2." in name]
 
 
 def test_training_ends_when_the_cells_that_judge_get_no_better(
@@ -708,7 +561,7 @@ def test_training_ends_when_the_cells_that_judge_get_no_better(
     cells.obs["drawn"] = np.random.default_rng(0).permutation(["heads", "tails"] * 12)
     training = {"num_train_epochs": 12, "learning_rate": 3e-3, "warmup_steps": 0}
     steps = replace(stop_in_step, model=Classifier, forward=Classifier.forward)(-1)  # counts, and stops in none
-    tune(cells, "drawn", model=toy_model, training=training, patience=None)
+    tune(cells, "drawn", model=toy_model, method=FineTuning(training=training, patience=None))
     assert len(steps) == 24  # a pass over each half is one batch
-    tune(cells, "drawn", model=toy_model, training=training, patience=1)
+    tune(cells, "drawn", model=toy_model, method=FineTuning(training=training, patience=1))
     assert 24 + 4 <= len(steps) < 48

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -16,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from scipy import sparse
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score, roc_auc_score, roc_curve
+from sklearn.metrics import roc_auc_score
 
 import gfx
 from gfx._engine import fine_tuning
@@ -34,29 +33,11 @@ if TYPE_CHECKING:
 
     from gfx.models import Model
 
-probe = partial(gfx.tl.classify_genes, method="linear_probe", n_splits=2, n_repeats=1, controls=None)
-#: Fields of a fine-tuning among the arguments of a call.
-CHOICES = ("training", "freeze_layers", "adapter", "patience", "class_weight", "n_epochs", "n_trials")
-
-
-def tune(adata: ad.AnnData, what: Any, **how: Any) -> None:
-    """Fine-tune in two folds, with some choices."""
-    choices = {name: how.pop(name) for name in CHOICES if name in how}
-    how = {"n_splits": 2, "n_repeats": 1, "controls": None, "method": FineTuning(**choices)} | how
-    gfx.tl.classify_genes(adata, what, **how)
-
-
+tune = partial(gfx.tl.classify_genes, n_splits=2, n_repeats=1, controls=None)
+probe = partial(tune, method="linear_probe")
 CPU = torch.device("cpu")
 ONE_STEP = {"max_steps": 1, "save_strategy": "no"}
 STRENGTH = 0.1
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """float32 on every CPU; few draws of bootstraps, and no penalty to choose: both are tested in the core."""
-    monkeypatch.setattr("gfx._engine.device.has_fast_bfloat16", lambda *_, **__: False)
-    monkeypatch.setattr("gfx._core.classification.N_DRAWS", 5)
-    monkeypatch.setattr("gfx._core.linear_head._best_strength", lambda *_: STRENGTH)
 
 
 def genes(start: int, stop: int, step: int = 1) -> list[str]:
@@ -104,35 +85,6 @@ def test_a_categorical_column_keeps_the_order_of_its_categories(cells: ad.AnnDat
     probe(cells, "kind", model=toy_model)
     assert cells.uns["gfx_gene_class"]["tasks"]["kind"].tolist() == ["odd", "even"]
     assert cells.var["gfx_gene_class"].cat.categories.tolist() == ["odd", "even"]
-
-
-@pytest.mark.parametrize("how", ["text", "categories"])
-def test_blank_text_is_no_class(how: str, cells: ad.AnnData, toy_model: Model) -> None:
-    """As a table reads that was filled in by hand, or read from CSV without missing values."""
-    kind = pd.Series({gene: name for name, some in ODD_EVEN.items() for gene in some}).reindex(cells.var_names)
-    cells.var["missing"] = kind
-    blank = kind.where(kind.notna(), np.where(np.arange(cells.n_vars) % 2, "", "  "))
-    cells.var["blank"] = blank if how == "text" else pd.Categorical(blank)
-    probe(cells, "missing", model=toy_model, key_added="one")
-    probe(cells, "blank", model=toy_model, key_added="other")
-    assert cells.uns["other"]["tasks"]["blank"].tolist() == ["even", "odd"]
-    assert table(cells, "one").equals(table(cells, "other").set_axis(table(cells, "one").columns, axis=1))
-
-
-def test_values_of_a_column_that_read_alike(cells: ad.AnnData, toy_model: Model, slots: Any) -> None:
-    cells.var["kind"] = pd.Series(dict(zip(genes(1, 61), [1, "1", 2] * 20, strict=True)), dtype=object)
-    before = slots(cells)
-    with pytest.raises(ValueError, match=r"`adata\.var\['kind'\]` has values .*\(int, str\) that read .*: \['1'\]"):
-        probe(cells, "kind", model=toy_model)
-    assert slots(cells) == before
-
-
-def test_a_column_of_truth_values(cells: ad.AnnData, toy_model: Model) -> None:
-    cells.var["sensitive"] = np.arange(cells.n_vars) % 3 == 0
-    probe(cells, "sensitive", model=toy_model)
-    assert cells.uns["gfx_gene_class"]["tasks"]["sensitive"].tolist() == ["False", "True"]
-    given = cells.var["gfx_gene_class"]
-    assert (given.dropna() == cells.var["sensitive"].astype(str)[given.notna()]).all()
 
 
 def test_genes_are_found_by_any_of_their_names(cells: ad.AnnData, toy_model: Model) -> None:
@@ -193,6 +145,12 @@ WRONG = {
     "a list for a mapping": (genes(1, 9), TypeError, "`labels` maps classes to genes.*found a list"),
     "nothing": (None, TypeError, "found a NoneType"),
     "no such column": ("dosag", KeyError, r"Did not find 'dosag' in `adata\.var`\. Did you mean 'dosage'\?"),
+    "genes that no cell has": (
+        {"a": ["TOY10", "TOY13"], "b": ["TOY15", "TOY70"]},
+        ValueError,
+        r"has 0 genes that these cells express \(of 2 given\)",
+    ),
+    "names that read alike": ({1: genes(1, 20), "1": genes(20, 40), "2": genes(40, 60)}, ValueError, "read '1'"),
     "a column of one class": ("dosage", ValueError, r"two classes at least, found \['x'\]"),
 }
 
@@ -247,16 +205,6 @@ def test_genes_that_no_cell_has_are_left_out(cells: ad.AnnData, toy_model: Model
     assert (rest.varm["gfx_gene_class_fold"] >= 0).all()
     assert not np.isnan(rest.varm["gfx_gene_class"]).any()
     assert set(gfx.get.gene_scores_df(cells, min_cells=0)["gene"]) == set(rest.var_names)
-
-
-def test_labels_of_genes_that_no_cell_has(cells: ad.AnnData, toy_model: Model) -> None:
-    with pytest.raises(ValueError, match=r"has 0 genes that these cells express \(of 2 given\)"):
-        probe(cells, {"a": ["TOY10", "TOY13"], "b": ["TOY15", "TOY70"]}, model=toy_model)
-
-
-def test_classes_whose_names_read_alike(cells: ad.AnnData, toy_model: Model) -> None:
-    with pytest.raises(ValueError, match="'1'"):
-        probe(cells, {1: genes(1, 20), "1": genes(20, 40), "2": genes(40, 60)}, model=toy_model)
 
 
 def test_classes_of_two_genes(cells: ad.AnnData, toy_model: Model) -> None:
@@ -345,56 +293,6 @@ def test_scores_are_those_of_a_plain_loop(n_classes: int, cells: ad.AnnData, any
         assert summary.loc[(unit, "auc"), "n_seeds"] == 2
     assert summary.loc[("gene", "auc"), "n"] == len(names)
     assert summary.loc[("occurrence", "auc"), "n"] == sum(map(len, reference.states.values()))
-
-
-def test_tables_are_those_of_the_scores_written(cells: ad.AnnData, toy_model: Model) -> None:
-    probe(cells, ODD_EVEN, model=toy_model, n_splits=3)
-    scored = cells[:, cells.varm["gfx_gene_class_fold"][:, 0] >= 0]
-    truth = (scored.var["gfx_gene_class"] == "odd").to_numpy().astype(int)
-    scores, fold = scored.varm["gfx_gene_class"], scored.varm["gfx_gene_class_fold"][:, 0]
-    np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-6)
-    parts = [(truth[fold == at], scores[fold == at], at) for at in range(3)]
-    expected = {
-        "auc": [roc_auc_score(known, found[:, 1]) for known, found, _ in parts],
-        "accuracy": [np.mean(known == found.argmax(axis=1)) for known, found, _ in parts],
-        "macro_f1": [f1_score(known, found.argmax(axis=1), average="macro") for known, found, _ in parts],
-    }
-    metrics = cells.uns["gfx_gene_class"]["metrics"]
-    summary = gfx.get.classification_df(cells)
-    told = scores.argmax(axis=1)
-    whole = {"accuracy": np.mean(truth == told), "macro_f1": f1_score(truth, told, average="macro")}
-    for metric, values in expected.items():
-        rows = metrics[(metrics["metric"] == metric) & (metrics["unit"] == "gene")]
-        np.testing.assert_allclose(rows.sort_values("fold")["value"], values, atol=1e-6)
-        row = summary[(summary["metric"] == metric) & (summary["unit"] == "gene")].iloc[0]
-        assert row["mean"] == pytest.approx(whole.get(metric, np.mean(values)))
-        assert row["low"] < row["mean"] < row["high"]
-        assert np.isnan(row["sd"])  # one seed
-    assert summary[summary["unit"] == "occurrence"][["low", "high"]].isna().all(axis=None)
-    counts = pd.crosstab(scored.var["gfx_gene_class"], scored.var["gfx_gene_class_predicted"], dropna=False)
-    for row in gfx.get.confusion_df(cells).itertuples():
-        assert row.n == counts.loc[row.true, row.predicted]
-        assert row.share == pytest.approx(row.n / counts.loc[row.true].sum())
-    curves = gfx.get.roc_df(cells)
-    assert set(curves["unit"]) == {"gene", "occurrence"}
-    for known, found, at in parts:
-        curve = curves[(curves["fold"] == at) & (curves["unit"] == "gene")]
-        fpr, tpr, _ = roc_curve(known, found[:, 1])
-        np.testing.assert_allclose(curve["tpr"].iloc[1:], np.interp(np.linspace(0, 1, 101), fpr, tpr)[1:])
-        assert np.trapezoid(curve["tpr"], curve["fpr"]) == pytest.approx(expected["auc"][at], abs=0.02)
-
-
-def test_folds_hold_each_gene_out_once_and_share_the_classes(cells: ad.AnnData, toy_model: Model) -> None:
-    labels = {"few": genes(1, 60, 6), "many": genes(2, 120, 2)}
-    probe(cells, labels, model=toy_model, n_splits=4, n_repeats=3)
-    scored = cells[:, ~np.isnan(cells.varm["gfx_gene_class"][:, 0])]
-    assert (cells.varm["gfx_gene_class_fold"] >= 0).all(axis=1).sum() == scored.n_vars > 60
-    folds, given = scored.varm["gfx_gene_class_fold"], scored.var["gfx_gene_class"].astype(str)
-    for of_seed in folds.T:
-        counts = pd.crosstab(given.to_numpy(), of_seed)
-        assert [*counts.columns] == [0, 1, 2, 3]
-        assert (counts.max(axis=1) - counts.min(axis=1) <= 1).all()
-    assert len({tuple(of_seed) for of_seed in folds.T}) == 3
 
 
 # --- nothing leaks --------------------------------------------------------------------------------------------------
@@ -621,30 +519,6 @@ def test_genes_without_labels_do_not_matter(cells: ad.AnnData, toy_model: Model)
     assert np.isnan(extra[:, fresh.index].varm["gfx_gene_class"]).all()
 
 
-def test_another_seed_draws_other_folds_and_the_same_one_none(cells: ad.AnnData, toy_model: Model) -> None:
-    for key, rng in (("one", 0), ("again", np.int64(0)), ("other", 7)):
-        probe(cells, ODD_EVEN, model=toy_model, controls=CONTROLS, rng=rng, key_added=key)
-    for name in ("", "_sd", "_fold"):
-        np.testing.assert_array_equal(cells.varm[f"one{name}"], cells.varm[f"again{name}"])
-    for name in ("metrics", "summary", "roc", "confusion"):
-        pd.testing.assert_frame_equal(cells.uns["one"][name], cells.uns["again"][name])
-    assert (cells.varm["one_fold"] != cells.varm["other_fold"]).any()
-
-
-def test_the_users_random_numbers_stay_as_they_were(cells: ad.AnnData, toy_model: Model) -> None:
-    def drawn() -> list[float]:
-        return [float(torch.rand(1)), np.random.rand()]
-
-    for call in (partial(probe, controls=CONTROLS), partial(tune, training=ONE_STEP)):
-        torch.manual_seed(3)
-        np.random.seed(3)
-        expected = drawn()
-        torch.manual_seed(3)
-        np.random.seed(3)
-        call(cells, ODD_EVEN, model=toy_model)
-        assert drawn() == expected
-
-
 def test_cells_to_use(cells: ad.AnnData, toy_model: Model, toy_slow: Any) -> None:
     labels = {"even": genes(2, 161, 2), "odd": genes(1, 161, 2)}
     probe(cells, labels, model=toy_model, max_cells=10)
@@ -668,22 +542,6 @@ def test_cells_without_a_labelled_gene_are_not_drawn(cells: ad.AnnData, toy_mode
     assert 0 < cells.uns["gfx_gene_class"]["params"]["n_cells"] <= has_one.sum() < 20
 
 
-def test_learning_curve(cells: ad.AnnData, toy_model: Model) -> None:
-    probe(cells, ODD_EVEN, model=toy_model, key_added="plain")
-    probe(cells, ODD_EVEN, model=toy_model, controls=CONTROLS, learning_curve=[16, 8, 24])
-    curve = gfx.get.learning_curve_df(cells, key="gfx_gene_class")
-    for _, rows in curve.groupby(["unit", "method", "metric"]):
-        assert rows["n_cells"].tolist() == [8, 16, 24]
-        assert rows["n"].nunique() == 1  # all cells are predicted in, so that results compare
-    few = curve[curve["n_cells"] < 24]
-    assert few[["low", "high"]].isna().all(axis=None)
-    np.testing.assert_array_equal(cells.varm["gfx_gene_class"], cells.varm["plain"])  # of all cells
-    full = gfx.get.classification_df(cells, key="gfx_gene_class")
-    assert set(full["n_cells"]) == {24}
-    areas = few[(few["metric"] == "auc") & (few["method"] == "model")]["mean"]
-    assert areas.nunique() > 1
-
-
 @pytest.mark.parametrize("start", [0, 8, 16])
 def test_few_cells_may_have_no_gene_to_learn_from(start: int, cells: ad.AnnData, toy_model: Model) -> None:
     rare = cells.var_names[:200][(detected(cells)[:200] > 0) & (detected(cells)[:200] < 3)][start : start + 8]
@@ -692,105 +550,17 @@ def test_few_cells_may_have_no_gene_to_learn_from(start: int, cells: ad.AnnData,
     assert curve[curve["metric"] == "accuracy"]["mean"].between(0, 1).all()
 
 
-@pytest.mark.parametrize("points", [[1, 8], [8, 25], [-3]])
-def test_learning_curves_of_cells_that_are_not_there(points: list[int], cells: ad.AnnData, toy_model: Model) -> None:
-    with pytest.raises(ValueError, match=r"`learning_curve` has numbers of training cells, 2 to 24 here; found"):
-        probe(cells, ODD_EVEN, model=toy_model, learning_curve=points)
-
-
-ARGUMENTS = {
-    "method": ({"method": "probe"}, ValueError, r"`method` is one of \['fine_tune', 'linear_probe'\], found 'probe'"),
-    "n_splits": ({"n_splits": 1}, ValueError, "`n_splits` is 2 or more, found 1"),
-    "n_splits, not whole": ({"n_splits": 2.5}, TypeError, "`n_splits` is a whole number, found 2.5"),
-    "n_repeats": ({"n_repeats": 0}, ValueError, "`n_repeats` is 1 or more"),
-    "max_cells": ({"max_cells": 1}, ValueError, "`max_cells` is 2 or more"),
-    "n_trials": ({"method": FineTuning(n_trials=-1)}, ValueError, "`n_trials` is 0 or more"),
-    "rng, a truth value": ({"rng": True}, TypeError, "`rng` is a whole number, found True"),
-    "controls": ({"controls": ["random_sets"]}, ValueError, r"`controls` is one of .* found 'random_sets'"),
-    "rng": ({"rng": 0.5}, TypeError, "`rng` is a whole number, found 0.5"),
-    "blocks": ({"method": FineTuning(freeze_layers=4)}, ValueError, "`freeze_layers=4` is outside .* of 3 network"),
-    "adapter of no block": (
-        {"method": FineTuning(adapter="lora", freeze_layers=3)},
-        ValueError,
-        "`freeze_layers` freezes all 3",
-    ),
-    "adapter": ({"method": FineTuning(adapter="qlora")}, ValueError, "`adapter` is one of .* found 'qlora'"),
-    "training": (
-        {"method": FineTuning(training={"learning_rte": 1})},
-        ValueError,
-        "`training` takes no 'learning_rte'.* Did you mean 'learning_rate'",
-    ),
-}
-
-
-@pytest.mark.parametrize("wrong", ARGUMENTS)
-def test_arguments_that_make_no_sense(wrong: str, cells: ad.AnnData, toy_model: Model, slots: Any) -> None:
-    arguments, error, text = ARGUMENTS[wrong]
-    before = slots(cells)
-    with pytest.raises(error, match=text):
-        probe(cells, ODD_EVEN, model=toy_model, **arguments)
-    assert slots(cells) == before
-
-
-def test_a_column_that_files_cannot_hold_the_name_of(cells: ad.AnnData, toy_model: Model) -> None:
-    cells.var["a/b"] = pd.Series({gene: name for name, some in ODD_EVEN.items() for gene in some})
-    with pytest.raises(ValueError, match=r"'a/b' has a '/'"):
-        probe(cells, "a/b", model=toy_model)
-
-
-def test_the_column_of_labels_is_not_written_over(cells: ad.AnnData, toy_model: Model) -> None:
-    kind = pd.Series({gene: name for name, some in ODD_EVEN.items() for gene in some}).reindex(cells.var_names)
-    cells.var["kind"] = kind
-    with pytest.raises(ValueError, match="key_added"):
-        probe(cells, "kind", model=toy_model, key_added="kind")
-    pd.testing.assert_series_equal(cells.var["kind"], kind, check_names=False)
-
-
-@pytest.mark.parametrize("column", ["dosage", "dosage_predicted", "dosage_n_cells"])
-def test_a_column_of_the_users_is_not_written_over(
-    column: str, cells: ad.AnnData, toy_model: Model, slots: Any
-) -> None:
-    cells.var[column] = "mine"
-    before = slots(cells)
-    with pytest.raises(ValueError, match=rf"`adata\.var\['{column}'\]` holds .*`key_added=`"):
-        probe(cells, ODD_EVEN, model=toy_model, key_added="dosage")
-    assert slots(cells) == before
-    del cells.var[column]
-    for _ in range(2):  # our own of the first call are written over by the second
-        probe(cells, ODD_EVEN, model=toy_model, key_added="dosage")
-
-
 # --- fine-tuning ----------------------------------------------------------------------------------------------------
 
 
-def watch(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
-    """List the cells that each training is shown, and the classifier that comes out; trainings are real."""
-    seen: list[tuple[Any, Any]] = []
-    run = fine_tuning.fine_tune
-
-    def watched(make: Any, cells: Any, *args: Any, **kwargs: Any) -> Any:
-        classifier = run(make, cells, *args, **kwargs)
-        seen.append((cells, classifier))
-        return classifier
-
-    monkeypatch.setattr(fine_tuning, "fine_tune", watched)
-    return seen
-
-
-@pytest.fixture
-def trainings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
-    """See :func:`watch`."""
-    return watch(monkeypatch)
-
-
 @pytest.fixture(scope="module")
-def tuned(toy_cells: Any, toy_model: Model) -> tuple[ad.AnnData, list[tuple[Any, Any]]]:
+def tuned(toy_cells: Any, toy_model: Model, watch: Any) -> tuple[ad.AnnData, list[tuple[Any, Any, Any]]]:
     """A whole result of fine-tuning, of one step, and its trainings."""
     cells = toy_cells(24)
     with pytest.MonkeyPatch.context() as monkeypatch:
         seen = watch(monkeypatch)
-        training = ONE_STEP | {"learning_rate": 1e-2}
-        tune(cells, ODD_EVEN, model=toy_model, controls=CONTROLS, training=training, rng=3)  # the toy was drawn with 0
+        method = FineTuning(training=ONE_STEP | {"learning_rate": 1e-2})
+        tune(cells, ODD_EVEN, model=toy_model, controls=CONTROLS, method=method, rng=3)  # the toy was drawn with 0
     return cells, seen
 
 
@@ -799,7 +569,7 @@ def test_fine_tuning_never_sees_a_label_held_out(tuned: Any, toy_model: Model) -
     assert len(trainings) == 4  # the model and random weights, in two folds
     tokens = toy_model.vocabulary.resolve(cells.var_names)
     fold, given = cells.varm["gfx_gene_class_fold"][:, 0], cells.var["gfx_gene_class"].cat.codes
-    for number, (examples, _) in enumerate(trainings):
+    for number, (examples, *_) in enumerate(trainings):
         shown = {}
         for at in range(len(examples)):
             example = examples[at]
@@ -816,7 +586,7 @@ def test_scores_of_fine_tuning_are_those_of_the_classifier_that_was_not_taught(t
     cells, trainings = tuned
     fold = pd.Series(cells.varm["gfx_gene_class_fold"][:, 0], cells.var_names)
     scores: dict[str, list[np.ndarray]] = {}
-    for at, (_, classifier) in enumerate(trainings[::2]):  # random weights are between them
+    for at, (*_, classifier) in enumerate(trainings[::2]):  # random weights are between them
         assert not classifier.training
         for row in toy_slow.tokens(cells):
             with torch.no_grad():
@@ -855,56 +625,16 @@ def encoder_of(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in tensors.items() if name.startswith("bert.")}
 
 
-def test_fine_tuning_starts_from_the_pretrained_weights(
-    cells: ad.AnnData, toy_model: Model, tuned: Any, trainings: list[tuple[Any, Any]]
-) -> None:
-    # The toy itself was drawn with seed 0.
-    tune(cells, ODD_EVEN, model=toy_model, training=ONE_STEP | {"learning_rate": 1e-12}, rng=3)
-    pretrained = encoder_of(toy_model.folder)
-    assert len(pretrained) > 40
-    for _, classifier in trainings:
-        for name, tensor in pretrained.items():
-            torch.testing.assert_close(classifier.state_dict()[name], tensor, rtol=0, atol=1e-8)
-    drawn = [name for name in pretrained if name.endswith("weight") and "LayerNorm" not in name]
-    _, others = tuned
-    for _, classifier in others[1::2]:  # random weights, which one step moves by less
-        distances = [float((classifier.state_dict()[name] - pretrained[name]).abs().mean()) for name in drawn]
-        assert min(distances) > 0.1
-
-
-@pytest.mark.parametrize(("freeze_layers", "still"), [(None, {0}), (3, {0, 1, 2})])
-def test_frozen_blocks_stay_as_they_are(
-    freeze_layers: int | None, still: set[int], cells: ad.AnnData, toy_model: Model, trainings: list[tuple[Any, Any]]
-) -> None:
-    """By default all but the last two; embeddings learn."""
-    training = ONE_STEP | {"max_steps": 2, "learning_rate": 0.01}
-    tune(cells, ODD_EVEN, model=toy_model, freeze_layers=freeze_layers, training=training)
-    pretrained = encoder_of(toy_model.folder)
-    for _, classifier in trainings:
-        state = classifier.state_dict()
-        moved = {name for name, tensor in pretrained.items() if not torch.equal(state[name], tensor)}
-        for block in range(3):
-            here = {name for name in pretrained if f"layer.{block}." in name}
-            assert here
-            assert moved & here == (set() if block in still else here)
-        assert "bert.embeddings.word_embeddings.weight" in moved
-    noted = cells.uns["gfx_gene_class"]["params"]
-    assert noted["freeze_layers"] == (1 if freeze_layers is None else freeze_layers)
-    assert json.loads(noted["training"]) == training | {"per_device_train_batch_size": 12}
-
-
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-@pytest.mark.parametrize("adapter", [None, "lora"])
-def test_random_weights_are_trained_whole(
-    cells: ad.AnnData, toy_model: Model, trainings: list[tuple[Any, Any]], adapter: str | None
+def test_adapters_are_of_layers_that_are_trained_and_random_weights_have_none(
+    cells: ad.AnnData, toy_model: Model, trainings: list[tuple[Any, Any, Any]]
 ) -> None:
-    """Frozen blocks, or blocks beside adapters, that nobody has taught would make them easier to beat."""
-    if adapter:
-        pytest.importorskip("peft")
+    """Layers with random weights beside adapters would make a control that is easier to beat."""
+    pytest.importorskip("peft")
     training = ONE_STEP | {"max_steps": 2, "learning_rate": 0.01}
-    how = {"freeze_layers": 2, "adapter": adapter, "training": training, "rng": 3}
-    tune(cells, ODD_EVEN, model=toy_model, controls=CONTROLS, **how)
-    for number, (_, classifier) in enumerate(trainings):
+    method = FineTuning(freeze_layers=2, adapter="lora", training=training)
+    tune(cells, ODD_EVEN, model=toy_model, controls=CONTROLS, method=method, rng=3)
+    for number, (*_, classifier) in enumerate(trainings):
         start = encoder_of(toy_model.folder)
         if number % 2:
             untaught = random_encoder(toy_model.config, seed=3, n_blocks=3, device=CPU, dtype=torch.float32)
@@ -913,7 +643,7 @@ def test_random_weights_are_trained_whole(
         moved = {name for name, tensor in start.items() if not torch.equal(state[name], tensor)}
         blocks = {int(name.split(".")[3]) for name in moved if name.startswith("bert.encoder")}
         assert blocks == ({0, 1, 2} if number % 2 else {2})
-        assert ("bert.embeddings.word_embeddings.weight" in moved) == (adapter is None or number % 2 == 1)
+        assert ("bert.embeddings.word_embeddings.weight" in moved) == (number % 2 == 1)
 
 
 def test_fine_tuning_learns_what_it_is_taught(cells: ad.AnnData, toy_model: Model, tmp_path: Path) -> None:
@@ -927,12 +657,12 @@ def test_fine_tuning_learns_what_it_is_taught(cells: ad.AnnData, toy_model: Mode
 
 
 def test_lost_names_are_noticed_before_anything_is_trained(
-    cells: ad.AnnData, toy_model: Model, trainings: list[tuple[Any, Any]]
+    cells: ad.AnnData, toy_model: Model, trainings: list[tuple[Any, Any, Any]]
 ) -> None:
     gfx.pp.tokenize(cells, model=toy_model)
     cells.var_names = [f"probe{at}" for at in range(cells.n_vars)]
     with pytest.raises(ValueError, match="knows none of the genes here"):
-        tune(cells, ODD_EVEN, model=toy_model, training=ONE_STEP)
+        tune(cells, ODD_EVEN, model=toy_model, method=FineTuning(training=ONE_STEP))
     assert trainings == []
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from gfx.models import Model
 
+PROBE = {"method": "linear_probe"}
 LABELS = {"odd": [f"TOY{n}" for n in range(1, 81, 2)], "even": [f"TOY{n}" for n in range(2, 81, 2)]}
 QUICK = {"n_splits": 2, "n_repeats": 1, "controls": None}
 #: Two steps an epoch for genes, whose checkpoints are a step apart; one for cells, two when all are taught.
@@ -35,12 +36,6 @@ EPOCHS = {"genes": 2, "cells": 3}
 N_STEPS = 12
 #: Fields of a fine-tuning among the arguments of a call.
 CHOICES = ("training", "freeze_layers", "patience", "class_weight")
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few draws, on which intervals alone depend."""
-    monkeypatch.setattr("gfx._core.classification.N_DRAWS", 5)
 
 
 @dataclass(frozen=True)
@@ -85,13 +80,15 @@ def calls(toy_cells: Any, model: Model) -> dict[str, Call]:
 @pytest.fixture(scope="module")
 def wholes(toy_cells: Any, toy_model: Model, slots: Any, tmp_path_factory: Any) -> dict[str, Whole]:
     """A call for genes, and one for cells."""
-    found = {}
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("gfx._core.classification.N_DRAWS", 5)
-        for name, call in calls(toy_cells, toy_model).items():
-            folder = tmp_path_factory.mktemp("whole") / name
-            found[name] = Whole(call, folder, slots(call(folder)))
-    return found
+    folder = tmp_path_factory.mktemp("whole")
+    made = calls(toy_cells, toy_model).items()
+    return {name: Whole(call, folder / name, slots(call(folder / name))) for name, call in made}
+
+
+@pytest.fixture(params=["genes", "cells"])
+def call(request: Any, toy_cells: Any, toy_model: Model) -> Call:
+    """A call for genes, or for cells, that has not been made."""
+    return calls(toy_cells, toy_model)[request.param]
 
 
 @pytest.fixture(params=["genes", "cells"])
@@ -297,26 +294,22 @@ def test_other_cells_and_models_do_not_mix(whole: Whole, toy_model_v1: Model) ->
         whole.call(whole.folder, model=toy_model_v1)
 
 
-@pytest.mark.parametrize("of", ["genes", "cells"])
-def test_begun_anew_as_the_message_says_the_model_is_the_new_one(
-    of: str, toy_cells: Any, toy_model: Model, tmp_path: Path
-) -> None:
-    call, how = calls(toy_cells, toy_model)[of], {"method": "linear_probe"}
-    call(tmp_path, **how)
+def test_begun_anew_as_the_message_says_the_model_is_the_new_one(call: Call, tmp_path: Path) -> None:
+    call(tmp_path, **PROBE)
     before = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "plan.json").unlink()
     shutil.rmtree(tmp_path / "runs", ignore_errors=True)
-    call(tmp_path, **how, rng=1, cells=toy_cells(24, seed=3))
+    call(tmp_path, **PROBE, rng=1, cells=call.make(24, seed=3))
     assert json.loads((tmp_path / "classification.json").read_text())["params"]["rng"] == 1
     assert (tmp_path / "model.safetensors").read_bytes() != before
 
 
 def test_columns_in_another_order_do_not_mix(toy_cells: Any, toy_model: Model, tmp_path: Path) -> None:
     """The first one decides the folds: models of the other order have seen the cells that this one holds out."""
-    call, how = calls(toy_cells, toy_model)["cells"], {"method": "linear_probe"}
-    call(tmp_path, what=["cell_type", "condition"], **how)
+    call = calls(toy_cells, toy_model)["cells"]
+    call(tmp_path, what=["cell_type", "condition"], **PROBE)
     with pytest.raises(ValueError, match="holds a run with another first, which"):
-        call(tmp_path, what=["condition", "cell_type"], **how)
+        call(tmp_path, what=["condition", "cell_type"], **PROBE)
 
 
 #: What makes a call of no avail, and what is said of it.
@@ -333,40 +326,35 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("of", ["genes", "cells"])
-def test_a_training_that_is_refused_leaves_no_plan(
-    of: str, toy_cells: Any, toy_model: Model, slots: Any, tmp_path: Path
-) -> None:
-    """Or the call would be refused that mends it."""
-    call, cells = calls(toy_cells, toy_model)[of], toy_cells(24)
+def test_a_training_that_is_refused_leaves_no_plan(call: Call, slots: Any, tmp_path: Path) -> None:
+    """Or the call that mends it would be refused."""
+    cells = call.make(24)
     before = slots(cells)
-    for training, text in REFUSED[of]:
+    for training, text in REFUSED["genes" if call.what is LABELS else "cells"]:
         with pytest.raises(ValueError, match=text):
             call(tmp_path / "folder", cells=cells, training=training)
     assert slots(cells) == before
     assert not (tmp_path / "folder").exists()
 
 
-@pytest.mark.parametrize("of", ["genes", "cells"])
-def test_what_others_keep_is_not_written_over(
-    of: str, toy_cells: Any, toy_model: Model, slots: Any, tmp_path: Path
-) -> None:
-    """Notes, another checkpoint, a file; a folder that is empty, or begun anew, is another thing."""
-    call, how = calls(toy_cells, toy_model)[of], {"method": "linear_probe"}
+def test_files_of_others_are_not_written_over(call: Call, toy_model: Model, slots: Any, tmp_path: Path) -> None:
+    """Notes, another checkpoint, a file, the model to start from; an empty folder is taken."""
     (tmp_path / "project").mkdir()
     (tmp_path / "project" / "README.md").write_text("mine")
     shutil.copytree(toy_model.folder, tmp_path / "checkpoint")
-    before, cells = files(tmp_path), toy_cells(24)
+    before, cells = files(tmp_path), call.make(24)
     untouched = slots(cells)
+    with pytest.raises(ValueError, match="is that of the model to start from"):
+        call(tmp_path / "checkpoint", cells=cells, model=tmp_path / "checkpoint", **PROBE)
     for name, text in (("project", "README.md"), ("checkpoint", "config.json")):
         with pytest.raises(ValueError, match=rf"holds what no such call left, .*{text}.*Give a new or an empty folder"):
-            call(tmp_path / name, cells=cells, **how)
+            call(tmp_path / name, cells=cells, **PROBE)
     with pytest.raises(ValueError, match="is a file"):
-        call(tmp_path / "project" / "README.md", cells=cells, **how)
+        call(tmp_path / "project" / "README.md", cells=cells, **PROBE)
     assert files(tmp_path) == before
     assert slots(cells) == untouched
     (tmp_path / "empty").mkdir()
-    call(tmp_path / "empty", **how)
+    call(tmp_path / "empty", **PROBE)
 
 
 def test_a_folder_of_other_versions_goes_on_with_a_warning(whole: Whole, finished: Path, slots: Any, stop: Any) -> None:
@@ -399,36 +387,18 @@ def test_adapters_do_not_mix_with_whole_weights(whole: Whole, finished: Path) ->
         whole.call(finished)
 
 
-@pytest.mark.parametrize("of", ["genes", "cells"])
-def test_the_pretrained_model_is_not_written_over(
-    of: str, toy_cells: Any, toy_model: Model, toy_folder: Path, tmp_path: Path
+def test_a_finished_folder_of_a_linear_probe_is_read_and_one_that_was_cut_off_is_mended(
+    call: Call, slots: Any, tmp_path: Path
 ) -> None:
-    folder = shutil.copytree(toy_folder, tmp_path / "own")
-    before = files(folder)
-    with pytest.raises(ValueError, match="folder"):
-        calls(toy_cells, toy_model)[of](folder, model=folder, method="linear_probe")
-    assert files(folder) == before
-
-
-@pytest.mark.parametrize("of", ["genes", "cells"])
-def test_killed_while_the_last_file_was_written(
-    of: str, toy_cells: Any, toy_model: Model, slots: Any, tmp_path: Path
-) -> None:
-    call, how = calls(toy_cells, toy_model)[of], {"method": "linear_probe"}
-    expected = slots(call(tmp_path, **how))
+    """The last file was cut off: the call was killed while it wrote."""
+    expected = slots(call(tmp_path, **PROBE))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    assert slots(call(tmp_path, **PROBE)) == expected
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
+    with pytest.raises(ValueError, match=r"holds a run with another .*n_splits"):
+        call(tmp_path, **PROBE, n_splits=3)
     file = tmp_path / "classification.json"
-    whole = file.read_text()
-    file.write_text(whole[: len(whole) // 2])
-    assert slots(call(tmp_path, **how)) == expected
-    assert file.read_text() == whole
-
-
-def test_folders_of_linear_probes(toy_cells: Any, toy_model: Model, slots: Any, tmp_path: Path) -> None:
-    for name, call in calls(toy_cells, toy_model).items():
-        how = {"method": "linear_probe"}
-        expected = slots(call(tmp_path / name, **how))
-        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
-        assert slots(call(tmp_path / name, **how)) == expected
-        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
-        with pytest.raises(ValueError, match=r"holds a run with another .*n_splits"):
-            call(tmp_path / name, **how, n_splits=3)
+    content = file.read_text()
+    file.write_text(content[: len(content) // 2])
+    assert slots(call(tmp_path, **PROBE)) == expected
+    assert file.read_text() == content

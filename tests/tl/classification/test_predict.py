@@ -43,16 +43,6 @@ PROBED = QUICK | {"method": "linear_probe"}
 predict_genes, predict_cells = gfx.tl.predict_genes, gfx.tl.predict_cells
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """float32 on every CPU; few draws of bootstraps, and no penalty to choose."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("gfx._engine.device.has_fast_bfloat16", lambda *_, **__: False)
-        monkeypatch.setattr("gfx._core.classification.N_DRAWS", 5)
-        monkeypatch.setattr("gfx._core.linear_head._best_strength", lambda *_: 0.1)
-        yield
-
-
 def with_a_task(cells: ad.AnnData) -> ad.AnnData:
     cells.obs["a_stage"] = pd.Categorical(np.where(np.arange(cells.n_obs) % 4 < 2, "old", "young"))
     return cells
