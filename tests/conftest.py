@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import gzip
 import json
 import os
@@ -341,6 +342,15 @@ class StopInStep:
 
         self.monkeypatch.setattr(self.model, "forward", counted)
         return steps
+
+
+@pytest.fixture(scope="module")
+def old_objects_stay() -> Iterator[None]:
+    """Let collections of garbage pass over what other tests have made: each training collects, several times."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

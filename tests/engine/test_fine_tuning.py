@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import random
 from dataclasses import dataclass
@@ -43,6 +42,8 @@ if TYPE_CHECKING:
 
 #: peft asks transformers for it by its old name.
 OLD_NAME = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+pytestmark = pytest.mark.usefixtures("old_objects_stay")
 
 ARGUMENTS = {
     "per_device_train_batch_size": 6,
@@ -94,15 +95,6 @@ class Task:
         model = make_classifier(self.model.weights, self.model.config | config, head, seed=seed, n_blocks=3)
         freeze(model, frozen)
         return model
-
-
-@pytest.fixture(scope="module", autouse=True)
-def old_objects_stay() -> Iterator[None]:
-    """Each training collects garbage; to look at what all tests have made so far takes most of its time."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
@@ -429,7 +421,7 @@ def test_an_early_end_is_the_end(
 
 
 @OLD_NAME
-@pytest.mark.parametrize("head", [CELLS, GENES, Head("cells", "pooler", CELLS.tasks)], ids=["cells", "genes", "pooler"])
+@pytest.mark.parametrize("head", [GENES, Head("cells", "pooler", CELLS.tasks)], ids=["genes", "pooler"])
 def test_adapters_become_part_of_the_weights(run: Run, task: Task, tmp_path: Path, head: Head) -> None:
     """Only the queries and values of every block, and the head, differ from the start."""
     pytest.importorskip("peft")
@@ -446,17 +438,16 @@ def test_adapters_become_part_of_the_weights(run: Run, task: Task, tmp_path: Pat
 
 
 @OLD_NAME
-@pytest.mark.parametrize("frozen", [1, 2])
-def test_adapters_leave_frozen_blocks_as_they_are(run: Run, task: Task, tmp_path: Path, frozen: int) -> None:
+def test_adapters_leave_frozen_blocks_as_they_are(run: Run, task: Task, tmp_path: Path) -> None:
     pytest.importorskip("peft")
-    how = {"make": partial(task.make, frozen=frozen), "adapter": "lora"}
+    how = {"make": partial(task.make, frozen=1), "adapter": "lora"}
     found = run(tmp_path / "plain", **how)
     judged = run(tmp_path / "judged", stops=task.misleading(), patience=1, **how, **FAST)
     again = run(tmp_path / "judged", stops=task.misleading(), patience=1, **how, **FAST)  # read back
     assert same_weights(again, judged)
     for model in (found, judged):
         blocks = {int(name.split(".")[3]) for name in changed(model, task.make()) if name.startswith("bert.encoder")}
-        assert blocks == set(range(frozen, 3))
+        assert blocks == {1, 2}
 
 
 @OLD_NAME

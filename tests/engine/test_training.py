@@ -42,6 +42,8 @@ ARGUMENTS = {
     "warmup_steps": 1,
     "use_cpu": True,
 }
+pytestmark = pytest.mark.usefixtures("old_objects_stay")
+
 WORDS = "bert.embeddings.word_embeddings.weight"
 N_CELLS = 64
 
@@ -333,8 +335,11 @@ def test_what_is_given_replaces_what_is_ours(tmp_path: Path) -> None:
 
 WAYS = {
     "plain": {},
-    "accumulated": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
-    "worker": {"dataloader_num_workers": 1},
+    "accumulated by a worker": {
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "dataloader_num_workers": 1,
+    },
 }
 
 

@@ -24,6 +24,12 @@ def pickled(folder: Path, content: object, protocol: int = 4) -> Path:
     return path
 
 
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
 def published(shared: Path, family: str) -> Vocabulary:
     folder, corpus = shared / "data" / "official", FAMILIES[family][0]
     return read_published_vocabulary(
@@ -136,27 +142,23 @@ def test_wrong_kinds_of_value_are_refused(tmp_path: Path) -> None:
             read_published_vocabulary("own", tokens, medians)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_published_vocabularies_agree_with_their_text(shared: Path, family: str) -> None:
-    vocabulary = published(shared, family)
+def test_published_vocabularies_agree_with_their_text(shared: Path, published: Vocabulary, family: str) -> None:
     text = pd.read_csv(
         shared / "data" / "official" / f"vocab_{FAMILIES[family][1]}.csv.gz",
         keep_default_na=False,
         na_values={"median": [""]},
         float_precision="round_trip",
     )
-    assert vocabulary.ids.tolist() == text["ensembl_id"].tolist()
-    np.testing.assert_array_equal(vocabulary.medians, text["median"].to_numpy())
+    assert published.ids.tolist() == text["ensembl_id"].tolist()
+    np.testing.assert_array_equal(published.medians, text["median"].to_numpy())
     without_symbol = (text["symbol"] == "") | (text["symbol"] == text["ensembl_id"])
-    assert vocabulary.symbols.tolist() == text["symbol"].mask(without_symbol, "").tolist()
-    assert vocabulary.has_cls == (family == "V2")
-    assert set(map(type, vocabulary.ids)) == {str}
+    assert published.symbols.tolist() == text["symbol"].mask(without_symbol, "").tolist()
+    assert published.has_cls == (family == "V2")
+    assert set(map(type, published.ids)) == {str}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_published_name_leads_to_its_gene(shared: Path, family: str) -> None:
-    vocabulary = published(shared, family)
-    token_of = dict(zip(vocabulary.ids, range(len(vocabulary)), strict=True))
+def test_every_published_name_leads_to_its_gene(shared: Path, published: Vocabulary, family: str) -> None:
+    token_of = dict(zip(published.ids, range(len(published)), strict=True))
     for dictionary, keys, n_known in (
         ("ensembl_mapping_dict", "key", {"V1": 25_424, "V2": 91_753}),
         ("gene_name_id_dict", "symbol", {"V1": 21_245, "V2": 20_271}),
@@ -164,7 +166,7 @@ def test_every_published_name_leads_to_its_gene(shared: Path, family: str) -> No
         corpus = FAMILIES[family][1]
         table = pd.read_csv(shared / "data" / "official" / f"{dictionary}_{corpus}.csv.gz", keep_default_na=False)
         expected = [token_of.get(gene, -1) for gene in table["ensembl_id"]]
-        found = vocabulary.resolve(table[keys])
+        found = published.resolve(table[keys])
         np.testing.assert_array_equal(found, expected)
         assert (found >= 0).sum() == n_known[family]
 
