@@ -186,8 +186,7 @@ def head_once(x: np.ndarray, labels: np.ndarray, n_labelled: int, seed: int) -> 
 
 def masked_genes(folder: Path, cells: MaskedCells) -> dict[str, float]:
     """Loss and accuracy at naming masked genes of cells that no model saw."""
-    from gfx._engine.masked_model import read_model
-    from gfx._engine.training import masked_accuracy
+    from gfx._engine.pretraining import masked_accuracy, read_model
 
     return {name: round(value, 4) for name, value in masked_accuracy(read_model(folder), cells).items()}
 

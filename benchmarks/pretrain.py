@@ -40,8 +40,7 @@ from transformers.trainer import DEFAULT_CALLBACKS
 
 import gfx
 from gfx._engine.examples import NOTHING, MaskedCells
-from gfx._engine.masked_model import MaskedGeneModel, read_model
-from gfx._engine.training import DEFAULTS, masked_accuracy
+from gfx._engine.pretraining import DEFAULTS, MaskedGeneModel, masked_accuracy, read_model
 from gfx.models._registry import CONFIGURATIONS
 from gfx.models.pretraining._pretrain import _make_model, _split
 from gfx.models.pretraining._shards import encode_sources

@@ -356,7 +356,7 @@ def old_objects_stay() -> Iterator[None]:
 @pytest.fixture
 def stop_in_step(monkeypatch: pytest.MonkeyPatch) -> StopInStep:
     """Stop training in a step of one's choice."""
-    from gfx._engine.masked_model import MaskedGeneModel
+    from gfx._engine.pretraining import MaskedGeneModel
 
     return StopInStep(monkeypatch, MaskedGeneModel, MaskedGeneModel.forward)
 

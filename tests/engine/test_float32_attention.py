@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import BertConfig
 
 from gfx._engine import float32_attention as ours
-from gfx._engine.masked_model import MaskedGeneModel
+from gfx._engine.pretraining import MaskedGeneModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM, BertForMaskedLM, BertForSequenceClassification
 
 from gfx._engine.examples import NOTHING, MaskedCells, Padded
-from gfx._engine.masked_model import MaskedGeneModel, make_model, read_model, save_model
-from gfx._engine.training import masked_accuracy
+from gfx._engine.pretraining import MaskedGeneModel, make_model, masked_accuracy, read_model, save_model
 
 if TYPE_CHECKING:
     from pathlib import Path

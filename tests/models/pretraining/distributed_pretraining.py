@@ -39,7 +39,7 @@ def train(folder: Path, batch_size: int, sources: list[Path]) -> None:
 
 def die_in_step(step: int) -> None:
     """Let this process be killed, as by a scheduler."""
-    from gfx._engine.masked_model import MaskedGeneModel
+    from gfx._engine.pretraining import MaskedGeneModel
 
     steps, forward = [], MaskedGeneModel.forward
 

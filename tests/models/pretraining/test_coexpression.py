@@ -185,7 +185,7 @@ def test_cls_starts_at_the_place_of_the_cell() -> None:
     """Behind the first block as a weighted sum of its genes, less what all cells share; near it where it is read."""
     import torch
 
-    from gfx._engine.masked_model import make_model, start_at_place
+    from gfx._engine.pretraining import make_model, start_at_place
 
     vocabulary = vocabulary_of(N_TYPES * GENES_OF_A_TYPE)
     cells = cells_of(vocabulary)

@@ -23,8 +23,7 @@ from transformers import BertConfig, BertForSequenceClassification
 import gfx
 from gfx._engine import examples
 from gfx._engine.examples import MaskedCells
-from gfx._engine.masked_model import read_model
-from gfx._engine.training import masked_accuracy
+from gfx._engine.pretraining import masked_accuracy, read_model
 from gfx.models import build_vocabulary, load, pretrain
 from gfx.models._plan import keep_to_plan
 from gfx.models._registry import CONFIGURATIONS
@@ -291,7 +290,7 @@ def test_the_model_is_there_before_it_is_scored(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("gfx._engine.training.masked_accuracy", stopped)
+        patch.setattr("gfx._engine.pretraining.masked_accuracy", stopped)
         with pytest.raises(KeyboardInterrupt):
             quick_run(structured, tmp_path / "run")
     assert load(tmp_path / "run").n_blocks == 2

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from gfx._core.vocabulary import Vocabulary
-    from gfx._engine.masked_model import MaskedGeneModel
+    from gfx._engine.pretraining import MaskedGeneModel
     from gfx.models.pretraining._coexpression import Coexpression
     from gfx.models.pretraining._shards import TokenShards
     from gfx.models.pretraining._sources import Source
@@ -148,9 +148,8 @@ def pretrain(
     >>> model.n_blocks
     1
     """
-    from gfx._engine import training as engine
+    from gfx._engine import pretraining as engine
     from gfx._engine.examples import MaskedCells
-    from gfx._engine.masked_model import read_model, save_model
     from gfx._engine.trainer import HARMLESS, cells_per_step
 
     folder = Path(folder)
@@ -168,7 +167,7 @@ def pretrain(
         engine.stage_arguments(folder, 1, epochs=1, arguments=given, patience=patience, seed=rng) for given in arguments
     ]
     is_first = settings.process_index == 0
-    model = None if origin is None else read_model(origin.folder)  # or fail before a corpus is read
+    model = None if origin is None else engine.read_model(origin.folder)  # or fail before a corpus is read
     corpus = find_sources(sources, gene_ids)
     with settings.main_process_first(local=False):
         if vocabulary is None:
@@ -221,7 +220,7 @@ def pretrain(
         )
     with settings.main_process_first(local=False):  # whoever returns finds the model there
         if is_first:
-            save_model(model, folder)
+            engine.save_model(model, folder)
             write_vocabulary(vocabulary, folder)
     if is_first:
         report = {
@@ -355,7 +354,7 @@ def _make_model(
     seed: int,
 ) -> MaskedGeneModel:
     """Make an untrained model; with `coexpression`, its gene embeddings and `<cls>` start from there."""
-    from gfx._engine.masked_model import make_model, start_at_place
+    from gfx._engine.pretraining import make_model, start_at_place
 
     shuffled = np.random.default_rng(seed).permutation(training_cells)
     counted = shuffled[:CELLS_FOR_THE_FREQUENCY]

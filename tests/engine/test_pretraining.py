@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from gfx import settings
-from gfx._engine import float32_attention, trainer, training
+from gfx._engine import float32_attention, pretraining, trainer
 from gfx._engine.examples import MaskedCells, Padded, SimilarLengths
-from gfx._engine.masked_model import MaskedGeneModel, make_model
+from gfx._engine.pretraining import MaskedGeneModel, make_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,7 +83,7 @@ def run(toy_vocabulary: Vocabulary, learnt: MaskedCells, held_out: MaskedCells) 
     ) -> tuple[MaskedGeneModel, list[dict[str, float]]]:
         model = model or model_for(toy_vocabulary)
         with settings.override(verbosity=0):
-            history = training.train(
+            history = pretraining.train(
                 model,
                 learnt,
                 held_out,
@@ -172,7 +172,7 @@ def test_the_log_is_written_as_lines_of_json(trained: tuple) -> None:
 def test_evaluation_along_the_way_is_that_of_the_end(trained: tuple, held_out: MaskedCells) -> None:
     folder, _, history = trained
     (last,) = (entry for entry in history if entry.get("step") == 8 and "eval_loss" in entry)
-    expected = training.masked_accuracy(MaskedGeneModel.from_pretrained(folder / "finished"), held_out)
+    expected = pretraining.masked_accuracy(MaskedGeneModel.from_pretrained(folder / "finished"), held_out)
     assert last["eval_predictions"] == expected["n"]
     for name in ("loss", "top_1", "top_10"):  # all cells are in one batch
         assert last[f"eval_{name}"] == pytest.approx(expected[name], abs=1e-5)
@@ -248,7 +248,7 @@ def test_bfloat16_on_a_cpu_without_matrix_units(
     trained: tuple, run: Run, toy_vocabulary: Vocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Attention is float32, and the losses those of float32 within its precision."""
-    monkeypatch.setattr(training, "has_fast_bfloat16", lambda _: False)
+    monkeypatch.setattr(pretraining, "has_fast_bfloat16", lambda _: False)
     called, attend = [], float32_attention.sdpa_attention_forward
 
     def watched(module, query, *args, **kwargs):
@@ -288,7 +288,7 @@ def test_bars_and_losses_are_shown_on_request(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     with settings.override(verbosity=2):
-        training.train(
+        pretraining.train(
             model_for(toy_vocabulary),
             learnt,
             held_out,
@@ -326,7 +326,7 @@ def test_what_is_given_replaces_what_is_ours(tmp_path: Path) -> None:
     assert found.max_grad_norm == 2.0
     assert found.learning_rate == 3e-4
     assert found.disable_tqdm is False
-    assert found.weight_decay == training.DEFAULTS["weight_decay"]
+    assert found.weight_decay == pretraining.DEFAULTS["weight_decay"]
     assert found.remove_unused_columns is False
 
 
@@ -458,7 +458,7 @@ def test_the_best_model_is_kept(run: Run, toy_vocabulary: Vocabulary, held_out: 
     found = evaluations(history)
     assert found.index(min(found)) == len(found) - 4
     assert len(found) < 32
-    assert training.masked_accuracy(model, held_out)["loss"] == pytest.approx(min(found), abs=1e-5)
+    assert pretraining.masked_accuracy(model, held_out)["loss"] == pytest.approx(min(found), abs=1e-5)
     written = MaskedGeneModel.from_pretrained(tmp_path / "finished")
     assert_same_weights(weights(written), weights(model))
 
