@@ -22,25 +22,11 @@ def plain_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compare_manifests(stored: Mapping[str, Any], requested: Mapping[str, Any], *, holder: str, advice: str) -> str:
-    """Check that a run may go on with what was stored.
+    """Check that a run may go on with what was stored when it began.
 
-    Parameters
-    ----------
-    stored, requested
-        The manifest that was written when the run began, and that of the present call.
-    holder
-        Subject of the message, such as ``"/data/run holds a screen"``.
-    advice
-        What to do when the two differ; ends the message.
-
-    Returns
-    -------
-    Text of a warning that names the versions of gfx and torch, if only these differ; else an empty text.
-
-    Raises
-    ------
-    ValueError
-        Anything but the versions differs; the message lists each difference.
+    Returns the text of a warning that names the versions of gfx and torch, if only these differ, else an empty text.
+    Any other difference is a `ValueError` that lists all of them, such as "/data/run holds a screen" (`holder`) with
+    another model; `advice` ends it.
     """
     requested = plain_manifest(requested)
     changed = sorted(key for key in {*stored, *requested} - {*VERSIONS} if stored.get(key) != requested.get(key))

@@ -108,8 +108,10 @@ def test_files(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Writing zarr v2 data:UserWarning")
-@pytest.mark.parametrize("kind", ["csr", "csc", "dense", "zarr", "zarr dense"])
-@pytest.mark.parametrize("dtype", ["float32", "int64", "uint8"])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [("csr", "float32"), ("csc", "int64"), ("dense", "uint8"), ("zarr", "int64"), ("zarr dense", "float32")],
+)
 def test_files_of_any_kind(tmp_path, kind, dtype):
     (first, _) = two_sources()
     expected = build_vocabulary(first)

@@ -618,41 +618,20 @@ def test_a_source_without_the_vocabularys_genes(structured: ad.AnnData, tmp_path
         pretrain([structured, first], tmp_path, vocabulary=vocabulary, config=TINY, training=QUICK)
 
 
-def spoil(path: Path, how: str) -> None:
-    """Make a file unusable."""
-    if how == "truncated":
-        content = path.read_bytes()
-        path.write_bytes(content[: len(content) // 2])
-        return
-    adata = ad.read_h5ad(path)
-    if how == "negative":
-        adata.X = adata.X - sparse.csr_matrix(([5.0], ([3], [2])), shape=adata.shape, dtype=np.float32)
-    else:
-        adata.var_names = [name.replace("ENSG", "ENSMUSG") for name in adata.var_names]
-    adata.write_h5ad(path)
-
-
-@pytest.mark.parametrize(
-    ("how", "said"),
-    [
-        ("negative", "negative"),
-        ("truncated", r"cannot be read to its end .*truncated.* Was it copied or fetched completely\?"),
-        ("mouse", r"These are mouse genes, such as \['ENSMUSG00000000001'"),
-    ],
-)
 def test_a_bad_file_is_named_and_the_others_are_not_read_again(
-    structured: ad.AnnData, tmp_path: Path, how: str, said: str, stop_in_step: StopInStep
+    structured: ad.AnnData, tmp_path: Path, stop_in_step: StopInStep
 ) -> None:
     paths = [tmp_path / f"{name}.h5ad" for name in ("heart", "aorta", "blood")]
     for at, path in enumerate(paths):
         structured[30 * at : 30 * (at + 1)].copy().write_h5ad(path)
     vocabulary = build_vocabulary([structured])
     good = paths[1].read_bytes()
-    spoil(paths[1], how)
+    paths[1].write_bytes(good[: len(good) // 2])
     folder = tmp_path / "run"
     run = {"vocabulary": vocabulary, "config": TINY, "curriculum": [(24, 1)], "training": STILL}
     steps = stop_in_step(1)
-    with gfx.settings.override(verbosity=0), pytest.raises(ValueError, match=rf"(?s)aorta\.h5ad: .*{said}") as error:
+    unreadable = r"(?s)aorta\.h5ad: .*cannot be read to its end .*truncated.* Was it copied or fetched completely\?"
+    with gfx.settings.override(verbosity=0), pytest.raises(ValueError, match=unreadable) as error:
         pretrain(paths, folder, **run)
     assert steps == []
     text = str(error.value)
@@ -661,6 +640,8 @@ def test_a_bad_file_is_named_and_the_others_are_not_read_again(
     assert "blood.h5ad" not in text
     kept = {path.name.partition("-")[0]: path.stat() for path in (folder / "tokens").iterdir()}
     assert set(kept) == {"heart", "blood"}
+    with pytest.raises(ValueError, match=r"(?s)^1 of 3 sources cannot be used.*- aorta\.h5ad: "):
+        quick_run_of_files(paths, tmp_path / "without vocabulary")
     paths[1].write_bytes(good)
     stop_in_step(10_000)
     with gfx.settings.override(verbosity=0):
@@ -670,18 +651,6 @@ def test_a_bad_file_is_named_and_the_others_are_not_read_again(
     for name, before in kept.items():
         assert (now[name].st_ino, now[name].st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert list(report(folder)["held_out"]) == ["0: heart.h5ad", "1: aorta.h5ad", "2: blood.h5ad"]
-
-
-@pytest.mark.parametrize("how", ["negative", "truncated"])
-def test_a_bad_file_is_named_where_the_vocabulary_is_made_from_it(
-    structured: ad.AnnData, tmp_path: Path, how: str
-) -> None:
-    paths = [tmp_path / "heart.h5ad", tmp_path / "aorta.h5ad"]
-    for path in paths:
-        structured[:30].copy().write_h5ad(path)
-    spoil(paths[1], how)
-    with pytest.raises(ValueError, match=r"(?s)^1 of 2 sources cannot be used.*- aorta\.h5ad: "):
-        quick_run_of_files(paths, tmp_path / "run")
 
 
 def quick_run_of_files(paths: list[Path], folder: Path) -> None:
