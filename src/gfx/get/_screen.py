@@ -97,7 +97,7 @@ def screen_df(
     Examples
     --------
     >>> import gfx
-    >>> adata = gfx.datasets.toy()
+    >>> adata = gfx.datasets.toy(30)
     >>> gfx.tl.screen_genes(adata, model="mini", method=gfx.tl.FirstOrder(2), groupby="cell_type")
     >>> gfx.get.screen_df(adata, "B cell").columns[3:8].tolist()
     ['shift_mean', 'shift_sd', 'shift_excess', 'shift_low', 'shift_high']
@@ -196,7 +196,7 @@ def screen_cells(
     --------
     >>> import tempfile
     >>> import gfx
-    >>> adata = gfx.datasets.toy()[:20].copy()
+    >>> adata = gfx.datasets.toy(20)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     gfx.tl.screen_genes(adata, model="mini", method="first_order", controls=None, store=f"{folder}/screen.zarr")
     ...     shifts = gfx.get.screen_cells(adata, f"{folder}/screen.zarr")

@@ -81,7 +81,7 @@ def screen(
     Examples
     --------
     >>> import gfx
-    >>> adata = gfx.datasets.toy()
+    >>> adata = gfx.datasets.toy(30)
     >>> gfx.tl.screen_genes(adata, model="mini", method=gfx.tl.FirstOrder(2), groupby="cell_type")
     >>> [panel.get_title() for panel in gfx.pl.screen(adata, ["B cell", "T cell"], show=False)]
     ['B cell', 'T cell']

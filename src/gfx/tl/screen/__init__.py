@@ -71,7 +71,7 @@ class FirstOrder:
     Examples
     --------
     >>> import gfx
-    >>> adata = gfx.datasets.toy()[:20].copy()
+    >>> adata = gfx.datasets.toy(20)
     >>> gfx.tl.screen_genes(adata, model="mini", method=gfx.tl.FirstOrder(n_probes=4))
     >>> gfx.get.screen_df(adata).shape[0] > 0
     True
@@ -194,7 +194,7 @@ def screen_genes(
     Examples
     --------
     >>> import gfx
-    >>> adata = gfx.datasets.toy()
+    >>> adata = gfx.datasets.toy(20)
     >>> gfx.tl.screen_genes(adata, model="mini", method="first_order", mask_obs=adata.obs["cell_type"] == "B cell")
     >>> table = gfx.get.screen_df(adata, min_cells=5)
     >>> table.columns[:6].tolist()
