@@ -158,7 +158,6 @@ def everything(toy, encoder, eager):
         split=True,
         goals=goals,
         gene_groups=which,
-        n_groups=len(sets),
         keep_vectors=True,
     )
     attention = attention_of(eager, *cells)

@@ -92,12 +92,14 @@ def measure(run, operator, sets, goals=None):
     ]
     cell, which = np.array(pairs).T
     edits = Edits(operator, [np.array(genes) for genes in sets], cell, which)
-    wanted = {"gene_groups": np.arange(len(cell)), "n_groups": len(cell)}
+    wanted = {"gene_groups": np.arange(len(cell))}
     how = comparison(run)
     found = run_edits(
         encoder(run), run.ids, run.lengths, run.vocabulary, edits, how=how, positions="close", goals=goals, **wanted
     )
-    return edits, SimpleNamespace(**found)
+    genes = np.zeros((3, len(run.vocabulary), len(cell)))
+    genes[:, found["gene_token"], found["gene_group"]] = found["gene_sums"]
+    return edits, SimpleNamespace(**found, genes=genes)
 
 
 def check_cells(edits, found, expected, keys, *, where=True):

@@ -117,7 +117,6 @@ def everything(toy, encoder, some, **wanted):
             {
                 "goals": np.eye(3, 16),
                 "gene_groups": some.which,
-                "n_groups": 2,
                 "keep_vectors": True,
                 "split": True,
                 "positions": "close",

@@ -65,7 +65,6 @@ def run_edits(
     split: bool = False,
     goals: np.ndarray | None = None,
     gene_groups: np.ndarray | None = None,
-    n_groups: int = 0,
     keep_vectors: bool = False,
 ) -> dict[str, np.ndarray]:
     """Perturb genes in a block of cells and measure how far each cell, and each of its other genes, shifts.
@@ -88,9 +87,8 @@ def run_edits(
         Find the parts, too; where the others close up that takes a second pass.
     goals
         Vectors of states, float `(n_states, d)`, or `(n_sets, n_states, d)` for other ones with each set.
-    gene_groups, n_groups
-        Group of each edit, int `(n_edits,)`, to sum the shifts of the remaining genes in, -1 for none; and how many
-        there are.
+    gene_groups
+        Group of each edit, int `(n_edits,)`, to sum the shifts of the remaining genes in, -1 for none.
     keep_vectors
         Return the cell before and after each edit, too.
 
@@ -107,18 +105,23 @@ def run_edits(
         With `split`: composition, position and context of both, `(n_edits, 3)` and `(n_edits, n_states, 3)`.
     `vectors`
         With `keep_vectors`: the cell before and after, `(n_edits, 2, d)`.
-    `genes`
-        With `gene_groups`: sum, sum of squares and number of the shifts of each remaining gene, float64
-        `(3, n_tokens, n_groups)`.
+    `gene_token`, `gene_group`, `gene_sums`
+        With `gene_groups`: every token and group with shifts, `(n,)`, and their sum, sum of squares and number, float64
+        `(3, n)`.
     """
-    device, n_tokens, n_states = encoder.device, len(vocabulary), 0 if goals is None else goals.shape[-2]
+    device, n_states = encoder.device, 0 if goals is None else goals.shape[-2]
     edits = replace(edits, sets=pad_sets(edits.sets))
     effects = unknown_effects(len(edits), shift=(), rank=(), toward=(n_states,))
     if split:
         effects |= unknown_effects(len(edits), parts=(3,), toward_parts=(n_states, 3))
     if keep_vectors:
         effects |= unknown_effects(len(edits), vectors=(2, encoder.config.hidden_size))
-    genes = torch.zeros(3, n_tokens * n_groups, dtype=sum_dtype(device), device=device)
+    groups = group_of = None
+    if gene_groups is not None:  # only those of these cells, for sums take memory
+        groups = np.unique(gene_groups[gene_groups >= 0])
+        number = np.where(gene_groups >= 0, np.searchsorted(groups, gene_groups), -1)
+        group_of = torch.from_numpy(number).to(device)
+        genes = torch.zeros(3, len(vocabulary) * len(groups), dtype=sum_dtype(device), device=device)
     limit, is_cpu = batch_tokens(device), device.type == "cpu"
     blocks = batches_by_length(np.where(np.isin(np.arange(len(lengths)), edits.cell), lengths, 0), limit)
     n_workers = min(torch.get_num_threads(), max(1, limit // _CACHED_TOKENS)) if is_cpu else 1
@@ -130,9 +133,11 @@ def run_edits(
             effects,
             how=how,
             positions=positions,
-            goals=None if goals is None else torch.from_numpy(np.asarray(goals, np.float32)).to(device, genes.dtype),
-            groups=None if gene_groups is None else torch.from_numpy(gene_groups).to(device),
-            n_groups=n_groups,
+            goals=None
+            if goals is None
+            else torch.from_numpy(np.asarray(goals, np.float32)).to(device, sum_dtype(device)),
+            group_of=group_of,
+            n_groups=0 if groups is None else len(groups),
         )
         for rows, cells in halving(blocks, lambda rows: reader.read(ids, lengths, rows)):
             numbers, row = edits.of_cells(rows)
@@ -142,12 +147,15 @@ def run_edits(
             new_lengths = placed.new_lengths.cpu().numpy()
             stretches = batches_by_length(new_lengths, limit * (_SHARED_BATCHES if is_cpu else 1))
             for _, passes in halving(stretches, partial(reader.perturb, cells, placed, numbers)):
-                for slot, shifts in passes if gene_groups is not None else ():
+                for slot, shifts in passes if groups is not None else ():
                     for sums, values in zip(genes, (shifts, shifts**2, torch.ones_like(shifts)), strict=True):
                         sums.index_add_(0, slot, values)
-    if gene_groups is None:
+    if groups is None:
         return effects
-    return effects | {"genes": genes.cpu().numpy().reshape(3, n_tokens, n_groups).astype(np.float64)}
+    sums = genes.cpu().double().numpy()
+    (slot,) = np.nonzero(sums[2])
+    token, number = np.divmod(slot, max(1, len(groups)))
+    return effects | {"gene_token": token, "gene_group": groups[number], "gene_sums": sums[:, slot]}
 
 
 # --- passes of the network -----------------------------------------------------------------------------------------
@@ -202,14 +210,14 @@ class _Reader:
         how: Comparison,
         positions: Positions,
         goals: torch.Tensor | None,
-        groups: torch.Tensor | None,
+        group_of: torch.Tensor | None,
         n_groups: int,
     ) -> None:
         self.encoder, self.vocabulary, self.mapped, self.effects = encoder, vocabulary, mapped, effects
         self.how, self.positions, self.split, self.goals = how, positions, "parts" in effects, goals
-        self.groups, self.n_groups, self.device = groups, n_groups, encoder.device
+        self.group_of, self.n_groups, self.device = group_of, n_groups, encoder.device
         self.blocks, self.special = blocks_of(encoder), special_tokens(vocabulary, encoder.device)
-        self.only_first = how == "cls" and groups is None
+        self.only_first = how == "cls" and group_of is None
 
     def lay_out(self, tokens: torch.Tensor, positions: torch.Tensor) -> _Copies:
         """Embed every distinct pair of token and position, and project it for the first network layer."""
@@ -340,7 +348,7 @@ class _Reader:
             before = self._vector(states, cells.is_gene[row] & ~edited.cut)
             row = torch.arange(len(row), device=self.device)
         stayed = None
-        if self.groups is not None or how == "genes" or (self.split and how == "mean"):
+        if self.group_of is not None or how == "genes" or (self.split and how == "mean"):
             stayed = states[row[:, None], edited.source.clamp(min=0)]
 
         path = [before, self._vector(after, is_gene)]
@@ -348,7 +356,7 @@ class _Reader:
             # Only the perturbed genes' own vectors change; then the network reads; then the others close up.
             own = before if how == "cls" else self._vector(torch.where(is_other[..., None], stayed, kept), is_gene)
             path[1:1] = [own, self._vector(kept, is_gene)]
-        if self.groups is not None or how == "genes":
+        if self.group_of is not None or how == "genes":
             gene_shift = _apart(stayed.float(), after.float())
         if how == "genes":
             shifts = [_mean(gene_shift, is_other)]
@@ -371,9 +379,9 @@ class _Reader:
         # Now: results that wait for those of other passes would keep the memory around them from being used again.
         for name in measured.keys() & self.effects.keys():
             self.effects[name][numbers] = measured[name].float().cpu().numpy()
-        if self.groups is None:
+        if self.group_of is None:
             return None
-        group = self.groups[torch.from_numpy(numbers).to(self.device)][:, None]
+        group = self.group_of[torch.from_numpy(numbers).to(self.device)][:, None]
         counted = is_other & (group >= 0)
         slot = (edited.tokens * self.n_groups + group)[counted]
         return slot, gene_shift[counted].to(before.dtype)

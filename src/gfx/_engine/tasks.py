@@ -134,11 +134,6 @@ class Perturbation:
 
     def run(self, cells: CellBlock, device: torch.device) -> Result:
         given, members = cells.given, cells.given.get("members")
-        groups, of_group = np.zeros(0, dtype=np.int64), {}
-        if "group" in given:  # only those of this block, for sums take memory
-            groups = np.unique(given["group"][given["group"] >= 0])
-            number = np.where(given["group"] >= 0, np.searchsorted(groups, given["group"]), -1)
-            of_group = {"gene_groups": number, "n_groups": len(groups)}
         result = run_edits(
             self.network.load(device),
             cells.ids,
@@ -149,17 +144,14 @@ class Perturbation:
             positions=self.positions,
             split=self.split,
             goals=self.goals,
+            gene_groups=given.get("group"),
             keep_vectors=self.keep_vectors or members is not None,
-            **of_group,
         )
-        genes, vectors = result.pop("genes", None), result.pop("vectors", None)
+        vectors = result.pop("vectors", None)
         if self.keep_vectors:
             result["vectors"] = vectors[:, 1]
         if members is not None:
             result |= _synergy(members, vectors, result["shift"])
-        if len(groups):
-            token, number = np.nonzero(genes[2])
-            result |= {"gene_token": token, "gene_group": groups[number], "gene_sums": genes[:, token, number]}
         return result
 
 
