@@ -344,13 +344,11 @@ class StopInStep:
         return steps
 
 
-@pytest.fixture(scope="module")
-def old_objects_stay() -> Iterator[None]:
-    """Let collections of garbage pass over what other tests have made: each training collects, several times."""
+@pytest.fixture(scope="module", autouse=True)
+def garbage_of_this_file_alone() -> None:
+    """Let later collections pass over what is there: each training collects several times, most of its time."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 #: peft asks transformers for it by its old name.
 OLD_NAME = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
-pytestmark = pytest.mark.usefixtures("old_objects_stay")
-
 ARGUMENTS = {
     "per_device_train_batch_size": 6,
     "learning_rate": 5e-3,

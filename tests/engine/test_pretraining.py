@@ -42,8 +42,6 @@ ARGUMENTS = {
     "warmup_steps": 1,
     "use_cpu": True,
 }
-pytestmark = pytest.mark.usefixtures("old_objects_stay")
-
 WORDS = "bert.embeddings.word_embeddings.weight"
 N_CELLS = 64
 

@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from gfx.models import Model
 
 
-pytestmark = pytest.mark.usefixtures("old_objects_stay")
-
-
 @pytest.fixture
 def own_folder(toy_folder: Path, tmp_path: Path) -> Path:
     """Copy of the toy model that a test may change."""

@@ -21,10 +21,7 @@ if TYPE_CHECKING:
     from conftest import Hub
 
 
-pytestmark = [
-    pytest.mark.usefixtures("old_objects_stay"),
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),  # of answers that pooch gave up
-]
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # of answers that pooch gave up
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:

@@ -51,8 +51,6 @@ QUICK = {
     "learning_rate": 1e-2,
     "use_cpu": True,
 }
-pytestmark = pytest.mark.usefixtures("old_objects_stay")
-
 WORDS = "bert.embeddings.word_embeddings.weight"
 DISTRIBUTED = Path(__file__).with_name("distributed_pretraining.py")
 
