@@ -236,7 +236,17 @@ def auc(positive: np.ndarray, negative: np.ndarray) -> float:
     return float(stats.mannwhitneyu(positive, negative).statistic / (len(positive) * len(negative)))
 
 
-# --- genes perturbed together --------------------------------------------------------------------------------------
+# --- vectors -------------------------------------------------------------------------------------------------------
+
+
+def principal_components(
+    training: np.ndarray, held_out: np.ndarray, n: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fit at most `n` components to the training set, and project both sets onto them, `(n_cells, n)` each."""
+    from sklearn.decomposition import PCA  # tables do without
+
+    pca = PCA(min(n, *training.shape), random_state=seed).fit(training)
+    return pca.transform(training), pca.transform(held_out)
 
 
 def synergy(

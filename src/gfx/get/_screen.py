@@ -98,7 +98,8 @@ def screen_df(
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy(30)
-    >>> gfx.tl.screen_genes(adata, model="mini", method=gfx.tl.FirstOrder(2), groupby="cell_type")
+    >>> genes = ["CD3D", "CD3E", "CD79A", "MS4A1"]
+    >>> gfx.tl.screen_genes(adata, genes=genes, model="mini", groupby="cell_type", controls=None)
     >>> gfx.get.screen_df(adata, "B cell").columns[3:8].tolist()
     ['shift_mean', 'shift_sd', 'shift_excess', 'shift_low', 'shift_high']
     """
@@ -198,7 +199,7 @@ def screen_cells(
     >>> import gfx
     >>> adata = gfx.datasets.toy(20)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     gfx.tl.screen_genes(adata, model="mini", method="first_order", controls=None, store=f"{folder}/screen.zarr")
+    ...     gfx.tl.screen_genes(adata, genes="CD3D", model="mini", controls=None, store=f"{folder}/screen.zarr")
     ...     shifts = gfx.get.screen_cells(adata, f"{folder}/screen.zarr")
     >>> shifts.shape == adata.shape
     True

@@ -82,7 +82,8 @@ def screen(
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy(30)
-    >>> gfx.tl.screen_genes(adata, model="mini", method=gfx.tl.FirstOrder(2), groupby="cell_type")
+    >>> genes = ["CD3D", "CD3E", "CD79A", "MS4A1"]
+    >>> gfx.tl.screen_genes(adata, genes=genes, model="mini", groupby="cell_type", controls=None)
     >>> [panel.get_title() for panel in gfx.pl.screen(adata, ["B cell", "T cell"], show=False)]
     ['B cell', 'T cell']
     """

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from gfx import _log
-from gfx._core.components import principal_components
 from gfx._core.linear_head import fit_linear_head
+from gfx._core.statistics import principal_components
 from gfx._tokens import CountsNotAtHandError
 from gfx.models import FineTuning
 from gfx.tl._baselines import describe_genes, log_counts

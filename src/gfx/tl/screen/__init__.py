@@ -19,17 +19,8 @@ from gfx.tl._gene_sets import find_gene_sets
 from gfx.tl._prepare import check_choice, check_controls, groups, open_store, pieces, prepare
 from gfx.tl._states import find_states
 from gfx.tl.perturbation._experiment import embed_states
-from gfx.tl.screen._run import (
-    CHECKED_CELLS,
-    MODEL,
-    RANDOM,
-    Plan,
-    check_estimates,
-    control_table,
-    gene_columns,
-    run_candidates,
-    run_screen,
-)
+from gfx.tl.screen import _run
+from gfx.tl.screen._run import MODEL, RANDOM, Plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -72,8 +63,9 @@ class FirstOrder:
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy(20)
-    >>> gfx.tl.screen_genes(adata, model="mini", method=gfx.tl.FirstOrder(n_probes=4))
-    >>> gfx.get.screen_df(adata).shape[0] > 0
+    >>> method = gfx.tl.FirstOrder(n_probes=4)
+    >>> gfx.tl.screen_genes(adata, genes=["CD3D", "MS4A1"], model="mini", method=method, controls=None)
+    >>> gfx.get.screen_df(adata).attrs["approx"]
     True
     """
 
@@ -195,9 +187,9 @@ def screen_genes(
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy(20)
-    >>> gfx.tl.screen_genes(adata, model="mini", method="first_order", mask_obs=adata.obs["cell_type"] == "B cell")
-    >>> table = gfx.get.screen_df(adata, min_cells=5)
-    >>> table.columns[:6].tolist()
+    >>> genes = ["CD3D", "CD3E", "CD79A", "MS4A1"]
+    >>> gfx.tl.screen_genes(adata, genes=genes, model="mini", groupby="cell_type", controls=None)
+    >>> gfx.get.screen_df(adata).columns[:6].tolist()
     ['gene', 'n_cells', 'rank_mean', 'shift_mean', 'shift_sd', 'shift_excess']
     """
     from gfx._engine.run import networks
@@ -270,17 +262,17 @@ def screen_genes(
         if states is not None:
             goals, axis = _goals(plan, cells, states, store, rng)
             plan = plan.toward(goals)
-        checked = np.random.default_rng(_seed(rng, _CHECK)).permutation(plan.number)[:CHECKED_CELLS]
-        whole, of_groups, of_checked = run_screen(plan, store, checked)
+        checked = np.random.default_rng(_seed(rng, _CHECK)).permutation(plan.number)[: _run.CHECKED_CELLS]
+        whole, of_groups, of_checked = _run.run_screen(plan, store, checked)
         if not is_exact:
-            agreement = check_estimates(plan, of_checked, store)
-            exact = run_candidates(plan, whole, store, np.random.default_rng(_seed(rng, _CANDIDATES)))
-    table = gene_columns(plan, whole, 0)
+            agreement = _run.check_estimates(plan, of_checked, store)
+            exact = _run.run_candidates(plan, whole, store, np.random.default_rng(_seed(rng, _CANDIDATES)))
+    table = _run.gene_columns(plan, whole, 0)
     if "baselines" in controls:
         _add_baselines(table, cells, lengths, states)
     if exact is not None:
         _add_exact(table, plan, exact)
-    compared = control_table(table, plan.measures_of(MODEL), agreement, axis)
+    compared = _run.control_table(table, plan.measures_of(MODEL), agreement, axis)
     _warn(states, axis, compared)
     params |= {"groupby": groupby, "mask_obs": mask_name(mask_obs)}
     _write(cells, plan, table, of_groups, names=names, params=params, controls=compared)
@@ -416,7 +408,7 @@ def _write(
     uns = {"approx": not plan.tasks[MODEL].is_exact, "controls": controls, "note": note}
     of_groups = None
     if names:
-        tables = [_of_genes(gene_columns(plan, sums, number), cells) for number in range(len(names))]
+        tables = [_of_genes(_run.gene_columns(plan, sums, number), cells) for number in range(len(names))]
         uns |= {"groups": np.array(names, dtype=object), "columns": np.array(tables[0].columns, dtype=object)}
         of_groups = np.stack([of_group.to_numpy(dtype=np.float32) for of_group in tables], axis=1)
     cells.slots.write(
