@@ -186,7 +186,7 @@ def screen_genes(
     Examples
     --------
     >>> import gfx
-    >>> adata = gfx.datasets.toy(20)
+    >>> adata = gfx.datasets.toy(30)
     >>> genes = ["CD3D", "CD3E", "CD79A", "MS4A1"]
     >>> gfx.tl.screen_genes(adata, genes=genes, model="mini", groupby="cell_type", controls=None)
     >>> gfx.get.screen_df(adata).columns[:6].tolist()
