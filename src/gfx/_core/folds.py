@@ -35,10 +35,10 @@ def folds(classes: np.ndarray, n_splits: int, seed: int, groups: np.ndarray | No
 
 
 def _folds_of_donors(classes: np.ndarray, n_splits: int, seed: int, groups: np.ndarray) -> np.ndarray:
-    """Put donors, in random order, each where its classes are rarest; of some orders take that of most similar folds.
+    """Put donors, in random order, each where its classes are rarest; take the order with the most similar folds.
 
     scikit-learn's StratifiedGroupKFold goes through donors by how uneven their classes are, which is the same order for
-    every seed, so that its folds are no draws.
+    every seed, so that its folds are not drawn.
     """
     donors, donor = np.unique(groups, return_inverse=True)
     names, number = np.unique(classes, return_inverse=True)

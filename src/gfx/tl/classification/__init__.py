@@ -1,4 +1,4 @@
-"""Classes of genes and cells: learn and evaluate them, train a classifier on all labels, and predict with it."""
+"""Classes of genes and cells: evaluate classifiers, train one on all labels, and predict with it."""
 
 from __future__ import annotations
 

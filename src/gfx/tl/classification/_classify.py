@@ -1,4 +1,4 @@
-"""Classes of genes and of cells: evaluated by cross-validation, or learnt from all labels."""
+"""Classes of genes and of cells: classifiers evaluated by cross-validation, or trained on all labels."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def classify_genes(
     :func:`gfx.models.fine_tune_genes`, and use :func:`gfx.tl.predict_genes`.
 
     The model is compared with the same method on a network of random weights, and with baselines: logistic regression
-    on how often, at which rank, how much and how variably a gene is expressed in these cells, for classes of genes may
-    differ in that alone; and the majority class. Prefer a model only where it is better than all of them.
+    on detection, mean rank, and mean and variance of expression in these cells, because classes of genes may differ in
+    these alone; and the majority class. Prefer a model only where it is better than all of them.
 
     Fine-tuning follows the 2023 paper: one pass over the cells, all network layers but the last two frozen. A linear
     probe fits logistic regression on each gene's mean state; one network of random weights serves all its repeats.
@@ -120,15 +120,15 @@ def classify_genes(
     `.uns['gfx_gene_class' | key_added]` : :class:`dict`
         `params`; `tasks`, the names of the classes; `metrics`, every measure of every fold, macro F1 over the classes
         in it, and `summary`, see :func:`gfx.get.classification_df`; `roc`, see :func:`gfx.get.roc_df`; `confusion`, see
-        :func:`gfx.get.confusion_df`; `note`. Each measure is there per gene, and per occurrence of a gene in a cell as
-        it was published, where genes count by how many cells have them.
+        :func:`gfx.get.confusion_df`; `note`. Each measure is given per gene, and, as in the publication, per
+        occurrence of a gene in a cell, where genes that more cells express count more.
 
     Raises
     ------
     ValueError
         Genes that the model does not know, a gene in two classes, a class with fewer genes than folds in these cells,
-        classes that read alike, no raw counts, a value outside the choices, a slot that holds something else, or a
-        folder that holds another run or something else.
+        class names that are equal as text, no raw counts, a value outside the choices, a slot that holds something
+        else, or a folder that holds another run or something else.
     {errors}
 
     Examples
@@ -195,15 +195,15 @@ def classify_cells(
     Cost: fine-tuning is `n_splits` × `n_repeats` trainings, twice that with ``"random_weights"``, and one more with
     `folder`; for a first look, ``n_repeats=1, controls=None``. A linear probe is one pass over the cells, and with
     ``"random_weights"`` one more for each repeat. Log counts of all cells are held in memory for the baselines, as
-    sparse as they are. Intervals evaluate everything 200 times more: on a CPU, some seconds per 10,000 cells.
+    sparse as they are. Confidence intervals take some seconds per 10,000 cells on a CPU, for 200 draws.
 
     Parameters
     ----------
     {adata}
     {classes}
     donor_key
-        Column of `obs` with the donor, or batch, of each cell: its cells are never on both sides of a fold. Without,
-        results say little about other donors. With as many folds as donors every repeat holds out the same donors.
+        Column of `obs` with the donor, or batch, of each cell, whose cells are held out together. Without it, results
+        say little about other donors. With as many folds as donors, every repeat holds out the same donors.
     {model}
     {layer}
     {mask_obs}
@@ -230,7 +230,7 @@ def classify_cells(
     `.obsm['gfx_cell_class_fold' | key_added + '_fold']` : :class:`numpy.ndarray` (int16, `(n_obs, n_repeats)`)
         The fold in which a cell was held out; -1 for cells without a class.
     `.obs['gfx_cell_class_...' | key_added + '_...']` : :class:`pandas.Series` (category)
-        For each column of `groupby`, whose name ends this one's, the most probable class.
+        The most probable class of each column of `groupby`, whose name is the end of the slot's name.
     `.uns['gfx_cell_class' | key_added]` : :class:`dict`
         `params`; `tasks`, the names of the classes of each column; `metrics`, every measure of every fold, macro F1
         over the classes in it, and `summary`, see :func:`gfx.get.classification_df`; `roc`, see
@@ -239,9 +239,9 @@ def classify_cells(
     Raises
     ------
     ValueError
-        A class with fewer cells than folds, fewer donors than folds, cells without a donor, classes that read alike, no
-        raw counts, a value outside the choices, a slot that holds something else, or a folder that holds another run or
-        something else.
+        A class with fewer cells than folds, fewer donors than folds, cells without a donor, class names that are equal
+        as text, no raw counts, a value outside the choices, a slot that holds something else, or a folder that holds
+        another run or something else.
     {errors}
 
     Examples
@@ -302,7 +302,7 @@ def fine_tune_genes(
 ) -> Path:
     """Train a classifier of genes on all labels, to score other genes with it :cite:p:`Theodoris2023`.
 
-    It is not evaluated: :func:`gfx.tl.classify_genes` measures by cross-validation what such a classifier is worth.
+    It is not evaluated: :func:`gfx.tl.classify_genes` measures its performance by cross-validation.
     Cost: one training, or one pass over the cells for a linear probe. Nothing is written into `adata`.
 
     Parameters
@@ -326,8 +326,8 @@ def fine_tune_genes(
     Raises
     ------
     ValueError
-        Genes that the model does not know, a gene in two classes, classes that read alike, no raw counts, or a folder
-        that holds another run or something else.
+        Genes that the model does not know, a gene in two classes, class names that are equal as text, no raw counts, or
+        a folder that holds another run or something else.
     {errors}
 
     Examples
@@ -366,7 +366,7 @@ def fine_tune_cells(
 ) -> Path:
     """Train a classifier of cells on all labels, to annotate other cells with it :cite:p:`Theodoris2023`.
 
-    It is not evaluated: :func:`gfx.tl.classify_cells` measures by cross-validation what such a classifier is worth.
+    It is not evaluated: :func:`gfx.tl.classify_cells` measures its performance by cross-validation.
     Cost: one training, or one pass over the cells for a linear probe. Nothing is written into `adata`.
 
     Parameters
@@ -392,8 +392,8 @@ def fine_tune_cells(
     Raises
     ------
     ValueError
-        Fewer than two classes, cells without a donor, classes that read alike, no raw counts, or a folder that holds
-        another run or something else.
+        Fewer than two classes, cells without a donor, class names that are equal as text, no raw counts, or a folder
+        that holds another run or something else.
     {errors}
 
     Examples

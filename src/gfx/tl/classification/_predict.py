@@ -32,9 +32,9 @@ def predict_genes(
 ) -> Data | None:
     """Predict classes of genes with a trained classifier :cite:p:`Theodoris2023`.
 
-    Every gene of every cell is scored, and its score is the mean over cells: of all, and of each group with `groupby`,
-    for a gene may be sensitive to its dosage in one tissue or stage and not in another. Genes of the training set are
-    marked: their scores say what the classifier remembers, not what it predicts.
+    Every gene of every cell is scored, and its score is the mean over all cells, and over those of each group with
+    `groupby`, because a gene may be sensitive to its dosage in one tissue or stage and not in another. Genes of the
+    training set are marked: their scores are no predictions.
 
     Cost: one forward pass over the cells, as :func:`gfx.tl.embed`; memory for groups × genes of the model × classes.
 
@@ -96,7 +96,7 @@ def predict_genes(
     from gfx._engine.run import CELLS_PER_SUM, Job, by_length, run
     from gfx._engine.tasks import GeneClasses
 
-    loaded, head, teaching = load_trained(model, "genes")
+    loaded, head, notes = load_trained(model, "genes")
     cells = prepare(adata, loaded, function="tl.predict_genes", layer=layer, key_added=key_added, mod=mod, copy=copy)
     cells.slots.claim(reads=[("obs", groupby), ("obs", mask_obs)])
     lengths, vocabulary = cells.lengths(mask_obs), loaded.vocabulary
@@ -112,7 +112,7 @@ def predict_genes(
     scores = cells.per_gene(mean)
     ((task_name, classes),) = head.tasks.items()
     predicted = predicted_classes(scores, head.tasks)[task_name]
-    taught = vocabulary.resolve([gene for genes in teaching.get("taught", {}).values() for gene in genes])
+    trained_on = vocabulary.resolve([gene for genes in notes.get("taught", {}).values() for gene in genes])
     varm, uns = {"": scores, "sd": cells.per_gene(sd)}, {"tasks": {task_name: np.array(classes, dtype=object)}}
     done = f"scored {int((predicted.codes >= 0).sum()):,} genes with {loaded.name!r}"
     if names:
@@ -128,7 +128,7 @@ def predict_genes(
         var={
             "": predicted,
             "n_cells": cells.cells_per_gene(n[:, 0]),
-            "learnt": np.isin(cells.gene_tokens, taught),
+            "learnt": np.isin(cells.gene_tokens, trained_on),
         },
         uns=uns,
     )
@@ -173,7 +173,7 @@ def predict_cells(
     `.obsm['gfx_predicted_cells' | key_added]` : :class:`numpy.ndarray` (float32, `(n_obs, n_classes)`)
         Probability of each class of each task, in the order of `uns`; NaN for cells that were left out.
     `.obs['gfx_predicted_cells_...' | key_added + '_...']` : :class:`pandas.Series` (category)
-        For each task, whose name ends this one's, the most probable class.
+        The most probable class of each task, whose name is the end of the slot's name.
     `.uns['gfx_predicted_cells' | key_added]` : :class:`dict`
         `params`; `tasks`, the names of the classes of each.
 

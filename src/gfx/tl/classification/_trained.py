@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from gfx.tl.classification._training import FineTunedNetwork
     from gfx.tl.classification._units import Units
 
-#: What a folder says of itself, beside `config.json`; the first is written last.
-TEACHING_FILE, CARD_FILE = "classification.json", "README.md"
+#: Files with notes and the card, beside `config.json`; the first is written last.
+NOTES_FILE, CARD_FILE = "classification.json", "README.md"
 
 #: Where in a folder trainings lie that are not finished, and scores of those that are.
 UNFINISHED = "runs"
@@ -67,13 +67,13 @@ def check_folder(folder: str | Path | None, model: Model) -> None:
     names = sorted(path.name for path in place.iterdir()) if place.exists() else []
     if PLAN_FILE in names or not names:
         return
-    if UNFINISHED in names:  # scores in there are of who knows which run
+    if UNFINISHED in names:  # whose labels and settings are not known
         msg = (
             f"{place} has `{UNFINISHED}` of a run whose `{PLAN_FILE}` is gone. Give another folder; or delete "
             f"`{UNFINISHED}` as well, to begin anew."
         )
         raise ValueError(msg)
-    if TEACHING_FILE not in names:
+    if NOTES_FILE not in names:
         shown = f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
         msg = (
             f"{place} holds what no such call left, {shown}, and would be written over. Give a new or an empty folder."
@@ -123,7 +123,7 @@ def train_on_all(
 def _is_trained(folder: Path) -> bool:
     """Whether the model that the plan of a folder asks for is there."""
     try:
-        content = json.loads((folder / TEACHING_FILE).read_text(encoding="utf-8"))
+        content = json.loads((folder / NOTES_FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):  # or cut off: it is written anew
         return False
     return content.get("plan_sha256") == file_sha256(folder / PLAN_FILE)
@@ -140,22 +140,22 @@ def _write(
     save_classifier(classifier, folder)
     write_vocabulary(model.vocabulary, folder)
     (folder / CARD_FILE).write_text(_card(units, params, summary), encoding="utf-8")
-    taught: dict[str, Any] = {"n_cells": len(units), "tasks": units.tasks}
+    training_set: dict[str, Any] = {"n_cells": len(units), "tasks": units.tasks}
     if units.of == "genes":
         (classes,) = units.tasks.values()
         ids = model.vocabulary.ids[units.where]
-        taught = {name: sorted(ids[units.truth[:, 0] == number]) for number, name in enumerate(classes)}
-    teaching = {
+        training_set = {name: sorted(ids[units.truth[:, 0] == number]) for number, name in enumerate(classes)}
+    notes = {
         "gfx_version": version("scgfx"),
         "plan_sha256": file_sha256(folder / PLAN_FILE),
         "start_from": model.provenance(),
-        "taught": taught,
+        "taught": training_set,
         "params": dict(params),
         "summary": [] if summary is None else json.loads(summary.to_json(orient="records")),
     }
-    part = folder / f"{TEACHING_FILE}.part"
-    part.write_text(json.dumps(teaching, indent=1), encoding="utf-8")
-    part.replace(folder / TEACHING_FILE)  # there as a whole, or not at all
+    part = folder / f"{NOTES_FILE}.part"
+    part.write_text(json.dumps(notes, indent=1), encoding="utf-8")
+    part.replace(folder / NOTES_FILE)  # there as a whole, or not at all
 
 
 def _card(units: Units, params: Mapping[str, Any], summary: pd.DataFrame | None) -> str:
@@ -181,7 +181,7 @@ def _card(units: Units, params: Mapping[str, Any], summary: pd.DataFrame | None)
         f"(sha256 {model.vocabulary.sha256}), which lies beside it.\n\n"
         f"Classes:\n\n{tasks}\n\n"
         f"{performance}\n"
-        f"Use it with `gfx.tl.predict_{units.of}(adata, model=folder)`; labels and figures are in `{TEACHING_FILE}`.\n"
+        f"Use it with `gfx.tl.predict_{units.of}(adata, model=folder)`; labels and figures are in `{NOTES_FILE}`.\n"
     )
 
 
@@ -203,5 +203,5 @@ def load_trained(model: ModelLike, of: Literal["genes", "cells"]) -> tuple[Model
     if head.of != of:
         msg = f"{loaded.name!r} classifies {head.of}, not {of}. Use `gfx.tl.predict_{head.of}(adata, model)`."
         raise ValueError(msg)
-    teaching = loaded.folder / TEACHING_FILE
-    return loaded, head, json.loads(teaching.read_text(encoding="utf-8")) if teaching.is_file() else {}
+    notes = loaded.folder / NOTES_FILE
+    return loaded, head, json.loads(notes.read_text(encoding="utf-8")) if notes.is_file() else {}

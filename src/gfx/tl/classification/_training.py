@@ -83,7 +83,7 @@ def _check(method: FineTuning, model: Model, of: Literal["genes", "cells"]) -> N
         raise ValueError(msg)
     check_adapter(method.adapter)
     check_search(method.n_trials)
-    evaluates = of == "cells"  # of which some choose the best pass
+    evaluates = of == "cells"  # a validation set chooses the best pass
     how = {"of": of, "given": method.training, "evaluates": evaluates, "adapter": method.adapter, "seed": 0}
     try:
         settings = arguments_for(Path(), 1, **how)

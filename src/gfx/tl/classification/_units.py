@@ -1,4 +1,4 @@
-"""What is classified: genes, each of which occurs in many cells, or cells, each with one occurrence, itself."""
+"""What is classified: genes, each of which occurs in many cells, or cells, each with one occurrence."""
 
 from __future__ import annotations
 
