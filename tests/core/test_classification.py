@@ -95,7 +95,7 @@ def test_the_area_of_two_classes_is_that_of_the_second() -> None:
     assert measure(truth, np.full((4, 2), 0.5, dtype=np.float32))["auc"] == 0.5
 
 
-def test_of_one_class_there_is_nothing_to_tell_apart() -> None:
+def test_one_class_has_no_area() -> None:
     found = measure(np.ones(4, dtype=int), np.tile(np.array([0.2, 0.8], dtype=np.float32), (4, 1)))
     assert np.isnan(found["auc"])
     assert found["accuracy"] == found["macro_f1"] == 1.0
@@ -123,7 +123,7 @@ def test_classes_with_a_curve_of_their_own() -> None:
     assert scored_classes(4) == [0, 1, 2, 3]
 
 
-def test_mean_of_what_is_known() -> None:
+def test_mean_of_known_values() -> None:
     assert mean_of_known([1.0, np.nan, 4.0]) == 2.5
     assert np.isnan(mean_of_known([np.nan]))
     assert np.isnan(mean_of_known([]))
@@ -262,7 +262,7 @@ def test_intervals_follow_the_seed() -> None:
     assert in_folds(*cells, seed=1) != in_folds(*cells)
 
 
-def test_seeds_are_no_replicates() -> None:
+def test_repeats_are_not_replicates() -> None:
     truth, probabilities, fold = two_seeds(50, 2)
     many = in_folds(truth, np.repeat(probabilities[:1], 4, axis=0), np.repeat(fold[:1], 4, axis=0))
     one = in_folds(truth, probabilities[:1], fold[:1])
@@ -282,20 +282,20 @@ def test_donors_are_drawn_whole() -> None:
     assert in_folds(truth, probabilities, fold, np.arange(30)) == few
 
 
-def test_of_two_donors_nothing_follows() -> None:
+def test_two_donors_have_no_interval() -> None:
     truth, probabilities, fold = two_seeds(30, 2)
     assert np.isnan(list(in_folds(truth, probabilities, fold, np.arange(30) % 2).values())).all()
     assert not np.isnan(list(in_folds(truth, probabilities, fold, np.arange(30) % 3).values())).any()
 
 
-def test_what_is_always_right_is_surely_right() -> None:
+def test_perfect_predictions_have_an_interval_of_one() -> None:
     truth = np.arange(30) % 3
     right = np.eye(3, dtype=np.float32)[truth][None]
     fold = (np.arange(30) // 10)[None]
     assert in_folds(truth, right, fold) == dict.fromkeys(METRICS, (1.0, 1.0))
 
 
-def test_an_area_that_there_is_not_has_no_interval() -> None:
+def test_a_missing_area_has_no_interval() -> None:
     """Every fold has one class only."""
     truth = np.repeat([0, 1], 10)
     _, probabilities = predictions(20, 2)
@@ -348,7 +348,7 @@ def test_areas_are_averaged_over_folds_then_seeds_and_all_else_over_seeds() -> N
         assert row.n == 2 * 10 + 1 + 2 * (row.n_seeds - 1)  # the folds of the seed that scores most
 
 
-def test_what_was_never_measured_stays_missing() -> None:
+def test_values_that_were_never_measured_stay_missing() -> None:
     metrics = measured()
     metrics.loc[metrics["metric"] == "auc", "value"] = np.nan
     found = summarize(metrics, pooled())

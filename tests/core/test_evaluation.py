@@ -122,7 +122,7 @@ def test_measures_of_every_fold(
             assert set(found["n"]) == {len(rows)}
 
 
-def test_the_summary(
+def test_summary_averages_folds_and_repeats(
     tables: dict[str, pd.DataFrame], truth: dict[str, np.ndarray], fold: np.ndarray, told: Told
 ) -> None:
     """Areas are a mean over folds, then over seeds; all else is measured in all folds together.
@@ -190,7 +190,7 @@ def test_confusion_is_the_mean_over_seeds(
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("task", TASKS)
-def test_mean_probabilities(
+def test_mean_probabilities_are_over_the_repeats_that_scored(
     evaluation: Evaluation,
     truth: dict[str, np.ndarray],
     fold: np.ndarray,
@@ -213,7 +213,12 @@ def test_mean_probabilities(
 
 
 def test_the_order_in_which_predictions_come_does_not_matter(
-    truth: dict[str, np.ndarray], fold: np.ndarray, told: Told, evaluation: Evaluation
+    *,
+    truth: dict[str, np.ndarray],
+    fold: np.ndarray,
+    told: Told,
+    evaluation: Evaluation,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     other = Evaluation("cell", TASKS, truth, fold)
     for at, (key, probabilities) in product(range(N_FOLDS), told.items()):
@@ -223,6 +228,7 @@ def test_the_order_in_which_predictions_come_does_not_matter(
     for key in told:
         found, expected = (one.mean_probabilities(*key[:3]) for one in (other, evaluation))
         np.testing.assert_array_equal(found, expected)
+    monkeypatch.setattr("gfx._core.classification.N_DRAWS", 3)
     columns = ["task", "method", "n_cells", "seed", "fold", "metric"]
     tables = [one.tables(20, rng())["metrics"].sort_values(columns, ignore_index=True) for one in (other, evaluation)]
     pd.testing.assert_frame_equal(*tables)

@@ -103,7 +103,7 @@ def test_other_seeds_are_other_folds_of_donors_that_differ() -> None:
     assert len(cuts) == 6
 
 
-def test_a_large_donor_is_not_always_the_one_to_stop_by() -> None:
+def test_a_large_donor_is_not_always_the_validation_set() -> None:
     donor = np.repeat(np.arange(10), [500, *[50] * 9])
     classes = np.random.default_rng(0).integers(0, 2, len(donor))
     stopped = [np.unique(donor[validation_part(classes, seed, donor)]).tolist() for seed in range(30)]
@@ -111,7 +111,7 @@ def test_a_large_donor_is_not_always_the_one_to_stop_by() -> None:
     assert sum(donors == [0] for donors in stopped) < 12
 
 
-def test_going_through_the_folds_that_have_members() -> None:
+def test_each_fold_with_members_is_visited() -> None:
     fold = np.array([3, -1, 0, 3, 0, 7, -1], dtype=np.int16)
     found = list(each_fold(fold))
     assert [at for at, _, _ in found] == [0, 3, 7]
@@ -146,7 +146,7 @@ def test_a_tenth_of_ten_or_more_donors() -> None:
 
 
 @pytest.mark.parametrize("n_donors", [2, 3, 7])
-def test_one_of_a_few_donors(n_donors: int) -> None:
+def test_the_validation_set_is_one_of_a_few_donors(n_donors: int) -> None:
     donor = np.random.default_rng(0).permutation(np.repeat(np.arange(n_donors), 12))
     part = validation_part(np.arange(len(donor)) % 2, 0, donor)
     assert len(np.unique(donor[part])) == 1
@@ -170,7 +170,7 @@ def test_rare_classes_are_cut_at_random() -> None:
     assert len(np.unique(parts[:, 200:].sum(axis=1))) > 1
 
 
-def test_some_cell_to_stop_by_where_all_classes_are_rare() -> None:
+def test_the_validation_set_has_a_cell_where_all_classes_are_rare() -> None:
     for seed in range(50):
         part = validation_part(np.array([0, 0, 1, 1, 2]), seed)
         assert 0 < part.sum() < 5

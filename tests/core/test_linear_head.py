@@ -48,7 +48,7 @@ def test_scales_for_each_feature_or_for_all_are_not_the_same() -> None:
     assert abs(by_unit[0].probabilities(features) - by_unit[1].probabilities(features)).max() > 0.1
 
 
-def test_of_a_mean_it_says_what_it_says_on_average() -> None:
+def test_logits_of_a_mean_are_the_mean_of_logits() -> None:
     features, classes = blobs(3)
     head = fit_linear_head(features, classes, 3, one_unit=True, strength=1.0)
     few = features[:20].astype(np.float64)
@@ -68,7 +68,7 @@ def test_centre_and_scale_of_features_do_not_matter(shift: float) -> None:
     np.testing.assert_allclose(moved, expected, atol=1e-4)
 
 
-def test_a_class_that_was_never_seen_is_never_told() -> None:
+def test_a_class_without_training_examples_is_never_predicted() -> None:
     features, classes = blobs(3)
     gapped = np.array([0, 2, 4])[classes]
     found = fit_linear_head(features, gapped, 6, one_unit=False, strength=0.1).probabilities(features)
@@ -78,13 +78,13 @@ def test_a_class_that_was_never_seen_is_never_told() -> None:
     np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-6)
 
 
-def test_a_single_class_is_always_told() -> None:
+def test_a_single_class_is_always_predicted() -> None:
     features = np.random.default_rng(0).normal(size=(10, 4)) * 1e3
     found = fit_linear_head(features, np.full(10, 2), 4, one_unit=True, inner_folds=np.arange(10) % 2)
     np.testing.assert_array_equal(found.probabilities(features), np.tile([0, 0, 1, 0], (10, 1)))
 
 
-def test_with_nothing_to_learn_from_all_classes_are_alike() -> None:
+def test_all_classes_are_equally_probable_without_training_examples() -> None:
     """A task that no training cell has a class of."""
     head = fit_linear_head(np.zeros((0, 4)), np.zeros(0, dtype=int), 3, one_unit=True, strength=0.1)
     found = head.probabilities(np.random.default_rng(0).normal(size=(5, 4)))
@@ -105,7 +105,7 @@ def test_a_constant_feature_counts_for_nothing(constant: float) -> None:
     np.testing.assert_allclose(head.probabilities(x), expected, atol=1e-5)
 
 
-def test_classes_that_a_line_tells_apart() -> None:
+def test_separable_classes_have_finite_weights() -> None:
     """No warning that the fit does not end, and no infinite weight."""
     classes = np.repeat([0, 1], 20)
     features = np.random.default_rng(0).normal(size=(40, 30)) + 100 * classes[:, None]

@@ -70,7 +70,7 @@ def occurrences(toy: Toy, wanted: np.ndarray, values: list[np.ndarray]) -> tuple
 # --- occurrences ----------------------------------------------------------------------------------------------------
 
 
-def test_occurrences_of_genes(toy: Toy) -> None:
+def test_probabilities_of_occurrences_are_those_of_single_cells(toy: Toy) -> None:
     model, wanted = classifier(toy, GENES), wanted_tokens(toy)
     found = of_occurrences(model, toy.ids, toy.lengths, wanted, probabilities, description="")
     expected = occurrences(toy, wanted, one_by_one(model, toy))
@@ -81,7 +81,7 @@ def test_occurrences_of_genes(toy: Toy) -> None:
     assert np.ptp(expected[2], axis=0).min() > 0.1
 
 
-def test_states_of_occurrences(toy: Toy) -> None:
+def test_states_of_occurrences_are_those_of_the_published_model(toy: Toy) -> None:
     """For a linear head on the encoder as it is."""
     wanted = wanted_tokens(toy)
     found = of_occurrences(toy.encoder(-2), toy.ids, toy.lengths, wanted, states, description="")
@@ -107,7 +107,7 @@ def test_occurrences_do_not_depend_on_batches(toy: Toy) -> None:
     np.testing.assert_allclose(found[2][back], values, atol=SAME)
 
 
-def test_genes_that_no_cell_has(toy: Toy) -> None:
+def test_genes_that_no_cell_has_have_no_occurrence(toy: Toy) -> None:
     model = classifier(toy, GENES)
     wanted = ~np.isin(np.arange(len(toy.vocabulary)), np.concatenate(toy.cells()))
     assert wanted.any()
@@ -172,7 +172,7 @@ def test_genes_do_not_depend_on_batches_and_order(
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_probabilities_of_cells(toy: Toy, pooling: str) -> None:
+def test_probabilities_of_cells_are_those_of_single_cells(toy: Toy, pooling: str) -> None:
     model = classifier(toy, Head("cells", pooling, TASKS))
     found = of_cells(model, toy.ids, toy.lengths, toy.vocabulary)
     assert found.dtype == np.float32
@@ -201,7 +201,7 @@ def test_cells_do_not_depend_on_each_other(toy: Toy, dtype: torch.dtype, toleran
     np.testing.assert_allclose(found, expected[order], atol=tolerance)
 
 
-def test_cells_that_are_left_out(toy: Toy) -> None:
+def test_cells_of_length_zero_are_left_out(toy: Toy) -> None:
     """Length 0 leaves a cell out, whatever its tokens."""
     model = classifier(toy, Head("cells", "mean", TASKS))
     lengths = np.where(np.arange(len(toy.ids)) % 2, toy.lengths, 0).astype(np.int32)
@@ -211,7 +211,7 @@ def test_cells_that_are_left_out(toy: Toy) -> None:
     assert np.isnan(found[::2]).all()
 
 
-def test_what_stands_behind_the_end_of_a_cell_does_not_matter(toy: Toy) -> None:
+def test_tokens_behind_the_end_of_a_cell_do_not_matter(toy: Toy) -> None:
     noise = np.random.default_rng(0).integers(0, len(toy.vocabulary), toy.ids.shape).astype(toy.ids.dtype)
     noisy = np.where(np.arange(toy.ids.shape[1]) < toy.lengths[:, None], toy.ids, noise)
     wanted, group = wanted_tokens(toy), np.zeros(len(toy.ids), dtype=np.int64)
@@ -228,7 +228,7 @@ def test_what_stands_behind_the_end_of_a_cell_does_not_matter(toy: Toy) -> None:
         np.testing.assert_allclose(one, other, atol=SAME)
 
 
-def test_a_cell_without_genes_has_a_mean_of_nothing(toy_model: Model) -> None:
+def test_logits_of_a_cell_without_genes_are_the_bias(toy_model: Model) -> None:
     """`<cls>` and `<eos>` alone: the head's bias is what is left, and no NaN."""
     vocabulary, head = toy_model.vocabulary, Head("cells", "mean", TASKS)
     model = make_classifier(toy_model.weights, toy_model.config, head, seed=0, n_blocks=toy_model.n_blocks).eval()
@@ -240,7 +240,7 @@ def test_a_cell_without_genes_has_a_mean_of_nothing(toy_model: Model) -> None:
     np.testing.assert_allclose(found[0], expected, atol=1e-6)
 
 
-def test_a_classifier_that_was_written_says_the_same(toy: Toy, tmp_path: Path) -> None:
+def test_a_classifier_that_was_written_predicts_the_same(toy: Toy, tmp_path: Path) -> None:
     model = classifier(toy, Head("cells", "mean", TASKS))
     save_classifier(model, tmp_path)
     read = load_classifier(

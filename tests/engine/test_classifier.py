@@ -115,7 +115,7 @@ TWO, THREE = {"0": "no", "1": "yes"}, {"1": "b", "0": "a", "10": "z", "2": "c"}
         ),
     ],
 )
-def test_what_a_checkpoint_tells(config: dict[str, Any], expected: Head | None) -> None:
+def test_heads_of_configurations(config: dict[str, Any], expected: Head | None) -> None:
     assert head_of(config) == expected
 
 
@@ -289,7 +289,7 @@ def test_a_task_without_a_label_adds_nothing(toy: Toy, missing: str) -> None:
 
 
 @pytest.mark.parametrize("pooling", ["gene", "mean"])
-def test_a_batch_without_a_label_teaches_nothing(toy: Toy, pooling: str) -> None:
+def test_a_batch_without_a_label_has_no_gradient(toy: Toy, pooling: str) -> None:
     model, batch = classifier(toy, HEADS[pooling]), batch_of(toy, HEADS[pooling])
     batch["labels"][:] = NOTHING
     loss = model(**batch).loss
@@ -318,7 +318,7 @@ def test_the_encoder_is_the_pretrained_one(toy: Toy) -> None:
         assert torch.equal(control.classifier.weight, classifier(toy, head, seed=3).classifier.weight)
 
 
-def test_only_as_many_blocks_as_wanted(toy: Toy) -> None:
+def test_a_classifier_has_as_many_layers_as_wanted(toy: Toy) -> None:
     model = make_classifier(toy.model.weights, toy.model.config, GENES, seed=0, n_blocks=2)
     assert same_state(model.bert.state_dict(), toy.encoder(-2).state_dict())
     assert model.config.num_hidden_layers == 2
@@ -336,7 +336,7 @@ def test_the_head_follows_the_seed_alone(toy: Toy) -> None:
     assert not torch.equal(other.pooler.dense.weight, first.pooler.dense.weight)
 
 
-def test_a_head_that_was_fitted_elsewhere(toy: Toy) -> None:
+def test_a_fitted_head_predicts_the_same_within_the_network(toy: Toy) -> None:
     """On the states of a network, it says what it says within it."""
     rng = np.random.default_rng(0)
     linear = LinearHead(rng.normal(size=(3, 16)), rng.normal(size=3))
@@ -373,7 +373,7 @@ def read_back(folder: Path, dtype: torch.dtype = torch.float32) -> Classifier:
 
 
 @pytest.mark.parametrize("pooling", HEADS)
-def test_what_is_written_is_read_back(toy: Toy, tmp_path: Path, pooling: str) -> None:
+def test_a_classifier_is_read_as_it_was_written(toy: Toy, tmp_path: Path, pooling: str) -> None:
     model = classifier(toy, HEADS[pooling]).eval()
     weigh_classes(model, np.full(HEADS[pooling].n_logits, 2.0, dtype=np.float32))
     save_classifier(model, tmp_path)
@@ -463,7 +463,7 @@ def test_a_head_of_another_shape_is_refused(toy: Toy, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("pooling", "name"), [("gene", "classifier"), ("pooler", "pooler")])
-def test_a_checkpoint_without_the_head_that_it_promises_is_refused(
+def test_a_checkpoint_without_the_head_of_its_configuration_is_refused(
     toy: Toy, tmp_path: Path, pooling: str, name: str
 ) -> None:
     save_classifier(classifier(toy, HEADS[pooling]), tmp_path)

@@ -43,7 +43,7 @@ def predicted(toy_cells: ToyCells, classified: Classified) -> ad.AnnData:
 # --- how well -------------------------------------------------------------------------------------------------------
 
 
-def test_main_result_has_the_model_before_what_it_is_held_against(genes: ad.AnnData, cells: ad.AnnData) -> None:
+def test_the_model_stands_before_its_controls(genes: ad.AnnData, cells: ad.AnnData) -> None:
     for adata, slot, blocks in (
         (genes, "gfx_gene_class", [("labels", "gene"), ("labels", "occurrence")]),
         (cells, "mine", [("cell_type", "cell"), ("condition", "cell")]),
@@ -208,7 +208,7 @@ def test_scores_of_predicted_genes(predicted: ad.AnnData) -> None:
 
 
 @pytest.mark.parametrize(("at", "group"), [(0, "first"), (1, "second")])
-def test_scores_in_a_group(predicted: ad.AnnData, at: int, group: str) -> None:
+def test_gene_scores_of_a_group(predicted: ad.AnnData, at: int, group: str) -> None:
     table = gfx.get.gene_scores_df(predicted, group, min_cells=3).set_index("gene")
     assert table.columns.tolist() == ["learnt", "predicted", "n_cells", "score_z", "score_y", "score_x"]
     n_cells = pd.Series(predicted.varm["gfx_predicted_genes_groups_n_cells"][:, at], predicted.var_names)
@@ -220,7 +220,9 @@ def test_scores_in_a_group(predicted: ad.AnnData, at: int, group: str) -> None:
     assert table["predicted"].tolist() == ["zyx"[best] for best in values.argmax(axis=1)]
 
 
-def test_groups_that_are_not_there(genes: ad.AnnData, predicted: ad.AnnData, toy_cells, classified) -> None:
+def test_a_group_that_does_not_exist_is_an_error(
+    genes: ad.AnnData, predicted: ad.AnnData, toy_cells, classified
+) -> None:
     with pytest.raises(KeyError, match=r"Did not find the group 'third'. Present: \['first', 'second'\]"):
         gfx.get.gene_scores_df(predicted, "third")
     with pytest.raises(KeyError, match=r"scores genes in all cells. Leave `group` out"):
@@ -233,7 +235,9 @@ def test_groups_that_are_not_there(genes: ad.AnnData, predicted: ad.AnnData, toy
 
 
 @pytest.mark.parametrize("get", TABLES)
-def test_which_result(toy_cells: ToyCells, classified: Classified, cells: ad.AnnData, get: str) -> None:
+def test_tables_are_of_the_default_key_or_of_the_only_result(
+    toy_cells: ToyCells, classified: Classified, cells: ad.AnnData, get: str
+) -> None:
     read = getattr(gfx.get, get)
     adata = toy_cells()
     with pytest.raises(
@@ -259,7 +263,7 @@ def test_which_result(toy_cells: ToyCells, classified: Classified, cells: ad.Ann
         read(adata, key="gfx_predicted_genes")
 
 
-def test_which_result_of_genes(toy_cells: ToyCells, classified: Classified) -> None:
+def test_gene_scores_are_of_the_default_key_or_of_the_only_result(toy_cells: ToyCells, classified: Classified) -> None:
     adata = classified(toy_cells(), "tl.classify_cells")
     with pytest.raises(KeyError, match=r"`gfx.tl.classify_genes` or `gfx.tl.predict_genes` in .*Run one of them first"):
         gfx.get.gene_scores_df(adata)

@@ -93,7 +93,7 @@ def test_roc_draws_mean_curves_with_their_spread(genes: ad.AnnData, unit: str | 
     assert ax.get_title() == "sensitive against all others"
 
 
-def test_roc_tells_the_auc_of_the_summary(genes: ad.AnnData) -> None:
+def test_roc_has_the_auc_of_the_summary_in_its_legend(genes: ad.AnnData) -> None:
     for unit in ("gene", "occurrence"):
         table = gfx.get.classification_df(genes).query("unit == @unit and metric == 'auc'").set_index("method")
         assert legend(gfx.pl.roc(genes, unit=unit, show=False)) == [
@@ -177,7 +177,7 @@ def test_confusion_draws_the_shares_of_the_true_class(cells: ad.AnnData, method:
     assert ax.get_images()[0].get_clim() == (0, 1)
 
 
-def test_confusion_greys_a_class_that_nothing_is_of(cells: ad.AnnData) -> None:
+def test_confusion_is_grey_for_an_empty_class(cells: ad.AnnData) -> None:
     adata = cells.copy()
     pairs = adata.uns["gfx_cell_class"]["confusion"]
     pairs.loc[pairs["true"] == "b", "n"] = 0
@@ -415,7 +415,7 @@ def test_plots_draw_on_the_axes_given(genes: ad.AnnData, plot: str) -> None:
 
 
 @pytest.mark.parametrize("plot", PLOTS)
-def test_without_a_result_or_with_two_the_error_says_what_to_do(toy_cells, classified, plot: str) -> None:
+def test_no_result_or_several_are_an_error_that_says_what_to_do(toy_cells, classified, plot: str) -> None:
     draw, adata = getattr(gfx.pl, plot), toy_cells()
     with pytest.raises(KeyError, match=r"Did not find a result of `gfx.tl.classify_genes` or .* Run one of them first"):
         draw(adata)

@@ -231,7 +231,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_arguments_that_make_no_sense(wrong: str, kind: Any, cells: ad.AnnData, toy_model: Model, slots: Any) -> None:
+def test_arguments_that_cannot_be_used(wrong: str, kind: Any, cells: ad.AnnData, toy_model: Model, slots: Any) -> None:
     arguments, error, text = WRONG[wrong]
     before = slots(cells)
     with pytest.raises(error, match=text):

@@ -67,7 +67,9 @@ def test_a_donor_is_never_on_both_sides(cells: ad.AnnData, toy_model: Model) -> 
     assert "over donors" in found["note"]
 
 
-def test_seeds_draw_what_they_can_where_folds_are_donors(cells: ad.AnnData, toy_model: Model) -> None:
+def test_repeats_draw_random_weights_and_training_cells_where_folds_are_donors(
+    cells: ad.AnnData, toy_model: Model
+) -> None:
     """Donor by donor every seed holds out the same: random weights and cells of a learning curve are still drawn."""
     cells.obs["sample"] = np.repeat(["d1", "d2", "d3", "d4"], 6)
     how = {"donor_key": "sample", "n_splits": 4, "n_repeats": 3, "controls": CONTROLS, "learning_curve": [8]}
@@ -82,7 +84,7 @@ def test_seeds_draw_what_they_can_where_folds_are_donors(cells: ad.AnnData, toy_
     assert losses[("model", 8)].nunique() == 3
 
 
-def test_without_donors_the_call_says_what_it_is_not_worth(
+def test_a_call_without_donors_says_what_its_results_do_not_show(
     cells: ad.AnnData, toy_model: Model, capsys: pytest.CaptureFixture
 ) -> None:
     probe(cells, "cell_type", model=toy_model)
@@ -154,7 +156,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_what_makes_no_sense(wrong: str, cells: ad.AnnData, toy_model: Model, slots: Any) -> None:
+def test_columns_and_donors_that_cannot_be_used(wrong: str, cells: ad.AnnData, toy_model: Model, slots: Any) -> None:
     where, arguments, error, text = WRONG[wrong]
     at = np.arange(24)
     cells.obs["only"] = pd.Categorical(["d"] * 24)
@@ -212,7 +214,7 @@ def test_a_linear_probe_is_logistic_regression_on_the_embedding(
 
 
 @pytest.mark.usefixtures("in_float32")
-def test_pooling(cells: ad.AnnData, toy_model: Model, toy_model_v1: Model) -> None:
+def test_a_probe_reads_the_pooling_asked_for(cells: ad.AnnData, toy_model: Model, toy_model_v1: Model) -> None:
     for pooling in ("mean", "cls"):
         probe(cells, "cell_type", model=toy_model, pooling=pooling, key_added=pooling)
         gfx.tl.embed(cells, model=toy_model, pooling=pooling, key_added=f"X_{pooling}")
@@ -226,9 +228,7 @@ def test_pooling(cells: ad.AnnData, toy_model: Model, toy_model_v1: Model) -> No
         probe(cells, "cell_type", model=toy_model_v1, pooling="cls")
 
 
-def test_the_order_of_cells_and_their_categories_do_not_change_what_is_found(
-    typed: ad.AnnData, toy_model: Model
-) -> None:
+def test_the_order_of_cells_and_of_categories_does_not_change_results(typed: ad.AnnData, toy_model: Model) -> None:
     probe(typed, "cell_type", model=toy_model)
     other = typed.copy()
     other.obs["cell_type"] = pd.Categorical(other.obs["cell_type"].astype(str), categories=["c", "unseen", "b", "a"])
@@ -242,7 +242,7 @@ def test_the_order_of_cells_and_their_categories_do_not_change_what_is_found(
         assert np.array_equal(typed.obsm["again"], typed.obsm["gfx_cell_class"]) == same
 
 
-def test_cells_to_use(cells: ad.AnnData, toy_model: Model) -> None:
+def test_max_cells_draws_the_cells_to_use(cells: ad.AnnData, toy_model: Model) -> None:
     probe(cells, "cell_type", model=toy_model, max_cells=15)
     used = cells.obsm["gfx_cell_class_fold"][:, 0] >= 0
     assert used.sum() == cells.uns["gfx_cell_class"]["params"]["n_cells"] == 15
@@ -261,7 +261,9 @@ def test_empty_cells_have_no_class(cells: ad.AnnData, toy_model: Model) -> None:
     assert cells.obsm["gfx_cell_class_fold"][3, 0] == -1
 
 
-def test_learning_curve(typed: ad.AnnData, toy_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_improve_with_training_cells(
+    typed: ad.AnnData, toy_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes: list[int] = []
     fit = _learners.LinearMethod.heads
 
@@ -301,7 +303,7 @@ def two_tasks(cells: ad.AnnData) -> ad.AnnData:
     return cells
 
 
-def test_tasks_are_told_side_by_side(two_tasks: ad.AnnData, toy_model: Model, toy_slow: Any) -> None:
+def test_tasks_are_predicted_side_by_side(two_tasks: ad.AnnData, toy_model: Model, toy_slow: Any) -> None:
     probe(two_tasks, ["cell_type", "a_stage"], model=toy_model)
     found = two_tasks.uns["gfx_cell_class"]
     assert [*found["tasks"]] == ["a_stage", "cell_type"]  # in the order that files keep
@@ -366,7 +368,7 @@ def test_tasks_keep_their_columns_in_files(how: str, two_tasks: ad.AnnData, toy_
     assert get(read).attrs == get(two_tasks).attrs
 
 
-def test_a_task_that_one_donor_has(cells: ad.AnnData, toy_model: Model) -> None:
+def test_a_task_that_one_donor_has_does_not_stop_the_other(cells: ad.AnnData, toy_model: Model) -> None:
     """Where that donor is held out there is nothing to learn from, which is not the end of the other task."""
     cells.obs["severity"] = cells.obs["condition"].where(cells.obs["donor"] == "d1")
     probe(cells, ["cell_type", "severity"], donor_key="donor", model=toy_model, controls=CONTROLS)
@@ -389,7 +391,9 @@ def test_donors_of_one_class_each_held_out_one_by_one(cells: ad.AnnData, toy_mod
 
 
 @pytest.mark.parametrize("is_view", [False, True])
-def test_columns_of_tasks_that_are_gone_go_too(is_view: bool, cells: ad.AnnData, toy_model: Model, slots: Any) -> None:
+def test_columns_of_tasks_of_an_earlier_call_are_dropped(
+    is_view: bool, cells: ad.AnnData, toy_model: Model, slots: Any
+) -> None:
     """One call after the other, under one name: the last one finds no column of the first in its way."""
     cells.obs["gfx_cell_class_mine"] = "mine"
     fresh = cells.copy()
@@ -412,7 +416,9 @@ def test_columns_of_tasks_that_are_gone_go_too(is_view: bool, cells: ad.AnnData,
     assert slots(cells) == before
 
 
-def test_columns_of_ours_that_the_call_reads_stay(cells: ad.AnnData, toy_model: Model, slots: Any) -> None:
+def test_result_columns_that_the_call_reads_are_not_written_over(
+    cells: ad.AnnData, toy_model: Model, slots: Any
+) -> None:
     probe(cells, "cell_type", model=toy_model)
     before = slots(cells)
     for groupby, donor_key in (("gfx_cell_class_cell_type", None), ("condition", "gfx_cell_class_cell_type")):
@@ -425,7 +431,7 @@ def test_columns_of_ours_that_the_call_reads_stay(cells: ad.AnnData, toy_model: 
 # --- what it is held against ----------------------------------------------------------------------------------------
 
 
-def test_counts_are_read_among_the_cells_to_learn_from(
+def test_genes_and_components_of_counts_are_found_among_training_cells(
     cells: ad.AnnData, toy_model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Genes are chosen, and components found, without the cells held out."""
@@ -524,7 +530,7 @@ def test_fine_tuning_sees_no_cell_or_donor_held_out(tuned: Any) -> None:
     assert set(gfx.get.classification_df(cells)["method"]) == {"model"} | baselines
 
 
-def test_scores_of_fine_tuning_are_those_of_the_classifier_that_was_not_taught(tuned: Any, toy_slow: Any) -> None:
+def test_scores_of_fine_tuning_are_those_of_the_classifier_trained_without_the_unit(tuned: Any, toy_slow: Any) -> None:
     cells, trainings, class_weight = tuned
     fold, scores = cells.obsm["gfx_cell_class_fold"][:, 0], cells.obsm["gfx_cell_class"]
     rows = toy_slow.tokens(cells)
@@ -554,7 +560,7 @@ def test_fine_tuning_finds_types_with_genes_of_their_own(
     assert json.loads(typed.uns["gfx_cell_class"]["params"]["training"]) == training
 
 
-def test_training_ends_when_the_cells_that_judge_get_no_better(
+def test_training_ends_when_the_validation_loss_does_not_fall(
     cells: ad.AnnData, toy_model: Model, stop_in_step: Any
 ) -> None:
     """Labels drawn at random: the first passes are the best, and the last ones do not happen."""

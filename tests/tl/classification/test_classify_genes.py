@@ -156,7 +156,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_labels_that_make_no_sense(wrong: str, cells: ad.AnnData, toy_model: Model, slots: Any) -> None:
+def test_labels_that_cannot_be_used(wrong: str, cells: ad.AnnData, toy_model: Model, slots: Any) -> None:
     labels, error, text = WRONG[wrong]
     cells.var["dosage"] = pd.Series("x", index=genes(1, 50))
     before = slots(cells)
@@ -354,7 +354,7 @@ def test_no_method_sees_a_label_held_out(cells: ad.AnnData, toy_model: Model, tm
         assert not np.allclose(learner.predict(split), expected)
 
 
-def test_few_cells_are_the_first_ones(cells: ad.AnnData, toy_model: Model, tmp_path: Path) -> None:
+def test_a_head_of_few_cells_is_fitted_on_the_first_ones(cells: ad.AnnData, toy_model: Model, tmp_path: Path) -> None:
     """Heads of the learning curve know nothing of other cells, and tell all of them."""
     units = genes_of(cells, ODD_EVEN, toy_model)
     train, known = np.arange(len(units)) % 2 > 0, np.isin(units.cell, range(5))
@@ -446,7 +446,9 @@ def test_expression_weighs_classes_as_the_model_does(
     np.testing.assert_allclose(found, expected[units.unit[(~train)[units.unit]]], atol=1e-4)
 
 
-def test_expression_of_few_cells_is_what_is_learnt_from(cells: ad.AnnData, toy_model: Model, toy_slow: Any) -> None:
+def test_expression_baseline_of_few_cells_is_fitted_on_these(
+    cells: ad.AnnData, toy_model: Model, toy_slow: Any
+) -> None:
     """On a learning curve, genes to tell are described in all cells, as the model tells them in all."""
     units = genes_of(cells, {"few": genes(1, 61), "many": genes(61, 141)}, toy_model)
     names = [str(toy_model.vocabulary.symbols[token]) for token in units.where]
@@ -519,7 +521,7 @@ def test_genes_without_labels_do_not_matter(cells: ad.AnnData, toy_model: Model)
     assert np.isnan(extra[:, fresh.index].varm["gfx_gene_class"]).all()
 
 
-def test_cells_to_use(cells: ad.AnnData, toy_model: Model, toy_slow: Any) -> None:
+def test_max_cells_draws_the_cells_to_use(cells: ad.AnnData, toy_model: Model, toy_slow: Any) -> None:
     labels = {"even": genes(2, 161, 2), "odd": genes(1, 161, 2)}
     probe(cells, labels, model=toy_model, max_cells=10)
     assert cells.uns["gfx_gene_class"]["params"]["n_cells"] == 10
@@ -543,7 +545,7 @@ def test_cells_without_a_labelled_gene_are_not_drawn(cells: ad.AnnData, toy_mode
 
 
 @pytest.mark.parametrize("start", [0, 8, 16])
-def test_few_cells_may_have_no_gene_to_learn_from(start: int, cells: ad.AnnData, toy_model: Model) -> None:
+def test_few_cells_may_have_no_training_gene(start: int, cells: ad.AnnData, toy_model: Model) -> None:
     rare = cells.var_names[:200][(detected(cells)[:200] > 0) & (detected(cells)[:200] < 3)][start : start + 8]
     probe(cells, {"a": rare[:4], "b": rare[4:]}, model=toy_model, learning_curve=[2])
     curve = gfx.get.learning_curve_df(cells)
@@ -582,7 +584,7 @@ def test_fine_tuning_never_sees_a_label_held_out(tuned: Any, toy_model: Model) -
         assert shown == dict(zip(tokens[taught].tolist(), given[taught].tolist(), strict=True))
 
 
-def test_scores_of_fine_tuning_are_those_of_the_classifier_that_was_not_taught(tuned: Any, toy_slow: Any) -> None:
+def test_scores_of_fine_tuning_are_those_of_the_classifier_trained_without_the_unit(tuned: Any, toy_slow: Any) -> None:
     cells, trainings = tuned
     fold = pd.Series(cells.varm["gfx_gene_class_fold"][:, 0], cells.var_names)
     scores: dict[str, list[np.ndarray]] = {}
@@ -646,7 +648,7 @@ def test_adapters_are_of_layers_that_are_trained_and_random_weights_have_none(
         assert ("bert.embeddings.word_embeddings.weight" in moved) == (number % 2 == 1)
 
 
-def test_fine_tuning_learns_what_it_is_taught(cells: ad.AnnData, toy_model: Model, tmp_path: Path) -> None:
+def test_fine_tuning_remembers_its_training_set(cells: ad.AnnData, toy_model: Model, tmp_path: Path) -> None:
     """What is odd and what is even, the network can only remember."""
     units = genes_of(cells, ODD_EVEN, toy_model)
     choices = {"freeze_layers": 0, "n_epochs": 25, "learning_rate": 5e-3, "batch_size": 4}
@@ -666,7 +668,7 @@ def test_lost_names_are_noticed_before_anything_is_trained(
     assert trainings == []
 
 
-def test_hyperparameters_are_judged_on_genes_to_learn_from(
+def test_hyperparameters_are_evaluated_on_training_genes(
     cells: ad.AnnData, toy_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("optuna")

@@ -227,14 +227,14 @@ def test_a_finished_folder_is_read(whole: Whole, slots: Any, stop: Any) -> None:
     assert {path: path.stat().st_mtime_ns for path in whole.folder.rglob("*") if path.is_file()} == before
 
 
-def test_checkpoints_go_when_scores_are_there(whole: Whole) -> None:
+def test_checkpoints_are_deleted_when_scores_are_written(whole: Whole) -> None:
     n_cells = 24 if whole.call.function is gfx.tl.classify_genes else 12
     left = {str(path.relative_to(whole.folder / "runs")) for path in (whole.folder / "runs").rglob("*")}
     folds = {f"seed0/fold{at}" for at in range(2)}
     assert left == {"seed0", *folds, *(f"{fold}/model_{n_cells}.npy" for fold in folds)}
 
 
-def test_checkpoints_that_a_killed_call_left_go_too(whole: Whole, finished: Path) -> None:
+def test_checkpoints_of_a_killed_call_are_deleted(whole: Whole, finished: Path) -> None:
     """It was killed when scores, or the model, were there already."""
     (scores,) = (finished / "runs" / "seed0" / "fold0").iterdir()
     for place in (scores.with_suffix(""), finished / "runs" / "all_labels"):
@@ -271,7 +271,7 @@ BOTH = {
 
 
 @pytest.mark.parametrize("change", [*GENES, *CELLS, *BOTH])
-def test_another_call_does_not_mix(change: str, whole: Whole, slots: Any) -> None:
+def test_a_folder_refuses_other_arguments(change: str, whole: Whole, slots: Any) -> None:
     own = GENES if whole.call.function is gfx.tl.classify_genes else CELLS
     if change not in own | BOTH:
         return
@@ -287,14 +287,14 @@ def test_another_call_does_not_mix(change: str, whole: Whole, slots: Any) -> Non
     assert slots(cells) == untouched
 
 
-def test_other_cells_and_models_do_not_mix(whole: Whole, toy_model_v1: Model) -> None:
+def test_a_folder_refuses_other_cells_and_models(whole: Whole, toy_model_v1: Model) -> None:
     with pytest.raises(ValueError, match=r"holds a run with another .*cells"):
         whole.call(whole.folder, cells=whole.call.make(24, seed=3))
     with pytest.raises(ValueError, match=r"holds a run with another .*weights_sha256"):
         whole.call(whole.folder, model=toy_model_v1)
 
 
-def test_begun_anew_as_the_message_says_the_model_is_the_new_one(call: Call, tmp_path: Path) -> None:
+def test_a_folder_begun_anew_as_the_message_says_holds_the_new_model(call: Call, tmp_path: Path) -> None:
     call(tmp_path, **PROBE)
     before = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "plan.json").unlink()
@@ -304,7 +304,7 @@ def test_begun_anew_as_the_message_says_the_model_is_the_new_one(call: Call, tmp
     assert (tmp_path / "model.safetensors").read_bytes() != before
 
 
-def test_columns_in_another_order_do_not_mix(toy_cells: Any, toy_model: Model, tmp_path: Path) -> None:
+def test_a_folder_refuses_columns_in_another_order(toy_cells: Any, toy_model: Model, tmp_path: Path) -> None:
     """The first one decides the folds: models of the other order have seen the cells that this one holds out."""
     call = calls(toy_cells, toy_model)["cells"]
     call(tmp_path, what=["cell_type", "condition"], **PROBE)
@@ -379,7 +379,7 @@ def test_scores_without_their_plan_are_not_used(whole: Whole, finished: Path) ->
     assert files(finished) == before
 
 
-def test_adapters_do_not_mix_with_whole_weights(whole: Whole, finished: Path) -> None:
+def test_a_folder_refuses_adapters_after_whole_weights(whole: Whole, finished: Path) -> None:
     """Whichever came first."""
     plan = json.loads((finished / "plan.json").read_text())
     (finished / "plan.json").write_text(json.dumps(plan | {"adapter": "lora", "n_trials": 5}))

@@ -153,7 +153,7 @@ def test_means_of_groups_add_up_to_the_mean(teach: Any, others: ad.AnnData) -> N
     assert "groups" not in others.uns["x"]
 
 
-def test_genes_that_were_taught_are_marked(teach: Any, others: ad.AnnData) -> None:
+def test_genes_of_the_training_set_are_marked(teach: Any, others: ad.AnnData) -> None:
     others.var_names = [f"ENSG{int(name[3:]):011d}" if name.startswith("TOY") else name for name in others.var_names]
     predict_genes(others, teach("genes", "probed"))
     said = json.loads((teach("genes", "probed") / "classification.json").read_text())["taught"]
@@ -180,7 +180,7 @@ def test_a_column_of_the_users_about_genes_is_not_written_over(
         predict_genes(others, teach("genes", "probed"), key_added="dosage")
 
 
-def test_a_head_on_tokens_of_someone_else(
+def test_a_head_on_tokens_that_others_trained_is_read(
     others: ad.AnnData, toy_vocabulary: Vocabulary, toy_slow: Any, tmp_path: Path
 ) -> None:
     config = BertConfig(
@@ -252,7 +252,7 @@ def test_special_tokens_are_not_in_the_mean_over_genes(
     np.testing.assert_allclose(others.obsm["gfx_predicted_cells"], expected, atol=1e-4)
 
 
-def test_cells_that_were_left_out(teach: Any, others: ad.AnnData) -> None:
+def test_masked_and_empty_cells_have_no_prediction(teach: Any, others: ad.AnnData) -> None:
     predict_cells(others, teach("cells", "probed"), key_added="all")
     empty, masked = 4, np.arange(30) % 3 > 0
     others.X = type(others.X)(others.X.multiply(np.arange(30)[:, None] != empty))
@@ -264,7 +264,7 @@ def test_cells_that_were_left_out(teach: Any, others: ad.AnnData) -> None:
     assert others.uns["gfx_predicted_cells"]["params"]["mask_obs"] == "array"
 
 
-def test_columns_of_tasks_that_are_gone_go_too(teach: Any, others: ad.AnnData, slots: Any) -> None:
+def test_columns_of_tasks_of_an_earlier_call_are_dropped(teach: Any, others: ad.AnnData, slots: Any) -> None:
     others.obs["gfx_predicted_cells_mine"] = "mine"
     fresh = others.copy()
     predict_cells(fresh, teach("cells", "probed"))
@@ -331,7 +331,7 @@ def fitted(x: np.ndarray, truth: np.ndarray) -> Any:
     return lambda other: model.predict_proba((other - centre) / scale)
 
 
-def test_a_probes_folder_is_the_head_that_was_fitted_on_all_cells(
+def test_the_folder_of_a_probe_holds_the_head_fitted_on_all_cells(
     teach: Any, cells: ad.AnnData, others: ad.AnnData, any_model: Model, slow: Any
 ) -> None:
     family, embed_as = ("v2", "cls") if any_model.vocabulary.has_cls else ("v1", "mean")
@@ -342,7 +342,7 @@ def test_a_probes_folder_is_the_head_that_was_fitted_on_all_cells(
         np.testing.assert_allclose(adata.obsm["gfx_predicted_cells"], head(vectors), atol=1e-4)
 
 
-def test_a_probes_folder_is_the_head_that_was_fitted_on_all_genes(teach: Any, cells: ad.AnnData, toy_slow: Any) -> None:
+def test_the_folder_of_a_probe_holds_the_head_fitted_on_all_genes(teach: Any, cells: ad.AnnData, toy_slow: Any) -> None:
     states: dict[str, list[np.ndarray]] = {}
     for row in toy_slow.tokens(cells):
         for token, state in zip(row, toy_slow.states(row), strict=True):
@@ -377,7 +377,7 @@ def test_a_trained_model_is_a_model_like_any_other(teach: Any, others: ad.AnnDat
 
 @pytest.mark.parametrize("of", ["genes", "two tasks"])
 @pytest.mark.parametrize("how", ["probed", "tuned"])
-def test_what_a_folder_says_of_itself(of: str, how: str, teach: Any, toy_model: Model) -> None:
+def test_notes_and_card_of_a_folder(of: str, how: str, teach: Any, toy_model: Model) -> None:
     folder = teach(of, how)
     said = json.loads((folder / "classification.json").read_text())
     assert said["start_from"] == toy_model.provenance()
@@ -422,7 +422,9 @@ def test_what_a_folder_says_of_itself(of: str, how: str, teach: Any, toy_model: 
 # --- models that cannot ---------------------------------------------------------------------------------------------
 
 
-def test_models_that_cannot_tell(teach: Any, others: ad.AnnData, toy_model: Model, slots: Any, tmp_path: Path) -> None:
+def test_models_without_the_right_head_are_refused(
+    teach: Any, others: ad.AnnData, toy_model: Model, slots: Any, tmp_path: Path
+) -> None:
     before = slots(others)
     for predict, of, other in ((predict_genes, "genes", "cells"), (predict_cells, "cells", "genes")):
         with pytest.raises(ValueError, match=rf"'toy' has no head that classifies.*gfx\.tl\.classify_{of}\("):
@@ -448,7 +450,9 @@ def test_tokens_and_genes_of_another_vocabulary(
             assert slots(adata) == before
 
 
-def test_a_head_of_other_classes_than_the_configuration_says(teach: Any, others: ad.AnnData, tmp_path: Path) -> None:
+def test_a_head_of_other_classes_than_in_the_configuration_is_refused(
+    teach: Any, others: ad.AnnData, tmp_path: Path
+) -> None:
     folder = shutil.copytree(teach("cells", "probed"), tmp_path / "changed")
     config = json.loads((folder / "config.json").read_text())
     config["classifier_head"]["tasks"] = {"cell_type": ["a", "b"]}
@@ -559,7 +563,7 @@ def store(
     return store
 
 
-def test_the_published_classifier_tells_what_transformers_tells(
+def test_the_published_classifier_predicts_as_transformers_does(
     store: Store,
     server: Server,
     stand_in: BertForSequenceClassification,
