@@ -112,7 +112,7 @@ def intervals(
     groups
         Donor of each, int `(n,)`.
     """
-    members = None if groups is None else _members(groups)
+    members = None if groups is None else list(pd.Series(groups).groupby(groups).indices.values())
     n_units = len(truth) if members is None else len(members)
     if n_units < 3:  # of one or two, nothing follows
         return dict.fromkeys(METRICS, (np.nan, np.nan))
@@ -124,12 +124,6 @@ def intervals(
         draws.append(_over_repeats(truth[chosen], probabilities[:, chosen], fold[:, chosen]))
     tail = (1 - COVERAGE) / 2
     return {name: (low, high) for name, (low, high) in pd.DataFrame(draws).quantile([tail, 1 - tail]).items()}
-
-
-def _members(groups: np.ndarray) -> list[np.ndarray]:
-    """Find the indices of the members of each group."""
-    order = np.argsort(groups, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
 
 
 def _over_repeats(truth: np.ndarray, probabilities: np.ndarray, fold: np.ndarray) -> dict[str, float]:

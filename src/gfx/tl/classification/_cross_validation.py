@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from gfx import _log
 from gfx._core.classification import Evaluation
-from gfx._core.folds import each_fold
+from gfx._core.folds import each_fold, folds
 from gfx._results import record
 from gfx.tl.classification._learners import make_learners
 from gfx.tl.classification._trained import UNFINISHED, classification_params, keep_to_the_plan, train_on_all
@@ -42,7 +42,8 @@ def cross_validate(
     **params: object,
 ) -> None:
     """Classify genes or cells by cross-validation, and write the results; with a folder, keep a model as well."""
-    fold = np.stack([units.folds(n_splits, rng + repeat) for repeat in range(n_repeats)])
+    classes = units.classes_of(units.first)
+    fold = np.stack([folds(classes, n_splits, rng + repeat, units.donor) for repeat in range(n_repeats)])
     sizes = units.training_sizes(learning_curve, fold)
     how = classification_params(units, method, n_splits=n_splits, n_repeats=n_repeats, rng=rng, **params)
     how = record(units.prepared.slots.function, **how)

@@ -116,10 +116,6 @@ class Units:
 
     # --- what is trained on
 
-    def folds(self, n_splits: int, seed: int) -> np.ndarray:
-        """Fold in which each unit is held out, int16 `(n_units,)`."""
-        return folds(self.classes_of(self.first), n_splits, seed, self.donor)
-
     def training_sizes(self, learning_curve: Sequence[int] | None, fold: np.ndarray) -> list[int]:
         """Numbers of training cells, ascending; the last one is all of them, on average."""
         left = [len(self.rows)]
@@ -160,7 +156,7 @@ class Units:
 
         tokens = self.prepared.tokens
         if self.of == "genes":
-            cells = self.rows[np.unique(self.cell[self._occurrences_in_training(units, split)])]
+            cells = self.rows[np.unique(self.cell[self.occurrences_of(units, split)])]
             return LabelledCells(tokens.ids, tokens.lengths, cells, of_token=self._classes_of_tokens(units))
         of_cell = np.full((len(tokens.lengths), len(self.tasks)), NOTHING, dtype=np.int64)
         of_cell[self.where] = self.truth
@@ -174,14 +170,10 @@ class Units:
 
     # --- occurrences
 
-    def occurrences_of(self, units: np.ndarray) -> np.ndarray:
-        """Which occurrences are those of some units, bool `(n_occurrences,)`."""
-        return np.isin(np.arange(len(self)), units)[self.unit]
-
-    def _occurrences_in_training(self, units: np.ndarray, split: Split) -> np.ndarray:
-        """Which occurrences are those of some training units in training cells, bool `(n_occurrences,)`."""
-        occurrences = self.occurrences_of(units)
-        return occurrences & (self.cell < split.n_cells) if self.of == "genes" else occurrences
+    def occurrences_of(self, units: np.ndarray, split: Split | None = None) -> np.ndarray:
+        """Which occurrences are those of some units, bool `(n_occurrences,)`; with a split, in its training cells."""
+        occurrences = np.isin(np.arange(len(self)), units)[self.unit]
+        return occurrences & (self.cell < split.n_cells) if split and self.of == "genes" else occurrences
 
     def over_occurrences(self, values: np.ndarray, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation over the occurrences of each of some units, ascending; float64 `(n_units, k)`.
@@ -198,7 +190,7 @@ class Units:
 
         `values`, `(n_occurrences, k)`, are those of all occurrences.
         """
-        seen = self._occurrences_in_training(split.train, split)
+        seen = self.occurrences_of(split.train, split)
         n = np.bincount(self.unit[seen], minlength=len(self))
         units = split.train[n[split.train] > 0]
         return units, _add_up(values[seen], self.unit[seen], len(self))[units] / n[units, None]
