@@ -214,19 +214,14 @@ def to_counts(block: sparse.csr_array, counts: Counts, where: str) -> sparse.csr
     """Check the stored values of a block, and undo the logarithm or the division by depth that `counts` names.
 
     Where each value of a cell is a whole multiple of the smallest, as division by depth leaves it, the whole numbers
-    themselves come back, free of the rounding that logarithms and float32 brought.
-
-    Raises
-    ------
-    ValueError
-        Negative, missing or infinite values; values that are visibly not what `counts` says.
+    themselves come back, free of the rounding that logarithms and float32 brought. Raises `ValueError` for negative,
+    missing or infinite values, and for values that are visibly not what `counts` says.
     """
     if counts == "raw" and scale_of(block) in {"counts", "empty"}:
         return block
     block = summed(block)
     scale = scale_of(block)
-    problem = counts_problem(scale, counts, block.data, where)
-    if problem is not None:
+    if problem := counts_problem(scale, counts, block.data, where):
         raise ValueError(problem)
     if scale in {"counts", "empty"}:
         return block
@@ -331,14 +326,11 @@ class GeneMatch:
 def match_genes(names: Iterable[str], vocabulary: Vocabulary) -> GeneMatch:
     """Look genes up by Ensembl id, symbol, alias or retired id; other species are not mistaken for human.
 
-    Raises
-    ------
-    ValueError
-        Genes of another species; or fewer recognised genes than ten, or than a tenth of the shorter list of genes.
+    Raises `ValueError` for genes of another species, and for fewer recognised genes than ten, or than a tenth of the
+    shorter list of genes.
     """
     match = GeneMatch(vocabulary.resolve(names), np.asarray(names, dtype=object))
-    problem = genes_problem(match, vocabulary)
-    if problem is not None:
+    if problem := genes_problem(match, vocabulary):
         raise ValueError(problem)
     return match
 

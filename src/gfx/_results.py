@@ -210,15 +210,10 @@ class Slots:
         return {slot for slot, owner in self._owners().items() if owner == (self.key, self.function)}
 
     def claim(self, tasks: Iterable[str] = (), *, reads: Iterable[tuple[str, object]] = ()) -> Slots:
-        """Raise an error if a slot that the call may write holds anything else, or is an input of the call.
+        """Raise a `ValueError` if a slot that the call may write holds anything else, or is an input of the call.
 
         `tasks` are the names of tasks, once they are known. `reads` are the inputs, as element and name; names that are
         no text are skipped.
-
-        Raises
-        ------
-        ValueError
-            It names the slot and what is there.
         """
         owners, owned, targets = self._owners(), self.owned, slots_of(self.function, self.key, tasks)
         for element, name in reversed(targets):  # the record first: it says best what is there
@@ -320,12 +315,8 @@ def find(data: Data, *functions: str, key: str | None = None, mod: str | None = 
         key = candidates[0] if candidates else None
     if key in present:
         return Slots(adata, present[key], key)
-    writer = made_by(adata.uns.get(key))
-    if key is None:
-        problem = f"Did not find a result of {names} in `adata.uns`."
-    elif writer is None:
-        problem = f"Did not find {key!r} in `adata.uns`."
-    else:
+    problem = f"Did not find {f'a result of {names}' if key is None else repr(key)} in `adata.uns`."
+    if writer := made_by(adata.uns.get(key)):
         problem = f"`adata.uns[{key!r}]` was written by `gfx.{writer}`, not by {names}."
     named = "" if key is None else f", key_added={key!r}"
     run = f"`gfx.{functions[0]}({TABLE[functions[0]].call}{named})`" if len(functions) == 1 else "one of them"

@@ -105,15 +105,16 @@ def recognised(report: Mapping[str, int | float], vocabulary: Vocabulary) -> str
 
 
 def _totals(adata: AnnData, key: str) -> np.ndarray:
+    """Read the total counts of all cells, float64 `(n_obs,)`."""
     column = obs_column(adata, key)
     if not pd.api.types.is_numeric_dtype(column.dtype):
         msg = f"`adata.obs[{key!r}]` holds {column.dtype}, not numbers: `n_counts` names the total counts of each cell."
         raise TypeError(msg)
     totals = column.to_numpy(dtype=np.float64, na_value=np.nan)
-    if not (np.isfinite(totals).all() and (totals >= 0).all()):
-        wrong = adata.obs_names[~(totals >= 0) | ~np.isfinite(totals)][:3].tolist()
+    usable = np.isfinite(totals) & (totals >= 0)
+    if not usable.all():
         msg = (
-            f"`adata.obs[{key!r}]` is not a positive number for the cells {wrong}; total counts are. "
+            f"`adata.obs[{key!r}]` is not a positive number for the cells {adata.obs_names[~usable][:3].tolist()}. "
             "Leave `n_counts` out to compute them."
         )
         raise ValueError(msg)
@@ -121,6 +122,7 @@ def _totals(adata: AnnData, key: str) -> np.ndarray:
 
 
 def _check_totals(adata: AnnData, totals: np.ndarray, rows: slice, own: np.ndarray, key: str) -> None:
+    """Refuse total counts of cells that are below the sums `own` of the counts in these rows."""
     less = np.flatnonzero(totals[rows] < own * (1 - 1e-6))
     if less.size:
         cell = rows.start + less[0]
@@ -140,10 +142,7 @@ def counts_by_token(
 ) -> Iterator[tuple[slice, csr_array, np.ndarray]]:
     """Walk over the counts that tokens with this `source` came from: rows, counts `(n_rows, n_tokens)`, totals.
 
-    Raises
-    ------
-    CountsNotAtHandError
-        They are no longer there, such as after normalisation.
+    Raises `CountsNotAtHandError` where they are no longer there, such as after normalisation.
     """
     try:
         place = {name: source[name] for name in ("layer", "use_raw", "gene_ids") if name in source}
@@ -161,11 +160,8 @@ def counts_by_token(
 def find_tokens(adata: AnnData, vocabulary: Vocabulary, max_length: int, *, layer: str | None = None) -> Tokens:
     """Read the tokens that `pp.tokenize` wrote for this model; make them on the fly where there are none at all.
 
-    Raises
-    ------
-    ValueError
-        All stored tokens belong to another vocabulary or layer, are longer than the model reads, or were cut shorter;
-        or those that fit are damaged. On the fly: the values are no raw counts, or the genes are not the model's.
+    Raises `ValueError` where all stored tokens belong to another vocabulary or layer, are longer than the model reads,
+    or were cut shorter; where those that fit are damaged; and, on the fly, where values or genes are not the model's.
     """
     problems = []
     others = [key for key in adata.uns if made_by(adata.uns[key]) == _FUNCTION and key != _DEFAULT]

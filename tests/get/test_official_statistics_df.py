@@ -70,8 +70,8 @@ def expected(adata, method):
         case "aggregate":
             return official.aggregate(genes, cosines)
         case _:
-            rows = {"affected": affected, "affected_sd": sd, "n_affected": n}
-            return official.gene_shifts(genes, cosines, affected_cosines=1 - mean.astype(np.float64), **rows)
+            of_genes = {"mean": 1 - mean.astype(np.float64), "sd": sd, "n": n}
+            return official.gene_shifts(genes, cosines, affected, of_genes)
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------

@@ -99,14 +99,8 @@ def test_official_gene_shifts(golden_run, run):
         slot = affected.index(gene), perturbed.index(edited)
         mean[slot], sd[slot], n_cells[slot] = np.mean(cosines), np.std(cosines), len(cosines)
     genes, cosines = whole_cells(golden_run, run)
-    found = official.gene_shifts(
-        genes,
-        cosines,
-        affected=labels(golden_run, affected),
-        affected_cosines=mean,
-        affected_sd=sd,
-        n_affected=n_cells,
-    )
+    of_genes = {"mean": mean, "sd": sd, "n": n_cells}
+    found = official.gene_shifts(genes, cosines, labels(golden_run, affected), of_genes)
     expected = official_table(golden_run, f"{run}_aggregate_gene_shifts")
     # `Affected` holds tokens there, Ensembl ids here.
     is_gene = expected["Affected"] != "cell_emb"
@@ -295,14 +289,8 @@ def test_gene_shifts_of_a_known_result():
     affected = pd.DataFrame({"Gene_name": ["A", "C"], "Ensembl_ID": ["E1", "E9"]})
     cosines = np.array([[0.9, 0.2, np.nan], [0.7, np.nan, np.nan]])
     mean = np.array([[np.nan, 0.5, np.nan], [0.6, 0.4, np.nan]])
-    found = official.gene_shifts(
-        genes,
-        cosines,
-        affected=affected,
-        affected_cosines=mean,
-        affected_sd=mean / 10,
-        n_affected=np.array([[0, 1, 0], [2, 1, 0]]),
-    )
+    of_genes = {"mean": mean, "sd": mean / 10, "n": np.array([[0, 1, 0], [2, 1, 0]])}
+    found = official.gene_shifts(genes, cosines, affected, of_genes)
     assert found.astype(object).where(found.notna(), None).to_numpy().tolist() == [
         ["B", "E2", "cell_emb", None, None, 0.2, 0.0, 1],
         ["A", "E1", "cell_emb", None, None, pytest.approx(0.8), pytest.approx(0.1), 2],
@@ -320,8 +308,7 @@ def test_nothing_detected_gives_empty_tables():
     assert found.columns.tolist() == columns
     assert official.vs_null(genes, nothing, nothing).empty
     assert official.aggregate(genes, nothing).empty
-    none = {"affected_cosines": nothing[:0], "affected_sd": nothing[:0], "n_affected": nothing[:0]}
-    assert official.gene_shifts(genes, nothing, affected=genes[:0], **none).empty
+    assert official.gene_shifts(genes, nothing, genes[:0], dict.fromkeys(("mean", "sd", "n"), nothing[:0])).empty
 
 
 # --- properties -----------------------------------------------------------------------------------------------------

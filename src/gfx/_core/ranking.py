@@ -192,16 +192,11 @@ def rank_cells(
     `counts` are cells × genes, finite and non-negative; zeros, stored or not, are genes that were not detected.
     `column_token` is the token of each column, -1 for genes outside the vocabulary, int `(n_columns,)`; columns with
     the same token are summed, in float64. Encodings have at most `max_length` tokens, special ones included.
-
-    Raises
-    ------
-    ValueError
-        `column_token` does not fit the columns or the vocabulary, or `max_length` leaves no room for a gene.
     """
     column_token = np.ascontiguousarray(column_token, dtype=np.int32)
     rows = counts if sparse.issparse(counts) and counts.format == "csr" else sparse.csr_array(counts)
     longest = max_length - vocabulary.n_specials
-    # The compiled loop indexes without looking, so everything is looked at here.
+    # The compiled loop checks no index, so everything is checked before.
     if column_token.shape != (rows.shape[1],):
         msg = f"`column_token` is one token per column: expected {(rows.shape[1],)}, found {column_token.shape}."
         raise ValueError(msg)

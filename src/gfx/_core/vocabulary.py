@@ -149,13 +149,9 @@ class Vocabulary:
         return np.dtype(np.uint16 if len(self) - 1 <= np.iinfo(np.uint16).max else np.uint32)
 
     def resolve(self, names: Iterable[str]) -> np.ndarray:
-        """Find the token of each gene name.
+        """Find the token of each gene name, int32 `(n_names,)`; -1 where the model does not know the gene.
 
-        Ensembl ids with or without version, retired ids, symbols and aliases, in any case.
-
-        Returns
-        -------
-        int32 `(n_names,)`; -1 where the model does not know the gene.
+        Names are Ensembl ids with or without version, retired ids, symbols and aliases, in any case.
         """
         known = self._token_of_name
         tokens = (known[name] if name in known else known.get(plain_id(str(name)), -1) for name in names)

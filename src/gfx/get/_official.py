@@ -56,8 +56,8 @@ def official_statistics_df(
     number of cells; and a gene may differ from all other genes together by its rank alone. For effects compared with
     controls use :func:`gfx.get.deletion_df`.
 
-    Statistics are computed anew at each call from the cells that `adata` has now, except for the rows of genes in
-    ``"gene_shifts"``, which are of all cells that were perturbed.
+    Statistics are those of the cells that `adata` has now, except for the rows of genes in ``"gene_shifts"``, which are
+    those of all perturbed cells.
 
     Cost: seconds for ten thousand perturbations of a thousand cells. Memory: up to a dozen times the cells ×
     perturbations. ``"gene_shifts"`` has one row for each perturbation and each gene that it met.
@@ -150,9 +150,9 @@ def official_statistics_df(
             # Columns of one gene hold the same values: each gene once, as the official software has it.
             ids = affected["Ensembl_ID"].fillna("")
             once = ~(ids.duplicated() & (ids != "")).to_numpy()
-            shift, sd, n_cells = (np.asarray(result.read("varm", part))[once] for part in ("", "sd", "n_cells"))
-            of_genes = {"affected_cosines": 1 - shift.astype(np.float64), "affected_sd": sd, "n_affected": n_cells}
-            return gene_shifts(genes, _cosines(result), affected=affected[once], **of_genes)
+            shift, sd, n = (np.asarray(result.read("varm", part))[once] for part in ("", "sd", "n_cells"))
+            of_genes = {"mean": 1 - shift.astype(np.float64), "sd": sd, "n": n}
+            return gene_shifts(genes, _cosines(result), affected[once], of_genes)
 
 
 # --- what a result holds --------------------------------------------------------------------------------------------
@@ -313,19 +313,13 @@ def aggregate(genes: pd.DataFrame, cosines: np.ndarray) -> pd.DataFrame:
 
 
 def gene_shifts(
-    genes: pd.DataFrame,
-    cosines: np.ndarray,
-    *,
-    affected: pd.DataFrame,
-    affected_cosines: np.ndarray,
-    affected_sd: np.ndarray,
-    n_affected: np.ndarray,
+    genes: pd.DataFrame, cosines: np.ndarray, affected: pd.DataFrame, of_genes: Mapping[str, np.ndarray]
 ) -> pd.DataFrame:
     """Tabulate the cosines of whole cells and of each remaining gene: mean and population sd over cells.
 
     Whole cells come first (`Affected` is ``"cell_emb"``), then genes (`Affected` is the Ensembl id, where the official
-    software writes a token), each sorted by cosine, ascending. `affected` names the genes; the mean and sd of their
-    cosines, and the number of cells behind them, are `(n_genes, n_perturbations)`.
+    software writes a token), each sorted by cosine, ascending. `affected` names the genes, `of_genes` has the `mean`
+    and `sd` of their cosines and the number of cells, `n`, `(n_genes, n_perturbations)`.
     """
     cells, values = _detected(genes, cosines)
     cells = cells.assign(
@@ -336,15 +330,15 @@ def gene_shifts(
         Cosine_sim_stdev=[of_cells.std() for of_cells in values],
         N_Detections=_counts(values),
     ).astype({"Affected_gene_name": object, "Affected_Ensembl_ID": object})
-    gene, at = np.nonzero(n_affected > 0)
+    gene, at = np.nonzero(of_genes["n"] > 0)
     ids = affected["Ensembl_ID"].to_numpy(dtype=object)[gene]
     shifts = genes.iloc[at].assign(
         Affected=ids,
         Affected_gene_name=affected["Gene_name"].to_numpy(dtype=object)[gene],
         Affected_Ensembl_ID=ids,
-        Cosine_sim_mean=affected_cosines[gene, at].astype(np.float64),
-        Cosine_sim_stdev=affected_sd[gene, at].astype(np.float64),
-        N_Detections=n_affected[gene, at].astype(np.int64),
+        Cosine_sim_mean=of_genes["mean"][gene, at].astype(np.float64),
+        Cosine_sim_stdev=of_genes["sd"][gene, at].astype(np.float64),
+        N_Detections=of_genes["n"][gene, at].astype(np.int64),
     )
     parts = [_sorted(part, ["Cosine_sim_mean"], ascending=[True]) for part in (cells, shifts) if len(part)]
     return pd.concat(parts, ignore_index=True) if parts else cells
