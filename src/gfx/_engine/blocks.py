@@ -1,4 +1,4 @@
-"""An encoder block by block, run in ways that its own forward pass does not offer.
+"""An encoder network layer by network layer (block), run in ways that its own forward pass does not offer.
 
 A last block for `<cls>` alone, a first block whose projections are shared by many edits of one cell, keys that are kept
 in part, and attention that stays in a CPU's cache.
@@ -54,15 +54,7 @@ class Block:
         valid: torch.Tensor | None = None,
         log_keep: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Run the block, `(n, l, d)` -> `(n, l, d)`.
-
-        Parameters
-        ----------
-        projected
-            What :meth:`project` makes of `hidden`, if that is known.
-        valid, log_keep
-            See :func:`attend`.
-        """
+        """Run the block, `(n, l, d)` -> `(n, l, d)`; `projected` is what :meth:`project` gives, if that is known."""
         projected = self.project(hidden) if projected is None else projected
         return self.finish(hidden, attend(projected, valid=valid, log_keep=log_keep))
 
@@ -91,11 +83,13 @@ class Block:
 
 def blocks_of(encoder: BertModel) -> list[Block]:
     """Take an encoder apart."""
-    found = []
+    blocks = []
     for layer in encoder.encoder.layer:
         parts = [layer.attention.self.query, layer.attention.self.key, layer.attention.self.value]
-        found.append(Block(layer, torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts])))
-    return found
+        blocks.append(
+            Block(layer, torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts]))
+        )
+    return blocks
 
 
 def embed(encoder: BertModel, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -112,15 +106,13 @@ def attend(
 ) -> torch.Tensor:
     """Attend, `(n, l, 3, heads, d)` -> `(n, l, heads, d)`.
 
-    Parameters
-    ----------
-    valid
-        Which positions are not padding, bool `(n, l)`; `None` if all are.
-    log_keep
-        Logarithm of how much of each key is kept, `(n, l)`, added to its scores; differentiable. 0 keeps all.
+    `valid` are positions that are not padding, bool `(n, l)`, `None` if all are. `log_keep` is the logarithm of how
+    much of each key is kept, `(n, l)`, added to its scores; differentiable; 0 keeps all.
     """
     query, key, value = projected.transpose(1, 3).unbind(2)  # (n, heads, l, d) each
-    if log_keep is None and valid is None and _is_better_by_hand(projected):
+    # torch's fused attention is slow in bfloat16 on a CPU, where it computes in float32.
+    is_slow = projected.device.type == "cpu" and projected.dtype == torch.bfloat16
+    if log_keep is None and valid is None and is_slow:
         return _attend_in_cache(query, key, value).transpose(1, 2)
     scale = query.shape[-1] ** -0.5
     if log_keep is not None:
@@ -139,11 +131,7 @@ class WithoutKey:
     """Attention within one sequence, ready to lose any one key.
 
     Where nothing else changes, softmax over the other keys is that over all, less the lost one and scaled up again.
-
-    Parameters
-    ----------
-    projected
-        Queries, keys and values of the sequence, `(l, 3, heads, d)`.
+    `projected` are queries, keys and values of the sequence, `(l, 3, heads, d)`.
     """
 
     #: Where a lost key had more of the attention than this, what is left of the sums is too rough.
@@ -167,19 +155,12 @@ class WithoutKey:
         return bool(self.most[gone].max() < self.MOST)
 
     def __call__(self, gone: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-        """Attend from some positions, int `(n, l)`, without a key, `(n,)`, of which none is among them.
+        """Attend from some positions, int `(n, l)`, without a key, `(n,)`, that is not among them.
 
-        Returns
-        -------
-        `(n, l, heads, d)`, in float32.
+        Float32 `(n, l, heads, d)`.
         """
         lost = self.of_key[gone].gather(1, source[..., None].expand(-1, -1, self.of_key.shape[-1]))[..., None]
         return self.attended[source].addcmul_(lost, self.value[gone][:, None], value=-1).div_(1 - lost)
-
-
-def _is_better_by_hand(projected: torch.Tensor) -> bool:
-    """Whether torch's fused attention is slow here: in bfloat16 on a CPU, where it computes in float32."""
-    return projected.device.type == "cpu" and projected.dtype == torch.bfloat16
 
 
 def _attend_in_cache(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -187,17 +168,14 @@ def _attend_in_cache(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     query, key, value = query * query.shape[-1] ** -0.5, key.contiguous(), value.contiguous()
     out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
     largest = torch.stack([torch.linalg.vector_norm(x, dim=-1).amax().float() for x in (query, key)]).prod()
-    exponentiate = torch.exp_ if largest < _SAFE_SCORE else _exp_below_maximum
+    is_safe = largest < _SAFE_SCORE
     n_heads, length = key.shape[1:3]
     rows = max(1, _CACHED // (n_heads * length))
-    for at in range(len(query)):
+    for cell in range(len(query)):
         for start in range(0, query.shape[2], rows):
             some = slice(start, start + rows)
-            weights = exponentiate(query[at, :, some] @ key[at].transpose(-1, -2))
+            scores = query[cell, :, some] @ key[cell].transpose(-1, -2)
+            weights = (scores if is_safe else scores.sub_(scores.amax(-1, keepdim=True))).exp_()
             total = weights.sum(-1, keepdim=True, dtype=torch.float32)
-            torch.div(weights @ value[at], total, out=out[at, :, some])
+            torch.div(weights @ value[cell], total, out=out[cell, :, some])
     return out
-
-
-def _exp_below_maximum(scores: torch.Tensor) -> torch.Tensor:
-    return scores.sub_(scores.amax(-1, keepdim=True)).exp_()

@@ -53,9 +53,8 @@ def _available(name: str) -> torch.device:
 def has_fast_bfloat16(device: torch.device, *, own_attention: bool = False) -> bool:
     """Whether bfloat16 is reliably faster than float32: on CUDA, and on CPUs with matrix units (AMX).
 
-    With attention of our own (:func:`gfx._engine.blocks.attend`), also on CPUs with AVX-512 instructions for it. On
-    CPUs with AVX-512 instructions for bfloat16 alone, torch's fused attention was measured at anything between
-    twice the speed of float32 and an eighth of it, from one run to the next.
+    With attention of our own (:func:`gfx._engine.blocks.attend`), also on CPUs with AVX-512 instructions for it, on
+    which torch's fused attention takes between half and eight times as long as in float32, from one run to the next.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -66,10 +65,7 @@ def has_fast_bfloat16(device: torch.device, *, own_attention: bool = False) -> b
 
 
 def choose_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
-    """Take the named precision; `None` is bfloat16 where it is fast, else float32.
-
-    Warns where bfloat16 is named on a CPU without instructions for it.
-    """
+    """Take the named precision, with a warning where a CPU has no instructions for it; `None` is the fastest one."""
     if dtype is None:
         return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
     if dtype not in DTYPES:
@@ -123,8 +119,7 @@ def halving(batches: list[np.ndarray], run: Callable[[np.ndarray], T]) -> Iterat
 
     All that `run` does for a batch must be undone by its failing: it returns results and adds to nothing.
     """
-    waiting = list(reversed(batches))
-    told = False
+    waiting, is_known = list(reversed(batches)), False
     while waiting:
         batch = waiting.pop()
         try:
@@ -138,9 +133,9 @@ def halving(batches: list[np.ndarray], run: Callable[[np.ndarray], T]) -> Iterat
                     "shorter input), or another device."
                 )
                 raise RuntimeError(msg) from error
-            if not told:
+            if not is_known:
                 _log.info(f"out of memory with {len(batch)} cells at a time: halving")
-                told = True
+            is_known = True
             half = len(batch) // 2
             waiting += [batch[half:], batch[:half]]
             continue

@@ -91,7 +91,7 @@ def place_edits(
     numbers, row
         Which edits, and the row in the block of the cell of each, `(n,)`.
     lengths, table
-        Tokens of each cell of the block, and where its genes stand, from :func:`find_positions`.
+        Numbers of tokens of the cells of the block, and positions of genes from :func:`find_positions`.
     most
         Tokens that the model reads.
     """
@@ -116,19 +116,10 @@ def place_edits(
 def edit_cells(
     tokens: torch.Tensor, edits: PlacedEdits, vocabulary: Vocabulary, *, is_special: torch.Tensor, most: int
 ) -> EditedCells:
-    """Perturb a set of genes in each row.
+    """Perturb a set of genes in the cell of each edit, `tokens`, padded on the right, `(n_edits, l)`.
 
     Every token gets a key to sort by: its position, or for a perturbed gene a number between those of its new
-    neighbours. Sorted, that is the edited cell.
-
-    Parameters
-    ----------
-    tokens
-        The cell of each edit, padded on the right, `(n_edits, l)`.
-    is_special
-        Which tokens are not genes, on the device.
-    most
-        Tokens that the model reads.
+    neighbours. Sorted, that is the edited cell. The model reads `most` tokens.
     """
     genes, positions, longest = edits.genes, edits.positions, int(edits.new_lengths.max()) if len(edits.row) else 0
     device, width, n_genes = tokens.device, tokens.shape[1], genes.shape[1]

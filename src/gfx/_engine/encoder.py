@@ -76,7 +76,7 @@ def load_encoder(
 def random_encoder(
     config: Mapping[str, Any], *, n_blocks: int, seed: int, device: torch.device, dtype: torch.dtype
 ) -> BertModel:
-    """Make the same network with weights drawn anew: what its shape alone does to a cell."""
+    """Make the same network with random weights, drawn as those of a network before its training."""
     settings = BertConfig(**{**config, "num_hidden_layers": n_blocks})
     settings._attn_implementation = "sdpa"
     # The user's random numbers stay as they were: `torch.manual_seed` would seed those of all devices.

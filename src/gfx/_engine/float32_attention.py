@@ -1,9 +1,7 @@
 """Attention in float32 inside a model that else computes in bfloat16, for CPUs whose bfloat16 attention is unsteady.
 
 On CPUs with bfloat16 instructions but without matrix units (AMX), matrix products in bfloat16 are several times faster
-than in float32. torch's fused attention is not: the same code was measured at anything between the speed of float32 and
-an eighth of it. With attention in float32, a step of training took 0.65 (130 tokens), 0.9 (300) and 1.2 times
-(1,022) as long as all in bfloat16 on a good day, and no bad days.
+than in float32. torch's fused attention is not: it takes between one and eight times as long, from run to run.
 """
 
 from __future__ import annotations

@@ -54,16 +54,9 @@ _ONE_AT_A_TIME = Lock()
 
 @dataclass(frozen=True)
 class CellBlock:
-    """Some cells.
+    """Some cells: their rows in the AnnData, int `(n,)`, tokens `(n, longest)` and lengths `(n,)`.
 
-    Parameters
-    ----------
-    number
-        Which cells of the AnnData they are, int `(n,)`.
-    ids, lengths
-        Tokens `(n, longest)` and lengths `(n,)`.
-    given
-        What else the task needs to know of these cells, such as their groups or the perturbations to run.
+    `given` is what else the task needs to know of them, such as their groups or the perturbations to run.
     """
 
     number: np.ndarray
@@ -90,12 +83,8 @@ class Network:
     ----------
     weights, config
         File of the checkpoint, which workers find under the same path, and its configuration.
-    n_layers
-        How many layers to run.
-    dtype
-        Precision.
     attention
-        ``"eager"`` shows its weights.
+        ``"eager"`` gives the weights of attention.
     random_weights
         Seed of weights that are drawn anew; `None`: those of the checkpoint.
     classifies
@@ -149,14 +138,10 @@ def networks() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Job:
-    """A task and the cells that it runs over.
+    """A task and the cells that it runs over; a store keeps its blocks under its name.
 
     Parameters
     ----------
-    name
-        Under which a store keeps its blocks.
-    task
-        What to compute.
     ids, lengths
         Tokens of all cells of the AnnData, `(n_obs, longest)`, which are not copied as a whole, and lengths.
     blocks

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from gfx._core.edits import Operator
     from gfx._core.vocabulary import Vocabulary
+    from gfx._engine.classifier import Classifier
     from gfx._engine.perturb import Comparison
     from gfx._engine.pooling import Pooling
     from gfx._engine.run import CellBlock, Network, Result
@@ -32,76 +33,67 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class CellEmbedding:
-    """The vector of each cell: `vectors`, float32 `(n_cells, d)`."""
+class NetworkTask:
+    """What a network computes for a block of cells: named arrays, which the method `compute` of each task makes."""
 
     network: Network
     vocabulary: Vocabulary
-    pooling: Pooling
 
     def run(self, cells: CellBlock, device: torch.device) -> Result:
-        encoder = self.network.load(device)
-        return {"vectors": embed_cells(encoder, cells.ids, cells.lengths, self.vocabulary, how=self.pooling)}
+        return self.compute(self.network.load(device), cells)
 
 
 @dataclass(frozen=True)
-class GeneEmbedding:
+class CellEmbedding(NetworkTask):
+    """The vector of each cell: `vectors`, float32 `(n_cells, d)`."""
+
+    pooling: Pooling
+
+    def compute(self, model: BertModel, cells: CellBlock) -> Result:
+        return {"vectors": embed_cells(model, cells.ids, cells.lengths, self.vocabulary, how=self.pooling)}
+
+
+@dataclass(frozen=True)
+class GeneEmbedding(NetworkTask):
     """Hidden states of each gene, added up over the cells of each `group`, int `(n_cells,)`, that blocks are given.
 
     See :func:`gfx._engine.pooling.sum_genes`.
     """
 
-    network: Network
-    vocabulary: Vocabulary
     n_groups: int
 
-    def run(self, cells: CellBlock, device: torch.device) -> Result:
-        return self._add_up(self.network.load(device), cells)
-
-    def _add_up(self, model: BertModel, cells: CellBlock, **how: Any) -> Result:
+    def compute(self, model: BertModel, cells: CellBlock, **how: Any) -> Result:
         how |= {"group": cells.given["group"], "n_groups": self.n_groups}
         return sum_genes(model, cells.ids, cells.lengths, self.vocabulary, **how)
 
 
 @dataclass(frozen=True)
 class GeneClasses(GeneEmbedding):
-    """Probabilities of the classes of each gene, and their squares, added up as embeddings are: `d` is twice as many.
+    """Probabilities of the classes of each gene and their squares, added up as embeddings are: `d` is twice as many."""
 
-    The network is a classifier of genes.
-    """
-
-    def run(self, cells: CellBlock, device: torch.device) -> Result:
-        model = self.network.load(device)
-        return self._add_up(model, cells, forward=probabilities_and_squares, width=2 * model.head.n_logits)
+    def compute(self, model: Classifier, cells: CellBlock) -> Result:
+        width = 2 * model.head.n_logits
+        return super().compute(model, cells, forward=probabilities_and_squares, width=width)
 
 
 @dataclass(frozen=True)
-class CellClasses:
-    """The probabilities of the classes of each cell: `vectors`, float32 `(n_cells, n_classes)`.
+class CellClasses(NetworkTask):
+    """The probabilities of the classes of each cell: `vectors`, float32 `(n_cells, n_classes)`."""
 
-    The network is a classifier of cells.
-    """
-
-    network: Network
-    vocabulary: Vocabulary
-
-    def run(self, cells: CellBlock, device: torch.device) -> Result:
-        return {"vectors": of_cells(self.network.load(device), cells.ids, cells.lengths, self.vocabulary)}
+    def compute(self, model: Classifier, cells: CellBlock) -> Result:
+        return {"vectors": of_cells(model, cells.ids, cells.lengths, self.vocabulary)}
 
 
 @dataclass(frozen=True)
-class Attention:
+class Attention(NetworkTask):
     """Attention, added up over cells; see :func:`gfx._engine.attention.sum_attention`."""
 
-    network: Network
-    vocabulary: Vocabulary
-
-    def run(self, cells: CellBlock, device: torch.device) -> Result:
-        return sum_attention(self.network.load(device), cells.ids, cells.lengths, self.vocabulary)
+    def compute(self, model: BertModel, cells: CellBlock) -> Result:
+        return sum_attention(model, cells.ids, cells.lengths, self.vocabulary)
 
 
 @dataclass(frozen=True)
-class Perturbation:
+class Perturbation(NetworkTask):
     """Effects of perturbing sets of genes, run by run.
 
     Blocks are given, for each run, `cell`, its row in the block, and `set`, int `(n_runs,)`; for moved genes `to`, see
@@ -122,8 +114,6 @@ class Perturbation:
         Return `vectors`, the cell after each perturbation, float32 `(n_runs, d)`.
     """
 
-    network: Network
-    vocabulary: Vocabulary
     operator: Operator
     positions: Positions
     pooling: Comparison
@@ -132,10 +122,10 @@ class Perturbation:
     split: bool = False
     keep_vectors: bool = False
 
-    def run(self, cells: CellBlock, device: torch.device) -> Result:
+    def compute(self, model: BertModel, cells: CellBlock) -> Result:
         given, members = cells.given, cells.given.get("members")
         result = run_edits(
-            self.network.load(device),
+            model,
             cells.ids,
             cells.lengths,
             self.vocabulary,
@@ -172,7 +162,7 @@ def _synergy(members: np.ndarray, vectors: np.ndarray, shift: np.ndarray) -> Res
 
 
 @dataclass(frozen=True)
-class Screen:
+class Screen(NetworkTask):
     """Effects of deleting genes one at a time: all wanted ones of each cell.
 
     Blocks may be given `wanted`, which places of the cells to delete, bool `(n_cells, longest)`. A run is returned for
@@ -191,8 +181,6 @@ class Screen:
         Random directions for estimates of shifts, and their seed.
     """
 
-    network: Network
-    vocabulary: Vocabulary
     is_exact: bool
     positions: Positions
     pooling: Comparison
@@ -206,13 +194,12 @@ class Screen:
         """Whether shifts are measured: estimates of them need probes."""
         return self.is_exact or self.n_probes > 0
 
-    def run(self, cells: CellBlock, device: torch.device) -> Result:
-        encoder, vocabulary = self.network.load(device), self.vocabulary
+    def compute(self, model: BertModel, cells: CellBlock) -> Result:
         wanted = cells.given.get("wanted")
         if wanted is None:
-            wanted = wanted_places(cells.ids, cells.lengths, self.genes, vocabulary)
+            wanted = wanted_places(cells.ids, cells.lengths, self.genes, self.vocabulary)
         edits = single_deletions(cells.ids, wanted)
-        what = encoder, cells.ids, cells.lengths, vocabulary, edits
+        what = model, cells.ids, cells.lengths, self.vocabulary, edits
         how = {"how": self.pooling, "positions": self.positions, "goals": self.goals}
         if self.is_exact:
             effects = run_edits(*what, **how)

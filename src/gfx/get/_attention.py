@@ -11,32 +11,25 @@ from gfx._docs import shared
 from gfx._results import find
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-    from mudata import MuData
+    from gfx._types import Data
 
 
 def _by_head(values: np.ndarray, inner: dict[str, np.ndarray]) -> pd.DataFrame:
-    """One row a network layer, head and inner entry of `values`, `(n_layers, n_heads, n)`."""
+    """One row a network layer, head and inner entry of `values`, `(n_layers, n_heads, n)`, beside uniform attention."""
     n_layers, n_heads, n = values.shape
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
             "layer": np.repeat(np.arange(1, n_layers + 1), n_heads * n),
             "head": np.tile(np.repeat(np.arange(1, n_heads + 1), n), n_layers),
             **{name: np.tile(column, n_layers * n_heads) for name, column in inner.items()},
-            "value": values.ravel(),
+            "attention": values.ravel(),
         }
     )
-
-
-def _beside_uniform(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    table = table.rename(columns={"value": "attention"})
-    return table.assign(ratio=table["attention"] / table["uniform"])[columns]
+    return table.assign(ratio=table["attention"] / table["uniform"])
 
 
 @shared()
-def attention_df(
-    adata: AnnData | MuData, *, key: str | None = None, min_cells: int = 1, mod: str | None = None
-) -> pd.DataFrame:
+def attention_df(adata: Data, *, key: str | None = None, min_cells: int = 1, mod: str | None = None) -> pd.DataFrame:
     """Tabulate the attention that each gene receives, one row a gene, network layer and head.
 
     Parameters
@@ -76,11 +69,11 @@ def attention_df(
         "n_cells": n_cells[seen],
     }
     table = _by_head(values, genes).sort_values("number", kind="stable", ignore_index=True)
-    return _beside_uniform(table, ["gene", "layer", "head", "attention", "uniform", "ratio", "n_cells"])
+    return table[["gene", "layer", "head", "attention", "uniform", "ratio", "n_cells"]]
 
 
 @shared()
-def attention_ranks_df(adata: AnnData | MuData, *, key: str | None = None, mod: str | None = None) -> pd.DataFrame:
+def attention_ranks_df(adata: Data, *, key: str | None = None, mod: str | None = None) -> pd.DataFrame:
     """Tabulate attention by the rank of the attended gene, one row a network layer, head and rank.
 
     Parameters
@@ -110,12 +103,11 @@ def attention_ranks_df(adata: AnnData | MuData, *, key: str | None = None, mod: 
     uns = find(adata, "tl.attention", key=key, mod=mod).uns
     values, uniform = np.asarray(uns["ranks"]), np.asarray(uns["ranks_uniform"])
     ranks = {"rank": np.arange(1, len(uniform) + 1), "uniform": uniform, "n_cells": np.asarray(uns["ranks_n_cells"])}
-    columns = ["layer", "head", "rank", "attention", "uniform", "ratio", "n_cells"]
-    return _beside_uniform(_by_head(values, ranks), columns)
+    return _by_head(values, ranks)[["layer", "head", "rank", "attention", "uniform", "ratio", "n_cells"]]
 
 
 @shared()
-def attention_heads_df(adata: AnnData | MuData, *, key: str | None = None, mod: str | None = None) -> pd.DataFrame:
+def attention_heads_df(adata: Data, *, key: str | None = None, mod: str | None = None) -> pd.DataFrame:
     """Tabulate how each head distributes its attention, one row a network layer and head.
 
     Parameters
@@ -143,5 +135,6 @@ def attention_heads_df(adata: AnnData | MuData, *, key: str | None = None, mod: 
     (16, 4)
     """
     uns = find(adata, "tl.attention", key=key, mod=mod).uns
-    table = _by_head(np.asarray(uns["entropy"])[..., None], {}).rename(columns={"value": "entropy"})
-    return table.assign(special=np.asarray(uns["special"]).ravel())
+    layer, head = np.indices(np.shape(uns["entropy"])) + 1
+    columns = {"layer": layer, "head": head, "entropy": uns["entropy"], "special": uns["special"]}
+    return pd.DataFrame({name: np.ravel(values) for name, values in columns.items()})

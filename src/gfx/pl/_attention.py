@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import pandas as pd
-    from anndata import AnnData
     from matplotlib.axes import Axes
-    from mudata import MuData
+
+    from gfx._types import Data
 
 _N_BINS = 40
 
 
 @shared()
 def attention(
-    adata: AnnData | MuData,
+    adata: Data,
     *,
     key: str | None = None,
     min_cells: int = 10,
@@ -105,14 +105,8 @@ def attention(
     return axes
 
 
-def _profile(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+def _profile(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
     """Average neighbouring ranks in bins of equal width on the logarithm, weighted by cells."""
-    edges = np.geomspace(1, table["rank"].max() + 1, _N_BINS)
-    at = np.digitize(table["rank"], edges)
-    cells = table["n_cells"].to_numpy()
-    weight = np.bincount(at, cells)
-    filled = weight > 0
-    rank, ratio = (
-        np.bincount(at, cells * table[name].to_numpy())[filled] / weight[filled] for name in ("rank", "ratio")
-    )
-    return rank, ratio
+    bins = np.digitize(table["rank"], np.geomspace(1, table["rank"].max() + 1, _N_BINS))
+    sums = table[["rank", "ratio"]].mul(table["n_cells"], axis=0).assign(n_cells=table["n_cells"]).groupby(bins).sum()
+    return sums["rank"] / sums["n_cells"], sums["ratio"] / sums["n_cells"]
