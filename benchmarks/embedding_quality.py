@@ -395,7 +395,7 @@ def compare(
         for name, by_rank in ((SVD_MEAN, False), (SVD_RANK, True)):
             embeddings[name] = [mean_vectors(ids, one.vectors, model.vocabulary, by_rank=by_rank) for one in starts]
         rows = token_rows(ids, lengths)
-        embeddings[SVD_PLACE] = [np.stack([one.place(row) for row in rows]) for one in starts]
+        embeddings[SVD_PLACE] = [np.stack([one.cell_vector(row) for row in rows]) for one in starts]
     scores = {name: score(draws, labels, batch) for name, draws in embeddings.items()}
 
     part = some_of_each(labels, TWIN_CELLS)

@@ -54,6 +54,6 @@ def test_other_versions_are_a_warning_that_names_them():
     assert "gfx 0.1.0 (now 0.2.0) and torch 2.6.0 (now 2.7.0)" in both
 
 
-def test_a_version_that_was_not_written_is_no_difference():
+def test_missing_versions_are_no_difference():
     stored = {key: value for key, value in plain_manifest(MANIFEST).items() if "version" not in key}
     assert compare(stored, MANIFEST) == ""

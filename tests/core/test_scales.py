@@ -30,7 +30,7 @@ LOGS = {"log1p": np.log1p, "log2": lambda v: np.log2(v + 1), "log10": lambda v: 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("target", [None, 1e4, 1e6])
 @pytest.mark.parametrize("name", ["normalized", *LOGS])
-def test_scales_are_told_apart(name, target, dtype):
+def test_scales_are_recognised(name, target, dtype):
     x = cells() if target is None else divided(cells(), target)
     if name == "normalized":
         expected = "counts" if target is None else "normalized"
@@ -39,7 +39,7 @@ def test_scales_are_told_apart(name, target, dtype):
         assert scale_of(with_values(x, LOGS[name](x.data).astype(dtype))) == name
 
 
-def test_log1p_is_seen_in_real_cells():
+def test_log1p_is_recognised_in_real_cells():
     scanpy = pytest.importorskip("scanpy")
     adata = scanpy.datasets.pbmc68k_reduced()
     assert scale_of(sparse.csr_array(adata.raw.X)) == "log1p"
@@ -59,7 +59,7 @@ def test_real_cells_on_every_scale(real_cells):
     ("value", "expected"),
     [(np.nan, "missing"), (np.inf, "infinite"), (-np.inf, "infinite"), (-0.1, "negative")],
 )
-def test_one_bad_value_is_enough(value, expected):
+def test_a_single_bad_value_decides_the_scale(value, expected):
     x = cells()
     x.data[-1] = value
     assert scale_of(x) == expected

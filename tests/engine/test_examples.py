@@ -80,7 +80,7 @@ def three_thousand(toy_vocabulary: Vocabulary, make_rows: MakeRows) -> tuple[np.
     return np.concatenate([rows[at] for at in long]), joined
 
 
-def test_shares(three_thousand: tuple, toy_vocabulary: Vocabulary) -> None:
+def test_shares_of_masked_replaced_and_kept_genes(three_thousand: tuple, toy_vocabulary: Vocabulary) -> None:
     """15 % are chosen; of these 80 % masked, 10 % another gene, 10 % as they are."""
     tokens, shown = three_thousand
     chosen, is_gene = shown["labels"] != NOTHING, ~toy_vocabulary.is_special[tokens]
@@ -101,7 +101,7 @@ def test_all_ranks_are_chosen_alike(three_thousand: tuple, toy_vocabulary: Vocab
         assert is_share(chosen, band, 0.15)
 
 
-def test_to_evaluate_all_chosen_genes_are_hidden(vocabulary: Vocabulary, make_rows: MakeRows) -> None:
+def test_all_chosen_genes_are_masked_for_evaluation(vocabulary: Vocabulary, make_rows: MakeRows) -> None:
     rows = make_rows(vocabulary, 300)
     some, every = all_cells(rows, vocabulary), all_cells(rows, vocabulary, hide_all=True)
     for at in range(300):
@@ -116,7 +116,7 @@ def test_to_evaluate_all_chosen_genes_are_hidden(vocabulary: Vocabulary, make_ro
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker:UserWarning")  # on a machine of one core
-def test_what_is_hidden_follows_from_seed_epoch_and_cell(toy_vocabulary: Vocabulary, make_rows: MakeRows) -> None:
+def test_masking_depends_on_seed_epoch_and_cell_alone(toy_vocabulary: Vocabulary, make_rows: MakeRows) -> None:
     """Not from the size of batches, the order, the number of workers, or the cells beside it."""
     rows = make_rows(toy_vocabulary, 40)
     cells = all_cells(rows, toy_vocabulary, longest=LONGEST)
@@ -133,7 +133,7 @@ def test_what_is_hidden_follows_from_seed_epoch_and_cell(toy_vocabulary: Vocabul
     assert seen(cells, both_epochs, batch_size=5) == expected
 
 
-def test_another_epoch_and_another_seed_hide_other_genes(toy_vocabulary: Vocabulary, make_rows: MakeRows) -> None:
+def test_another_epoch_and_another_seed_mask_other_genes(toy_vocabulary: Vocabulary, make_rows: MakeRows) -> None:
     rows = make_rows(toy_vocabulary, 40)
     cells, other_seed = all_cells(rows, toy_vocabulary), all_cells(rows, toy_vocabulary, seed=1)
     labels = {
@@ -178,20 +178,20 @@ def test_long_cells_are_thinned_in_order(vocabulary: Vocabulary, make_rows: Make
     assert np.mean(from_the_end) > 0.9  # genes at the end of a long cell are learnt from, too
 
 
-def test_the_place_is_that_of_what_a_thinned_cell_shows(toy_vocabulary: Vocabulary, make_rows: MakeRows) -> None:
+def test_the_cell_vector_is_that_of_what_a_thinned_cell_shows(toy_vocabulary: Vocabulary, make_rows: MakeRows) -> None:
     """Of all tokens that are left, also those hidden in what is shown."""
     rows = make_rows(toy_vocabulary, 50)
 
-    def place(row: np.ndarray) -> np.ndarray:
+    def cell_vector(row: np.ndarray) -> np.ndarray:
         return np.array([len(row), row.sum()], dtype=np.float32)
 
-    cells = all_cells(rows, toy_vocabulary, longest=LONGEST, place=place)
+    cells = all_cells(rows, toy_vocabulary, longest=LONGEST, cell_vector=cell_vector)
     assert (rows.lengths > LONGEST).any()
     for at in range(len(rows)):
         cell = cells[at]
         left = np.where(cell["labels"] == NOTHING, cell["input_ids"], cell["labels"])
-        assert cell["place"].tolist() == [min(rows.lengths[at], LONGEST), left.sum()]
-    assert "place" not in all_cells(rows, toy_vocabulary)[0]
+        assert cell["cell_vector"].tolist() == [min(rows.lengths[at], LONGEST), left.sum()]
+    assert "cell_vector" not in all_cells(rows, toy_vocabulary)[0]
 
 
 # --- batches --------------------------------------------------------------------------------------------------------
@@ -215,12 +215,12 @@ def test_padding(vocabulary: Vocabulary, make_rows: MakeRows) -> None:
         assert (batch["labels"][at, rows.lengths[at] :] == NOTHING).all()
 
 
-def test_places_are_batched(toy_vocabulary: Vocabulary, make_rows: MakeRows) -> None:
+def test_cell_vectors_are_batched(toy_vocabulary: Vocabulary, make_rows: MakeRows) -> None:
     rows = make_rows(toy_vocabulary, 3)
-    cells = all_cells(rows, toy_vocabulary, place=lambda row: np.full(4, len(row), dtype=np.float32))
+    cells = all_cells(rows, toy_vocabulary, cell_vector=lambda row: np.full(4, len(row), dtype=np.float32))
     batch = Padded(toy_vocabulary)([cells[at] for at in range(3)])
-    assert batch["place"].dtype == torch.float32
-    assert batch["place"].tolist() == [[length] * 4 for length in rows.lengths]
+    assert batch["cell_vector"].dtype == torch.float32
+    assert batch["cell_vector"].tolist() == [[length] * 4 for length in rows.lengths]
 
 
 def epoch_of(order: SimilarLengths, epoch: int) -> np.ndarray:
@@ -307,7 +307,7 @@ def test_an_index_names_the_epoch_too(toy: Toy, make: type) -> None:
             np.testing.assert_array_equal(cells[index][name], values)
 
 
-def test_what_a_cell_gives_is_its_own(toy: Toy) -> None:
+def test_examples_are_copies_of_the_tokens(toy: Toy) -> None:
     """Writing into it changes no token of the cell."""
     before = toy.ids.copy()
     of_genes(toy)[0]["input_ids"][:] = 1
@@ -350,7 +350,7 @@ def test_special_tokens_are_no_genes(toy: Toy) -> None:
     assert (batch["labels"] != NOTHING).any()
 
 
-def test_the_classes_are_not_those_of_another_batch(toy: Toy) -> None:
+def test_a_cell_is_the_same_in_every_batch(toy: Toy) -> None:
     """A cell is the same in whatever batch it comes."""
     cells = of_cells(toy)
     together = Padded(toy.vocabulary, of_cells=True)([cells[at] for at in range(5)])

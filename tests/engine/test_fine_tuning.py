@@ -195,7 +195,9 @@ def loss_of(model: Classifier, cells: LabelledCells, vocabulary: Vocabulary) -> 
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "pooler"])
-def test_classes_of_cells_are_learnt(run: Run, task: Task, tmp_path: Path, pooling: str) -> None:
+def test_cell_classes_are_learnt_and_predicted_for_held_out_cells(
+    run: Run, task: Task, tmp_path: Path, pooling: str
+) -> None:
     """And told of cells that were not seen."""
     head = Head("cells", pooling, CELLS.tasks)
     found = []
@@ -206,7 +208,7 @@ def test_classes_of_cells_are_learnt(run: Run, task: Task, tmp_path: Path, pooli
     assert found[1] == 1.0
 
 
-def test_classes_of_genes_are_learnt(run: Run, task: Task, tmp_path: Path) -> None:
+def test_gene_classes_are_learnt_and_predicted_in_held_out_cells(run: Run, task: Task, tmp_path: Path) -> None:
     found = []
     trained = run(tmp_path, GENES, make=partial(task.make, GENES, **NO_DROPOUT), num_train_epochs=12, warmup_steps=2)
     for model in (task.make(GENES).eval(), trained.eval()):
@@ -237,7 +239,7 @@ def test_the_order_of_cells_follows_the_seed(run: Run, task: Task, tmp_path: Pat
     assert losses[0] != losses[1]
 
 
-def test_every_cell_is_learnt_from_once_an_epoch(
+def test_every_cell_is_trained_on_once_an_epoch(
     run: Run, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen, collate = [], Padded.__call__
@@ -277,7 +279,9 @@ def test_class_weights_reach_the_training(run: Run, task: Task, tmp_path: Path) 
     assert of_cells(found, task.ids, task.lengths, task.vocabulary)[:, 0].min() > 0.9
 
 
-def test_surroundings_are_left_alone(run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_random_states_are_left_alone_and_nothing_is_printed(
+    run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     def states() -> list:
         name, keys, *rest = np.random.get_state()
         return [torch.get_rng_state().tolist(), name, keys.tolist(), rest, random.getstate()]
@@ -314,7 +318,7 @@ FAST = {"learning_rate": 1e-2, "lr_scheduler_type": "constant", "warmup_steps": 
 
 @OLD_NAME
 @pytest.mark.parametrize("adapter", [None, "lora"])
-def test_the_best_pass_is_kept(run: Run, task: Task, tmp_path: Path, adapter: str | None) -> None:
+def test_the_best_epoch_is_kept(run: Run, task: Task, tmp_path: Path, adapter: str | None) -> None:
     if adapter:
         pytest.importorskip("peft")
     found = run(tmp_path, stops=task.misleading(), adapter=adapter, **FAST)
@@ -324,7 +328,7 @@ def test_the_best_pass_is_kept(run: Run, task: Task, tmp_path: Path, adapter: st
     assert loss_of(found, task.misleading(), task.vocabulary) == pytest.approx(min(losses), abs=1e-5)
 
 
-def test_without_cells_to_stop_by_the_end_is_kept(run: Run, task: Task, tmp_path: Path) -> None:
+def test_without_a_validation_set_the_last_epoch_is_kept(run: Run, task: Task, tmp_path: Path) -> None:
     """The same training, not judged."""
     make = partial(task.make, **NO_DROPOUT)
     found = run(tmp_path, make=make, **FAST)
@@ -336,7 +340,7 @@ def test_without_cells_to_stop_by_the_end_is_kept(run: Run, task: Task, tmp_path
 
 
 @pytest.mark.parametrize("patience", [1, 3])
-def test_a_loss_that_does_not_fall_ends_it(run: Run, task: Task, tmp_path: Path, patience: int) -> None:
+def test_training_ends_when_the_loss_does_not_fall(run: Run, task: Task, tmp_path: Path, patience: int) -> None:
     found = run(tmp_path, stops=True, patience=patience, learning_rate=0.0, num_train_epochs=9)
     assert len(logged(tmp_path, "eval_loss")) == 1 + patience
     assert len(logged(tmp_path)) == 8 * (1 + patience)
@@ -401,7 +405,7 @@ def test_a_finished_run_is_not_trained_further(run: Run, tmp_path: Path, stop_in
 
 @OLD_NAME
 @pytest.mark.parametrize("adapter", [None, "lora"])
-def test_an_early_end_is_the_end(
+def test_a_run_that_ended_early_is_not_trained_further(
     run: Run, task: Task, tmp_path: Path, stop_in_step: StopInStep, adapter: str | None
 ) -> None:
     """Stopped while its scores were computed, it is not trained further."""
@@ -457,7 +461,7 @@ def test_adapters_follow_the_seed_alone(run: Run, tmp_path: Path) -> None:
     assert same_weights(run(tmp_path / "again", adapter="lora"), expected)
 
 
-def test_adapters_that_there_are() -> None:
+def test_unknown_adapters_are_refused() -> None:
     check_adapter(None)
     assert ADAPTERS == ("lora", "lora-8bit", "lora-4bit")
     with pytest.raises(ValueError, match=r"`adapter` is one of \[None, 'lora', 'lora-8bit', 'lora-4bit'\], .*'dora'"):
@@ -465,7 +469,7 @@ def test_adapters_that_there_are() -> None:
 
 
 @pytest.mark.parametrize(("adapter", "bits"), [("lora-4bit", 4), ("lora-8bit", 8)])
-def test_few_bits_need_cuda(monkeypatch: pytest.MonkeyPatch, adapter: str, bits: int) -> None:
+def test_quantized_adapters_need_cuda(monkeypatch: pytest.MonkeyPatch, adapter: str, bits: int) -> None:
     monkeypatch.setattr(fine_tuning, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     check_adapter("lora")
@@ -637,7 +641,7 @@ def test_warm_up(tmp_path: Path, cells: int, of: str, given: dict[str, Any], exp
     assert found.warmup_steps == expected
 
 
-def test_the_recipe(tmp_path: Path) -> None:
+def test_defaults_are_those_of_the_paper(tmp_path: Path) -> None:
     how = {"given": {"use_cpu": True}, "seed": 4}
     genes = arguments_for(tmp_path, 2400, of="genes", evaluates=False, adapter=None, **how)
     cells = arguments_for(tmp_path, 2400, of="cells", evaluates=True, adapter="lora", **how)
@@ -658,7 +662,7 @@ def test_the_recipe(tmp_path: Path) -> None:
     assert many.save_steps == 500
 
 
-def test_what_is_given_replaces_the_recipe(tmp_path: Path) -> None:
+def test_given_arguments_replace_the_defaults(tmp_path: Path) -> None:
     given = {"use_cpu": True, "learning_rate": 1e-3, "num_train_epochs": 3, "save_steps": 9, "weight_decay": 0.2}
     found = arguments_for(tmp_path, 2400, of="genes", given=given, evaluates=False, adapter="lora", seed=0)
     assert {name: getattr(found, name) for name in given} == given
@@ -692,7 +696,7 @@ def test_one_device_trains_the_chosen_one(
     assert found.warmup_steps == 60  # of 100 steps
 
 
-def test_the_cpu_trains_where_it_is_chosen(tmp_path: Path, two_gpus: list[int]) -> None:
+def test_the_cpu_trains_if_settings_say_so(tmp_path: Path, two_gpus: list[int]) -> None:
     with settings.override(device="cpu"):
         found = arguments_for(tmp_path, 120, of="cells", given={}, evaluates=True, adapter=None, seed=0)
     assert found.device == torch.device("cpu")
@@ -716,7 +720,7 @@ def test_the_current_device_and_random_numbers_of_all_devices_stay_what_they_wer
 
 @OLD_NAME
 @pytest.mark.parametrize("way", [("lora", False), ("lora", True), (None, True)])
-def test_what_was_trained_stays_where_it_was(
+def test_a_trained_classifier_stays_on_the_device_of_the_training(
     run: Run, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: tuple[str | None, bool]
 ) -> None:
     """What is read back from files is put on the device of the training, that held-out scores are computed there."""

@@ -78,21 +78,26 @@ def test_gradients_are_those_of_the_whole_model(vocabulary: Vocabulary, batch: d
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.5])
-def test_cls_is_drawn_to_the_place_of_the_cell(toy_vocabulary: Vocabulary, make_rows: MakeRows, weight: float) -> None:
-    """In training, `<cls>` of the block before the last is compared to the place: here by hand."""
+def test_cls_is_compared_with_the_cell_vector(toy_vocabulary: Vocabulary, make_rows: MakeRows, weight: float) -> None:
+    """In training, `<cls>` of the last but one layer is compared with the cell vector: here by hand."""
     rng = np.random.default_rng(0)
-    places = rng.normal(size=(16, 16)).astype(np.float32)
+    vectors = rng.normal(size=(16, 16)).astype(np.float32)
     rows = make_rows(toy_vocabulary, 16)
-    cells = MaskedCells(rows, np.arange(16), toy_vocabulary, seed=0, place=lambda row: places[row[1] % 16])
+    cells = MaskedCells(rows, np.arange(16), toy_vocabulary, seed=0, cell_vector=lambda row: vectors[row[1] % 16])
     batch = Padded(toy_vocabulary)([cells[at] for at in range(16)])
     model = model_for(toy_vocabulary)
     model.cell_weight = weight
-    place = batch.pop("place")
+    cell_vector = batch.pop("cell_vector")
     with torch.no_grad():
         expected = plain(model).eval()(**batch, output_hidden_states=True)
         cls = expected.hidden_states[1][:, 0].numpy()  # after the first of two blocks
-        in_training, in_evaluation = model.train()(**batch, place=place), model.eval()(**batch, place=place)
-    cosine = (cls * place.numpy()).sum(1) / np.linalg.norm(cls, axis=1) / np.linalg.norm(place.numpy(), axis=1)
+        in_training, in_evaluation = (
+            model.train()(**batch, cell_vector=cell_vector),
+            model.eval()(**batch, cell_vector=cell_vector),
+        )
+    cosine = (
+        (cls * cell_vector.numpy()).sum(1) / np.linalg.norm(cls, axis=1) / np.linalg.norm(cell_vector.numpy(), axis=1)
+    )
     assert in_training.loss.item() == pytest.approx(expected.loss.item() + weight * np.mean(1 - cosine), abs=1e-4)
     assert in_evaluation.loss.item() == pytest.approx(expected.loss.item(), abs=1e-5)
 
@@ -100,7 +105,7 @@ def test_cls_is_drawn_to_the_place_of_the_cell(toy_vocabulary: Vocabulary, make_
 # --- the start ------------------------------------------------------------------------------------------------------
 
 
-def test_an_untrained_model_knows_the_frequencies(vocabulary: Vocabulary) -> None:
+def test_the_output_bias_starts_at_the_log_frequency(vocabulary: Vocabulary) -> None:
     frequency = np.random.default_rng(0).random(len(vocabulary))
     frequency[7] = 0.0
     model = make_model(vocabulary, SMALL, gene_vectors=None, gene_frequency=frequency, seed=0)
@@ -108,7 +113,7 @@ def test_an_untrained_model_knows_the_frequencies(vocabulary: Vocabulary) -> Non
     np.testing.assert_allclose(model.cls.predictions.bias.detach(), expected, atol=1e-6)
 
 
-def test_gene_vectors_to_start_from(vocabulary: Vocabulary) -> None:
+def test_gene_embeddings_start_at_given_vectors(vocabulary: Vocabulary) -> None:
     vectors = np.random.default_rng(0).normal(size=(len(vocabulary), 16)).astype(np.float32)
     model = make_model(vocabulary, SMALL, gene_vectors=vectors, gene_frequency=np.ones(len(vocabulary)), seed=0)
     random = model_for(vocabulary).bert.embeddings.word_embeddings.weight.detach()
@@ -131,7 +136,7 @@ def test_the_start_follows_the_seed_alone(toy_vocabulary: Vocabulary) -> None:
 # --- written and read -----------------------------------------------------------------------------------------------
 
 
-def test_what_is_written_is_a_plain_masked_lm(
+def test_models_are_written_as_plain_masked_language_models(
     vocabulary: Vocabulary, batch: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     model = model_for(vocabulary).eval()
@@ -168,7 +173,9 @@ def test_a_classifier_cannot_be_trained_further(toy_vocabulary: Vocabulary, tmp_
 # --- accuracy -------------------------------------------------------------------------------------------------------
 
 
-def test_accuracy_of_a_model_that_always_says_the_same(vocabulary: Vocabulary, make_rows: MakeRows) -> None:
+def test_accuracy_of_a_constant_prediction_is_the_frequency_of_that_gene(
+    vocabulary: Vocabulary, make_rows: MakeRows
+) -> None:
     """It is right as often as that gene is hidden."""
     held_out = MaskedCells(make_rows(vocabulary, 60), np.arange(60), vocabulary, seed=0, hide_all=True)
     favourite = np.flatnonzero(~vocabulary.is_special)[7]
@@ -189,7 +196,7 @@ def test_loss_and_accuracy_are_means_over_genes_one_cell_at_a_time(vocabulary: V
     held_out = MaskedCells(make_rows(vocabulary, 40), np.arange(40), vocabulary, seed=0, hide_all=True)
     model = model_for(vocabulary)
     whole = plain(model).eval()
-    losses, places = [], []
+    losses, ranks = [], []
     for at in range(40):
         shown = held_out[at]
         with torch.no_grad():
@@ -197,13 +204,13 @@ def test_loss_and_accuracy_are_means_over_genes_one_cell_at_a_time(vocabulary: V
         for position in np.flatnonzero(shown["labels"] != NOTHING):
             truth = shown["labels"][position]
             losses.append(-scores[position, truth])
-            places.append(np.argsort(-scores[position]).tolist().index(truth))
+            ranks.append(np.argsort(-scores[position]).tolist().index(truth))
     for batch_size in (1, 7, 100):
         found = masked_accuracy(model, held_out, batch_size=batch_size)
         assert found["n"] == len(losses)
         assert found["loss"] == pytest.approx(np.mean(losses), abs=1e-4)
-        assert found["top_1"] == pytest.approx(np.mean(np.array(places) < 1))
-        assert found["top_10"] == pytest.approx(np.mean(np.array(places) < 10))
+        assert found["top_1"] == pytest.approx(np.mean(np.array(ranks) < 1))
+        assert found["top_10"] == pytest.approx(np.mean(np.array(ranks) < 10))
     assert 0 < found["top_10"] < 1
 
 

@@ -167,7 +167,7 @@ def test_the_log_is_written_as_lines_of_json(trained: tuple) -> None:
         assert 0 <= entry["eval_top_1"] <= entry["eval_top_10"] <= 1
 
 
-def test_evaluation_along_the_way_is_that_of_the_end(trained: tuple, held_out: MaskedCells) -> None:
+def test_evaluation_during_training_is_that_of_the_written_model(trained: tuple, held_out: MaskedCells) -> None:
     folder, _, history = trained
     (last,) = (entry for entry in history if entry.get("step") == 8 and "eval_loss" in entry)
     expected = pretraining.masked_accuracy(MaskedGeneModel.from_pretrained(folder / "finished"), held_out)
@@ -193,7 +193,7 @@ def by_hand(
 
 
 @pytest.mark.parametrize(("batch_size", "accumulated"), [(8, 1), (2, 4)])
-def test_logged_losses_are_those_of_the_cells_in_turn(
+def test_logged_losses_are_those_of_the_batches_in_order(
     run: Run, learnt: MaskedCells, toy_vocabulary: Vocabulary, tmp_path: Path, batch_size: int, accumulated: int
 ) -> None:
     """Without learning; of accumulated batches the mean, not the sum; in the second epoch other genes are hidden."""
@@ -226,7 +226,7 @@ def test_gene_embeddings_learn_at_their_own_rate(run: Run, toy_vocabulary: Vocab
     assert moved[1.0][WORDS].abs().max() > 1e-3
 
 
-def test_gene_embeddings_that_stand_still_do_so_after_a_stop(
+def test_frozen_gene_embeddings_stay_frozen_after_a_stop(
     run: Run, toy_vocabulary: Vocabulary, tmp_path: Path, stop_in_step: StopInStep
 ) -> None:
     start = weights(model_for(toy_vocabulary))
@@ -311,13 +311,13 @@ def test_bars_and_losses_are_shown_on_request(
         ("output_dir", r"`training` takes no 'output_dir'.* or is settled here"),
     ],
 )
-def test_arguments_that_there_are_not(tmp_path: Path, name: str, text: str) -> None:
+def test_unknown_arguments_are_refused(tmp_path: Path, name: str, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         trainer.training_arguments(tmp_path / "run", 1, {"weight_decay": 0.1, name: 1}, lambda _: {})
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_given_replaces_what_is_ours(tmp_path: Path) -> None:
+def test_given_arguments_replace_planned_and_default_ones(tmp_path: Path) -> None:
     with settings.override(verbosity=0):
         given = {"learning_rate": 3e-4, "disable_tqdm": False, "use_cpu": True}
         found = trainer.training_arguments(tmp_path, 1, given, lambda _: {"learning_rate": 1.0, "max_grad_norm": 2.0})
@@ -399,7 +399,7 @@ def test_a_run_stopped_before_its_first_checkpoint_begins_anew(
     assert logged(tmp_path) == history
 
 
-def test_a_checkpoint_that_was_not_finished_is_passed_over(run: Run, tmp_path: Path, stop_in_step: StopInStep) -> None:
+def test_an_unfinished_checkpoint_is_passed_over(run: Run, tmp_path: Path, stop_in_step: StopInStep) -> None:
     stop_in_step(11)
     with pytest.raises(stop_in_step.stopped):
         run(tmp_path, epochs=2)
@@ -421,7 +421,7 @@ def test_a_finished_stage_is_read_and_not_trained_again(
     assert log == json.loads(json.dumps(history))
 
 
-def test_a_stage_stopped_while_it_was_finished_is_finished(run: Run, trained: tuple, tmp_path: Path) -> None:
+def test_a_stage_stopped_while_it_was_written_is_written_again(run: Run, trained: tuple, tmp_path: Path) -> None:
     """The folder of the finished stage is there, its last file is not."""
     run(tmp_path)
     (tmp_path / "finished" / "history.json").unlink()
@@ -485,7 +485,7 @@ def test_mixed_precision_stays_in_its_stage(run: Run, toy_vocabulary: Vocabulary
     assert_same_curve(found, expected)
 
 
-def test_an_early_end_that_was_stopped_is_finished(run: Run, tmp_path: Path) -> None:
+def test_a_stage_that_ended_early_and_was_not_written_is_written(run: Run, tmp_path: Path) -> None:
     """Stopped between the last checkpoint and the last word: no step more, and the best model."""
     model, history = run(tmp_path, epochs=20, patience=2, learning_rate=0.0)
     expected = weights(model)

@@ -49,7 +49,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_what_the_number_of_parameters_does_not_tell(name: str) -> None:
+def test_heads_width_and_dropout_are_the_published_ones(name: str) -> None:
     found = CONFIGURATIONS[name]
     heads, inner, dropout = PUBLISHED[name]
     assert found["num_attention_heads"] == heads

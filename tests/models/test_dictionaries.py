@@ -112,7 +112,7 @@ def test_numpy_types_that_are_no_numbers_are_refused(tmp_path: Path, code: str) 
         read_dictionary(path)
 
 
-def test_broken_files_say_so(tmp_path: Path) -> None:
+def test_broken_pickles_are_named(tmp_path: Path) -> None:
     path = tmp_path / "dictionary.pkl"
     whole = pickle.dumps({f"gene {n}": n for n in range(100)})
     for content in (b"", whole[: len(whole) // 2], b"no pickle at all", b"\x80\x04."):

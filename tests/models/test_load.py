@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 import gfx
 from gfx._core.vocabulary import Vocabulary
-from gfx.models._load import _announce_embedded, load_from
+from gfx.models._load import _announce_embedded
 from gfx.models._registry import Store, file_sha256, published
 from gfx.models._vocabulary_file import write_vocabulary
 
@@ -31,6 +31,13 @@ def own_folder(toy_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(toy_folder, tmp_path / "own"))
 
 
+def load_from(store: Store, name: str | Path | None, vocabulary: str | Vocabulary | None) -> Model:
+    """Load with the cache and the registry of a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gfx.models._load.default_store", lambda: store)
+        return gfx.models.load(name, vocabulary=vocabulary)
+
+
 def configure(folder: Path, **changes: object) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text()) | changes
@@ -42,7 +49,7 @@ def vocabulary_of(ids: list[str]) -> Vocabulary:
     return Vocabulary("made", np.array(ids, dtype=object), np.array(medians), np.array([""] * len(ids), dtype=object))
 
 
-def test_a_folder_of_ours(toy_folder: Path, toy_vocabulary: Vocabulary) -> None:
+def test_a_folder_gives_its_model(toy_folder: Path, toy_vocabulary: Vocabulary) -> None:
     for name in (toy_folder, str(toy_folder)):
         model = gfx.models.load(name)
         assert model.name == toy_folder.name
@@ -124,7 +131,7 @@ def test_a_folder_without_vocabulary_says_what_to_give_and_does_not_guess(make_c
         gfx.models.load(make_checkpoint("mine", 25_426))
 
 
-def test_a_vocabulary_that_is_none_is_refused(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_what_is_no_vocabulary_is_refused(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     folder = make_checkpoint("mine", 3)
     for nothing in ("V3", tmp_path, tmp_path / "absent"):
         with pytest.raises(ValueError, match=r"`vocabulary` is 'V1' or 'V2'.*found"):
@@ -184,7 +191,7 @@ def test_models_of_the_official_software_load(golden: Path, style: str) -> None:
     assert (model.name, model.n_blocks, model.max_length) == (style, 3, 32)
 
 
-def test_old_weights_are_accepted_and_left_to_torch(own_folder: Path) -> None:
+def test_pickled_weights_are_accepted_and_left_to_torch(own_folder: Path) -> None:
     (own_folder / "model.safetensors").rename(own_folder / "pytorch_model.bin")
     assert gfx.models.load(own_folder).weights.name == "pytorch_model.bin"
     configure(own_folder, vocab_size=300)
@@ -232,13 +239,13 @@ def test_an_encoder_saved_without_its_head_loads(own_folder: Path) -> None:
         ("config.json", b"{", r"config\.json is not readable"),
     ],
 )
-def test_damaged_files_say_so(own_folder: Path, file: str, content: bytes, text: str) -> None:
+def test_damaged_files_are_named(own_folder: Path, file: str, content: bytes, text: str) -> None:
     (own_folder / file).write_bytes(content)
     with pytest.raises(ValueError, match=text):
         gfx.models.load(own_folder)
 
 
-def test_parts_that_lack_say_what_was_found(own_folder: Path) -> None:
+def test_missing_parts_are_named_with_what_is_there(own_folder: Path) -> None:
     (own_folder / "model.safetensors").rename(own_folder / "weights.safetensors")
     with pytest.raises(ValueError, match=r"neither `model\.safetensors` nor.*'weights\.safetensors'"):
         gfx.models.load(own_folder)
@@ -247,7 +254,7 @@ def test_parts_that_lack_say_what_was_found(own_folder: Path) -> None:
         gfx.models.load(own_folder)
 
 
-def test_names_that_are_none_say_what_comes_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_models_are_answered_with_close_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"Did you mean.*'V2-104M'.*no folder of that name"):
         gfx.models.load("V2-104")
@@ -258,13 +265,13 @@ def test_names_that_are_none_say_what_comes_close(tmp_path: Path, monkeypatch: p
             gfx.models.load(path)
 
 
-def test_without_a_name_the_settings_decide(own_folder: Path, toy_folder: Path) -> None:
+def test_settings_name_the_default_model(own_folder: Path, toy_folder: Path) -> None:
     with gfx.settings.override(model=str(own_folder)):
         assert gfx.models.load().name == "own"
         assert gfx.models.load(toy_folder).name == toy_folder.name
 
 
-def test_without_any_name_the_embedded_model_is_used_and_said_so_once(
+def test_the_embedded_model_is_the_default_and_is_announced_once(
     toy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("gfx.models._registry.EMBEDDED_FOLDER", toy_folder)

@@ -92,7 +92,7 @@ def test_unknown_names_are_answered_with_what_comes_close() -> None:
         gfx.models.info("V2-140M")
 
 
-def test_a_card_reads_like_a_card() -> None:
+def test_cards_show_the_figures_of_a_model() -> None:
     text = repr(gfx.models.info("V2-316M"))
     for part in ("V2-316M", "316,354,867", "4,096", "<cls>", "Apache-2.0", "1,273.0 MB"):
         assert part in text

@@ -101,7 +101,7 @@ def test_other_bytes_than_published_are_refused_and_not_kept(store: Store, hub: 
     assert not store.holds(store.registry.models["small"])
 
 
-def test_a_file_that_is_not_there_says_which_and_where(store: Store, hub: Hub) -> None:
+def test_a_missing_file_is_named_with_address_size_and_hash(store: Store, hub: Hub) -> None:
     content = hub.files.pop(path_of(store, "config.json"))
     with pytest.raises(RuntimeError) as caught:
         store.fetch("small")
@@ -111,7 +111,7 @@ def test_a_file_that_is_not_there_says_which_and_where(store: Store, hub: Hub) -
     assert_shown_alone(caught.value)
 
 
-def test_no_server_at_all_is_said_without_the_chain_of_socket_errors(store: Store) -> None:
+def test_a_server_that_does_not_answer_is_one_error_without_a_chain(store: Store) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # nobody listens there
         address = f"http://127.0.0.1:{closed.getsockname()[1]}"

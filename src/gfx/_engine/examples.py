@@ -49,9 +49,9 @@ class MaskedCells(Dataset):
     hide_all
         Every chosen gene becomes `<mask>`, for evaluation. Otherwise 80 % do, 10 % become another gene, 10 % stay: a
         model is right about these by copying.
-    place
-        Finds the place of a cell among all cells, float32 `(hidden_size,)`, given its tokens; `None` if no objective
-        needs it. Of thinned cells, that of the tokens that are left: more than these say, no model can know.
+    cell_vector
+        Computes the vector of a cell that `<cls>` is compared with, float32 `(hidden_size,)`, from its tokens, or from
+        those that are left where it is thinned; `None` if no objective needs it.
     """
 
     def __init__(
@@ -63,11 +63,11 @@ class MaskedCells(Dataset):
         seed: int,
         longest: int | None = None,
         hide_all: bool = False,
-        place: Callable[[np.ndarray], np.ndarray] | None = None,
+        cell_vector: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
         self.rows, self.cells, self.vocabulary = rows, cells, vocabulary
         self.genes = np.flatnonzero(~vocabulary.is_special)
-        self.seed, self.longest, self.hide_all, self.place = seed, longest, hide_all, place
+        self.seed, self.longest, self.hide_all, self.cell_vector = seed, longest, hide_all, cell_vector
 
     @property
     def lengths(self) -> np.ndarray:
@@ -88,8 +88,8 @@ class MaskedCells(Dataset):
         draw[self.vocabulary.is_special[row]] = 1.0
         chosen = draw <= min(max(MASKED_SHARE, draw.min()), 1.0 - 1e-9)
         example = {"input_ids": row, "labels": np.where(chosen, row, NOTHING), "position_ids": positions}
-        if self.place is not None:
-            example["place"] = self.place(row)  # before genes are masked
+        if self.cell_vector is not None:
+            example["cell_vector"] = self.cell_vector(row)  # before genes are masked
         fate = rng.random(len(row))
         replaced = chosen & (fate >= MASK_TOKEN_SHARE) & (fate < MASK_TOKEN_SHARE + RANDOM_TOKEN_SHARE)
         row[chosen & (self.hide_all | (fate < MASK_TOKEN_SHARE))] = self.vocabulary.mask

@@ -50,8 +50,9 @@ SHARE_OF_SPECIALS = -5.0
 class MaskedGeneModel(BertForMaskedLM):
     """A BERT masked-LM that scores the vocabulary only where a gene is to be predicted.
 
-    Where the batch brings the `place` of each cell among all cells, `<cls>` of the block before the last, which
-    embeddings are read from, is drawn towards it: in masked-gene prediction nothing asks `<cls>` to be a summary.
+    Where the batch brings a `cell_vector` for each cell, the loss also has the cosine distance between it and `<cls>`
+    of the last but one layer, which embeddings are read from: masked-gene prediction does not require `<cls>` to
+    summarise the cell.
     """
 
     #: The loss is a mean over one batch, which the Trainer averages over accumulated batches and devices.
@@ -59,15 +60,18 @@ class MaskedGeneModel(BertForMaskedLM):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
-        #: Weight of the distance of `<cls>` from the cell's place.
+        #: Weight of the cosine distance between `<cls>` and the cell vector.
         self.cell_weight = 0.0
         if config.tie_word_embeddings:  # else the Trainer warns that a checkpoint lacks what is in it once
             self._keys_to_ignore_on_save = ["cls.predictions.decoder.weight", "cls.predictions.decoder.bias"]
 
-    def forward(self, input_ids, attention_mask=None, labels=None, position_ids=None, place=None, **kwargs):
+    def forward(self, input_ids, attention_mask=None, labels=None, position_ids=None, cell_vector=None, **kwargs):
         """Mean cross-entropy over the chosen genes; logits of those genes only."""
         states = self.bert(
-            input_ids, attention_mask=attention_mask, position_ids=position_ids, output_hidden_states=place is not None
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            output_hidden_states=cell_vector is not None,
         )
         hidden = states.last_hidden_state
         if labels is None:
@@ -75,8 +79,8 @@ class MaskedGeneModel(BertForMaskedLM):
         chosen = labels != NOTHING
         logits = self.cls(hidden[chosen]).float()
         loss = functional.cross_entropy(logits, labels[chosen])
-        if self.training and place is not None:
-            apart = 1 - functional.cosine_similarity(states.hidden_states[-2][:, 0].float(), place)
+        if self.training and cell_vector is not None:
+            apart = 1 - functional.cosine_similarity(states.hidden_states[-2][:, 0].float(), cell_vector)
             loss = loss + self.cell_weight * apart.mean()
         return MaskedLMOutput(loss=loss, logits=logits)
 
@@ -107,7 +111,7 @@ def make_model(
 
 
 @torch.no_grad()
-def start_at_place(
+def start_at_cell_vector(
     model: MaskedGeneModel,
     log_share: np.ndarray,
     rank_slope: float,

@@ -130,18 +130,11 @@ def cells_per_step(arguments: TrainingArguments) -> int:
 
 
 class OrderedTrainer(Trainer):
-    """A Trainer with our order of cells, also after a stop within an epoch, and a rate for gene embeddings.
+    """A Trainer with our order of cells, also after a stop within an epoch.
 
-    Parameters
-    ----------
-    examples, held_out
-        Cells to train on, and to evaluate with, if any.
-    patience
-        Evaluations without a lower loss before training ends.
-    gene_rate
-        Learning rate of the gene embeddings, as a share of that of all else.
-    prints_log
-        Print the log below the progress bar, if that is shown; the log also has a file.
+    Training ends after `patience` evaluations of `held_out` cells without a lower loss. Gene embeddings have
+    `gene_rate` times the learning rate of all else. The log has a file; `prints_log` also prints it below the progress
+    bar, if that is shown.
     """
 
     def __init__(

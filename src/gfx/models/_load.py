@@ -130,11 +130,6 @@ def load(name: str | Path | Model | None = None, *, vocabulary: str | Path | Voc
     >>> model.vocabulary.has_cls
     True
     """
-    return load_from(default_store(), name, vocabulary)
-
-
-def load_from(store: Store, name: str | Path | Model | None, vocabulary: str | Path | Vocabulary | None) -> Model:
-    """Load with the given store; see :func:`load`."""
     if isinstance(name, Model):
         if vocabulary is not None:
             msg = f"{name!r} has its vocabulary. For another, load its folder: `gfx.models.load(model.folder, ...)`."
@@ -146,6 +141,7 @@ def load_from(store: Store, name: str | Path | Model | None, vocabulary: str | P
         name = EMBEDDED_FOLDER.name
         if shows_progress():  # the message is shown once
             _announce_embedded(name)
+    store = default_store()
     registry = store.registry
     card = registry.find(name) if isinstance(name, str) else None
     if isinstance(card, VocabularyCard):

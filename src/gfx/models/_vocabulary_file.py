@@ -196,16 +196,9 @@ def read_published_vocabulary(
 ) -> Vocabulary:
     """Merge the published dictionaries into one vocabulary.
 
-    Parameters
-    ----------
-    tokens
-        Ensembl id or special token to token.
-    medians
-        Ensembl id to non-zero median; genes without a token are left out.
-    symbols
-        Gene symbol to Ensembl id.
-    mapping
-        Symbols, synonyms and retired ids to the Ensembl ids they stand for today.
+    They map Ensembl ids and special tokens to `tokens`, Ensembl ids to non-zero `medians`, gene `symbols` to Ensembl
+    ids, and (`mapping`) symbols, synonyms and retired ids to the Ensembl ids they stand for today. Genes without a
+    token are left out.
     """
     token_of = read_dictionary(tokens, values=(int,))
     if set(token_of.values()) != set(range(len(token_of))):

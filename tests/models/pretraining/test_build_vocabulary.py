@@ -60,7 +60,7 @@ def test_medians(min_cells):
     assert len(expected) > 5
 
 
-def test_cells_of_depth_zero_do_no_harm():
+def test_cells_without_counts_change_no_median():
     sources = two_sources()
     sources[0].X = sparse.csr_matrix(sources[0].X.multiply(np.arange(40)[:, None] > 3))
     vocabulary = build_vocabulary(sources, min_cells=5)
@@ -136,7 +136,7 @@ def test_one_source_need_not_be_in_a_list(tmp_path):
         assert build_vocabulary(source).sha256 == expected
 
 
-def test_sources_that_teach_nothing(tmp_path):
+def test_sources_without_usable_genes_are_refused(tmp_path):
     first, second = two_sources()
     with pytest.raises(ValueError, match="`sources` is empty"):
         build_vocabulary([])
@@ -241,7 +241,7 @@ def test_gene_types(tmp_path):
     assert found.sha256 == build_vocabulary([first, second], min_cells=1).sha256
 
 
-def test_the_type_that_most_say():
+def test_the_most_frequent_gene_type_is_taken():
     sources = [two_sources()[0] for _ in range(3)]
     for adata, kind in zip(sources, ("zebra", "ape", "ape"), strict=True):
         adata.var["kind"] = kind
@@ -272,7 +272,7 @@ def test_vocabulary_files(tmp_path):
 
 
 @pytest.mark.parametrize("column", ["n_cells", "gene_types"])
-def test_one_of_each_per_token(column):
+def test_columns_of_another_length_are_refused(column):
     vocabulary = build_vocabulary(two_sources())
     with pytest.raises(ValueError, match=rf"has {len(vocabulary)} ids, .*3 {column}.*; one of each per token"):
         dataclasses.replace(vocabulary, **{column: np.zeros(3, np.int64)})
@@ -311,7 +311,7 @@ def test_parts_of_any_kind_in_any_order(tmp_path):
     assert same(build_vocabulary(parts[0].merge(parts[1]).merge(parts[2]).merge(parts[3])), whole)
 
 
-def test_genes_are_chosen_from_parts_that_know_more():
+def test_genes_are_chosen_from_summaries_of_more_genes():
     sources = two_sources()
     chosen = gene_ids(12, 8)
     whole = build_vocabulary(sources, genes=chosen)

@@ -86,7 +86,9 @@ def test_vectors_are_directions_of_dense_principal_components(vocabulary: Vocabu
     np.testing.assert_allclose(found.vectors[~genes], 0)
 
 
-def test_a_place_is_a_weighted_mean_close_to_the_projection(vocabulary: Vocabulary, cells: list[np.ndarray]) -> None:
+def test_a_cell_vector_is_a_weighted_mean_close_to_the_projection(
+    vocabulary: Vocabulary, cells: list[np.ndarray]
+) -> None:
     found = find_coexpression(cells, np.arange(N_CELLS), vocabulary, N_TYPES, seed=0)
     centred, directions, weights = reference(cells, vocabulary, N_TYPES - 1)
     sums = []
@@ -97,21 +99,21 @@ def test_a_place_is_a_weighted_mean_close_to_the_projection(vocabulary: Vocabula
         sums.append((share[:, None] * found.vectors[genes]).sum(axis=0) / share.sum())
         adds = values * weights[genes] * np.linalg.norm(directions[genes], axis=1)
         assert np.corrcoef(np.log(adds), np.log(share))[0, 1] > 0.95
-    places = np.stack([found.place(row) for row in cells])
-    assert places.dtype == np.float32
-    np.testing.assert_allclose(places, sums - np.mean(sums, axis=0), atol=1e-5)
+    vectors = np.stack([found.cell_vector(row) for row in cells])
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors, sums - np.mean(sums, axis=0), atol=1e-5)
     projected = centred @ directions
-    signs = np.sign((places[:, :-1] * projected).sum(axis=0))
-    assert cosine(places[:, :-1] * signs, projected).mean() > 0.95
+    signs = np.sign((vectors[:, :-1] * projected).sum(axis=0))
+    assert cosine(vectors[:, :-1] * signs, projected).mean() > 0.95
 
 
-def test_places_do_not_go_by_depth(vocabulary: Vocabulary, cells: list[np.ndarray]) -> None:
-    """A cell of which every second gene is left, and ranked anew, has the place that these have at their old ranks."""
+def test_cell_vectors_do_not_depend_on_depth(vocabulary: Vocabulary, cells: list[np.ndarray]) -> None:
+    """A cell of which every second gene is left, and ranked anew, has the vector that these have at their old ranks."""
     found = find_coexpression(cells, np.arange(N_CELLS), vocabulary, 16, seed=0)
     genes = cells[0][~vocabulary.is_special[cells[0]]][1::2]
     weights = np.exp(found.log_share[genes]) * np.arange(2, 2 * len(genes) + 1, 2) ** -found.rank_slope
     expected = weights @ found.vectors[genes] / weights.sum() - found.centre
-    np.testing.assert_allclose(found.place(genes), expected, atol=1e-5)
+    np.testing.assert_allclose(found.cell_vector(genes), expected, atol=1e-5)
 
 
 def test_vectors_have_length_one_and_genes_of_a_type_are_alike(vocabulary: Vocabulary, cells: list[np.ndarray]) -> None:
@@ -125,7 +127,9 @@ def test_vectors_have_length_one_and_genes_of_a_type_are_alike(vocabulary: Vocab
     assert alike[same].mean() > alike[kinds[:, None] != kinds].mean() + 0.3
 
 
-def test_a_place_holds_for_cells_that_were_not_learnt_from(vocabulary: Vocabulary, cells: list[np.ndarray]) -> None:
+def test_cell_vectors_group_cells_that_the_components_have_not_seen(
+    vocabulary: Vocabulary, cells: list[np.ndarray]
+) -> None:
     """Cells of a type lie together, also those that the components have not seen."""
     learnt = np.arange(0, N_CELLS, 2)
     found = find_coexpression(cells, learnt, vocabulary, 8, seed=0)
@@ -133,9 +137,9 @@ def test_a_place_holds_for_cells_that_were_not_learnt_from(vocabulary: Vocabular
     np.testing.assert_allclose(found.vectors, only.vectors, atol=1e-5)  # the others are not looked at
     half = np.arange(N_CELLS // 2)
     found = find_coexpression(cells, half, vocabulary, 8, seed=0)
-    places = np.stack([found.place(row) for row in cells])
-    places /= np.linalg.norm(places, axis=1, keepdims=True)
-    nearest = (places[N_CELLS // 2 :] @ places[half].T).argmax(axis=1)
+    vectors = np.stack([found.cell_vector(row) for row in cells])
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    nearest = (vectors[N_CELLS // 2 :] @ vectors[half].T).argmax(axis=1)
     assert (nearest % N_TYPES == np.arange(N_CELLS // 2, N_CELLS) % N_TYPES).mean() > 0.9
 
 
@@ -143,7 +147,7 @@ def test_fewer_cells_than_components(vocabulary: Vocabulary, cells: list[np.ndar
     """What there is no direction for, stays zero."""
     found = find_coexpression(cells, np.arange(5), vocabulary, 16, seed=0)
     assert found.vectors.shape == (len(vocabulary), 16)
-    assert found.place(cells[0]).shape == (16,)
+    assert found.cell_vector(cells[0]).shape == (16,)
     assert not found.vectors[:, 5:].any()
     assert np.isfinite(found.vectors).all()
     seen = np.unique(np.concatenate(cells[:5]))
@@ -153,7 +157,7 @@ def test_fewer_cells_than_components(vocabulary: Vocabulary, cells: list[np.ndar
     assert not found.vectors[unseen].any()
 
 
-def test_what_the_rarest_genes_share_is_chance() -> None:
+def test_the_rarest_genes_get_no_vector() -> None:
     vocabulary = vocabulary_of(8)
     cells = [np.array([2, *np.roll(np.arange(4, 9), cell), 3], dtype=np.uint16) for cell in range(4000)]
     cells[7] = np.array([2, 4, 9, 5, 3], dtype=np.uint16)  # token 9 in one cell of 4,000, 10 in two
@@ -164,7 +168,7 @@ def test_what_the_rarest_genes_share_is_chance() -> None:
     assert np.linalg.norm(found.vectors[10]) == pytest.approx(1, abs=1e-5)
 
 
-def test_components_are_taken_from_some_of_very_many_cells(
+def test_components_are_computed_from_at_most_so_many_cells(
     vocabulary: Vocabulary, cells: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_coexpression, "MOST_CELLS", 100)
@@ -181,11 +185,11 @@ def test_components_are_taken_from_some_of_very_many_cells(
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-def test_cls_starts_at_the_place_of_the_cell() -> None:
+def test_cls_starts_at_the_cell_vector() -> None:
     """Behind the first block as a weighted sum of its genes, less what all cells share; near it where it is read."""
     import torch
 
-    from gfx._engine.pretraining import make_model, start_at_place
+    from gfx._engine.pretraining import make_model, start_at_cell_vector
 
     vocabulary = vocabulary_of(N_TYPES * GENES_OF_A_TYPE)
     cells = cells_of(vocabulary)
@@ -210,10 +214,10 @@ def test_cls_starts_at_the_place_of_the_cell() -> None:
             ]
         return np.concatenate([state[layer][:, 0].numpy() for state in states])
 
-    places = np.stack([found.place(row) for row in cells])
-    assert cosine(cls_of(-2), places).mean() < 0.3
+    vectors = np.stack([found.cell_vector(row) for row in cells])
+    assert cosine(cls_of(-2), vectors).mean() < 0.3
     model.train()
-    start_at_place(model, found.log_share, found.rank_slope, cells[:100], vocabulary)
+    start_at_cell_vector(model, found.log_share, found.rank_slope, cells[:100], vocabulary)
     assert model.training
-    assert cosine(cls_of(1), places).mean() > 0.9
-    assert cosine(cls_of(-2), places).mean() > 0.85
+    assert cosine(cls_of(1), vectors).mean() > 0.9
+    assert cosine(cls_of(-2), vectors).mean() > 0.85

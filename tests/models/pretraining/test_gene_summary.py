@@ -177,7 +177,7 @@ def test_files(tmp_path):
     assert {array.dtype.kind for array in np.load(path, allow_pickle=False).values()} <= set("fiU")
 
 
-def test_a_file_of_nothing(tmp_path):
+def test_an_empty_summary_is_saved_and_merged(tmp_path):
     empty = summary_of([])
     assert GeneSummary.load(empty.save(tmp_path / "empty.npz")) == empty
     assert repr(empty) == "GeneSummary(0 genes, 0 detections)"
@@ -221,7 +221,7 @@ def test_files_that_are_no_summary(tmp_path):
             GeneSummary.load(wrong)
 
 
-def test_summaries_have_names_of_their_own(tmp_path):
+def test_summaries_are_saved_as_npz_alone(tmp_path):
     with pytest.raises(ValueError, match=r"found 'one\.h5ad'. Save to 'one\.npz'"):
         summary_of([]).save(tmp_path / "one.h5ad")
     assert not list(tmp_path.iterdir())

@@ -132,7 +132,7 @@ def held_cells(folder: Path, seed: int = 0) -> MaskedCells:
 # --- training -------------------------------------------------------------------------------------------------------
 
 
-def test_it_learns_what_ranks_do_not_say(trained: Path) -> None:
+def test_masked_genes_are_predicted_better_than_by_rank(trained: Path) -> None:
     found = report(trained)
     assert np.mean(losses(trained)[-5:]) < 0.8 * np.mean(losses(trained)[:5])
     assert found["masked_gene"]["top_10"] > found["rank_baseline"]["top_10"] + 0.2
@@ -255,7 +255,7 @@ def test_a_finished_run_is_not_trained_again(quick: Path, structured: ad.AnnData
         ({"start_from": "coexpression"}, "another start_from,"),
     ],
 )
-def test_a_folder_is_trained_in_one_way(
+def test_other_settings_in_the_same_folder_are_refused(
     structured: ad.AnnData, trained: Path, changes: dict[str, Any], text: str
 ) -> None:
     before = (trained / "model.safetensors").read_bytes()
@@ -264,7 +264,7 @@ def test_a_folder_is_trained_in_one_way(
     assert (trained / "model.safetensors").read_bytes() == before
 
 
-def test_what_changes_no_loss_may_differ(quick: Path, structured: ad.AnnData) -> None:
+def test_settings_that_change_no_loss_may_differ(quick: Path, structured: ad.AnnData) -> None:
     before = (quick / "model.safetensors").read_bytes()
     quick_run(structured, quick, training=QUICK | {"logging_steps": 7, "save_total_limit": 1})
     assert (quick / "model.safetensors").read_bytes() == before
@@ -295,20 +295,20 @@ def test_the_model_is_there_before_it_is_scored(
     assert report(quick_run(structured, tmp_path / "run"))["masked_gene"]["n"] > 0
 
 
-def test_a_model_to_go_on_with_learns_gently(trained: Path, structured: ad.AnnData, tmp_path: Path) -> None:
+def test_a_trained_model_starts_with_a_low_learning_rate(trained: Path, structured: ad.AnnData, tmp_path: Path) -> None:
     given = {name: value for name, value in QUICK.items() if name != "learning_rate"}
     folder = quick_run(structured, tmp_path / "run", start_from=trained, config=None, training=given)
     rates = [entry["learning_rate"] for entry in report(folder)["history"] if "learning_rate" in entry]
     assert 0 < max(rates) <= 5e-5
 
 
-def test_a_seed_is_a_number(structured: ad.AnnData, tmp_path: Path) -> None:
+def test_a_seed_that_is_no_number_is_refused(structured: ad.AnnData, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="`rng` is a whole number"):
         quick_run(structured, tmp_path / "run", rng=None)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_is_trained_on_the_same_cells(structured: ad.AnnData, quick: Path) -> None:
+def test_other_cells_in_the_same_folder_are_refused(structured: ad.AnnData, quick: Path) -> None:
     vocabulary = load(quick).vocabulary
     with pytest.raises(ValueError, match="holds a run with another cells,"):
         quick_run(structured[80:], quick, vocabulary=vocabulary)
@@ -367,7 +367,9 @@ def test_held_out_cells_are_those_that_were_not_trained_on(
 
 
 @pytest.mark.parametrize("held_out", [0.0, 1.0])
-def test_both_parts_need_cells(structured: ad.AnnData, tmp_path: Path, held_out: float) -> None:
+def test_held_out_shares_that_leave_a_part_empty_are_refused(
+    structured: ad.AnnData, tmp_path: Path, held_out: float
+) -> None:
     with pytest.raises(ValueError, match=rf"`held_out={held_out}` keeps \d+ of 80 cells"):
         quick_run(structured, tmp_path, held_out=held_out)
 
@@ -400,11 +402,11 @@ def initial_rates(folder: Path) -> list[float]:
     return sorted({group["initial_lr"] for group in groups})
 
 
-def test_from_random_all_learn_at_one_rate(quick: Path) -> None:
+def test_random_weights_are_trained_at_one_rate(quick: Path) -> None:
     assert initial_rates(quick) == [1e-2]
 
 
-def test_cls_is_drawn_to_the_place_of_the_cell(structured: ad.AnnData, tmp_path: Path) -> None:
+def test_cell_weight_makes_cls_like_the_cell_vector(structured: ad.AnnData, tmp_path: Path) -> None:
     """On cells that were held out, where embeddings are read from."""
     likeness = {}
     for weight in (0.0, 5.0):
@@ -419,14 +421,14 @@ def test_cls_is_drawn_to_the_place_of_the_cell(structured: ad.AnnData, tmp_path:
             with torch.no_grad():
                 ids = torch.from_numpy(row.astype(np.int64))[None]
                 cls = model.bert(ids, output_hidden_states=True).hidden_states[-2][0, 0].numpy()
-            place = coexpression.place(row)
-            found.append(cls @ place / np.linalg.norm(cls) / np.linalg.norm(place))
+            vector = coexpression.cell_vector(row)
+            found.append(cls @ vector / np.linalg.norm(cls) / np.linalg.norm(vector))
         likeness[weight] = np.mean(found)
     assert likeness[5.0] > likeness[0.0] + 0.3
     assert report(folder)["cell_weight"] == 5.0
 
 
-def test_a_vocabulary_that_was_made_before(structured: ad.AnnData, tmp_path: Path) -> None:
+def test_a_given_vocabulary_is_used(structured: ad.AnnData, tmp_path: Path) -> None:
     vocabulary = build_vocabulary([structured], name="mine", genes=structured.var_names[:40])
     folder = quick_run(structured, tmp_path, vocabulary=vocabulary, curriculum=[(24, 1)])
     assert load(folder).vocabulary.sha256 == vocabulary.sha256
@@ -474,7 +476,9 @@ def test_go_on_with_a_model_of_ones_own(trained: Path, structured: ad.AnnData, t
     assert_same_weights(again, trained)
 
 
-def test_what_it_knew_helps(trained: Path, quick: Path, structured: ad.AnnData, tmp_path: Path) -> None:
+def test_a_trained_model_starts_with_a_lower_loss(
+    trained: Path, quick: Path, structured: ad.AnnData, tmp_path: Path
+) -> None:
     """The same cells, from a trained model: it begins where training from nothing does not get in 15 steps."""
     folder = quick_run(structured, tmp_path, start_from=trained, config=None, training=QUICK | {"learning_rate": 1e-3})
     assert np.mean(losses(folder)[:5]) < np.mean(losses(quick)[:5]) - 0.3
@@ -551,7 +555,7 @@ def test_start_a_model_without_cls_from_coexpression(toy_folder_v1: Path, toy_ce
         ({"config": TINY | {"max_position_embeddings": 3}}, r"`config` reads 3 tokens; 4 are 2 genes"),
     ],
 )
-def test_what_cannot_be_is_said_before_a_cell_is_read(
+def test_contradicting_settings_are_refused_before_a_cell_is_read(
     structured: ad.AnnData, tmp_path: Path, changes: dict[str, Any], text: str
 ) -> None:
     with pytest.raises(ValueError, match=text):
@@ -570,7 +574,7 @@ def test_a_model_brings_its_configuration_and_its_vocabulary(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_classifier_has_forgotten_how_to_predict_genes(trained: Path, structured: ad.AnnData, tmp_path: Path) -> None:
+def test_a_classifier_is_no_start(trained: Path, structured: ad.AnnData, tmp_path: Path) -> None:
     BertForSequenceClassification(BertConfig.from_pretrained(trained)).save_pretrained(tmp_path / "classifier")
     write_vocabulary(load(trained).vocabulary, tmp_path / "classifier")
     with pytest.raises(ValueError, match=r"it is no masked-gene model, such as a classifier\. Go on"):
@@ -600,7 +604,7 @@ def test_arguments_of_stages() -> None:
 # --- sources that cannot be used ------------------------------------------------------------------------------------
 
 
-def test_cells_of_one_gene_teach_nothing(structured: ad.AnnData, tmp_path: Path) -> None:
+def test_cells_of_one_gene_alone_are_refused(structured: ad.AnnData, tmp_path: Path) -> None:
     counts = structured.X.toarray()
     counts[:, 1:] = 0
     alone = ad.AnnData(sparse.csr_matrix(counts), var=structured.var)
@@ -736,7 +740,7 @@ def test_two_processes_train_one_model(by_two: tuple[Path, str], two_files: list
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_when_one_was_killed(
+def test_two_processes_continue_after_one_was_killed(
     by_two: tuple[Path, str], two_files: list[Path], tmp_path: Path
 ) -> None:
     killed = launch(tmp_path, two_files, DIE_IN_STEP="10")

@@ -41,14 +41,14 @@ def hidden(rows: Rows, vocabulary: Vocabulary, cells: np.ndarray) -> MaskedCells
     return MaskedCells(rows, cells, vocabulary, seed=0, hide_all=True)
 
 
-def test_cells_that_are_all_alike_are_known_by_rank(vocabulary: Vocabulary) -> None:
+def test_identical_cells_are_predicted_by_rank(vocabulary: Vocabulary) -> None:
     rows = rows_of(vocabulary, [list(range(20))] * 30)
     found = rank_baseline(rows, np.arange(20), hidden(rows, vocabulary, np.arange(20, 30)), n_bands=1000)
     assert found == {"top_1": 1, "top_10": 1, "top_1_unseen": 1, "top_10_unseen": 1, "n": found["n"]}
     assert found["n"] == sum((hidden(rows, vocabulary, np.arange(20, 30))[at]["labels"] >= 0).sum() for at in range(10))
 
 
-def test_rank_says_little_of_shuffled_cells(vocabulary: Vocabulary) -> None:
+def test_shuffled_cells_are_not_predicted_by_rank(vocabulary: Vocabulary) -> None:
     rng = np.random.default_rng(0)
     rows = rows_of(vocabulary, [rng.permutation(200)[:60].tolist() for _ in range(300)])
     found = rank_baseline(rows, np.arange(200), hidden(rows, vocabulary, np.arange(200, 300)))

@@ -178,7 +178,9 @@ def test_a_large_vocabulary_needs_wider_tokens(tmp_path: Path) -> None:
     assert_same_cells(shards, in_memory(adata, vocabulary, 4096))
 
 
-def test_a_source_without_cells_does_no_harm(toy_cells: ToyCells, toy_vocabulary: Vocabulary, tmp_path: Path) -> None:
+def test_a_source_without_cells_is_an_empty_shard(
+    toy_cells: ToyCells, toy_vocabulary: Vocabulary, tmp_path: Path
+) -> None:
     adata = toy_cells(10)
     adata[:0].copy().write_h5ad(tmp_path / "empty.h5ad")
     sources = find_sources([tmp_path / "empty.h5ad", adata, tmp_path / "empty.h5ad"], None)
@@ -188,7 +190,9 @@ def test_a_source_without_cells_does_no_harm(toy_cells: ToyCells, toy_vocabulary
         assert shards.n_cells.tolist() == [0, 10, 0]
 
 
-def test_nothing_to_learn_from_is_said(toy_cells: ToyCells, toy_vocabulary: Vocabulary, tmp_path: Path) -> None:
+def test_sources_without_a_usable_cell_are_refused(
+    toy_cells: ToyCells, toy_vocabulary: Vocabulary, tmp_path: Path
+) -> None:
     adata = toy_cells(5)
     adata.X = sparse.csr_matrix(adata.shape, dtype=np.float32)
     for cells in (adata, adata[:0].copy()):
@@ -199,7 +203,7 @@ def test_nothing_to_learn_from_is_said(toy_cells: ToyCells, toy_vocabulary: Voca
 # --- when they are written ------------------------------------------------------------------------------------------
 
 
-def test_what_is_there_is_not_read_again(three: list[Path], toy_vocabulary: Vocabulary, tmp_path: Path) -> None:
+def test_finished_shards_are_not_written_again(three: list[Path], toy_vocabulary: Vocabulary, tmp_path: Path) -> None:
     folder = tmp_path / "shards"
     before = encode_sources(find_sources(three, None), toy_vocabulary, LONGEST, folder)
     written = files_in(folder)
@@ -212,7 +216,7 @@ def test_what_is_there_is_not_read_again(three: list[Path], toy_vocabulary: Voca
     assert_same_cells(after, [before[at] for at in range(len(before))])
 
 
-def test_what_decides_on_the_tokens_makes_other_shards(
+def test_other_settings_of_the_encoding_make_other_shards(
     three: list[Path], toy_vocabulary: Vocabulary, tmp_path: Path
 ) -> None:
     folder, sources = tmp_path / "shards", find_sources(three[0], None)
@@ -237,7 +241,7 @@ def test_what_decides_on_the_tokens_makes_other_shards(
     assert encode_sources(find_sources(three[0], None), toy_vocabulary, LONGEST, folder).paths[0] not in paths
 
 
-def test_content_hash_knows_cells_and_not_files(
+def test_the_content_hash_depends_on_cells_and_not_on_files(
     toy_cells: ToyCells, toy_vocabulary: Vocabulary, tmp_path: Path
 ) -> None:
     adata = toy_cells(30)
@@ -449,7 +453,7 @@ def test_a_killed_process_leaves_no_shard(three: list[Path], toy_vocabulary: Voc
     assert list(files_in(tmp_path / "shards")) == [shards.paths[0].name], "what was left over is gone"
 
 
-def test_a_full_disk_is_not_the_source_s_fault(three: list[Path], toy_vocabulary: Vocabulary, tmp_path: Path) -> None:
+def test_a_full_disk_is_not_blamed_on_the_source(three: list[Path], toy_vocabulary: Vocabulary, tmp_path: Path) -> None:
     done = run_child(tmp_path, three[0], "meets a full disk", toy_vocabulary)
     assert done.returncode == 3, done.stderr
     assert "File too large" in done.stdout
@@ -489,7 +493,9 @@ def test_encoding_the_same_sources_at_the_same_time_does_no_harm(
     assert sorted(name[0] for name in files_in(tmp_path / "shards")) == ["a", "b", "c"]
 
 
-def test_workers_open_the_files_for_themselves(three: list[Path], toy_vocabulary: Vocabulary, tmp_path: Path) -> None:
+def test_worker_processes_receive_paths_and_not_tokens(
+    three: list[Path], toy_vocabulary: Vocabulary, tmp_path: Path
+) -> None:
     from torch.utils.data import DataLoader
 
     shards = encode_sources(find_sources(three, None), toy_vocabulary, LONGEST, tmp_path / "shards")

@@ -30,7 +30,7 @@ def read(source):
 @pytest.mark.filterwarnings("ignore:Writing zarr v2 data:UserWarning")
 @pytest.mark.parametrize("kind", ["csr", "csc", "dense"])
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
-def test_files_give_what_is_in_them(cells, tmp_path, kind, suffix):
+def test_files_are_read_as_they_were_written(cells, tmp_path, kind, suffix):
     expected = cells.X.toarray()
     cells.X = {"csr": cells.X, "csc": cells.X.tocsc(), "dense": expected}[kind]
     path = tmp_path / f"cells{suffix}"
@@ -102,7 +102,7 @@ def test_a_fingerprint_tells_changes(cells, tmp_path):
     assert fingerprint(path) != before
 
 
-def test_all_that_cannot_be_used_are_named(cells, tmp_path):
+def test_all_unusable_sources_are_named(cells, tmp_path):
     """Work goes on behind a source that cannot be used."""
     done = []
 

@@ -1,4 +1,4 @@
-"""Co-expression: principal components of genes, and the place of a cell among all cells."""
+"""Co-expression: principal components of genes, and a vector of each cell along them."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ COUNT_SCALE = 3.0
 #: Components are divided by their standard deviation to this power: what tells similar cells apart is no large one.
 WHITENING = 0.25
 
-#: Cells that the mean place, and how places depend on ranks, are taken from.
+#: Cells for the mean cell vector, and for how much a gene of a rank adds to it.
 CELLS_FOR_THE_MEAN = 2_000
 
 
 @dataclass(frozen=True)
 class Coexpression:
-    """Principal components of cells by genes, and the place of a cell among them.
+    """Principal components of cells by genes, and vectors of cells along them.
 
     A cell's profile has, for each of its genes, an approximate logarithm of the normalised count. Tokens hold no
     counts, but a gene's rank tells about how many times its median it was counted: the first gene of `n` about `n`
@@ -39,18 +39,18 @@ class Coexpression:
     cells weigh more, by the fourth root of their frequency. Components are scaled down by the fourth root of their
     standard deviation.
 
-    A place is a weighted mean of gene vectors, for that is what attention computes. The weights, a constant of the
-    gene times a power of its rank, are fitted to what genes add to the projection of a profile.
+    A cell vector is a weighted mean of gene vectors, because attention computes such means. The weights, a constant of
+    the gene times a power of its rank, are fitted to what genes add to the projection of a profile.
     """
 
     vectors: np.ndarray  # direction of each token among the components, unit length or zero, float32 `(n_tokens, size)`
-    log_share: np.ndarray  # logarithm of each token's weight in a place, float32 `(n_tokens,)`
+    log_share: np.ndarray  # logarithm of each token's weight in a cell vector, float32 `(n_tokens,)`
     rank_slope: float  # a gene weighs by its rank to minus this power
-    centre: np.ndarray  # place of the mean cell, float32 `(size,)`; the places of cells are given less this one
+    centre: np.ndarray  # vector of the mean cell, float32 `(size,)`, which is subtracted from those of cells
     is_special: np.ndarray  # tokens that are no genes, bool `(n_tokens,)`
 
-    def place(self, row: np.ndarray) -> np.ndarray:
-        """Find the place of a cell, given its tokens, among all cells; float32 `(size,)`."""
+    def cell_vector(self, row: np.ndarray) -> np.ndarray:
+        """Compute the vector of a cell from its tokens, float32 `(size,)`."""
         genes = row[~self.is_special[row]]
         weights = np.exp(self.log_share[genes]) * np.arange(1, len(genes) + 1) ** -self.rank_slope
         return (weights @ self.vectors[genes] / weights.sum() - self.centre).astype(np.float32)
@@ -91,7 +91,7 @@ def find_coexpression(
         centre=np.zeros(size, np.float32),
         is_special=vocabulary.is_special,
     )
-    return replace(coexpression, centre=np.mean([coexpression.place(row) for row in sample], axis=0))
+    return replace(coexpression, centre=np.mean([coexpression.cell_vector(row) for row in sample], axis=0))
 
 
 def _fit_shares(rows: Sequence[np.ndarray], weights: np.ndarray, vocabulary: Vocabulary) -> tuple[np.ndarray, float]:
@@ -103,7 +103,7 @@ def _fit_shares(rows: Sequence[np.ndarray], weights: np.ndarray, vocabulary: Voc
     log_times = np.concatenate([np.log(_times(len(cell))) for cell in genes])
     genes, values = np.concatenate(genes), np.concatenate(values)
     known = np.column_stack([np.log(vocabulary.medians[genes]), log_times, np.ones(len(genes))])
-    adds = weights[genes] * values  # what adds much to a place is to be fitted well
+    adds = weights[genes] * values  # what adds much to a cell vector is to be fitted well
     (by_median, by_rank, _), *_ = np.linalg.lstsq(known * adds[:, None], np.log(values) * adds, rcond=None)
     used = weights > 0
     log_share = np.full(len(weights), -np.inf)

@@ -200,7 +200,7 @@ def pretrain(
         start = coexpression if starts_from_coexpression else None
         model = _make_model(vocabulary, config, shards, training_cells, coexpression=start, seed=rng)
     model.cell_weight = cell_weight
-    place = coexpression.place if cell_weight > 0 else None
+    cell_vector = coexpression.cell_vector if cell_weight > 0 else None
     scored = np.sort(np.random.default_rng(rng).permutation(held_out_cells)[:MOST_SCORED])
     scored = scored[np.argsort(shards.lengths[scored], kind="stable")]  # batches of one length need little padding
     evaluation = MaskedCells(shards, scored, vocabulary, seed=rng, hide_all=True)
@@ -208,7 +208,7 @@ def pretrain(
     for stage, (longest, epochs) in enumerate(curriculum):
         history += engine.train(
             model,
-            MaskedCells(shards, training_cells, vocabulary, seed=rng + stage, longest=longest, place=place),
+            MaskedCells(shards, training_cells, vocabulary, seed=rng + stage, longest=longest, cell_vector=cell_vector),
             evaluation,
             vocabulary,
             folder / "stages" / str(stage),
@@ -354,7 +354,7 @@ def _make_model(
     seed: int,
 ) -> MaskedGeneModel:
     """Make an untrained model; with `coexpression`, its gene embeddings and `<cls>` start from there."""
-    from gfx._engine.pretraining import make_model, start_at_place
+    from gfx._engine.pretraining import make_model, start_at_cell_vector
 
     shuffled = np.random.default_rng(seed).permutation(training_cells)
     counted = shuffled[:CELLS_FOR_THE_FREQUENCY]
@@ -365,7 +365,7 @@ def _make_model(
     model = make_model(vocabulary, config, gene_vectors=vectors, gene_frequency=frequency, seed=seed)
     if coexpression is not None and vocabulary.has_cls:
         averaged = [shards[cell] for cell in shuffled[:CELLS_FOR_THE_AVERAGE]]
-        start_at_place(model, coexpression.log_share, coexpression.rank_slope, averaged, vocabulary)
+        start_at_cell_vector(model, coexpression.log_share, coexpression.rank_slope, averaged, vocabulary)
     return model
 
 

@@ -15,17 +15,10 @@ N_BANDS = 64
 
 
 def rank_baseline(rows: TokenRows, cells: np.ndarray, held_out: MaskedCells, *, n_bands: int = N_BANDS) -> dict:
-    """Predict the masked genes of held-out cells from their rank: the genes most frequent there in the training cells.
+    """Predict the masked genes of held-out cells by their rank: the genes most frequent there in training cells.
 
-    ``top_1_unseen`` and ``top_10_unseen`` also leave out the genes that the cell shows, which cannot be masked: a
-    harder baseline, because it uses the rest of the cell.
-
-    Parameters
-    ----------
-    rows, cells
-        Tokens, and the training cells among them.
-    held_out
-        The held-out cells, with the same genes masked as for a model.
+    `rows` are tokens, and `cells` the training cells among them. ``top_1_unseen`` and ``top_10_unseen`` also leave out
+    the genes that the cell shows, which cannot be masked: a harder baseline, because it uses the rest of the cell.
     """
     vocabulary = held_out.vocabulary
     counts, band = _frequency_by_rank(rows, cells, vocabulary, int(held_out.lengths.max(initial=1)), n_bands)

@@ -7,14 +7,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from gfx._adata import CountMatrix, gene_column, gene_names, open_counts, row_blocks, to_counts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import pandas as pd
     from anndata import AnnData
@@ -56,8 +56,7 @@ class Source:
         """Hash by which a source is recognised: of path, size and time of a file, of the content of an AnnData."""
         digest = hashlib.sha256(repr(self.gene_ids).encode())
         if isinstance(self.place, Path):
-            files = sorted(self.place.rglob("*")) if self.place.is_dir() else [self.place]
-            for file in files:
+            for file in sorted(self.place.rglob("*")) if self.place.is_dir() else [self.place]:
                 state = file.stat()
                 digest.update(repr((str(file.resolve()), state.st_size, state.st_mtime_ns)).encode())
             return digest.hexdigest()
@@ -133,20 +132,14 @@ def _open_file(path: Path, gene_ids: str | None, stack: ExitStack) -> tuple[Coun
         raise ValueError(msg)
     x = group["X"]
     if hasattr(x, "keys"):  # sparse matrices are groups, dense ones are arrays
-        _refuse_missing_chunks(x)
+        for name in ("data", "indices"):
+            n_present, n_chunks = (getattr(x[name], n, 0) for n in ("nchunks_initialized", "nchunks"))
+            if n_present < n_chunks:  # zarr reads a chunk that was not copied as zeros
+                msg = (
+                    f"{n_chunks - n_present} of {n_chunks} chunks of `X/{name}` are not on disk. Was the folder "
+                    "copied or fetched completely?"
+                )
+                raise ValueError(msg)
         x = ad.io.sparse_dataset(x)
     var = ad.io.read_elem(group["var"])
     return CountMatrix(x=x, names=gene_names(gene_column(var, gene_ids)), where="adata.X"), var
-
-
-def _refuse_missing_chunks(sparse_group: Mapping[str, Any]) -> None:
-    """See that a sparse matrix is there as a whole: zarr reads a chunk that was not copied as zeros."""
-    for name in ("data", "indices"):
-        array = sparse_group[name]
-        n_present, n_chunks = getattr(array, "nchunks_initialized", 0), getattr(array, "nchunks", 0)
-        if n_present < n_chunks:
-            msg = (
-                f"{n_chunks - n_present} of {n_chunks} chunks of `X/{name}` are not on disk. Was the folder copied "
-                "or fetched completely?"
-            )
-            raise ValueError(msg)

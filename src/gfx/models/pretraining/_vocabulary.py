@@ -107,12 +107,8 @@ class GeneSummary:
         return self.histogram.sum(axis=1)
 
     def medians(self) -> np.ndarray:
-        """Take the median of each gene over the cells that detect it.
+        """Take the median of each gene over the cells that detect it; of an even number, the mean of the middle two.
 
-        Where their number is even, it is the mean of the two values in the middle.
-
-        Returns
-        -------
         float64 `(n_genes,)`, in counts per 10,000, within 0.05 %; NaN for genes that no cell detects.
         """
         n_cells = self.n_cells
