@@ -100,7 +100,7 @@ Learner = FineTunedNetwork | LinearMethod | Majority
 def make_learners(
     units: Units, method: FineTuning | LinearProbe, controls: Sequence[str], folder: Path, rng: int
 ) -> list[Learner]:
-    """Make the model, first, and what it is compared with; a new baseline is one row here."""
+    """Make the model, first, and what it is compared with; a new baseline is one line here."""
     names = ("model", "random_weights") if "random_weights" in controls else ("model",)
     if isinstance(method, FineTuning):
         learners: list[Learner] = [FineTunedNetwork(name, units, method, folder) for name in names]
