@@ -70,7 +70,7 @@ def some_predictions(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 
 
 @given(some_predictions())
-@examples(max_examples=100, deadline=None)
+@examples(max_examples=50, deadline=None)
 def test_measures_are_those_of_scikit_learn(drawn: tuple[np.ndarray, np.ndarray]) -> None:
     found = measure(*drawn)
     assert tuple(found) == METRICS
