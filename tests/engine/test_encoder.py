@@ -27,7 +27,7 @@ def test_blocks_needed(layer, blocks):
 
 @pytest.mark.parametrize("layer", [7, -8])
 def test_layer_outside_the_model(layer):
-    with pytest.raises(ValueError, match=rf"`hidden_layer={layer}` is outside this model of 6 blocks"):
+    with pytest.raises(ValueError, match=rf"`hidden_layer={layer}` is outside this model of 6 layers"):
         blocks_needed(layer, 6)
 
 
@@ -156,7 +156,7 @@ def test_missing_tensor(toy, tmp_path):
     del stored["bert.encoder.layer.1.output.dense.bias"]
     save_file(stored, tmp_path / "model.safetensors")
     with pytest.raises(
-        ValueError, match=r"lacks 1 tensors of a BERT encoder with 3 blocks, such as 'encoder\.layer\.1"
+        ValueError, match=r"lacks 1 tensors of a BERT encoder with 3 layers, such as 'encoder\.layer\.1"
     ):
         load(toy, tmp_path / "model.safetensors")
     load(toy, tmp_path / "model.safetensors", n_blocks=1)  # what is not run is not needed

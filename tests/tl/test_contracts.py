@@ -690,7 +690,7 @@ def test_log_normalised_cells_after_the_call_that_was_named(tool, cells, toy_mod
 @pytest.mark.parametrize("layer", [4, -5])
 def test_a_layer_that_the_model_does_not_have(name, cells, toy_model, slots, layer):
     before = slots(cells)
-    with pytest.raises(ValueError, match=rf"`hidden_layer={layer}` is outside this model of 3 blocks"):
+    with pytest.raises(ValueError, match=rf"`hidden_layer={layer}` is outside this model of 3 layers"):
         TOOLS[name](cells, model=toy_model, hidden_layer=layer)
     assert slots(cells) == before
 

@@ -29,11 +29,9 @@ _BATCH_TOKENS = {"cpu": 16_384, "mps": 32_768, "cuda": 131_072}
 def choose_devices() -> list[torch.device]:
     """Take the devices of the settings, else CUDA, MPS or the CPU, whichever is there first."""
     named = settings.device
-    if named is not None:
-        return [_available(name) for name in ([named] if isinstance(named, str) else named)]
-    if torch.cuda.is_available():
-        return [torch.device("cuda")]
-    return [torch.device("mps" if torch.backends.mps.is_available() else "cpu")]
+    if named is None:
+        named = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return [_available(name) for name in ([named] if isinstance(named, str) else named)]
 
 
 def choose_device(device: str | None = None) -> torch.device:

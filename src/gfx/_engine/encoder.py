@@ -1,4 +1,4 @@
-"""The encoder alone: no masked-LM head, no block above the one whose states are wanted."""
+"""The encoder alone: no masked-LM head, no layer above the one whose states are wanted."""
 
 from __future__ import annotations
 
@@ -21,16 +21,12 @@ _UNREADABLE = (UnpicklingError, RuntimeError, LookupError, EOFError, ValueError,
 
 
 def blocks_needed(hidden_layer: int, n_blocks: int) -> int:
-    """How many blocks to run for the hidden states asked for.
-
-    States are numbered like Python sequences over the embedding output (0) and the output of each block
-    (1 ... `n_blocks`): -1 is the last block, -2 the one before it.
-    """
+    """Count the network layers to run, for states that are numbered as a list of the embedding and of each layer is."""
     wanted = hidden_layer if hidden_layer >= 0 else n_blocks + 1 + hidden_layer
     if not 0 <= wanted <= n_blocks:
         msg = (
-            f"`hidden_layer={hidden_layer}` is outside this model of {n_blocks} blocks: "
-            f"0 is the embedding, 1 to {n_blocks} are the blocks, -1 is the last block, -2 the one before."
+            f"`hidden_layer={hidden_layer}` is outside this model of {n_blocks} layers: "
+            f"0 is the embedding, 1 to {n_blocks} are the layers, -1 is the last layer, -2 the one before."
         )
         raise ValueError(msg)
     return wanted
@@ -45,7 +41,7 @@ def load_encoder(
     dtype: torch.dtype,
     attention: Literal["sdpa", "eager"] = "sdpa",
 ) -> BertModel:
-    """Read the first `n_blocks` blocks of a checkpoint; pickled weights only as plain tensors."""
+    """Read the first `n_blocks` layers of a checkpoint; pickled weights only as plain tensors."""
     settings = BertConfig(**{**config, "num_hidden_layers": n_blocks})
     settings._attn_implementation = attention
     with torch.device("meta"):  # no time spent on random weights that are replaced at once
@@ -54,10 +50,8 @@ def load_encoder(
     state = read_tensors(weights, set(expected))
     missing = sorted(set(expected) - set(state))
     if missing:
-        msg = (
-            f"{weights.name} lacks {len(missing)} tensors of a BERT encoder with {n_blocks} blocks, "
-            f"such as {missing[0]!r}."
-        )
+        n = len(missing)
+        msg = f"{weights.name} lacks {n} tensors of a BERT encoder with {n_blocks} layers, such as {missing[0]!r}."
         raise ValueError(msg)
     wrong = [name for name, tensor in expected.items() if state[name].shape != tensor.shape]
     if wrong:

@@ -35,14 +35,9 @@ class Batch(NamedTuple):
     output: Any
 
 
-def states(
-    encoder: BertModel, tokens: torch.Tensor, valid: torch.Tensor, positions: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Run the encoder, `(b, l)` -> `(b, l, d)`.
-
-    Without `positions`, `(b, l)`, every token stands where it is.
-    """
-    return encoder(input_ids=tokens, attention_mask=mask_of(valid), position_ids=positions).last_hidden_state
+def states(encoder: BertModel, tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Run the encoder, `(b, l)` -> `(b, l, d)`."""
+    return encoder(input_ids=tokens, attention_mask=mask_of(valid)).last_hidden_state
 
 
 def mask_of(valid: torch.Tensor) -> torch.Tensor | None:
@@ -71,16 +66,8 @@ def run_cells(
 ) -> Iterator[Batch]:
     """Yield what `forward` makes of all cells that have tokens, longest cells first.
 
-    Parameters
-    ----------
-    ids, lengths
-        Tokens `(n_cells, longest)` and lengths `(n_cells,)`.
-    max_pairs
-        Padded pairs of positions in a batch at most; for a `forward` that makes something for each pair.
-    forward
-        Function of the encoder, tokens `(b, l)` and validity `(b, l)`.
-    description
-        Of the progress bar.
+    `max_pairs` limits the padded pairs of positions in a batch, for a `forward` that makes something for each pair;
+    `description` is that of the progress bar.
     """
     device, listener = encoder.device, batch_listener.get()
 

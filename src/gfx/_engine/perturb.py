@@ -7,7 +7,7 @@ together without padding; where `<cls>` is compared, the last network layer comp
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -96,9 +96,10 @@ def run_edits(
     -------
     Effects in the order of the edits, float32; NaN for edits of cells without tokens:
 
-    `shift`, `rank`
-        1 - cosine of the cell; mean rank of the perturbed genes in the cell, 0 its first gene and 1 its last, NaN if it
-        has none of them; `(n_edits,)`.
+    `shift`
+        1 - cosine of the cell before and after, `(n_edits,)`.
+    `rank`
+        Mean rank of the perturbed genes in the cell, 0 its first gene and 1 its last, `(n_edits,)`; NaN if it has none.
     `toward`
         Change of the cell's cosine to each state, `(n_edits, n_states)`.
     `parts`, `toward_parts`
@@ -110,6 +111,9 @@ def run_edits(
         `(3, n)`.
     """
     device, n_states = encoder.device, 0 if goals is None else goals.shape[-2]
+    targets = None
+    if goals is not None:
+        targets = torch.from_numpy(np.asarray(goals, np.float32)).to(device, sum_dtype(device))
     edits = replace(edits, sets=pad_sets(edits.sets))
     effects = unknown_effects(len(edits), shift=(), rank=(), toward=(n_states,))
     if split:
@@ -126,19 +130,8 @@ def run_edits(
     blocks = batches_by_length(np.where(np.isin(np.arange(len(lengths)), edits.cell), lengths, 0), limit)
     n_workers = min(torch.get_num_threads(), max(1, limit // _CACHED_TOKENS)) if is_cpu else 1
     with workers(n_workers) as mapped, torch.inference_mode():
-        reader = _Reader(
-            encoder,
-            vocabulary,
-            mapped,
-            effects,
-            how=how,
-            positions=positions,
-            goals=None
-            if goals is None
-            else torch.from_numpy(np.asarray(goals, np.float32)).to(device, sum_dtype(device)),
-            group_of=group_of,
-            n_groups=0 if groups is None else len(groups),
-        )
+        n_groups = 0 if groups is None else len(groups)
+        reader = _Reader(encoder, vocabulary, mapped, effects, how, positions, targets, group_of, n_groups)
         for rows, cells in halving(blocks, lambda rows: reader.read(ids, lengths, rows)):
             numbers, row = edits.of_cells(rows)
             table, most = find_positions(cells.tokens, reader.special), encoder.config.max_position_embeddings
@@ -173,11 +166,7 @@ def _passes(lengths: np.ndarray, device: torch.device) -> list[np.ndarray]:
 
 
 class _Cells(NamedTuple):
-    """Cells before any edit, on the device.
-
-    Tokens `(b, l)`, their numbers `(b,)`, which are genes, hidden states `(b, l, d)` or of `<cls>` alone, and vectors
-    `(b, d)`.
-    """
+    """Cells before any edit, on the device; states are `(b, l, d)`, or of `<cls>` alone `(b, 1, d)`; vectors `(b, d)`."""
 
     tokens: torch.Tensor
     lengths: torch.Tensor
@@ -194,30 +183,27 @@ class _Copies(NamedTuple):
     projected: torch.Tensor | None
 
 
+@dataclass
 class _Reader:
     """A network that reads cells and edited copies of them, and writes down how they differ.
 
-    The arguments are those of :func:`run_edits`, on the device; `mapped` maps a function over passes.
+    Fields are arguments of :func:`run_edits`, on the device; `mapped` maps a function over passes.
     """
 
-    def __init__(
-        self,
-        encoder: BertModel,
-        vocabulary: Vocabulary,
-        mapped: Callable[..., Iterator],
-        effects: dict[str, np.ndarray],
-        *,
-        how: Comparison,
-        positions: Positions,
-        goals: torch.Tensor | None,
-        group_of: torch.Tensor | None,
-        n_groups: int,
-    ) -> None:
-        self.encoder, self.vocabulary, self.mapped, self.effects = encoder, vocabulary, mapped, effects
-        self.how, self.positions, self.split, self.goals = how, positions, "parts" in effects, goals
-        self.group_of, self.n_groups, self.device = group_of, n_groups, encoder.device
-        self.blocks, self.special = blocks_of(encoder), special_tokens(vocabulary, encoder.device)
-        self.only_first = how == "cls" and group_of is None
+    encoder: BertModel
+    vocabulary: Vocabulary
+    mapped: Callable[..., Iterator]
+    effects: dict[str, np.ndarray]
+    how: Comparison
+    positions: Positions
+    goals: torch.Tensor | None
+    group_of: torch.Tensor | None
+    n_groups: int
+
+    def __post_init__(self) -> None:
+        self.device, self.split = self.encoder.device, "parts" in self.effects
+        self.blocks, self.special = blocks_of(self.encoder), special_tokens(self.vocabulary, self.device)
+        self.only_first = self.how == "cls" and self.group_of is None
 
     def lay_out(self, tokens: torch.Tensor, positions: torch.Tensor) -> _Copies:
         """Embed every distinct pair of token and position, and project it for the first network layer."""
@@ -237,8 +223,7 @@ class _Reader:
     ) -> torch.Tensor:
         """Run some of the copies, `(n, l, d)`, or `(n, 1, d)` of `<cls>` alone.
 
-        `valid` is that of :func:`gfx._engine.blocks.attend`; `attended` is what attention in the first network layer
-        gives, if that is known.
+        `attended` is what attention in the first network layer gives, if that is known.
         """
         index = copies.index[rows, :longest]
         hidden = copies.inputs[index]
