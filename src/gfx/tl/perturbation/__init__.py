@@ -55,7 +55,7 @@ OSError
     The store cannot be written; finished blocks are kept.
 """
 
-#: Parameters that all functions here share, before and after those of their own.
+#: Parameters that all functions of this module share, before and after those of their own.
 PARAMETERS = {
     "input": "model layer states start goal",
     "controls": "controls_of_perturbations n_random donor_key",

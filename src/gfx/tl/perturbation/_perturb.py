@@ -65,7 +65,7 @@ def perturb(
     positions: Positions = "close",
     by: tuple[str, float] | None = None,
 ) -> Data | None:
-    """Do what :func:`gfx.tl.delete_genes` and its sisters say; called by these alone, for whom it warns."""
+    """Do what :func:`gfx.tl.delete_genes` and its sisters say, which pass all of their arguments; it warns for them."""
     function = f"tl.{operator}_genes"
     change = None if by is None else check_change(by)
     check_choice("positions", positions, ("close", "keep"))

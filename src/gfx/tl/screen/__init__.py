@@ -263,11 +263,11 @@ def screen_genes(
             goals, axis = _goals(plan, cells, states, store, rng)
             plan = plan.toward(goals)
         checked = np.random.default_rng(_seed(rng, _CHECK)).permutation(plan.number)[: _run.CHECKED_CELLS]
-        whole, of_groups, of_checked = _run.run_screen(plan, store, checked)
+        sums, of_checked = _run.run_screen(plan, store, checked)
         if not is_exact:
             agreement = _run.check_estimates(plan, of_checked, store)
-            exact = _run.run_candidates(plan, whole, store, np.random.default_rng(_seed(rng, _CANDIDATES)))
-    table = _run.gene_columns(plan, whole, 0)
+            exact = _run.run_candidates(plan, sums, store, np.random.default_rng(_seed(rng, _CANDIDATES)))
+    table = _run.gene_columns(plan, sums, 0)
     if "baselines" in controls:
         _add_baselines(table, cells, lengths, states)
     if exact is not None:
@@ -275,7 +275,7 @@ def screen_genes(
     compared = _run.control_table(table, plan.measures_of(MODEL), agreement, axis)
     _warn(states, axis, compared)
     params |= {"groupby": groupby, "mask_obs": mask_name(mask_obs)}
-    _write(cells, plan, table, of_groups, names=names, params=params, controls=compared)
+    _write(cells, plan, table, sums, names=names, params=params, controls=compared)
     return cells.result
 
 
@@ -408,7 +408,7 @@ def _write(
     uns = {"approx": not plan.tasks[MODEL].is_exact, "controls": controls, "note": note}
     of_groups = None
     if names:
-        tables = [_of_genes(_run.gene_columns(plan, sums, number), cells) for number in range(len(names))]
+        tables = [_of_genes(_run.gene_columns(plan, sums, 1 + number), cells) for number in range(len(names))]
         uns |= {"groups": np.array(names, dtype=object), "columns": np.array(tables[0].columns, dtype=object)}
         of_groups = np.stack([of_group.to_numpy(dtype=np.float32) for of_group in tables], axis=1)
     cells.slots.write(

@@ -87,15 +87,16 @@ class Plan:
         return ids, wanted_places(ids, self.lengths[rows], task.genes, task.vocabulary)
 
 
-def run_screen(plan: Plan, store: RunStore | None, checked: np.ndarray) -> tuple[GeneSums, GeneSums, dict[int, Result]]:
+def run_screen(plan: Plan, store: RunStore | None, checked: np.ndarray) -> tuple[GeneSums, dict[int, Result]]:
     """Screen all cells with all networks, in order.
 
-    Returns sums over all cells and over those of each group, and the runs of the model in each of the `checked` cells.
+    Returns sums, of which group 0 is all cells and the groups of the plan follow, and the runs of the model in each of
+    the `checked` cells.
     """
     from gfx._engine.run import run
 
     n_tokens = len(plan.tasks[MODEL].vocabulary)
-    whole, of_groups, of_checked = GeneSums(n_tokens, 1), GeneSums(n_tokens, plan.n_groups), {}
+    sums, of_checked = GeneSums(n_tokens, 1 + plan.n_groups), {}
     jobs = [plan.job(name, task, plan.number, plan.cells_per_block) for name, task in plan.tasks.items()]
     for job, cells, runs in run(jobs, description="screening", store=store):
         measured = {"rank": runs["rank"]} if job.name == MODEL else {}
@@ -103,13 +104,13 @@ def run_screen(plan: Plan, store: RunStore | None, checked: np.ndarray) -> tuple
             values = _values(runs, measure)
             measured[f"{job.name}/{measure}"] = values
             measured[f"{job.name}/{measure}_excess"] = excess_over_neighbours(values, runs["cell"])
+        of_cell = plan.group[runs["cell"]]
+        group = np.concatenate([np.zeros_like(of_cell), np.where(of_cell < 0, -1, of_cell + 1)])
         for name, values in measured.items():
-            whole.add(name, runs["token"], np.zeros(len(values), np.int64), values)
-            if plan.n_groups:
-                of_groups.add(name, runs["token"], plan.group[runs["cell"]], values)
+            sums.add(name, np.tile(runs["token"], 2), group, np.tile(values, 2))
         for cell in np.intersect1d(checked, cells.number) if job.name == MODEL else ():
             of_checked[int(cell)] = {name: values[runs["cell"] == cell] for name, values in runs.items()}
-    return whole, of_groups, of_checked
+    return sums, of_checked
 
 
 def _values(runs: Result, measure: str) -> np.ndarray:
@@ -185,7 +186,7 @@ def _draw_cells(
 
 
 def gene_columns(plan: Plan, sums: GeneSums, group: int) -> pd.DataFrame:
-    """One row a token: what deleting it did in the cells of a group."""
+    """One row a token: what deleting it did in the cells of a group, 0 for all cells."""
     main = f"{MODEL}/{plan.measures_of(MODEL)[0]}"
     columns = {"n_cells": sums.n(main)[:, group], "rank_mean": sums.mean("rank")[:, group]}
     for name in plan.tasks:
