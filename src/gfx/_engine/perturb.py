@@ -166,7 +166,7 @@ def _passes(lengths: np.ndarray, device: torch.device) -> list[np.ndarray]:
 
 
 class _Cells(NamedTuple):
-    """Cells before any edit, on the device; states are `(b, l, d)`, or of `<cls>` alone `(b, 1, d)`; vectors `(b, d)`."""
+    """Cells before any edit, on the device: states `(b, l, d)`, or of `<cls>` alone `(b, 1, d)`; vectors `(b, d)`."""
 
     tokens: torch.Tensor
     lengths: torch.Tensor
