@@ -55,7 +55,7 @@ NAMES = st.lists(st.tuples(st.sampled_from(["a", "b", "d"]), st.sampled_from(["S
 # --- medians --------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(ROWS)
 def test_medians_are_within_the_bound(rows):
     summary, expected = summary_of(rows), naive_medians(rows)
@@ -64,7 +64,7 @@ def test_medians_are_within_the_bound(rows):
     assert summary.n_cells.tolist() == [sum(gene == other for other, _ in rows) for gene in summary.ids]
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(VALUES)
 def test_each_value_is_within_the_bound(value):
     assert summary_of([("a", value)]).medians() == pytest.approx([value], rel=WITHIN)
@@ -78,7 +78,7 @@ def test_the_bound_is_reached_but_not_exceeded():
 
 
 def test_medians_of_many_values():
-    rows = many_rows(5000)
+    rows = many_rows(1000)
     expected = naive_medians(rows)
     summary = summary_of(rows)
     np.testing.assert_allclose(summary.medians(), [expected[gene] for gene in summary.ids], rtol=WITHIN)
