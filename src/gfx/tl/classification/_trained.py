@@ -39,15 +39,18 @@ UNFINISHED = "runs"
 
 def classification_params(units: Units, method: FineTuning | LinearProbe, **params: object) -> dict[str, Any]:
     """Note what was classified and how, for the record of a result or of a model."""
-    how = {"n_cells": len(units.rows), "class_weight": method.class_weight} | params
+    prepared = units.prepared
+    how = {**prepared.model.provenance(), **prepared.tokens.source, "n_cells": len(units.rows)}
+    how |= {"class_weight": method.class_weight, **params}
     if isinstance(method, FineTuning):
         training = json.dumps(method.training, default=str, sort_keys=True) if method.training else None
         how |= {"method": "fine_tune", "dtype": "float32", "hidden_layer": -1, "training": training}
         how |= {name: getattr(method, name) for name in ("freeze_layers", "adapter", "patience")}
         how["n_trials"] = method.n_trials or None
     else:
-        how |= {"method": "linear_probe", "hidden_layer": HIDDEN_LAYER}
-    return units.prepared.provenance(units.prepared.network(HIDDEN_LAYER)) | how
+        dtype = prepared.network(HIDDEN_LAYER).dtype
+        how |= {"method": "linear_probe", "dtype": dtype, "hidden_layer": HIDDEN_LAYER}
+    return how
 
 
 # --- writing it -----------------------------------------------------------------------------------------------------

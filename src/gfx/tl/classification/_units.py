@@ -196,9 +196,10 @@ class Units:
         return units, _add_up(values[seen], self.unit[seen], len(self))[units] / n[units, None]
 
     def states(self, random_weights: int | None) -> np.ndarray:
-        """State of each occurrence, float32 `(n_occurrences, d)`, as a linear head reads it; or with a seed of weights.
+        """Compute the state of each occurrence, as a linear head reads it, float32 `(n_occurrences, d)`.
 
-        States of cells are computed by the runner, those of genes in this process, because they are as many as tokens.
+        A seed of `random_weights` takes a network with weights drawn anew. States of cells are computed by the runner,
+        those of genes in this process, because they are as many as tokens.
         """
         from gfx._engine.device import choose_device
         from gfx._engine.forward import states
