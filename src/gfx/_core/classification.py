@@ -100,17 +100,9 @@ def intervals(
 ) -> dict[str, tuple[float, float]]:
     """95 % bootstrap interval of each measure, as :func:`summarize` averages it.
 
-    Genes, cells or whole donors are drawn with replacement, the same ones in all folds and repeats, because repeats are
-    not replicates.
-
-    Parameters
-    ----------
-    truth
-        int `(n,)`.
-    probabilities, fold
-        `(n_repeats, n, n_classes)`, NaN where a repeat has no score, and `(n_repeats, n)`.
-    groups
-        Donor of each, int `(n,)`.
+    Genes, cells, or whole donors, `groups`, int `(n,)`, are drawn with replacement, the same ones in all folds and
+    repeats, because repeats are not replicates. Classes are int `(n,)`; probabilities `(n_repeats, n, n_classes)`, NaN
+    where a repeat has no score; and folds `(n_repeats, n)`.
     """
     members = None if groups is None else list(pd.Series(groups).groupby(groups).indices.values())
     n_units = len(truth) if members is None else len(members)
@@ -145,13 +137,8 @@ def summarize(metrics: pd.DataFrame, pooled: pd.DataFrame) -> pd.DataFrame:
     """Average over repeats: the area by fold, because scores of two models are not comparable; all else pooled.
 
     A fold may lack a class, as where each donor has one. Macro F1 of such folds says little, and so does its mean.
-
-    Parameters
-    ----------
-    metrics
-        Columns `task`, `unit`, `method`, `n_cells`, `seed`, `fold`, `metric`, `value` and `n`.
-    pooled
-        Values that replace the mean over folds: the same columns, but for `fold` and `n`.
+    `metrics` has columns `task`, `unit`, `method`, `n_cells`, `seed`, `fold`, `metric`, `value` and `n`; values of
+    `pooled`, which has the same but for `fold` and `n`, replace the mean over folds.
 
     Returns
     -------

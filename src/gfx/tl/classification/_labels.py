@@ -100,12 +100,10 @@ def _genes_of_mapping(
 def find_cell_labels(
     prepared: Prepared, groupby: str | Iterable[str], donor_key: str | None
 ) -> tuple[str, dict[str, tuple[list[str], np.ndarray]]]:
-    """Read columns of `obs` as tasks.
+    """Read columns of `obs` as tasks: the one that the user named first, and the classes of each.
 
-    Returns
-    -------
-    The task that the user named first; and for each task, sorted by name because files keep no other order, the names
-    of its classes and the class of each cell, int64 `(n_obs,)`, -1 for none.
+    Tasks are sorted by name because files keep no other order. Each has the names of its classes and the class of each
+    cell, int64 `(n_obs,)`, -1 for none.
     """
     columns = [groupby] if isinstance(groupby, str) else [str(column) for column in groupby]
     if not columns or len(set(columns)) < len(columns):

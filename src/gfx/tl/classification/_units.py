@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -14,7 +14,6 @@ from gfx.tl.classification._labels import check_classes_of_cells, find_cell_labe
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from typing import Any
 
     from transformers import BertModel
 
@@ -35,14 +34,9 @@ INNER_FOLDS = 5
 
 @dataclass(frozen=True)
 class Split:
-    """One training set, and what is held out from it.
+    """Training units, int `(n,)`, in the order in which they are taken, and held-out units, int `(m,)`, ascending.
 
-    Parameters
-    ----------
-    train, held_out
-        Units, int `(n,)`, in the order in which they are taken, and int `(m,)`, ascending.
-    n_cells
-        Number of training cells.
+    `n_cells` is the number of training cells.
     """
 
     train: np.ndarray
