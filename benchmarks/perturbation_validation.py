@@ -371,9 +371,8 @@ def overexpressed(adata: ad.AnnData, genes: list[str], model: gfx.models.Model) 
     cell, which = np.tile(rows, len(genes)), np.repeat(np.arange(len(genes)), len(rows))
     how = "cls" if vocabulary.has_cls else "mean"
     edits = Edits("overexpress", list(sets), cell, which)
-    vectors = run_edits(encoder, ids, lengths, vocabulary, edits, how=how, positions="close", keep_vectors=True)[
-        "vectors"
-    ]
+    effects = run_edits(encoder, ids, lengths, vocabulary, edits, how=how, positions="close", keep_vectors=True)
+    vectors = effects["vectors"]
     moved = vectors[:, 1] - vectors[:, 0]
     return np.stack([moved[which == at].mean(axis=0) for at in range(len(genes))])
 

@@ -84,25 +84,21 @@ def embed_genes(
     >>> adata.varm["gfx_genes"].shape, adata.varm["gfx_genes_groups"].shape
     ((300, 128), (300, 2, 128))
     """
-    from gfx._engine.pooling import mean_genes, sums_of_genes
-    from gfx._engine.run import CELLS_PER_SUM, Job, by_length, run
+    from gfx._engine.pooling import mean_genes
     from gfx._engine.tasks import GeneEmbedding
 
     cells = prepare(adata, model, function="tl.embed_genes", layer=layer, key_added=key_added, mod=mod, copy=copy)
     cells.slots.claim(reads=[("obs", groupby), ("obs", mask_obs)])
     lengths = cells.lengths(mask_obs)
     names, group = groups_and_rest(cells.adata, groupby)
-    vocabulary = cells.model.vocabulary
-    task = GeneEmbedding(cells.network(hidden_layer), vocabulary, len(names) + 1)
+    task = GeneEmbedding(cells.network(hidden_layer), cells.model.vocabulary, len(names) + 1)
     params = cells.provenance(task.network) | {"hidden_layer": hidden_layer, "groupby": groupby}
     kept = None
     if store is not None:
         of_cells = {"groups": fingerprint(np.where(lengths > 0, group, -1))}
         kept = open_store(store, "tl.embed_genes", cells, params | of_cells)
-    blocks = by_length(lengths, CELLS_PER_SUM)
-    job = Job("genes", task, cells.tokens.ids, lengths, blocks, lambda number: {"group": group[blocks[number]]})
-    results = (result for _, _, result in run([job], description="embedding genes", store=kept))
-    means, counts = mean_genes(*sums_of_genes(results, task.n_groups * len(vocabulary)), task.n_groups)
+    sums = cells.sums_of_genes(task, lengths, group, description="embedding genes", store=kept)
+    means, counts = mean_genes(*sums, task.n_groups)
     by_group: dict[str, np.ndarray] = {}
     if names:
         by_group["groups"] = cells.per_gene(means[: len(names)].transpose(1, 0, 2))

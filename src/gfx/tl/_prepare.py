@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from gfx._engine.run import CellBlock, Job, Network, Result
+    from gfx._engine.tasks import GeneEmbedding
     from gfx._run_store import RunStore
     from gfx._tokens import Tokens
     from gfx._types import Data, Mask, ModelLike, Pooling, PoolingOfShifts
@@ -94,10 +95,7 @@ class Prepared:
     ) -> Network:
         """Name the layers of the model up to the wanted one, for tasks of the runner.
 
-        Parameters
-        ----------
-        dtype
-            Precision where the settings name none; `None`: bfloat16 where it is fast, else float32.
+        `dtype` is the precision where the settings name none; `None` is bfloat16 where that is fast, else float32.
         """
         from gfx._engine.device import choose_device, choose_dtype
         from gfx._engine.encoder import blocks_needed
@@ -128,14 +126,9 @@ class Prepared:
         return self.pooling(pooling, ("auto", "mean", "cls", "genes"))
 
     def embedding(self, name: str, network: Network, pooling: str, lengths: np.ndarray | None = None) -> Job:
-        """Make the job that embeds all cells that have tokens.
+        """Make the job that embeds all cells that have tokens, or those that have any in `lengths`.
 
-        Parameters
-        ----------
-        pooling
-            How cells become vectors, or are compared: where that is gene by gene, their vectors are means.
-        lengths
-            Tokens of the cells, 0 for those to leave out.
+        Where cells are compared gene by gene (`pooling`), their vectors are means.
         """
         from gfx._engine.run import CELLS_PER_BLOCK, Job, by_length
         from gfx._engine.tasks import CellEmbedding
@@ -144,6 +137,21 @@ class Prepared:
         task = CellEmbedding(network, self.model.vocabulary, "cls" if pooling == "cls" else "mean")
         blocks = by_length(tokens.lengths if lengths is None else lengths, CELLS_PER_BLOCK)
         return Job(name, task, tokens.ids, tokens.lengths, blocks)
+
+    def sums_of_genes(
+        self, task: GeneEmbedding, lengths: np.ndarray, group: np.ndarray, *, description: str, store: RunStore | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Add up what a task gives for genes over the cells of each group, float64 `(n_groups * n_tokens, d)`.
+
+        Numbers of cells, int64 `(n_groups * n_tokens,)`, are returned as well.
+        """
+        from gfx._engine.pooling import sums_of_genes
+        from gfx._engine.run import CELLS_PER_SUM, Job, by_length, run
+
+        blocks = by_length(lengths, CELLS_PER_SUM)
+        job = Job("genes", task, self.tokens.ids, lengths, blocks, lambda number: {"group": group[blocks[number]]})
+        results = (result for _, _, result in run([job], description=description, store=store))
+        return sums_of_genes(results, task.n_groups * len(self.model.vocabulary))
 
     def provenance(self, network: Network) -> dict[str, Any]:
         """Note which model ran, on what, and how precisely."""

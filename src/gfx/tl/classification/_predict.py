@@ -92,8 +92,6 @@ def predict_genes(
     >>> adata.varm["gfx_predicted_genes_groups"].shape
     (300, 2, 2)
     """
-    from gfx._engine.pooling import sums_of_genes
-    from gfx._engine.run import CELLS_PER_SUM, Job, by_length, run
     from gfx._engine.tasks import GeneClasses
 
     loaded, head, notes = load_trained(model, "genes")
@@ -102,10 +100,7 @@ def predict_genes(
     lengths, vocabulary = cells.lengths(mask_obs), loaded.vocabulary
     names, group = groups_and_rest(cells.adata, groupby)
     task = GeneClasses(replace(cells.network(-1), classifies=True), vocabulary, len(names) + 1)
-    blocks = by_length(lengths, CELLS_PER_SUM)
-    job = Job("genes", task, cells.tokens.ids, lengths, blocks, lambda number: {"group": group[blocks[number]]})
-    results = (result for _, _, result in run([job], description="scoring genes"))
-    sums, n = sums_of_genes(results, task.n_groups * len(vocabulary))
+    sums, n = cells.sums_of_genes(task, lengths, group, description="scoring genes", store=None)
     sums = sums.reshape(task.n_groups, len(vocabulary), 2, head.n_logits).transpose(2, 0, 1, 3)
     sums = np.stack([*sums, np.broadcast_to(n.reshape(*sums.shape[1:3], 1), sums.shape[1:])])
     n, mean, sd = moments(sums.sum(axis=1))
