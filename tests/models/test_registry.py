@@ -8,7 +8,7 @@ import pytest
 
 import gfx
 from gfx.models import _registry
-from gfx.models._registry import published, read_registry
+from gfx.models._registry import published
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,7 +109,7 @@ def test_available_lists_every_published_model() -> None:
 
 def test_the_embedded_model_is_listed_with_its_own_figures(toy_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_registry, "EMBEDDED_FOLDER", toy_folder)
-    card = read_registry(_registry.REGISTRY_FILE).get(toy_folder.name)
+    card = published.__wrapped__().get(toy_folder.name)
     width, blocks, inner, length, tokens = 16, 3, 32, 64, 204
     block = 4 * (width**2 + width) + 2 * width * inner + inner + width + 4 * width
     embeddings = (tokens + length + 2) * width + 2 * width

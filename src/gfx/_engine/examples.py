@@ -68,11 +68,8 @@ class MaskedCells(Dataset):
         self.rows, self.cells, self.vocabulary = rows, cells, vocabulary
         self.genes = np.flatnonzero(~vocabulary.is_special)
         self.seed, self.longest, self.hide_all, self.cell_vector = seed, longest, hide_all, cell_vector
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each cell as it is shown, int32 `(n_cells,)`."""
-        return np.minimum(self.rows.lengths[self.cells], self.longest or np.iinfo(np.int32).max)
+        #: Tokens of each cell as it is shown, int32 `(n_cells,)`.
+        self.lengths = np.minimum(rows.lengths[cells], longest or np.iinfo(np.int32).max)
 
     def __len__(self) -> int:
         return len(self.cells)

@@ -143,12 +143,7 @@ class Registry:
 @lru_cache(maxsize=1)
 def published() -> Registry:
     """Read what this version of gfx knows; the embedded model is listed with them."""
-    return read_registry(REGISTRY_FILE)
-
-
-def read_registry(path: Path) -> Registry:
-    """Read a registry file."""
-    content = tomllib.loads(path.read_text(encoding="utf-8"))
+    content = tomllib.loads(REGISTRY_FILE.read_text(encoding="utf-8"))
     vocabularies = {
         name: VocabularyCard(name=name, **_fields(entry)) for name, entry in content["vocabularies"].items()
     }

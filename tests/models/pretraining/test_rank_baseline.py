@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gfx._engine.examples import MaskedCells
+from gfx.models.pretraining import _rank_baseline
 from gfx.models.pretraining._rank_baseline import _frequency_by_rank, rank_baseline
 
 if TYPE_CHECKING:
@@ -41,9 +42,10 @@ def hidden(rows: Rows, vocabulary: Vocabulary, cells: np.ndarray) -> MaskedCells
     return MaskedCells(rows, cells, vocabulary, seed=0, hide_all=True)
 
 
-def test_identical_cells_are_predicted_by_rank(vocabulary: Vocabulary) -> None:
+def test_identical_cells_are_predicted_by_rank(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_rank_baseline, "N_BANDS", 1000)
     rows = rows_of(vocabulary, [list(range(20))] * 30)
-    found = rank_baseline(rows, np.arange(20), hidden(rows, vocabulary, np.arange(20, 30)), n_bands=1000)
+    found = rank_baseline(rows, np.arange(20), hidden(rows, vocabulary, np.arange(20, 30)))
     assert found == {"top_1": 1, "top_10": 1, "top_1_unseen": 1, "top_10_unseen": 1, "n": found["n"]}
     assert found["n"] == sum((hidden(rows, vocabulary, np.arange(20, 30))[at]["labels"] >= 0).sum() for at in range(10))
 
@@ -56,16 +58,17 @@ def test_shuffled_cells_are_not_predicted_by_rank(vocabulary: Vocabulary) -> Non
     assert found["top_10"] < 0.1
 
 
-def test_it_is_the_most_frequent_genes_of_a_rank_band(vocabulary: Vocabulary) -> None:
+def test_it_is_the_most_frequent_genes_of_a_rank_band(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted with dictionaries, gene by gene; ties are left to chance, so both ends of them are bounds."""
+    monkeypatch.setattr(_rank_baseline, "N_BANDS", 8)
     rng = np.random.default_rng(0)
     liking = np.linspace(4, 0, 200)
     rows = rows_of(
         vocabulary, [np.argsort(-(liking + rng.normal(size=200)))[: rng.integers(20, 60)].tolist() for _ in range(200)]
     )
     learnt, held_out = np.arange(150), hidden(rows, vocabulary, np.arange(150, 200))
-    found = rank_baseline(rows, learnt, held_out, n_bands=8)
-    _, band = _frequency_by_rank(rows, learnt, vocabulary, int(held_out.lengths.max()), 8)
+    found = rank_baseline(rows, learnt, held_out)
+    _, band = _frequency_by_rank(rows, learnt, vocabulary, int(held_out.lengths.max()))
     assert len(set(band)) > 3
     assert sorted(band) == band.tolist()
     counts: dict[int, Counter] = {}
@@ -94,6 +97,6 @@ def test_it_is_the_most_frequent_genes_of_a_rank_band(vocabulary: Vocabulary) ->
 
 def test_special_tokens_are_not_predicted(vocabulary: Vocabulary) -> None:
     rows = rows_of(vocabulary, [[1, 2, 3]] * 10)
-    counts, _ = _frequency_by_rank(rows, np.arange(10), vocabulary, 5, 8)
+    counts, _ = _frequency_by_rank(rows, np.arange(10), vocabulary, 5)
     assert not counts[:, vocabulary.is_special].any()
     assert counts.sum() == 30

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 N_BANDS = 64
 
 
-def rank_baseline(rows: TokenRows, cells: np.ndarray, held_out: MaskedCells, *, n_bands: int = N_BANDS) -> dict:
+def rank_baseline(rows: TokenRows, cells: np.ndarray, held_out: MaskedCells) -> dict[str, float]:
     """Predict the masked genes of held-out cells by their rank: the genes most frequent there in training cells.
 
     `rows` are tokens, and `cells` the training cells among them. ``top_1_unseen`` and ``top_10_unseen`` also leave out
     the genes that the cell shows, which cannot be masked: a harder baseline, because it uses the rest of the cell.
     """
     vocabulary = held_out.vocabulary
-    counts, band = _frequency_by_rank(rows, cells, vocabulary, int(held_out.lengths.max(initial=1)), n_bands)
+    counts, band = _frequency_by_rank(rows, cells, vocabulary, int(held_out.lengths.max(initial=1)))
     n_best = min(10, len(vocabulary) - 1)
     hits = {"top_1": 0, "top_10": 0, "top_1_unseen": 0, "top_10_unseen": 0}
     total = 0
@@ -41,11 +41,11 @@ def rank_baseline(rows: TokenRows, cells: np.ndarray, held_out: MaskedCells, *, 
 
 
 def _frequency_by_rank(
-    rows: TokenRows, cells: np.ndarray, vocabulary: Vocabulary, width: int, n_bands: int
+    rows: TokenRows, cells: np.ndarray, vocabulary: Vocabulary, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Count tokens by band of ranks, int64 `(n_bands, n_tokens)`; and the band of each position."""
     width = max(width, int(rows.lengths[cells].max(initial=1)))
-    edges = np.unique(np.geomspace(1, width + 1, n_bands).astype(int)) - 1
+    edges = np.unique(np.geomspace(1, width + 1, N_BANDS).astype(int)) - 1
     band = (np.searchsorted(edges, np.arange(width) - vocabulary.first_gene, side="right") - 1).clip(0)
     counts = np.zeros((band.max() + 1, len(vocabulary)), dtype=np.int64)
     for cell in cells:

@@ -164,12 +164,7 @@ def _encoded_blocks(source: Source, vocabulary: Vocabulary, max_length: int) -> 
 def _read_account(path: Path) -> tuple[np.ndarray, dict[str, str]]:
     """Read the lengths of a shard's cells and the name and fingerprint of its source; check that its tokens are there.
 
-    Raises
-    ------
-    FileNotFoundError
-        There is no such file.
-    ValueError
-        It is damaged or no shard; the message names it.
+    A file that is damaged or no shard is a `ValueError` that names it.
     """
     try:
         tokens = np.load(path, mmap_mode="r")

@@ -18,7 +18,6 @@ from scipy import sparse
 
 from gfx._adata import gene_column, gene_names
 from gfx._core.vocabulary import SPECIALS, Vocabulary, plain_id
-from gfx._docs import shared
 from gfx.models.pretraining._sources import SourceError, each_source, find_sources, raw_blocks
 
 if TYPE_CHECKING:
@@ -221,22 +220,7 @@ def _merged(parts: Iterable[GeneSummary]) -> GeneSummary:
 
 # --- from sources ---------------------------------------------------------------------------------------------------
 
-#: Parameters and cost of both functions.
-GENE_IDS = """
-gene_ids
-    Column of `var` with Ensembl ids; `None` for `var_names`. Genes without an id are left out.
-"""
-GENE_TYPES = """
-gene_types
-    Column of `var` with the type of each gene, such as ``"protein_coding"``, or a mapping of Ensembl ids to types.
-"""
-COST = """
-Cost: one pass over the sources. In memory are a block of cells and a histogram, 12 bytes for each bucket in use: some
-kilobytes a gene for thousands of cells, some tens of kilobytes for millions.
-"""
 
-
-@shared(gene_ids=GENE_IDS, gene_types=GENE_TYPES, cost=COST)
 def summarize_genes(
     sources: str | Path | AnnData | GeneSummary | Sequence[str | Path | AnnData | GeneSummary],
     *,
@@ -248,15 +232,18 @@ def summarize_genes(
     Use it for cells that lie on several machines: summarize them where they are, :meth:`~gfx.models.GeneSummary.save`
     each summary, and give the files to :func:`gfx.models.build_vocabulary`. The result is that of all sources at once.
 
-    {cost}
+    Cost: one pass over the sources. In memory are a block of cells and a histogram, 12 bytes for each bucket in use:
+    some kilobytes a gene for thousands of cells, some tens of kilobytes for millions.
 
     Parameters
     ----------
     sources
         Paths of `.h5ad` or `.zarr` files, or AnnData objects, with raw counts in `X`, read block by block; summaries,
         or paths of `.npz` files that hold them.
-    {gene_ids}
-    {gene_types}
+    gene_ids
+        Column of `var` with Ensembl ids; `None` for `var_names`. Genes without an id are left out.
+    gene_types
+        Column of `var` with the type of each gene, such as ``"protein_coding"``, or a mapping of Ensembl ids to types.
 
     Returns
     -------
@@ -279,7 +266,6 @@ def summarize_genes(
     return _summarize(sources, gene_ids, _by_plain_id(gene_types), chosen=None)
 
 
-@shared(gene_ids=GENE_IDS, gene_types=GENE_TYPES, cost=COST)
 def build_vocabulary(
     sources: str | Path | AnnData | GeneSummary | Sequence[str | Path | AnnData | GeneSummary],
     *,
@@ -295,7 +281,8 @@ def build_vocabulary(
     genes, and is within 0.05 % of the exact one. Special tokens are those of the V2 family. Tokens follow ascending
     Ensembl ids. The order of the sources, and whether they were summarized before, makes no difference.
 
-    {cost}
+    Cost: one pass over the sources. In memory are a block of cells and a histogram, 12 bytes for each bucket in use:
+    some kilobytes a gene for thousands of cells, some tens of kilobytes for millions.
 
     Parameters
     ----------
@@ -304,10 +291,12 @@ def build_vocabulary(
         from :func:`gfx.models.summarize_genes`, or paths of `.npz` files that hold them.
     name
         Name of the vocabulary.
-    {gene_ids}
+    gene_ids
+        Column of `var` with Ensembl ids; `None` for `var_names`. Genes without an id are left out.
     genes
         Ensembl ids to choose from, such as the protein-coding genes; `None` for all.
-    {gene_types}
+    gene_types
+        Column of `var` with the type of each gene, such as ``"protein_coding"``, or a mapping of Ensembl ids to types.
     min_cells
         Genes detected in fewer cells are left out.
 
