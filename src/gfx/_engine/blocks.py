@@ -173,9 +173,9 @@ def _attend_in_cache(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     rows = max(1, _CACHED // (n_heads * length))
     for cell in range(len(query)):
         for start in range(0, query.shape[2], rows):
-            some = slice(start, start + rows)
-            scores = query[cell, :, some] @ key[cell].transpose(-1, -2)
+            part = slice(start, start + rows)
+            scores = query[cell, :, part] @ key[cell].transpose(-1, -2)
             weights = (scores if is_safe else scores.sub_(scores.amax(-1, keepdim=True))).exp_()
             total = weights.sum(-1, keepdim=True, dtype=torch.float32)
-            torch.div(weights @ value[cell], total, out=out[cell, :, some])
+            torch.div(weights @ value[cell], total, out=out[cell, :, part])
     return out

@@ -35,7 +35,7 @@ class EditedCells(NamedTuple):
     kept: torch.Tensor
     cut: torch.Tensor | None
 
-    def some(self, rows: torch.Tensor, length: int) -> EditedCells:
+    def take(self, rows: torch.Tensor, length: int) -> EditedCells:
         """Take some of the cells, none of which is longer than `length`."""
         cut = None if self.cut is None else self.cut[rows]
         return EditedCells(*(values[rows, :length] for values in self[:3]), cut)
@@ -77,7 +77,7 @@ class PlacedEdits(NamedTuple):
     new_lengths: torch.Tensor
     to: torch.Tensor | None
 
-    def some(self, numbers: torch.Tensor) -> PlacedEdits:
+    def take(self, numbers: torch.Tensor) -> PlacedEdits:
         return PlacedEdits(self.operator, *(None if values is None else values[numbers] for values in self[1:]))
 
 

@@ -248,10 +248,10 @@ class _Reader:
 
         @torch.inference_mode()  # which holds for one thread only
         def run(numbers: np.ndarray) -> None:
-            longest, at = int(lengths[numbers].max()), torch.from_numpy(numbers).to(self.device)
-            padding = valid[at, :longest] if lengths[numbers].min() < longest else None
-            hidden = self.run(copies, at, longest, padding)
-            states[at, : hidden.shape[1]] = hidden
+            longest, copy_rows = int(lengths[numbers].max()), torch.from_numpy(numbers).to(self.device)
+            padding = valid[copy_rows, :longest] if lengths[numbers].min() < longest else None
+            hidden = self.run(copies, copy_rows, longest, padding)
+            states[copy_rows, : hidden.shape[1]] = hidden
 
         list(self.mapped(run, _passes(lengths, self.device)))
         is_gene = valid & ~self.special[tokens]
@@ -265,7 +265,7 @@ class _Reader:
         Effects are written to the rows `numbers` of the edits. For sums over genes each pass gives the slot of every
         remaining gene among tokens and groups, and its shift, both `(n,)`.
         """
-        placed, numbers = placed.some(torch.from_numpy(stretch).to(self.device)), numbers[stretch]
+        placed, numbers = placed.take(torch.from_numpy(stretch).to(self.device)), numbers[stretch]
         new_lengths, cell = placed.new_lengths.cpu().numpy(), placed.row.cpu().numpy()
         most = self.encoder.config.max_position_embeddings
         edited = edit_cells(cells.tokens[placed.row], placed, self.vocabulary, is_special=self.special, most=most)
@@ -275,23 +275,22 @@ class _Reader:
         lost = {} if kept_copies is None else self._without_keys(cells, placed, cell, new_lengths)
 
         @torch.inference_mode()  # which holds for one thread only
-        def run(some: np.ndarray) -> tuple[torch.Tensor, torch.Tensor] | None:
-            length, at = int(new_lengths[some].max()), torch.from_numpy(some).to(self.device)
-            valid = torch.arange(length, device=self.device) < placed.new_lengths[at, None]
-            padding = valid if new_lengths[some].min() < length else None
+        def run(chosen: np.ndarray) -> tuple[torch.Tensor, torch.Tensor] | None:
+            length, rows = int(new_lengths[chosen].max()), torch.from_numpy(chosen).to(self.device)
+            valid = torch.arange(length, device=self.device) < placed.new_lengths[rows, None]
+            padding = valid if new_lengths[chosen].min() < length else None
             kept = closed = None
             if kept_copies is not None:
-                is_one = (cell[some] == cell[some[0]]).all()
-                without, gone = lost.get(cell[some[0]]) if is_one else None, placed.positions[at, 0]
+                is_one = (cell[chosen] == cell[chosen[0]]).all()
+                without, gone = lost.get(cell[chosen[0]]) if is_one else None, placed.positions[rows, 0]
                 is_known = without is not None and without.can_lose(gone)
-                attended = without(gone, edited.source[at, :length]) if is_known else None
-                kept = self.run(kept_copies, at, length, padding, attended)
+                attended = without(gone, edited.source[rows, :length]) if is_known else None
+                kept = self.run(kept_copies, rows, length, padding, attended)
             if closed_copies is not None:
-                closed = self.run(closed_copies, at, length, padding)
+                closed = self.run(closed_copies, rows, length, padding)
             after = kept if closed is None else closed
-            return self._compare(
-                cells, edited.some(at, length), placed.some(at), numbers[some], valid=valid, kept=kept, after=after
-            )
+            of_pass = edited.take(rows, length), placed.take(rows), numbers[chosen]
+            return self._compare(cells, *of_pass, valid=valid, kept=kept, after=after)
 
         return list(self.mapped(run, _passes(new_lengths, self.device)))
 
@@ -377,18 +376,18 @@ class _Reader:
     def _without_cut_genes(self, cells: _Cells, row: torch.Tensor, cut: torch.Tensor) -> torch.Tensor:
         """Read cells again without the genes that an insertion pushed off their end; states at their old positions."""
         states, tokens = cells.states[row], cells.tokens[row]
-        some = cut.any(1).nonzero()[:, 0]
+        chosen = cut.any(1).nonzero()[:, 0]
         position = torch.arange(tokens.shape[1], device=self.device)
-        left = (position < cells.lengths[row][:, None])[some] & ~cut[some]
+        left = (position < cells.lengths[row][:, None])[chosen] & ~cut[chosen]
         n_left = left.sum(1)
         longest = int(n_left.max())
         order = torch.argsort((~left).to(torch.uint8), dim=1, stable=True)[:, :longest]
         valid = position[:longest] < n_left[:, None]
-        tokens = torch.where(valid, tokens[some].gather(1, order), self.vocabulary.pad)
+        tokens = torch.where(valid, tokens[chosen].gather(1, order), self.vocabulary.pad)
         copies = self.lay_out(tokens, position[:longest].expand_as(tokens))
         again = self.run(copies, slice(None), longest, None if bool(valid.all()) else valid)
         places = order[:, : again.shape[1], None].expand_as(again)
-        return states.index_copy(0, some, torch.zeros_like(states[some]).scatter(1, places, again))
+        return states.index_copy(0, chosen, torch.zeros_like(states[chosen]).scatter(1, places, again))
 
 
 def _apart(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
