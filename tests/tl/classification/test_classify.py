@@ -142,28 +142,6 @@ def test_a_learning_curve_adds_smaller_training_sets_and_changes_no_score(
     assert few[(few["metric"] == "auc") & (few["method"] == "model")]["mean"].nunique() > 1
 
 
-PARTS = {"genes": ("", "_sd", "_fold", "_predicted", "_n_cells"), "cells": ("", "_fold", "_cell_type")}
-
-
-@pytest.mark.parametrize("kind", PARTS, indirect=True)
-def test_slots_of_the_user_are_not_written_over(kind: Any, cells: ad.AnnData, toy_model: Model, slots: Any) -> None:
-    """An earlier result of ours is."""
-    for _ in range(2):
-        kind.probe(cells, model=toy_model, key_added="mine")
-    elements = (kind.element, kind.element.removesuffix("m"))
-    places = [(element, part) for part in PARTS[kind.of] for element in elements]
-    places = [(element, part) for element, part in places if f"mine{part}" in getattr(cells, element)]
-    assert len(places) == {"genes": 6, "cells": 3}[kind.of]
-    for element, part in places:
-        held = getattr(cells, element)
-        held[f"other{part}"] = held[f"mine{part}"]
-        before = slots(cells)
-        with pytest.raises(ValueError, match=rf"`adata\.{element}\['other{part}'\]` holds .*`key_added=`"):
-            kind.probe(cells, model=toy_model, key_added="other")
-        assert slots(cells) == before
-        del held[f"other{part}"]
-
-
 def test_columns_with_the_classes_are_not_written_over(kind: Any, cells: ad.AnnData, toy_model: Model) -> None:
     frame, key = (cells.var, "kind") if kind.of == "genes" else (cells.obs, "cell")
     column = "kind" if kind.of == "genes" else "cell_kind"

@@ -5,11 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import pickle
 import shutil
-import threading
-from dataclasses import dataclass, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +19,6 @@ from transformers import BertConfig, BertForSequenceClassification, BertForToken
 import gfx
 from gfx._engine import tasks
 from gfx.models import FineTuning
-from gfx.models._registry import FileEntry, Store, published
 from gfx.models._vocabulary_file import write_vocabulary
 
 if TYPE_CHECKING:
@@ -164,20 +159,6 @@ def test_genes_of_the_training_set_are_marked(teach: Any, others: ad.AnnData) ->
     assert set(others.var_names[others.var["gfx_predicted_genes_learnt"]]) == taught
     table = gfx.get.gene_scores_df(others, min_cells=1)
     assert (table["gene"].isin(taught) == table["learnt"]).all()
-
-
-@pytest.mark.parametrize("column", ["dosage", "dosage_n_cells", "dosage_learnt"])
-def test_a_column_of_the_users_about_genes_is_not_written_over(
-    column: str, teach: Any, others: ad.AnnData, slots: Any
-) -> None:
-    others.var[column] = "mine"
-    before = slots(others)
-    with pytest.raises(ValueError, match=rf"`adata\.var\['{column}'\]` holds .*`key_added=`"):
-        predict_genes(others, teach("genes", "probed"), key_added="dosage")
-    assert slots(others) == before
-    del others.var[column]
-    for _ in range(2):  # our own of the first call are written over by the second
-        predict_genes(others, teach("genes", "probed"), key_added="dosage")
 
 
 def test_a_head_on_tokens_that_others_trained_is_read(
@@ -461,50 +442,10 @@ def test_a_head_of_other_classes_than_in_the_configuration_is_refused(
         predict_cells(others, folder)
 
 
-# --- the published classifier ---------------------------------------------------------------------------------------
-
-
-@dataclass
-class Server:
-    """What is served on this machine, and what was asked for."""
-
-    url: str
-    files: dict[str, bytes]
-    asked: list[str]
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    files: dict[str, bytes] = {}
-    asked: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path.removeprefix("/"))
-            body = files.get(asked[-1])
-            self.send_response(404 if body is None else 200)
-            self.send_header("Content-Length", str(len(body or b"")))
-            self.end_headers()
-            self.wfile.write(body or b"")
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield Server(f"http://127.0.0.1:{running.server_port}", files, asked)
-        running.shutdown()
-        thread.join()
-
-
-NAME = "V1-10M_cardiomyopathies"
-
-
-@pytest.fixture
-def stand_in(toy_vocabulary_v1: Vocabulary, tmp_path: Path) -> BertForSequenceClassification:
-    """Same layout as the published one: a pooler, a head of three classes without names, weights as a pickle."""
+def test_a_classifier_of_the_official_software_predicts_as_transformers_does(
+    others: ad.AnnData, toy_vocabulary_v1: Vocabulary, slow_v1: Any, tmp_path: Path
+) -> None:
+    """Laid out as the published one: a pooler, a head of three classes without names, weights as a pickle."""
     config = BertConfig(
         architectures=["BertForSequenceClassification"],
         vocab_size=len(toy_vocabulary_v1),
@@ -519,71 +460,18 @@ def stand_in(toy_vocabulary_v1: Vocabulary, tmp_path: Path) -> BertForSequenceCl
         problem_type="single_label_classification",
     )
     torch.manual_seed(5)
-    return BertForSequenceClassification(config).eval()
-
-
-@pytest.fixture
-def store(
-    server: Server,
-    stand_in: BertForSequenceClassification,
-    toy_vocabulary_v1: Vocabulary,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Store:
-    """The registry as it is published, with the files of a toy in place of those of one model."""
-    registry = published()
-    genes = [str(name) for name in toy_vocabulary_v1.ids[2:]]
-    dictionaries = {
-        "token_dictionary_gc30M.pkl": {str(name): token for token, name in enumerate(toy_vocabulary_v1.ids)},
-        "gene_median_dictionary_gc30M.pkl": dict(zip(genes, map(float, toy_vocabulary_v1.medians[2:]), strict=True)),
-        "gene_name_id_dict_gc30M.pkl": dict(zip(map(str, toy_vocabulary_v1.symbols[2:]), genes, strict=True)),
-        "ensembl_mapping_dict_gc30M.pkl": {gene: gene for gene in genes},
-    }
-    torch.save(stand_in.state_dict(), tmp_path / "weights")
-    content = {name: pickle.dumps(entries) for name, entries in dictionaries.items()} | {
-        "config.json": stand_in.config.to_json_string(use_diff=False).encode(),
-        "pytorch_model.bin": (tmp_path / "weights").read_bytes(),
-    }
-
-    def served(file: FileEntry) -> FileEntry:
-        body = content[file.name]
-        server.files[f"{file.revision}/{file.path}"] = body
-        return FileEntry(file.path, file.revision, len(body), hashlib.sha256(body).hexdigest())
-
-    card, vocabulary = registry.models[NAME], registry.vocabularies["V1"]
-    assert {file.name for file in card.files} == set(content)
-    registry = replace(
-        registry,
-        base_url=server.url,
-        models=registry.models | {NAME: replace(card, files=tuple(map(served, card.files)))},
-        vocabularies=registry.vocabularies | {"V1": replace(vocabulary, files=tuple(map(served, vocabulary.files)))},
-    )
-    store = Store(registry=registry, folder=tmp_path / "cache", attempts=1)
-    monkeypatch.setattr("gfx.models._load.default_store", lambda: store)
-    return store
-
-
-def test_the_published_classifier_predicts_as_transformers_does(
-    store: Store,
-    server: Server,
-    stand_in: BertForSequenceClassification,
-    others: ad.AnnData,
-    slow_v1: Any,
-) -> None:
-    predict_cells(others, NAME)
+    model, folder = BertForSequenceClassification(config).eval(), tmp_path / "official"
+    folder.mkdir()
+    (folder / "config.json").write_text(config.to_json_string(use_diff=False))
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    write_vocabulary(toy_vocabulary_v1, folder)
+    predict_cells(others, folder)
     with torch.no_grad():
-        expected = torch.cat([stand_in(torch.tensor([row])).logits for row in slow_v1.tokens(others)]).softmax(dim=-1)
+        expected = torch.cat([model(torch.tensor([row])).logits for row in slow_v1.tokens(others)]).softmax(dim=-1)
     np.testing.assert_allclose(others.obsm["gfx_predicted_cells"], expected.numpy(), atol=1e-5)
     assert expected.std(dim=0).min() > 0.01
-    found = others.uns["gfx_predicted_cells"]
-    assert found["tasks"]["label"].tolist() == ["LABEL_0", "LABEL_1", "LABEL_2"]
-    assert found["params"]["model"] == NAME
-    assert found["params"]["vocabulary"] == "V1"
-    best = [f"LABEL_{at}" for at in expected.argmax(dim=1).tolist()]
+    assert others.uns["gfx_predicted_cells"]["tasks"]["label"].tolist() == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    best = [f"LABEL_{number}" for number in expected.argmax(dim=1).tolist()]
     assert others.obs["gfx_predicted_cells_label"].tolist() == best
-    assert len(server.asked) == 6
-    predict_cells(others, NAME.upper(), key_added="again")  # from the cache, in any case
-    assert len(server.asked) == 6
-    np.testing.assert_array_equal(others.obsm["again"], others.obsm["gfx_predicted_cells"])
-    with pytest.raises(ValueError, match=rf"'{NAME}' classifies cells, not genes"):
-        predict_genes(others, NAME)
+    with pytest.raises(ValueError, match="'official' classifies cells, not genes"):
+        predict_genes(others, folder)
