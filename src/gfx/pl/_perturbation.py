@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 #: Random sets drawn in a row at most; the bar is over all of them.
 _MAX_POINTS = 200
 
-#: Letters that fit beside the axes.
+#: Letters that fit along the axes.
 _WIDEST = 60
 
 #: Mean effect of a perturbation.
@@ -306,21 +306,21 @@ def gene_effects(
     """
     table = gene_effects_df(adata, perturbation, key=key, min_cells=min_cells, mod=mod)
     has_random = "random_shift" in table
-    beside = "random_shift" if has_random else "n_cells"
-    table = table[(table["shift"] > 0) & (table[beside] > 0)]
+    x = "random_shift" if has_random else "n_cells"
+    table = table[(table["shift"] > 0) & (table[x] > 0)]
     if table.empty:
         msg = f"There is nothing to draw: no gene is in at least {min_cells} cells (`min_cells`)."
         raise ValueError(msg)
     (ax,) = axes_for(ax, 1, figsize or (5.2, 4.6))
-    ax.scatter(table[beside], table["shift"], s=8, color="0.6", alpha=0.6, linewidths=0, zorder=1)
+    ax.scatter(table[x], table["shift"], s=8, color="0.6", alpha=0.6, linewidths=0, zorder=1)
     if has_random:
-        ends = np.array([table[beside].min(), table[beside].max()])
-        median = 2 ** np.log2(table["shift"].astype(float) / table[beside]).median()  # where the excess is 0
+        ends = np.array([table[x].min(), table[x].max()])
+        median = 2 ** np.log2(table["shift"].astype(float) / table[x]).median()  # where the excess is 0
         ax.plot(ends, median * ends, color="0.3", linewidth=0.9, linestyle="--", zorder=2, label="as the median gene")
     for number, (name, genes) in enumerate((targets or {}).items()):
         members = table[table["gene"].isin(list(genes))]
         look = {"s": 26, "color": f"C{number}", "edgecolors": "white", "linewidths": 0.5, "zorder": 3}
-        ax.scatter(members[beside], members["shift"], label=f"{name} ({len(members)})", **look)
+        ax.scatter(members[x], members["shift"], label=f"{name} ({len(members)})", **look)
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlabel("its shift when random sets are perturbed (1 - cosine)" if has_random else "cells with the gene")
@@ -331,7 +331,7 @@ def gene_effects(
     if ax.get_legend_handles_labels()[0]:
         ax.legend(frameon=False, fontsize="small")
     named = table.head(n_top)
-    label_points(ax, named["gene"].tolist(), named[beside].to_numpy(), named["shift"].to_numpy())
+    label_points(ax, named["gene"].tolist(), named[x].to_numpy(), named["shift"].to_numpy())
     finish(ax, show=show)
     return ax
 

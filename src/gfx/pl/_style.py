@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Names beside points and steps in which they are moved apart at most, and lines of names in a column, in points.
+#: Names next to points and steps in which they are moved apart at most, and lines of names in a column, in points.
 _MOST_NAMES, _STEPS, _LINE = 40, 200, 10.0
 
 
@@ -55,14 +55,10 @@ _LINE_OF_LABEL = {"arrowstyle": "-", "color": "0.5", "linewidth": 0.5, "shrinkB"
 def label_points(
     ax: Axes, names: Sequence[str], x: np.ndarray, y: np.ndarray, *, others: np.ndarray | None = None
 ) -> None:
-    """Write names beside points, each with a line to its point; names without room are left out, the last ones first.
+    """Write names next to points, each with a line to its point; names without room are left out, the last ones first.
 
-    Scales and limits have to be final, because names are placed on the page.
-
-    Parameters
-    ----------
-    others
-        Points without names, which no name may cover either, `(n, 2)`.
+    No name covers a point, nor any of the `others` `(n, 2)`, which have no names. Scales and limits have to be final,
+    because names are placed on the page.
     """
     from adjustText import adjust_text
 
@@ -72,8 +68,8 @@ def label_points(
     pixels = ax.transData.transform(points)
     while n:
         labels = [
-            ax.annotate(name, at, xytext=at, fontsize="small", ha="center", va="center", zorder=4)
-            for name, at in zip(names[:n], points[:n], strict=True)
+            ax.annotate(name, point, xytext=point, fontsize="small", ha="center", va="center", zorder=4)
+            for name, point in zip(names[:n], points[:n], strict=True)
         ]
         _, lines = adjust_text(
             labels,
@@ -88,8 +84,8 @@ def label_points(
         )
         boxes = [label.get_window_extent().padded(-1) for label in labels]  # letters do not fill their line
         fits = [
-            not any(map(box.overlaps, boxes[:at])) and not ((pixels > box.min) & (pixels < box.max)).all(axis=1).any()
-            for at, box in enumerate(boxes)
+            not any(map(box.overlaps, boxes[:row])) and not ((pixels > box.min) & (pixels < box.max)).all(axis=1).any()
+            for row, box in enumerate(boxes)
         ]
         if all(fits):
             return
@@ -99,7 +95,7 @@ def label_points(
 
 
 def label_column(ax: Axes, names: Sequence[str], x: np.ndarray, y: np.ndarray, column: float) -> None:
-    """Write names one below the other beside all points, each with a line to its point, the first ones that fit.
+    """Write names one below the other next to all points, each with a line to its point, the first ones that fit.
 
     In one dimension the places are exact, where adjustText leaves overlaps in a full column. Limits have to be final.
     """
@@ -112,9 +108,9 @@ def label_column(ax: Axes, names: Sequence[str], x: np.ndarray, y: np.ndarray, c
     # Upwards as far as the one below asks for, then down again from the top.
     lines = np.maximum.accumulate(np.maximum(heights[order], low + _LINE / 2) - spaced) + spaced
     lines = np.minimum.accumulate((np.minimum(lines, high - _LINE / 2) - spaced)[::-1])[::-1] + spaced
-    for at, line in zip(order, lines, strict=True):
-        is_right = column > x[at]
+    for row, line in zip(order, lines, strict=True):
+        is_right = column > x[row]
         height = ax.get_ylim()[0] + (line - low) / (high - low) * np.ptp(ax.get_ylim())
         ends = {"relpos": (0 if is_right else 1, 0.5), "shrinkA": 1}  # from the end of the name that is nearer
         side = {"ha": "left" if is_right else "right", "va": "center", "fontsize": "small", "zorder": 4}
-        ax.annotate(names[at], (x[at], y[at]), xytext=(column, height), arrowprops=_LINE_OF_LABEL | ends, **side)
+        ax.annotate(names[row], (x[row], y[row]), xytext=(column, height), arrowprops=_LINE_OF_LABEL | ends, **side)

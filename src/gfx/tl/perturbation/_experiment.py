@@ -105,31 +105,15 @@ class Runs:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is done to genes, and where.
-
-    Parameters
-    ----------
-    cells
-        Cells, tokens and model.
-    network
-        The model up to the wanted layer.
-    operator, positions
-        What is done to the genes, and whether the other genes close up behind them.
-    pooling
-        How cells are compared.
-    lengths
-        Tokens of each cell, 0 for cells that are not perturbed, int `(n_obs,)`.
-    new_ranks
-        Finds the ranks that genes move to.
-    """
+    """What is done to genes, in which cells, by which network, and how cells are compared."""
 
     cells: Prepared
     network: Network
     operator: Operator
     positions: Positions
     pooling: Comparison
-    lengths: np.ndarray
-    new_ranks: NewRanks | None = None
+    lengths: np.ndarray  # tokens of each cell, 0 for cells that are not perturbed, int (n_obs,)
+    new_ranks: NewRanks | None = None  # of genes that move
 
     def where(self, genes: np.ndarray) -> np.ndarray:
         """Rows of the cells in which a set of genes can be perturbed."""

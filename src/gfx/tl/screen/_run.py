@@ -38,25 +38,13 @@ MODEL, RANDOM = "model", "random_weights"
 
 @dataclass(frozen=True)
 class Plan:
-    """What is screened.
+    """What is screened: tasks by network, the model and one with random weights; ``"shift"`` and ``"toward"``."""
 
-    Parameters
-    ----------
-    ids, lengths
-        Tokens of all cells, `(n_obs, longest)`, and how many, 0 for cells that are not screened.
-    tasks
-        By network: the model, and one with random weights if that is wanted.
-    measures
-        What is measured: ``"shift"``, ``"toward"``.
-    group, n_groups
-        Group of each cell of the AnnData, -1 for none, and how many there are.
-    """
-
-    ids: np.ndarray
-    lengths: np.ndarray
+    ids: np.ndarray  # tokens of all cells, (n_obs, longest)
+    lengths: np.ndarray  # and how many, 0 for cells that are not screened
     tasks: dict[str, Screen]
     measures: Sequence[str]
-    group: np.ndarray
+    group: np.ndarray  # of each cell of the AnnData, -1 for none
     n_groups: int
 
     @cached_property
