@@ -106,7 +106,7 @@ def delete_genes(
     all genes in turn, use :func:`gfx.tl.screen_genes`.
 
     Cost: two forward passes for each cell and perturbation that applies to it, one with ``positions="keep"``. Random
-    sets take up to ``8 * n_random`` passes for each perturbation, random weights 100 for each and 400 for genes of all
+    sets take up to ``8 * n_random`` passes for each perturbation, random weights 50 for each and 400 for genes of all
     ranks. Sets also run gene by gene, their random sets likewise: for a pair, three times the passes. Memory: seven
     numbers for each cell and perturbation, four for each gene and perturbation.
 
