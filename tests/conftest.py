@@ -359,7 +359,7 @@ def stop_in_step(monkeypatch: pytest.MonkeyPatch) -> StopInStep:
     return StopInStep(monkeypatch, MaskedGeneModel, MaskedGeneModel.forward)
 
 
-# --- learnt classes -------------------------------------------------------------------------------------------------
+# --- made-up results of classifiers ---------------------------------------------------------------------------------
 
 #: Mean scores of made-up methods; "auc" is their AUC, and other metrics are as high.
 SCORES = {"expression": 0.66, "majority": 0.5, "model": 0.82, "random_weights": 0.58}
@@ -417,8 +417,9 @@ def _curves(tasks: dict[str, list[str]], units: list[str], rng: np.random.Genera
                     for fold in range(5):
                         for name in classes[1:] if len(classes) == 2 else classes:
                             auc = score + rng.normal(0, 0.02)
-                            told = {"task": task, "unit": unit, "method": method, "seed": seed, "fold": fold}
-                            parts.append(pd.DataFrame(told | {"class": name, "fpr": fpr, "tpr": fpr ** (1 / auc - 1)}))
+                            curve = {"task": task, "unit": unit, "method": method, "seed": seed, "fold": fold}
+                            curve |= {"class": name, "fpr": fpr, "tpr": fpr ** (1 / auc - 1)}
+                            parts.append(pd.DataFrame(curve))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -34,14 +34,9 @@ def name_kind(name: str) -> str | Species:
         return "none"
     if name.startswith("ENSG0"):
         return "Ensembl"
-    ensembl = _ENSEMBL.match(name.upper())
-    if ensembl is not None:
-        letters = ensembl.group(1)
-        return (
-            "Ensembl"
-            if letters is None
-            else Species(_SPECIES.get(letters, f"foreign (ENS{letters}G...)"), is_sure=True)
-        )
+    if ensembl := _ENSEMBL.match(name.upper()):
+        letters = ensembl[1]
+        return Species(_SPECIES.get(letters, f"foreign (ENS{letters}G...)"), is_sure=True) if letters else "Ensembl"
     if name.isdigit():
         return "number"
     if _RODENT_SYMBOL.match(name):
