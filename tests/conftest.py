@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = "1"
 
 import anndata as ad
+import hypothesis
 import numpy as np
 import pandas as pd
 import pytest
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from gfx.models import Model
+
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 N_GENES = 200

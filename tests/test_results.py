@@ -291,6 +291,11 @@ def test_where_there_is_no_result_the_call_that_makes_one_is_named(adata, functi
         find(adata, function, key="mine")
 
 
+def test_the_default_key_is_left_out_of_the_call(adata) -> None:
+    with pytest.raises(KeyError, match=r"Did not find 'X_gfx'.*Run `gfx\.tl\.embed\(adata\)` first"):
+        find(adata, "tl.embed", key="X_gfx")
+
+
 def test_without_a_key_the_default_one_is_read_or_else_the_only_one(adata) -> None:
     write(adata, "tl.delete_genes", "mine")
     assert find(adata, *_results.PERTURBATIONS).key == "mine"

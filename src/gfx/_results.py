@@ -318,7 +318,8 @@ def find(data: Data, *functions: str, key: str | None = None, mod: str | None = 
     problem = f"Did not find {f'a result of {names}' if key is None else repr(key)} in `adata.uns`."
     if writer := made_by(adata.uns.get(key)):
         problem = f"`adata.uns[{key!r}]` was written by `gfx.{writer}`, not by {names}."
-    named = "" if key is None else f", key_added={key!r}"
-    run = f"`gfx.{functions[0]}({TABLE[functions[0]].call}{named})`" if len(functions) == 1 else "one of them"
+    row = TABLE[functions[0]]
+    named = "" if key in {None, row.default} else f", key_added={key!r}"
+    run = f"`gfx.{functions[0]}({row.call}{named})`" if len(functions) == 1 else "one of them"
     msg = f"{problem} Results of {names}: {sorted(present)}. Run {run} first."
     raise KeyError(msg)
