@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,39 +30,14 @@ PSEUDOCOUNT = 1e-9
 CONTROL_COLUMNS = ("control", "measure", "statistic", "value", "n")
 
 
-@dataclass(frozen=True)
-class Baselines:
-    """Every gene without a model, in the cells that are perturbed, `(n_tokens,)` each; NaN where it is not known.
+def find_baselines(
+    cells: Prepared, lengths: np.ndarray, states: States | None, wanted: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Describe every gene without the model, `(n_tokens,)` each; NaN where that is not known.
 
-    Parameters
-    ----------
-    detection
-        Share of the cells whose encoding has the gene.
-    expression
-        Mean logarithm of its normalised counts.
-    rank
-        Its mean rank where it is detected, 0 the first gene of a cell.
-    logfc
-        log2 fold change from start to goal, as scanpy defines it.
-    """
-
-    detection: np.ndarray
-    expression: np.ndarray
-    rank: np.ndarray
-    logfc: np.ndarray
-
-    def of(self, sets: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        """Means over the genes of each set."""
-        return {
-            name: np.array([values[genes].mean() for genes in sets], dtype=np.float64)
-            for name, values in vars(self).items()
-        }
-
-
-def find_baselines(cells: Prepared, lengths: np.ndarray, states: States | None, wanted: np.ndarray) -> Baselines:
-    """Describe genes without the model.
-
-    `lengths` are numbers of tokens, 0 for cells that are not perturbed; `wanted` the tokens to find the fold change of.
+    In the cells that have `lengths`: `detection`, the share of cells whose encoding has the gene; `expression`, the
+    mean logarithm of its normalised counts; `rank`, its mean rank where it is detected, 0 the first gene of a cell. And
+    for the `wanted` tokens `logfc`, the log2 fold change from start to goal, as scanpy defines it.
     """
     detection, mean_rank = _detection_and_rank(cells, lengths)
     expression = fold = np.full(len(detection), np.nan)
@@ -71,7 +45,12 @@ def find_baselines(cells: Prepared, lengths: np.ndarray, states: States | None, 
         expression, fold = _expression(cells, lengths > 0, states, wanted)
     except CountsNotAtHandError as problem:
         _log.info(f"Expression is not among the baselines, for the counts are not at hand: {problem.args[0]}")
-    return Baselines(detection, expression, mean_rank, fold)
+    return {"detection": detection, "expression": expression, "rank": mean_rank, "logfc": fold}
+
+
+def baselines_of_sets(baselines: Mapping[str, np.ndarray], sets: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Means over the genes of each set."""
+    return {name: np.array([values[genes].mean() for genes in sets], float) for name, values in baselines.items()}
 
 
 def describe_genes(cells: Prepared, lengths: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from gfx._core.edits import find_places
 from gfx._core.manifest import fingerprint
 from gfx._core.seeds import check_seed, check_whole
 from gfx._core.statistics import moments
-from gfx.tl._baselines import CONTROL_COLUMNS, compare_with_baselines, find_baselines
+from gfx.tl._baselines import CONTROL_COLUMNS, baselines_of_sets, compare_with_baselines, find_baselines
 from gfx.tl._gene_sets import find_gene_sets
 from gfx.tl._prepare import check_choice, check_controls, open_store, prepare
 from gfx.tl._states import find_states
@@ -249,7 +249,7 @@ def _make_tables(
     if baselines:
         wanted = np.unique(np.concatenate([*sets.tokens, *random_genes]))
         known = find_baselines(cells, experiment.lengths, states, wanted)
-        of_sets = known.of(sets.tokens)
+        of_sets = baselines_of_sets(known, sets.tokens)
     if random is not None:
         uns["random_sets"] = _tables.random_set_table(random, perturbed, names, cells.model.vocabulary)
     uns["table"] = _tables.effect_table(names, perturbed, random, random_weights, of_sets)
@@ -264,7 +264,8 @@ def _make_tables(
             effects, compared = _effects_of_single_genes(sets, uns)
         effects = {measure: effects[measure].to_numpy() for measure in ("shift", "toward") if measure in effects}
         present = {row[:3] for row in rows}  # the rank in the perturbed cell says more than the mean rank of the gene
-        rows += [row for row in compare_with_baselines(effects, known.of(compared)) if row[:3] not in present]
+        compared_rows = compare_with_baselines(effects, baselines_of_sets(known, compared))
+        rows += [row for row in compared_rows if row[:3] not in present]
     if states is not None:
         rows.append(("state_axis", "toward", "auc", axis["auc"], axis["n_folds"]))
     uns["controls"] = pd.DataFrame(rows, columns=list(CONTROL_COLUMNS))

@@ -364,9 +364,9 @@ def _open_store(
 
 def _add_baselines(table: pd.DataFrame, cells: Prepared, lengths: np.ndarray, states: States | None) -> None:
     known = find_baselines(cells, lengths, states, np.flatnonzero(table["n_cells"] > 0))
-    table["detection"], table["expression_mean"] = known.detection, known.expression
+    table["detection"], table["expression_mean"] = known["detection"], known["expression"]
     if states is not None:
-        table["logfc"] = known.logfc
+        table["logfc"] = known["logfc"]
 
 
 def _add_exact(table: pd.DataFrame, plan: Plan, exact: GeneSums) -> None:
