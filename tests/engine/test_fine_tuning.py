@@ -6,7 +6,7 @@ import json
 import random
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -113,21 +113,7 @@ def task(toy_model: Model) -> Task:
     return Task(toy_model, ids, lengths, sick, of_token)
 
 
-class Run(Protocol):
-    """How `run` is called."""
-
-    def __call__(
-        self,
-        folder: Path,
-        head: Head = CELLS,
-        *,
-        stops: bool | LabelledCells = False,
-        patience: int | None = None,
-        adapter: str | None = None,
-        seed: int = 0,
-        make: Any = None,
-        **arguments: Any,
-    ) -> Classifier: ...
+Run = "Callable[..., Classifier]"
 
 
 @pytest.fixture(scope="module")
