@@ -34,9 +34,7 @@ def _whole(value: object) -> int:
     return int(text)
 
 
-def _devices(value: object) -> str | tuple[str, ...] | None:
-    if value is None:
-        return None
+def _devices(value: object) -> str | tuple[str, ...]:
     names = [str(name).strip() for name in (value.split(",") if isinstance(value, str) else value)]
     if not names or not all(names) or len(set(names)) < len(names):
         msg = f"`device` is a device such as 'cuda:0', or several different ones, found {value!r}."
@@ -44,15 +42,15 @@ def _devices(value: object) -> str | tuple[str, ...] | None:
     return names[0] if len(names) == 1 else tuple(names)
 
 
-def _dtype(value: object) -> str | None:
-    if value is not None and value not in DTYPES:
+def _dtype(value: object) -> str:
+    if value not in DTYPES:
         msg = f"`dtype` is one of {list(DTYPES)} or None, found {value!r}."
         raise ValueError(msg)
     return value
 
 
 def _client(value: object) -> object:
-    if value is not None and not (hasattr(value, "submit") and hasattr(value, "ncores")):
+    if not (hasattr(value, "submit") and hasattr(value, "ncores")):
         msg = f"`client` is a dask.distributed.Client or None, found {value!r} of type {type(value).__name__}."
         raise TypeError(msg)
     return value
@@ -100,19 +98,20 @@ class Settings:
 
     def __setattr__(self, name: str, value: Any) -> None:
         convert = {
-            "model": lambda v: None if v is None else str(v),
+            "model": str,
             "device": _devices,
             "dtype": _dtype,
             "client": _client,
-            "batch_tokens": lambda v: None if v is None else _whole(v),
-            "cache_dir": lambda v: None if v is None else Path(v).expanduser(),
+            "batch_tokens": _whole,
+            "cache_dir": lambda path: Path(path).expanduser(),
             "offline": _truth,
             "verbosity": _verbosity,
         }
         if name not in convert:
             msg = f"gfx has no setting {name!r}; it has {', '.join(convert)}."
             raise AttributeError(msg)
-        object.__setattr__(self, name, convert[name](value))
+        is_unset = value is None and getattr(Settings, name) is None  # `None` is the default of this field
+        object.__setattr__(self, name, None if is_unset else convert[name](value))
         if name == "verbosity":
             set_verbosity(self.verbosity)
 

@@ -84,7 +84,7 @@ counts_and_tokens = st.integers(1, 12).flatmap(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(counts_and_tokens, st.integers(3, 12))
 def test_agrees_with_lexsort_whatever_comes(case, max_length):
     counts, column_token, medians = case
@@ -93,7 +93,7 @@ def test_agrees_with_lexsort_whatever_comes(case, max_length):
     assert rows(found) == reference(counts, column_token, vocab, max_length)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.001, 0.3, 3.0, 7e5]))
 def test_neither_columns_nor_depth_matter(seed, factor):
     rng = np.random.default_rng(seed)

@@ -316,7 +316,7 @@ def test_nothing_detected_gives_empty_tables():
 SMALL = st.integers(0, 2**32 - 1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=SMALL, digits=st.sampled_from([None, 1]))
 def test_neither_order_of_cells_nor_of_perturbations_matters(seed, digits):
     genes, goal = made_up(15, 6, seed=seed, digits=digits)
@@ -328,7 +328,7 @@ def test_neither_order_of_cells_nor_of_perturbations_matters(seed, digits):
         pd.testing.assert_frame_equal(found, expected, rtol=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=SMALL, digits=st.sampled_from([None, 1]))
 def test_p_values_follow_from_ranks_alone(seed, digits):
     genes, goal = made_up(15, 6, seed=seed, digits=digits)
