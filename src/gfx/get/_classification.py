@@ -22,8 +22,8 @@ _HELD_OUT, _PREDICTED = "tl.classify_genes", "tl.predict_genes"
 def classification_df(adata: Data, *, key: str | None = None, mod: str | None = None) -> pd.DataFrame:
     """Tabulate how well held-out genes or cells are classified, by the model and by its controls.
 
-    For each task, unit and metric, the model comes first, then the model with random weights, then baselines without a
-    model. What pretraining contributes is the difference between the first row and these.
+    For each task, unit and metric, the first row is the model, followed by the random-weights model and by baselines
+    that need no model. Pretraining contributes only what the first row has in excess of the others.
 
     Parameters
     ----------
@@ -33,28 +33,29 @@ def classification_df(adata: Data, *, key: str | None = None, mod: str | None = 
 
     Returns
     -------
-    One row a task, unit, metric and method, for the largest training set (for smaller ones see
-    :func:`gfx.get.learning_curve_df`). Columns:
+    One row for each combination of task, unit, metric and method, for the largest training set (for smaller training
+    sets, see :func:`gfx.get.learning_curve_df`). Columns:
 
     - `task`: ``"labels"``, or the column of `var` or `obs` with the classes;
-    - `unit`: what is scored, ``"gene"`` (mean over its cells), ``"occurrence"`` (a gene in a cell) or ``"cell"``;
+    - `unit`: what is scored, ``"gene"`` (mean over the cells that express it), ``"occurrence"`` (a gene in a cell) or
+      ``"cell"``;
     - `method`: ``"model"``; ``"random_weights"``, the same architecture without pretraining; baselines without a model;
       ``"majority"``, which always predicts the most frequent class;
     - `n_cells`: maximum number of training cells;
     - `metric`: ``"auc"``, ``"accuracy"`` or ``"macro_f1"``;
-    - `mean`: over repeats. Accuracy and macro F1 are of all that is held out in a repeat; AUC is the mean over its
-      folds with more than one class, because scores of the models of two folds are not comparable; `sd`: over repeats,
-      NaN with one;
+    - `mean`: mean over repeats. Accuracy and macro F1 are computed over the predictions of all folds of a repeat
+      together; AUC is the mean over the folds with more than one class, because scores of the models of different folds
+      are not comparable; `sd`: standard deviation over repeats, NaN with only one repeat;
     - `low` and `high`: 95 % bootstrap interval over genes, donors or cells; NaN for occurrences;
-    - `n_seeds`, the number of repeats; `n_folds`, the number of folds of all repeats behind the value; `n`, the number
-      of genes, occurrences or cells scored.
+    - `n_seeds`: number of repeats; `n_folds`: number of folds, in all repeats, from which the value was computed; `n`:
+      number of scored genes, occurrences or cells.
 
     ``attrs["note"]`` says what was held out.
 
     Raises
     ------
     KeyError
-        No such result, or several and no `key`.
+        There is no such result, or there are several and `key` is not given.
 
     Examples
     --------

@@ -35,13 +35,13 @@ def tokenize(
 ) -> Data | None:
     """Encode each cell as the ranked list of its genes, the most characteristic first.
 
-    Detected genes are sorted, descending, by their count divided by the gene's non-zero median in the training cells of
-    the model. Ties are in the order of the model's tokens (ascending Ensembl ids in the published vocabularies), so the
-    tokens depend neither on the order of the columns nor on how the matrix is stored. Columns of the same gene are
-    summed first. Dividing a cell by its depth does not change the order of its genes.
+    Detected genes are sorted in descending order of their count divided by the gene's non-zero median in the training
+    cells of the model. Ties are broken by the order of the model's tokens (ascending Ensembl ids in the published
+    vocabularies), so the result depends neither on the order of the columns nor on how the matrix is stored. Columns of
+    the same gene are summed first. Dividing a cell by its depth does not change the order of its genes.
 
-    Tools tokenize cells themselves where no tokens are stored. Call this function to do it once for several tools, to
-    see how many genes are recognised, or when the counts are not in `X`.
+    If no tokens are stored, the functions of `gfx.tl` tokenize the cells themselves. Call this function to tokenize
+    only once for several functions, to see how many genes are recognised, or if the counts are not in `X`.
 
     The cost is a few seconds per 100,000 cells, and 2 bytes of memory per cell and detected gene. The first call after
     installation compiles code, which takes a few seconds.
@@ -56,13 +56,13 @@ def tokenize(
     {use_raw}
     {gene_ids}
     counts
-        What the values are. ``"raw"``: whole counts; anything else is refused. ``"normalized"``: counts that were only
-        divided by the depth of the cell. ``"log1p"``: the natural logarithm of these plus one. The last two give the
-        tokens of the raw counts, because both keep the order of genes within a cell; scaling, regression and
-        integration do not.
+        What the values are. ``"raw"``: integer counts; other values are refused. ``"normalized"``: counts that were
+        only divided by the depth of the cell. ``"log1p"``: log(1 + x) of such normalized counts, with the natural
+        logarithm. ``"normalized"`` and ``"log1p"`` give the same tokens as the raw counts, because they keep the order
+        of genes within a cell; scaled, regressed or integrated values do not keep it.
     n_counts
-        Column of `obs` with the total counts of each cell, for objects with a subset of the measured genes. It is
-        used for the share of counts in the report, not for ranks. `None` uses the sums of the matrix.
+        Column of `obs` with the total counts of each cell, for objects with a subset of the measured genes. The total
+        counts affect only the share of counts in the report, not the ranks. `None` uses the sums of the matrix.
     {key_added}
     {mod}
     {copy}
@@ -72,8 +72,9 @@ def tokenize(
     `None`, or an updated copy if `copy=True`. Sets:
 
     `.obsm['gfx_tokens' | key_added]` : :class:`numpy.ndarray` (uint16, `(n_obs, longest)`)
-        Tokens, padded with 0 on the right (uint32 for a vocabulary above 65,536 tokens). Families with special tokens
-        begin with ``<cls>`` and end with ``<eos>``. A cell without any recognised gene is an empty row.
+        Tokens, padded with 0 on the right (uint32 for a vocabulary above 65,536 tokens). In model families with special
+        tokens, each row begins with ``<cls>`` and ends with ``<eos>``. The row of a cell without any recognised gene is
+        empty.
     `.obs['gfx_tokens_n' | f'{key_added}_n']` : :class:`pandas.Series` (int32)
         Number of tokens of each cell, including special tokens.
     `.uns['gfx_tokens' | key_added]['params']` : :class:`dict`
@@ -86,8 +87,8 @@ def tokenize(
     ------
     ValueError
         The values are not what `counts` says, or are NaN, infinite or negative; the genes are of another species; fewer
-        than ten genes are recognised, or less than a tenth of the shorter of the two gene lists; `n_counts` is below
-        the sum of a cell; or a slot to write holds something else.
+        than ten genes are recognised, or fewer than a tenth of the genes in the data or in the vocabulary (whichever
+        has fewer genes); `n_counts` is below the sum of a cell; or a slot of the result already holds something else.
     KeyError
         There is no such layer, column or modality.
 
@@ -97,7 +98,7 @@ def tokenize(
 
     Examples
     --------
-    This object holds only log-normalised values; they rank genes as the counts do that they were computed from.
+    This object holds only log-normalised values, which rank the genes of a cell in the same order as the raw counts.
 
     >>> import scanpy as sc
     >>> import gfx

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 _ERRORS = """
 KeyError
-    No such column in `var` or `obs`.
+    There is no such column in `var` or `obs`.
 ImportError
-    An adapter or a search without the package that it needs.
+    The package that an adapter or the search for hyperparameters needs is not installed.
 """
 
 
@@ -64,21 +64,22 @@ def classify_genes(
 ) -> Data | None:
     """Measure how well a model predicts classes of genes, such as dosage sensitivity :cite:p:`Theodoris2023`.
 
-    The labelled genes are cut into folds. The classes of the genes in a fold are predicted, in every cell that has
-    them, by a classifier that was trained on the other folds and never saw their labels. A gene's score is its mean
-    probability over cells. To score genes without a label, train a classifier on all labels with `folder` or
-    :func:`gfx.models.fine_tune_genes`, and use :func:`gfx.tl.predict_genes`.
+    The labelled genes are split into folds. For the genes in a fold, a classifier that was trained on the other folds
+    and has not seen their labels predicts the class of each gene in every cell that expresses it. The score of a gene
+    is the mean of these probabilities over cells. To score genes without a label, train a classifier on all labels with
+    `folder` or :func:`gfx.models.fine_tune_genes`, and use :func:`gfx.tl.predict_genes`.
 
-    The model is compared with the same method on a network of random weights, and with baselines: logistic regression
-    on detection, mean rank, and mean and variance of expression in these cells, because classes of genes may differ in
-    these alone; and the majority class. Prefer a model only where it is better than all of them.
+    The model is compared with the same method on a random-weights model and with two baselines: logistic regression on
+    detection, mean rank, and mean and variance of expression of each gene in these cells, because classes of genes may
+    differ in their expression alone; and the majority class. Prefer a model only if it is better than all of these.
 
-    Fine-tuning follows the 2023 paper: one pass over the cells, all network layers but the last two frozen. A linear
-    probe fits logistic regression on each gene's mean state; one network of random weights serves all its repeats.
+    Fine-tuning follows the 2023 paper: it makes one pass over the cells, and all network layers but the last two are
+    frozen. A linear probe fits logistic regression on the mean hidden state of each gene; the same random-weights model
+    is used in all repeats.
 
-    Cost: fine-tuning is `n_splits` × `n_repeats` trainings, twice that with ``"random_weights"``, and one more with
-    `folder`; for a first look, ``n_repeats=1, controls=None``. A linear probe is one pass over the cells, and a second
-    for random weights; states of all occurrences of labelled genes are held in memory, in float32.
+    Cost: fine-tuning needs `n_splits` × `n_repeats` trainings, twice as many with ``"random_weights"``, and one more
+    with `folder`; for a first look, use ``n_repeats=1, controls=None``. A linear probe needs one pass over the cells
+    and a second one for random weights. Memory holds the states of all occurrences of labelled genes, in float32.
 
     Parameters
     ----------
@@ -105,30 +106,30 @@ def classify_genes(
     `None`, or an updated copy if `copy=True`. Sets:
 
     `.varm['gfx_gene_class' | key_added]` : :class:`numpy.ndarray` (float32, `(n_vars, n_classes)`)
-        Probability of each class, mean over cells and repeats, by classifiers that never saw the gene's label; NaN for
-        genes without one.
+        Probability of each class, averaged over cells and repeats, from classifiers that have not seen the gene's
+        label; NaN for genes without a label.
     `.varm['gfx_gene_class_sd' | key_added + '_sd']` : :class:`numpy.ndarray` (float32, `(n_vars, n_classes)`)
-        Standard deviation over cells, mean over repeats.
+        Standard deviation of the probability over cells, averaged over repeats.
     `.varm['gfx_gene_class_fold' | key_added + '_fold']` : :class:`numpy.ndarray` (int16, `(n_vars, n_repeats)`)
-        The fold in which a gene was held out; -1 for genes without a class, or in none of the cells.
+        The fold in which a gene was held out; -1 for genes without a class, and for genes that no cell expresses.
     `.var['gfx_gene_class' | key_added]` : :class:`pandas.Series` (category)
-        The class given.
+        The class given in `labels`.
     `.var['gfx_gene_class_predicted' | key_added + '_predicted']` : :class:`pandas.Series` (category)
         The most probable class.
     `.var['gfx_gene_class_n_cells' | key_added + '_n_cells']` : :class:`pandas.Series` (int32)
-        Number of cells behind a score.
+        Number of cells over which the score was averaged.
     `.uns['gfx_gene_class' | key_added]` : :class:`dict`
-        `params`; `tasks`, the names of the classes; `metrics`, every measure of every fold, macro F1 over the classes
-        in it, and `summary`, see :func:`gfx.get.classification_df`; `roc`, see :func:`gfx.get.roc_df`; `confusion`, see
-        :func:`gfx.get.confusion_df`; `note`. Each measure is given per gene, and, as in the publication, per
-        occurrence of a gene in a cell, where genes that more cells express count more.
+        `params`; `tasks`, the names of the classes; `metrics`, all performance measures of each fold (macro F1 is over
+        the classes in the fold); `summary`, see :func:`gfx.get.classification_df`; `roc`, see :func:`gfx.get.roc_df`;
+        `confusion`, see :func:`gfx.get.confusion_df`; `note`. Each measure is given per gene, and as in the paper per
+        occurrence of a gene in a cell, so that a gene is weighted by the number of cells that express it.
 
     Raises
     ------
     ValueError
-        Genes that the model does not know, a gene in two classes, a class with fewer genes than folds in these cells,
-        class names that are equal as text, no raw counts, a value outside the choices, a slot that holds something
-        else, or a folder that holds another run or something else.
+        The model does not know a gene, a gene is in two classes, these cells express fewer genes of a class than there
+        are folds, two class names are equal as text, there are no raw counts, a value is not one of the choices, a slot
+        already holds something else, or the folder holds another run or something else.
     {errors}
 
     Examples
@@ -179,31 +180,33 @@ def classify_cells(
 ) -> Data | None:
     """Measure how well a model predicts classes of cells, such as their type or disease :cite:p:`Theodoris2023`.
 
-    Cells are cut into folds, whole donors with `donor_key`. The classes of the cells in a fold are predicted by a
-    classifier that was trained on the other folds. Several columns at once are several tasks: one network, with a head
-    for each. To annotate other cells, train a classifier on all labels with `folder` or
-    :func:`gfx.models.fine_tune_cells`, and use :func:`gfx.tl.predict_cells`.
+    Cells are split into folds; with `donor_key`, all cells of a donor are in the same fold. The classes of the cells in
+    a fold are predicted by a classifier that was trained on the other folds. If several columns are given, each is a
+    task, and one network with one head for each task is trained. To annotate other cells, train a classifier on all
+    labels with `folder` or :func:`gfx.models.fine_tune_cells`, and use :func:`gfx.tl.predict_cells`.
 
-    The model is compared with the same method on networks of random weights, drawn anew in each repeat, and with
-    baselines: logistic regression on log counts of 2,000 highly variable genes and on 50 principal components of them,
-    both found among the training cells, and the majority class. Prefer a model only where it is better than all of
-    them.
+    The model is compared with the same method on random-weights models, whose weights are drawn anew in each repeat,
+    and with baselines: logistic regression on log counts of 2,000 highly variable genes and on their first 50 principal
+    components, both computed from the training cells only, and the majority class. Prefer a model only if it is better
+    than all of these.
 
-    In fine-tuning, 10 % of the training cells, or donors, form a validation set: it chooses the best of up to ten
-    passes and ends them early. A linear probe fits logistic regression on the embedding of :func:`gfx.tl.embed`.
+    In fine-tuning, 10 % of the training cells, or donors, form a validation set, which is used to stop training early
+    and to choose the best of up to ten passes. A linear probe fits logistic regression on the embedding of
+    :func:`gfx.tl.embed`.
 
-    Cost: fine-tuning is `n_splits` × `n_repeats` trainings, twice that with ``"random_weights"``, and one more with
-    `folder`; for a first look, ``n_repeats=1, controls=None``. A linear probe is one pass over the cells, and with
-    ``"random_weights"`` one more for each repeat. Log counts of all cells are held in memory for the baselines, as
-    sparse as they are. Confidence intervals take some seconds per 10,000 cells on a CPU, for 200 draws.
+    Cost: fine-tuning needs `n_splits` × `n_repeats` trainings, twice as many with ``"random_weights"``, and one more
+    with `folder`; for a first look, use ``n_repeats=1, controls=None``. A linear probe needs one pass over the cells,
+    and with ``"random_weights"`` one more for each repeat. For the baselines, memory holds the log counts of all cells
+    as a sparse matrix. The bootstrap intervals take some seconds per 10,000 cells on a CPU.
 
     Parameters
     ----------
     {adata}
     {classes}
     donor_key
-        Column of `obs` with the donor, or batch, of each cell, whose cells are held out together. Without it, results
-        say little about other donors. With as many folds as donors, every repeat holds out the same donors.
+        Column of `obs` with the donor, or batch, of each cell. The cells of a donor are either all in the training set
+        or all held out. Without `donor_key`, results say little about other donors. With as many folds as donors, all
+        repeats have the same folds.
     {model}
     {layer}
     {mask_obs}
@@ -225,23 +228,23 @@ def classify_cells(
     `None`, or an updated copy if `copy=True`. Sets:
 
     `.obsm['gfx_cell_class' | key_added]` : :class:`numpy.ndarray` (float32, `(n_obs, n_classes)`)
-        Probability of each class of each task, in the order of `uns`, mean over repeats, by classifiers that never saw
-        the cell, or its donor; NaN for cells without a class.
+        Probability of each class of each task, in the order of `tasks` in `uns`, averaged over repeats, from
+        classifiers that have not seen the cell (with `donor_key`, its donor); NaN for cells without a class.
     `.obsm['gfx_cell_class_fold' | key_added + '_fold']` : :class:`numpy.ndarray` (int16, `(n_obs, n_repeats)`)
         The fold in which a cell was held out; -1 for cells without a class.
     `.obs['gfx_cell_class_...' | key_added + '_...']` : :class:`pandas.Series` (category)
-        The most probable class of each column of `groupby`, whose name is the end of the slot's name.
+        The most probable class, for each column of `groupby`; the name of the slot ends with the name of that column.
     `.uns['gfx_cell_class' | key_added]` : :class:`dict`
-        `params`; `tasks`, the names of the classes of each column; `metrics`, every measure of every fold, macro F1
-        over the classes in it, and `summary`, see :func:`gfx.get.classification_df`; `roc`, see
-        :func:`gfx.get.roc_df`; `confusion`, see :func:`gfx.get.confusion_df`; `note`.
+        `params`; `tasks`, the names of the classes of each column; `metrics`, all performance measures of each fold
+        (macro F1 is over the classes that occur in the fold); `summary`, see :func:`gfx.get.classification_df`; `roc`,
+        see :func:`gfx.get.roc_df`; `confusion`, see :func:`gfx.get.confusion_df`; `note`.
 
     Raises
     ------
     ValueError
-        A class with fewer cells than folds, fewer donors than folds, cells without a donor, class names that are equal
-        as text, no raw counts, a value outside the choices, a slot that holds something else, or a folder that holds
-        another run or something else.
+        A class has fewer cells than there are folds, there are fewer donors than folds, a cell has no donor, two class
+        names are equal as text, there are no raw counts, a value is not one of the choices, a slot already holds
+        something else, or the folder holds another run or something else.
     {errors}
 
     Examples

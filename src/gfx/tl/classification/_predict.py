@@ -32,9 +32,9 @@ def predict_genes(
 ) -> Data | None:
     """Predict classes of genes with a trained classifier :cite:p:`Theodoris2023`.
 
-    Every gene of every cell is scored, and its score is the mean over all cells, and over those of each group with
-    `groupby`, because a gene may be sensitive to its dosage in one tissue or stage and not in another. Genes of the
-    training set are marked: their scores are no predictions.
+    Every gene is scored in every cell that expresses it, and the scores are averaged over all cells and, with
+    `groupby`, over the cells of each group, because a gene may be dosage-sensitive in one tissue or stage and not in
+    another. Genes of the training set are marked: the classifier has seen their labels.
 
     Cost: one forward pass over the cells, as :func:`gfx.tl.embed`; memory for groups × genes of the model × classes.
 
@@ -42,11 +42,11 @@ def predict_genes(
     ----------
     {adata}
     model
-        A folder from :func:`gfx.models.fine_tune_genes` or :func:`gfx.tl.classify_genes`, or another checkpoint with a
-        head on tokens.
+        A folder from :func:`gfx.models.fine_tune_genes` or :func:`gfx.tl.classify_genes`, or another checkpoint that
+        classifies tokens (genes).
     {layer}
     groupby
-        Column of `obs`: score the genes in each group of cells as well.
+        Column of `obs` with groups of cells. Genes are also scored in each group.
     {mask_obs}
     {key_added}
     {mod}
@@ -59,25 +59,25 @@ def predict_genes(
     `.varm['gfx_predicted_genes' | key_added]` : :class:`numpy.ndarray` (float32, `(n_vars, n_classes)`)
         Probability of each class, mean over cells; NaN where no cell has the gene.
     `.varm['gfx_predicted_genes_sd' | key_added + '_sd']` : :class:`numpy.ndarray` (float32, `(n_vars, n_classes)`)
-        Its standard deviation over cells.
+        Standard deviation of the probability over cells.
     `.varm['gfx_predicted_genes_groups' | key_added + '_groups']` : :class:`numpy.ndarray` (float32, 3 dimensions)
         With `groupby`, `(n_vars, n_groups, n_classes)`: the mean over the cells of each group.
     `.varm['gfx_predicted_genes_groups_n_cells' | ...]` : :class:`numpy.ndarray` (int32, `(n_vars, n_groups)`)
-        With `groupby`: cells behind each of them.
+        With `groupby`, the number of cells over which each of these means was computed.
     `.var['gfx_predicted_genes' | key_added]` : :class:`pandas.Series` (category)
         The most probable class.
     `.var['gfx_predicted_genes_n_cells' | key_added + '_n_cells']` : :class:`pandas.Series` (int32)
-        Number of cells behind a score.
+        Number of cells over which the score was averaged.
     `.var['gfx_predicted_genes_learnt' | key_added + '_learnt']` : :class:`pandas.Series` (bool)
-        Whether the gene was in the training set; all `False` for a checkpoint that does not say.
+        Whether the gene was in the training set; `False` for all genes if the checkpoint does not record this.
     `.uns['gfx_predicted_genes' | key_added]` : :class:`dict`
         `params`; `tasks`, the names of the classes; with `groupby`, `groups`.
 
     Raises
     ------
     ValueError
-        A model that does not classify genes, no raw counts, tokens of another vocabulary, or a slot that holds
-        something else.
+        The model does not classify genes, there are no raw counts, the tokens belong to another vocabulary, or a slot
+        of the result already holds something else.
     KeyError
         No such column in `obs`.
 
