@@ -85,7 +85,7 @@ def check(drawn, vocab, rankings, genes, cells, *, n_sets, cells_per_set):
 
 @pytest.mark.parametrize("with_cls", [True, False])
 @pytest.mark.parametrize("n_genes", [1, 2, 3])
-def test_sets_stand_where_the_genes_stand(with_cls, n_genes):
+def test_sets_have_the_ranks_of_the_genes(with_cls, n_genes):
     vocab = vocabulary(150, with_cls=with_cls)
     rankings = noisy_rankings(vocab, 50, noise=8)
     genes = np.random.default_rng(1).choice(np.flatnonzero(~vocab.is_special), n_genes, replace=False).tolist()

@@ -11,9 +11,9 @@ from gfx._core.statistics import (
     against_random,
     auc,
     axis_auc,
-    beside_baselines,
     by_chance,
-    donors_beside_random,
+    correlate_with_baselines,
+    donors_against_random,
     false_discovery_rate,
     over_cells,
     over_donors,
@@ -37,7 +37,7 @@ def naive_z(values, of=0.0):
 
 @pytest.mark.parametrize("n", [3, 5, 40])
 @pytest.mark.parametrize("mean", [-3, -0.2, 0, 0.2, 3])
-def test_place_among_random_sets(rng, n, mean):
+def test_z_among_random_sets(rng, n, mean):
     """Of the effect among all random sets, and of each of them among the others."""
     differences = rng.normal(mean, 1, n)
     z, each = against_random(differences)
@@ -91,7 +91,7 @@ def naive_p(z, pool):
     return min(1, 2 * min(at_least, at_most) / (len(pool) + 1))
 
 
-def test_p_is_the_place_among_the_z_of_random_sets(rng):
+def test_p_is_the_fraction_of_random_sets_with_z_as_extreme(rng):
     pool = np.round(rng.normal(size=60), 1)  # with ties
     z = np.array([-9, -1.2, 0, 0.05, pool[0], pool.max(), 9, np.nan])
     p = by_chance(z, pool)
@@ -113,7 +113,7 @@ def test_no_p_without_random_sets():
 
 
 def pooled(effects):
-    """P of the first of each row among the others, by the z of random sets beside all rows."""
+    """P of the first of each row among the others, by the z of the random sets of all rows."""
     found = [against_random(others - effect) for effect, *others in effects]
     return by_chance(np.array([z for z, _ in found]), np.concatenate([each for _, each in found]))
 
@@ -121,7 +121,7 @@ def pooled(effects):
 @pytest.mark.parametrize("n", [3, 10, 40, 100])
 @pytest.mark.parametrize("law", ["normal", "exponential"])
 def test_p_is_calibrated_where_the_perturbed_sets_are_random_ones(law, n):
-    """P <= a in a share a of the cases, whatever the scale of effects beside each perturbation.
+    """P <= a in a share a of the cases, whatever the scale of the effects of each perturbation.
 
     Each random set is placed among one fewer than the perturbed one is: among very few, p is too large.
     """
@@ -135,7 +135,7 @@ def test_p_is_calibrated_where_the_perturbed_sets_are_random_ones(law, n):
     assert p.min() >= 2 / (3000 * n + 1)
 
 
-def test_few_sets_beside_each_of_many_perturbations_tell_rare_from_very_rare(rng):
+def test_few_random_sets_for_each_of_many_perturbations_resolve_small_p_values(rng):
     """Alone, ten sets allow no p below 2 / 11."""
     effects = rng.normal(size=(200, 11))
     effects[:5, 0] += 12
@@ -207,30 +207,30 @@ def test_donors_that_do_not_differ(value):
     assert np.isnan([found.low, found.high, found.p]).all()
 
 
-def test_donors_beside_random_genes(rng):
+def test_donors_compared_with_random_genes(rng):
     values = rng.normal(1.5, 0.5, 6)
-    p = donors_beside_random(np.insert(values, 2, np.nan), 0.8, 20)
+    p = donors_against_random(np.insert(values, 2, np.nan), 0.8, 20)
     of_donors, of_genes = values.var(ddof=1) / 6, 0.8**2 + 0.8**2 / 20  # of one more gene, and of the mean of 20
     freedom = (of_donors + of_genes) ** 2 / (of_donors**2 / 5 + of_genes**2 / 19)
     assert p == pytest.approx(2 * stats.t.sf(values.mean() / np.sqrt(of_donors + of_genes), freedom))
-    assert donors_beside_random(-values, 0.8, 20) == pytest.approx(p)
+    assert donors_against_random(-values, 0.8, 20) == pytest.approx(p)
     # Random genes that hardly differ leave the test of the donors, donors that hardly differ that of genes.
-    assert donors_beside_random(values, 1e-9, 20) == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+    assert donors_against_random(values, 1e-9, 20) == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
     genes = rng.normal(0, 0.8, 20)
     one = stats.ttest_ind(genes, [genes.mean() + 1.5]).pvalue
-    assert donors_beside_random(1.5 + 1e-9 * values, genes.std(ddof=1), 20) == pytest.approx(one)
+    assert donors_against_random(1.5 + 1e-9 * values, genes.std(ddof=1), 20) == pytest.approx(one)
 
 
 @pytest.mark.parametrize(
     ("values", "random_sd", "n_random"),
     [([], 1, 9), ([0.3], 1, 9), ([0.3, np.nan], 1, 9), ([1, 2], np.nan, 9), ([1, 2], 0, 9), ([1, 2], 1, 2)],
 )
-def test_nothing_to_test_donors_with(values, random_sd, n_random):
-    assert np.isnan(donors_beside_random(np.array(values, dtype=float), random_sd, n_random))
+def test_donors_that_cannot_be_tested(values, random_sd, n_random):
+    assert np.isnan(donors_against_random(np.array(values, dtype=float), random_sd, n_random))
 
 
 def donor_tests(rng, *, n_genes, n_random, n_donors, noise, effect=0.0):
-    """P over donors beside random genes, and p of the donors alone: all genes are drawn from one distribution."""
+    """P over donors compared with random genes, and p of the donors alone; all genes are of one distribution."""
     found = []
     for _ in range(n_genes):
         gene, *random = rng.normal(size=1 + n_random)
@@ -239,7 +239,7 @@ def donor_tests(rng, *, n_genes, n_random, n_donors, noise, effect=0.0):
         of_random = np.array(random) + rng.normal(0, noise, (n_donors, n_random))
         excess = own - of_random.mean(axis=1)
         spread = of_random.mean(axis=0).std(ddof=1)
-        found.append((donors_beside_random(excess, spread, n_random), over_donors(excess).p))
+        found.append((donors_against_random(excess, spread, n_random), over_donors(excess).p))
     return np.array(found).T
 
 
@@ -250,17 +250,17 @@ def donor_tests(rng, *, n_genes, n_random, n_donors, noise, effect=0.0):
 def test_random_genes_are_not_special_in_any_number_of_donors(n_donors, n_random, noise):
     """A gene is never like the mean gene: the donors alone call nearly every one of them special."""
     rng = np.random.default_rng(n_donors)
-    beside, alone = donor_tests(rng, n_genes=1000, n_random=n_random, n_donors=n_donors, noise=noise)
-    assert np.mean(beside < 0.05) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 1000)
+    compared, alone = donor_tests(rng, n_genes=1000, n_random=n_random, n_donors=n_donors, noise=noise)
+    assert np.mean(compared < 0.05) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 1000)
     if noise <= 0.1:
         assert np.mean(alone < 0.05) > (0.9 if noise < 0.1 else 0.6)
-        assert np.mean(beside < 0.05) > 0.025
-        assert np.mean(beside < 0.5) == pytest.approx(0.5, abs=0.06)
+        assert np.mean(compared < 0.05) > 0.025
+        assert np.mean(compared < 0.5) == pytest.approx(0.5, abs=0.06)
 
 
-def test_genes_that_are_other_than_random_ones_are_found(rng):
-    beside, _ = donor_tests(rng, n_genes=200, n_random=100, n_donors=5, noise=0.3, effect=6)
-    assert np.mean(beside < 0.05) > 0.95
+def test_genes_that_differ_from_random_ones_are_detected(rng):
+    compared, _ = donor_tests(rng, n_genes=200, n_random=100, n_donors=5, noise=0.3, effect=6)
+    assert np.mean(compared < 0.05) > 0.95
 
 
 def test_over_cells(rng):
@@ -344,11 +344,11 @@ def test_no_partial_correlation(rng):
     assert np.isnan(partial_spearman(x, y, np.full((20, 1), np.nan)))
 
 
-def test_beside_baselines(rng):
+def test_rankings_compared_with_baselines(rng):
     effect, detection, rank = rng.normal(size=(3, 40))
     effect += detection
     rank[:4] = np.nan
-    rows = beside_baselines(effect, {"detection": detection, "rank": rank, "logfc": np.full(40, np.nan)})
+    rows = correlate_with_baselines(effect, {"detection": detection, "rank": rank, "logfc": np.full(40, np.nan)})
     assert [row["baseline"] for row in rows] == ["detection", "rank"]  # what is not known is not among them
     first, second = rows
     assert first["spearman"] == pytest.approx(stats.spearmanr(effect, detection).statistic)
@@ -362,7 +362,7 @@ def test_beside_baselines(rng):
 def test_few_observations_are_no_ranking(rng, n):
     effect, detection, rank = rng.normal(size=(3, 30))
     effect[n:] = np.nan
-    rows = beside_baselines(effect, {"detection": detection, "rank": rank})
+    rows = correlate_with_baselines(effect, {"detection": detection, "rank": rank})
     assert [row["n"] for row in rows] == [n, n]
     for row, values, other in zip(rows, (detection, rank), (rank, detection), strict=True):
         found = [row["spearman"], row["partial_spearman"]]
@@ -375,9 +375,9 @@ def test_few_observations_are_no_ranking(rng, n):
 
 def test_one_baseline_alone(rng):
     effect, detection = rng.normal(size=(2, 40))
-    (row,) = beside_baselines(effect, {"detection": detection})
+    (row,) = correlate_with_baselines(effect, {"detection": detection})
     assert row["partial_spearman"] == pytest.approx(row["spearman"])
-    assert beside_baselines(effect, {}) == []
+    assert correlate_with_baselines(effect, {}) == []
 
 
 def test_rank_trend_finds_a_planted_line(rng):

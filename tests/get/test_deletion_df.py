@@ -316,7 +316,7 @@ def test_gene_effects_df(plain):
     assert_gene_effects(plain, NAMES, "gfx_delete", columns, "shift")
 
 
-def test_gene_effects_beside_random_sets(controlled):
+def test_gene_effects_compared_with_random_sets(controlled):
     columns = ["perturbation", "gene", "shift", "shift_sd", "n_cells", "random_shift", "excess"]
     assert_gene_effects(controlled, MORE, "mine", columns, "excess")
 

@@ -142,7 +142,7 @@ def test_synergy_errors(deleted: ad.AnnData) -> None:
 
 
 @pytest.mark.parametrize(("key", "beside"), [(None, "random_shift"), ("alone", "n_cells")])
-def test_gene_effects_stand_beside_random_perturbations(deleted: ad.AnnData, key: str | None, beside: str) -> None:
+def test_gene_effects_are_drawn_against_random_perturbations(deleted: ad.AnnData, key: str | None, beside: str) -> None:
     name = gfx.get.deletion_df(deleted)["perturbation"].iloc[0]
     table = gfx.get.gene_effects_df(deleted, name, key=key)
     table = table[(table["shift"] > 0) & (table[beside] > 0)]
@@ -234,7 +234,7 @@ def test_rank_trend_on_axes_given_and_errors(deleted: ad.AnnData) -> None:
         gfx.pl.rank_trend(deleted, key="other")
 
 
-def test_names_of_points_stand_apart_and_on_no_point() -> None:
+def test_names_of_points_overlap_neither_each_other_nor_a_point() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.uniform(0.4, 0.6, (2, 16))
     figure, ax = plt.subplots(figsize=(2, 1.4), layout="constrained")
@@ -253,7 +253,7 @@ def test_names_of_points_stand_apart_and_on_no_point() -> None:
         assert ax.bbox.containsx(box.x1)
 
 
-def test_names_of_points_stand_on_no_other_point() -> None:
+def test_names_of_points_cover_no_unnamed_point() -> None:
     figure, ax = plt.subplots(figsize=(5, 4), layout="constrained")
     ax.set(xlim=(0, 1), ylim=(0, 1))
     label_points(ax, ["GENE"], np.array([0.5]), np.array([0.5]))

@@ -78,7 +78,7 @@ def test_each_control_can_be_asked_for_alone(
     pd.testing.assert_frame_equal(found.table, screened.table[found.table.columns])
 
 
-def test_random_weights_are_of_a_model_that_has_learnt_nothing(
+def test_random_weights_are_those_of_an_untrained_model(
     *, screened: Screened, toy_cells: ToyCells, toy_model: Model, other_toy_folder: Path, screen: Screen
 ) -> None:
     """Another model of the same shape has the same; another seed has not."""

@@ -106,7 +106,7 @@ def over_donors(values: np.ndarray) -> Interval:
     return Interval(mean, float(low), float(high), float(test.pvalue), n)
 
 
-def donors_beside_random(values: np.ndarray, random_sd: float, n_random: int) -> float:
+def donors_against_random(values: np.ndarray, random_sd: float, n_random: int) -> float:
     """Test over donors whether a gene differs from random genes: p of Welch's t-test.
 
     `values` are its excess over the mean random set, one a donor. No gene behaves exactly like the average gene, so a
@@ -170,7 +170,7 @@ def partial_spearman(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> float:
     return float(np.corrcoef(*residuals.T)[0, 1])
 
 
-def beside_baselines(effect: np.ndarray, baselines: Mapping[str, np.ndarray]) -> list[dict[str, float | str]]:
+def correlate_with_baselines(effect: np.ndarray, baselines: Mapping[str, np.ndarray]) -> list[dict[str, float | str]]:
     """Correlate a ranking with each baseline, alone and given the other baselines."""
     known = {name: values for name, values in baselines.items() if np.isfinite(values).any()}
     rows = []

@@ -153,6 +153,7 @@ _OF_ONE_SCREEN = (
 )
 
 
+@shared()
 def screen_cells(
     adata: Data,
     store: str | Path,
@@ -175,10 +176,8 @@ def screen_cells(
     measure
         ``"shift"``: cosine shift of the cell without the gene. ``"toward"``: change of its cosine to the goal, above 0
         where the cell shifts toward it.
-    key
-        The `key_added` of that call.
-    mod
-        Modality of a MuData.
+    {key}
+    {mod}
 
     Returns
     -------

@@ -8,7 +8,7 @@ import numpy as np
 
 from gfx import _log
 from gfx._core.edits import ranks_of
-from gfx._core.statistics import beside_baselines
+from gfx._core.statistics import correlate_with_baselines
 from gfx._tokens import CountsNotAtHandError, counts_by_token
 from gfx.tl._prepare import pieces
 
@@ -123,6 +123,6 @@ def compare_with_baselines(
     return [
         (row["baseline"], measure, statistic, row[statistic], row["n"])
         for measure, effect in effects.items()
-        for row in beside_baselines(effect, baselines)
+        for row in correlate_with_baselines(effect, baselines)
         for statistic in ("spearman", "partial_spearman")
     ]
