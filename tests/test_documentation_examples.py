@@ -43,7 +43,8 @@ def once(tool: Callable) -> Callable:
 
     @wraps(tool)
     def call(adata: ad.AnnData, *args: object, **kwargs: object) -> None:
-        made_from = tool.__name__, repr(args), repr(kwargs), adata.X.data.tobytes(), repr(adata)
+        cells = adata.X.data.tobytes(), adata.obs.to_csv(), adata.var.to_csv(), repr(adata)
+        made_from = tool.__name__, repr(args), repr(kwargs), *cells
         if made_from not in MADE:
             assert tool(adata, *args, **kwargs) is None
             MADE[made_from] = adata.copy()
