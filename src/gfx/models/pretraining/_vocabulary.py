@@ -202,8 +202,10 @@ class GeneSummary:
 
 def _added(
     first: Mapping[str, Mapping[str, int]], second: Mapping[str, Mapping[str, int]]
-) -> dict[str, dict[str, int]]:
+) -> Mapping[str, Mapping[str, int]]:
     """Add up how often each gene has each name."""
+    if not (first and second):  # blocks of cells bring no names
+        return first or second
     genes = first.keys() | second.keys()
     return {gene: dict(Counter(first.get(gene, {})) + Counter(second.get(gene, {}))) for gene in genes}
 
