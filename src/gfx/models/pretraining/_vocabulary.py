@@ -122,18 +122,18 @@ class GeneSummary:
 
     def merge(self, other: GeneSummary) -> GeneSummary:
         """Return the summary of the cells of both, which have to be different cells; changes neither."""
-        if np.array_equal(self.ids, other.ids):  # as in all blocks of one source
-            ids, histogram = self.ids, self.histogram + other.histogram
-        else:
+        ids, first, second = self.ids, self.histogram, other.histogram
+        if not np.array_equal(ids, other.ids):  # as they are in all blocks of one source
             ids = np.array(sorted({*self.ids, *other.ids}), dtype=object)
-            row_of = {gene: row for row, gene in enumerate(ids)}
-            histogram = sparse.csr_array((len(ids), _N_BUCKETS), dtype=np.int64)
-            for summary in (self, other):
-                rows, entries = np.array([row_of[gene] for gene in summary.ids], int), summary.histogram.tocoo()
-                places = (rows[entries.row], entries.col)
-                histogram += sparse.coo_array((entries.data, places), shape=histogram.shape).tocsr()
+            first, second = self._histogram_of(ids), other._histogram_of(ids)
         names = (_added(self.symbols, other.symbols), _added(self.gene_types, other.gene_types))
-        return GeneSummary(ids, histogram, *names)
+        return GeneSummary(ids, first + second, *names)
+
+    def _histogram_of(self, ids: np.ndarray) -> sparse.csr_array:
+        """Insert empty rows into the histogram, so that it has one for each of `ids`, ascending and more than ours."""
+        n_entries = dict(zip(self.ids, np.diff(self.histogram.indptr), strict=True))
+        starts = np.cumsum([0, *(n_entries.get(gene, 0) for gene in ids)])
+        return sparse.csr_array((self.histogram.data, self.histogram.indices, starts), shape=(len(ids), _N_BUCKETS))
 
     def save(self, path: str | Path) -> Path:
         """Write to an `.npz` file, the same bytes for the same summary; returns its path.
@@ -206,8 +206,10 @@ def _added(
     """Add up how often each gene has each name."""
     if not (first and second):  # blocks of cells bring no names
         return first or second
-    genes = first.keys() | second.keys()
-    return {gene: dict(Counter(first.get(gene, {})) + Counter(second.get(gene, {}))) for gene in genes}
+    total = {gene: Counter(names) for gene, names in first.items()}
+    for gene, names in second.items():
+        total.setdefault(gene, Counter()).update(names)
+    return total
 
 
 def _merged(parts: Iterable[GeneSummary]) -> GeneSummary:
