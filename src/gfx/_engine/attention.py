@@ -58,13 +58,11 @@ def sum_attention(
 
     Returns
     -------
-    Sums over cells, float64, and numbers of cells, int64; heads are layer by layer:
+    Sums over cells, float64; heads are layer by layer:
 
-    `genes`, `uniform`, `n_cells`
-        Weight that each token receives from an average position of its cell, `(n_tokens, n_layers * n_heads)`; what
-        uniform attention would give it, and the cells that have it, `(n_tokens,)`.
-    `ranks`, `ranks_uniform`, `ranks_n_cells`
-        The same for each rank, 0 the top gene of a cell.
+    `genes`, `ranks`
+        For each token, and for each rank (0 is the top gene of a cell), the weight that each head gives it from an
+        average position of the cell; what uniform attention would give it; and 1: `(n, n_layers * n_heads + 2)`.
     `special`, `entropy`
         Weight that special tokens receive; entropy of a position's attention over the logarithm of the length, 1 for
         uniform attention; `(n_layers, n_heads)`.
@@ -75,57 +73,49 @@ def sum_attention(
         )
         raise ValueError(msg)
     device, dtype = encoder.device, sum_dtype(encoder.device)
-    shape, n_tokens = (encoder.config.num_hidden_layers, encoder.config.num_attention_heads), len(vocabulary)
+    shape = encoder.config.num_hidden_layers, encoder.config.num_attention_heads
+    width = shape[0] * shape[1] + 2
     n_ranks = max(int(lengths.max(initial=0)) - vocabulary.n_specials, 0)
-
-    def zeros(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
-        return torch.zeros(*shape, dtype=dtype, device=device)
-
-    width = shape[0] * shape[1]
-    genes = zeros(n_tokens, width), zeros(n_tokens), zeros(n_tokens, dtype=torch.int64)
-    ranks = zeros(n_ranks, width), zeros(n_ranks), zeros(n_ranks, dtype=torch.int64)
-    to_special, entropies = zeros(*shape), zeros(*shape)
+    genes, ranks = (torch.zeros(n, width, dtype=dtype, device=device) for n in (len(vocabulary), n_ranks))
+    to_special, entropies = torch.zeros(2, *shape, dtype=dtype, device=device)
     special = special_tokens(vocabulary, device)
     for batch in run_cells(encoder, ids, lengths, max_pairs=_MAX_WEIGHTS // shape[1], forward=attend):
         received, entropy = batch.output
-        flat = received.permute(1, 3, 0, 2).flatten(2).to(dtype)  # (b, l, layers * heads)
+        by_head = received.permute(1, 3, 0, 2).flatten(2).to(dtype)  # (b, l, layers * heads)
+        uniform = (1 / batch.valid.sum(1).to(dtype))[:, None, None].expand(-1, by_head.shape[1], 1)
+        values = torch.cat([by_head, uniform, torch.ones_like(uniform)], dim=-1)
         is_gene = batch.valid & ~special[batch.tokens]
-        even = (1.0 / batch.valid.sum(1).to(dtype))[:, None].expand(-1, batch.tokens.shape[1])
-        rank = (torch.arange(batch.tokens.shape[1], device=device) - vocabulary.first_gene).expand_as(batch.tokens)
-        for (sums, evens, counts), slot in ((genes, batch.tokens[is_gene]), (ranks, rank[is_gene])):
-            sums.index_add_(0, slot, flat[is_gene])
-            evens.index_add_(0, slot, even[is_gene])
-            counts.add_(torch.bincount(slot, minlength=len(counts)))
+        rank = (torch.arange(by_head.shape[1], device=device) - vocabulary.first_gene).expand_as(batch.tokens)
+        genes.index_add_(0, batch.tokens[is_gene], values[is_gene])
+        ranks.index_add_(0, rank[is_gene], values[is_gene])
         # Of all a cell's attention, what does not go to its genes goes to <cls> and <eos>.
         is_special = (batch.valid & special[batch.tokens]).to(dtype)
         to_special += torch.einsum("nbhl,bl->nh", received.to(dtype), is_special)
         entropies += entropy.to(dtype).sum(1)
-    names = "genes", "uniform", "n_cells", "ranks", "ranks_uniform", "ranks_n_cells", "special", "entropy"
-    totals = zip(names, (*genes, *ranks, to_special, entropies), strict=True)
-    return {name: total.cpu().numpy() for name, total in totals}
+    totals = {"genes": genes, "ranks": ranks, "special": to_special, "entropy": entropies}
+    return {name: total.cpu().numpy() for name, total in totals.items()}
 
 
 def mean_attention(results: Iterable[Mapping[str, np.ndarray]], n_cells: int) -> dict[str, np.ndarray]:
     """Turn results of :func:`sum_attention`, those of the longest cells first, into means over so many cells.
 
-    Their names are the same. Means are float32 and NaN where no cell has a gene or rank: `genes`
-    `(n_tokens, n_layers, n_heads)`, `ranks` `(n_layers, n_heads, n_ranks)`, and all others as they were.
+    Float32, NaN where no cell has a gene or rank: `genes` `(n_tokens, n_layers, n_heads)` and `uniform` `(n_tokens,)`;
+    `ranks` `(n_layers, n_heads, n_ranks)` and `ranks_uniform` `(n_ranks,)`; `special` and `entropy` as they were. And
+    numbers of cells, int64: `n_cells` and `ranks_n_cells`.
     """
     totals: dict[str, np.ndarray] = {}
     for result in results:
         for name, values in result.items():
             totals.setdefault(name, np.zeros_like(values))[: len(values)] += values
-    shape = totals["special"].shape
 
-    def mean(name: str, n: str) -> np.ndarray:
-        sums, counts = totals[name], totals[n].reshape(-1, *[1] * (totals[name].ndim - 1))
-        return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0).astype(np.float32)
+    def means(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        sums, n = totals[name][:, :-1], totals[name][:, -1:]
+        values = np.divide(sums, n, out=np.full(sums.shape, np.nan), where=n > 0).astype(np.float32)
+        return values[:, :-1].reshape(-1, *totals["special"].shape), values[:, -1], n[:, 0].astype(np.int64)
 
-    means = {
-        "genes": mean("genes", "n_cells").reshape(-1, *shape),
-        "uniform": mean("uniform", "n_cells"),
-        "ranks": mean("ranks", "ranks_n_cells").reshape(-1, *shape).transpose(1, 2, 0),
-        "ranks_uniform": mean("ranks_uniform", "ranks_n_cells"),
-    }
+    genes, uniform, n_with_gene = means("genes")
+    ranks, ranks_uniform, n_with_rank = means("ranks")
     of_cells = {name: (totals[name] / max(n_cells, 1)).astype(np.float32) for name in ("special", "entropy")}
-    return totals | means | of_cells
+    of_genes = {"genes": genes, "uniform": uniform, "n_cells": n_with_gene}
+    of_ranks = {"ranks": ranks.transpose(1, 2, 0), "ranks_uniform": ranks_uniform, "ranks_n_cells": n_with_rank}
+    return of_cells | of_genes | of_ranks
