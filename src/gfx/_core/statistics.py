@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -83,14 +82,12 @@ def false_discovery_rate(p: np.ndarray) -> np.ndarray:
 # --- over replicates -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Interval:
-    """Mean over replicates, its 95 % interval, and p against 0; NaN where there are too few replicates."""
+class Interval(NamedTuple):
+    """Mean over replicates, its 95 % interval, and their number; NaN where there are too few replicates."""
 
     mean: float
     low: float
     high: float
-    p: float
     n: int
 
 
@@ -100,10 +97,8 @@ def over_donors(values: np.ndarray) -> Interval:
     n = len(values)
     mean = float(values.mean()) if n else np.nan
     if n < 2 or not np.ptp(values) > 0:
-        return Interval(mean, np.nan, np.nan, np.nan, n)
-    test = stats.ttest_1samp(values, 0.0)
-    low, high = test.confidence_interval(COVERAGE)
-    return Interval(mean, float(low), float(high), float(test.pvalue), n)
+        return Interval(mean, np.nan, np.nan, n)
+    return Interval(mean, *map(float, stats.ttest_1samp(values, 0.0).confidence_interval(COVERAGE)), n)
 
 
 def donors_against_random(values: np.ndarray, random_sd: float, n_random: int) -> float:
@@ -128,8 +123,8 @@ def over_cells(values: np.ndarray, rng: np.random.Generator) -> Interval:
     n = len(values)
     mean = float(values.mean()) if n else np.nan
     if n < 2:
-        return Interval(mean, np.nan, np.nan, np.nan, n)
-    low, high = stats.bootstrap(
+        return Interval(mean, np.nan, np.nan, n)
+    interval = stats.bootstrap(
         (values,),
         np.mean,
         n_resamples=N_DRAWS,
@@ -138,7 +133,7 @@ def over_cells(values: np.ndarray, rng: np.random.Generator) -> Interval:
         method="percentile",
         random_state=rng,
     ).confidence_interval
-    return Interval(mean, float(low), float(high), np.nan, n)
+    return Interval(mean, *map(float, interval), n)
 
 
 # --- rankings ------------------------------------------------------------------------------------------------------

@@ -145,10 +145,9 @@ def _over_donors(result: Slots, table: pd.DataFrame, measure: str, prefix: str, 
     rows = []
     for group, row in zip(table.index, table.to_dict("records"), strict=True):
         values = by_group.get(group if prefix else (group,), pd.Series(dtype=float)).to_numpy(dtype=np.float64)
-        interval = over_donors(values)
+        *interval, n = over_donors(values)
         p = donors_against_random(values, row[f"{prefix}random_sd"], row[f"{prefix}n_random"]) if has_random else np.nan
-        statistics = (interval.mean, interval.low, interval.high, p)
-        rows.append((interval.n, *(statistics if interval.n >= min_donors else [np.nan] * 4)))
+        rows.append((n, *((*interval, p) if n >= min_donors else [np.nan] * 4)))
     return pd.DataFrame(rows, columns=["n_donors", "donor_mean", "donor_low", "donor_high", "donor_p"])
 
 
