@@ -105,16 +105,10 @@ class MaskedCells(Dataset):
 
 
 class LabelledCells(Dataset):
-    """Cells whose genes, or which themselves, have known classes.
+    """Cells with known classes of their genes or of themselves.
 
-    Parameters
-    ----------
-    ids, lengths, cells
-        Tokens `(n_obs, longest)` and lengths `(n_obs,)` of all cells, and which of them to take, int `(n_cells,)`.
-    of_token
-        Where genes are classified: class of each token, int `(n_tokens,)`, -100 for those without.
-    of_cell
-        Where cells are classified: class of each cell in each task, int `(n_obs, n_tasks)`, -100 for none.
+    `ids` are tokens `(n_obs, longest)`, `lengths` `(n_obs,)`, and `cells` those to take, int `(n_cells,)`. Classes are
+    those of each token, int `(n_tokens,)`, or those of each cell in each task, int `(n_obs, n_tasks)`; -100 is none.
     """
 
     def __init__(

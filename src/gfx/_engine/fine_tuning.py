@@ -107,18 +107,11 @@ def fine_tune(
 ) -> Classifier:
     """Train a classifier, or go on from the last checkpoint in `folder`; it stays on the device of the training.
 
-    Parameters
-    ----------
-    make
-        Makes the classifier to start from, the same each time.
-    validation
-        Cells to choose the best epoch by, and to stop by after `patience` epochs without a lower loss; `None` trains
-        to the end.
-    arguments
-        What replaces :data:`DEFAULTS`, and other arguments of :class:`transformers.TrainingArguments`.
-    adapter
-        Trains low-rank adapters in layers that are not frozen, and the head, with the network in 8 or 4 bits if wanted;
-        then adds them to the weights in full precision, so that the result is a classifier like any other.
+    `make` makes the classifier to start from, the same each time, and `arguments` replace :data:`DEFAULTS`. With
+    `validation` cells the best epoch is taken, and training ends after `patience` epochs without a lower loss; without
+    them it goes to the end. An `adapter` trains low-rank adapters in layers that are not frozen, and the head, with the
+    network in 8 or 4 bits if wanted, and then adds them to the weights in full precision, so that the result is a
+    classifier like any other.
     """
     folder = folder.resolve()  # checkpoints name each other by path
     model = make()
