@@ -99,7 +99,7 @@ def test_a_key_chooses_the_result(copied: Screened, without_goal: Screened) -> N
     adata.uns["other"], adata.varm["other"] = adata.uns.pop("gfx_screen"), adata.varm.pop("gfx_screen")
     expected = gfx.get.screen_cells(adata, copied.store)  # the only result
     assert (gfx.get.screen_cells(adata, copied.store, key="other") != expected).nnz == 0
-    with pytest.raises(KeyError, match=r"Run `gfx\.tl\.screen_genes\(adata, key_added='gfx_screen'\)` first"):
+    with pytest.raises(KeyError, match=r"Run `gfx\.tl\.screen_genes\(adata\)` first"):
         gfx.get.screen_cells(adata, copied.store, key="gfx_screen")
     assert gfx.get.screen_cells(without_goal.adata, without_goal.store, key="mine").nnz > 0
 
