@@ -390,6 +390,7 @@ def test_every_model_reads_its_own_tokens(tool, cells, toy_model, toy_model_v1):
     assert slot(cells, tool.uns_slot("y"))["params"]["gene_ids"] == "ensembl_id"
 
 
+@each_reader
 def test_model_by_folder_and_by_setting(tool, cells, toy_model):
     tool(cells, model=toy_model, key_added="x")
     tool(cells, model=toy_model.folder, key_added="y")
@@ -541,7 +542,7 @@ AS_ZARR = {"embed_genes, groups", "classify_genes"}
 FILES = [
     pytest.param(name, *file, marks=[pytest.mark.slow] * (file == ("zarr", None) and name not in AS_ZARR))
     for name in TOOLS
-    for file in [("h5ad", None), ("h5ad", "mine"), ("zarr", None)]
+    for file in [("h5ad", "mine"), ("zarr", None)]
 ]
 
 
