@@ -155,7 +155,7 @@ def test_a_worker_that_dies_without_a_store(
 ) -> None:
     client.wait_for_workers(2)
     began = time.monotonic()
-    killer = kill_when(lambda: time.monotonic() > began + 0.3, pids(client)[:1])
+    killer = kill_when(lambda: time.monotonic() > began + 0.15, pids(client)[:1])
     adata = toy_cells(N_CELLS)
     screen(client, adata, **arguments)
     assert not killer.is_alive()  # it was killed before this was done
