@@ -79,9 +79,10 @@ controls [controls_of_classifiers]
     random weights, none of which is frozen. ``"baselines"``: what is known without a model. `None` compares with
     nothing.
 controls [controls_of_perturbations]
-    What to compare results with, a sequence of names; `None` runs no control. ``"random_sets"``: rank-matched
-    random gene sets in the same cells. ``"random_weights"``: the same model with random weights. ``"baselines"``:
-    detection, expression, rank and fold change. On request also ``"centroids"``: a marker gene helps define its own
+    What to compare results with, a sequence of names; `None` runs no control. ``"parts"``: split each shift into
+    composition, position and context, which takes one more pass. ``"random_sets"``: rank-matched random gene sets
+    in the same cells. ``"random_weights"``: the same model with random weights. ``"baselines"``: detection,
+    expression, rank and fold change. On request also ``"centroids"``: a marker gene helps define its own
     state, so this gives the shift toward centroids of cells without the perturbed genes, at the cost of a pass over
     the cells of all states for each perturbation.
 n_random

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Held-out (cells|donors) of")
 GENES = ["TOY90", "TOY48", ("TOY90", "TOY48")]
 NAMES = ["TOY90", "TOY48", "TOY90+TOY48"]
 
-delete_genes = partial(gfx.tl.delete_genes, controls=None)
+delete_genes = partial(gfx.tl.delete_genes, controls=["parts"])
 deletion_df = partial(gfx.get.deletion_df, min_cells=1)
 
 

@@ -112,7 +112,7 @@ PERTURBED = {
 }
 SCREENED = [f"TOY{n}" for n in range(1, 200, 29)]  # fewer passes than all genes
 GENES = (["TOY90", "TOY48", ("TOY90", "TOY48")],)
-ALONE = {"controls": None}
+ALONE = {"controls": ["parts"]}
 STATES = {"groupby": "cell_type", "start": "a", "goal": "b", "n_random": 5, "donor_key": "donor"}
 DELETIONS = {
     name: getattr(gfx.get, name) for name in ("deletion_df", "deletion_cells_df", "gene_effects_df", "synergy_df")

@@ -18,10 +18,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:Held-out (cells|donors) of")
 #: In nearly all of the toy cells.
 GENE, OTHER = "TOY90", "TOY48"
 WITH_STATES = {"groupby": "condition", "start": "sick", "goal": "healthy"}
-EVERY = ["random_sets", "random_weights", "baselines", "centroids"]
+EVERY = ["parts", "random_sets", "random_weights", "baselines", "centroids"]
 
 #: Most tests are about effects, not about their controls.
-delete_genes = partial(gfx.tl.delete_genes, controls=None)
+delete_genes = partial(gfx.tl.delete_genes, controls=["parts"])
 
 
 @pytest.mark.parametrize("positions", ["close", "keep"])
@@ -94,6 +94,19 @@ def test_the_last_gene_leaves_every_position_as_it_was(cells, toy_model_v1):
     assert abs(position) < 1e-6
     assert composition != 0
     assert abs(context) > 1e-6
+
+
+def test_without_their_parts_shifts_are_the_same(cells, toy_model):
+    """And nothing stands where the parts would: one pass was made for each cell and perturbation."""
+    chosen = {"model": toy_model, "groupby": "condition", "start": "sick", "goal": "healthy"}
+    delete_genes(cells, [GENE, "TOY48"], key_added="split", **chosen)
+    gfx.tl.delete_genes(cells, [GENE, "TOY48"], controls=None, **chosen)
+    for slot in ("", "_states"):
+        np.testing.assert_allclose(cells.obsm[f"gfx_delete{slot}"], cells.obsm[f"split{slot}"], atol=1e-6)
+    assert "split_parts" in cells.obsm
+    assert "gfx_delete_parts" not in cells.obsm
+    for table in (gfx.get.deletion_df(cells, key="gfx_delete"), gfx.get.deletion_cells_df(cells, key="gfx_delete")):
+        assert not [column for column in table if "composition" in column]
 
 
 TABLE = ["perturbation", "n_cells", "shift_mean", "shift_sd", "composition_mean", "position_mean", "context_mean"]
@@ -198,7 +211,7 @@ def test_cells_of_nothing_but_the_deleted_genes(cells, any_model):
     assert (~np.isnan(shift)).sum(axis=0).tolist() == cells.uns["gfx_delete"]["table"]["n_cells"].tolist()
 
 
-@pytest.mark.parametrize("controls", [None, ["random_sets", "random_weights", "baselines"]])
+@pytest.mark.parametrize("controls", [None, EVERY[:-1]])
 def test_genes_of_no_cell(cells, toy_model, controls):
     few_genes(cells)
     with pytest.warns(UserWarning, match=r"No cell has the genes of \['TOY7', 'TOY7\+TOY90'\]") as caught:

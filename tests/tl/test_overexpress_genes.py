@@ -14,7 +14,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Held-out (cells|donors) of")
 #: In nearly all of the toy cells, in some, in few.
 GENE, OTHER, RARE = "TOY90", "TOY48", "TOY7"
 
-overexpress_genes = partial(gfx.tl.overexpress_genes, controls=None)
+overexpress_genes = partial(gfx.tl.overexpress_genes, controls=["parts"])
 
 
 @pytest.fixture

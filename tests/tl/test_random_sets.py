@@ -216,7 +216,7 @@ def test_all_controls_run_with_a_hundred_random_sets_by_default(cells, toy_model
     gfx.tl.delete_genes(cells, GENE, model=toy_model)
     result = cells.uns["gfx_delete"]
     assert len(result["random_sets"]) == result["params"]["n_random"] == 100
-    assert result["params"]["controls"] == ["random_sets", "random_weights", "baselines"]
+    assert result["params"]["controls"] == ["parts", "random_sets", "random_weights", "baselines"]
     assert {"random_weights", "rank", "detection"} < set(result["controls"]["control"])
 
 

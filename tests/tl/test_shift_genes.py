@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Held-out (cells|donors) of")
 #: In nearly all of the toy cells, and in some.
 GENE, OTHER = "TOY90", "TOY48"
 
-shift_genes = partial(gfx.tl.shift_genes, controls=None)
+shift_genes = partial(gfx.tl.shift_genes, controls=["parts"])
 
 
 # --- quartiles ------------------------------------------------------------------------------------------------------

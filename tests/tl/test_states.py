@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Held-out (cells|donors) of")
 GENE, OTHER = "TOY90", "TOY48"
 
 #: Most tests are about effects, not about their controls.
-delete_genes = partial(gfx.tl.delete_genes, controls=None)
+delete_genes = partial(gfx.tl.delete_genes, controls=["parts"])
 
 
 @pytest.mark.parametrize("given", [GENE, (GENE, OTHER)])

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Held-out (cells|donors) of")
 
 GENES = ["TOY90", ("TOY90", "TOY48")]
 STATES = {"groupby": "cell_type", "start": "a", "goal": "b"}
-CONTROLS = ["random_sets", "random_weights", "baselines", "centroids"]
+CONTROLS = ["parts", "random_sets", "random_weights", "baselines", "centroids"]
 TOOLS: dict[str, dict[str, Any]] = {
     "embed": {},
     "embed_genes": {"groupby": "cell_type"},

@@ -163,8 +163,8 @@ def deletion_cells_df(adata: Data, *, key: str | None = None, mod: str | None = 
 
     Returns
     -------
-    Columns `cell`, `perturbation`, `shift` (1 - cosine), and its parts `composition`, `position` and `context`, which
-    add up to it; with states `state` and `toward`, the change of the cosine to the centroid of the state. Cells that
+    Columns `cell`, `perturbation`, `shift` (1 - cosine), and, with the control ``"parts"``, its parts `composition`,
+    `position` and `context`, which add up to it; with states `state` and `toward`, the change of the cosine to the centroid of the state. Cells that
     were not perturbed are left out.
 
     Raises
@@ -176,21 +176,23 @@ def deletion_cells_df(adata: Data, *, key: str | None = None, mod: str | None = 
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.delete_genes(adata, "CD3D", model="mini", controls=None)
+    >>> gfx.tl.delete_genes(adata, "CD3D", model="mini", controls=["parts"])
     >>> gfx.get.deletion_cells_df(adata).columns.tolist()
     ['cell', 'perturbation', 'shift', 'composition', 'position', 'context']
     """
     result = _find(adata, key, mod)
-    shift, parts = np.asarray(result.read("obsm")), np.asarray(result.read("obsm", "parts"))
+    shift = np.asarray(result.read("obsm"))
     cell, perturbation = np.nonzero(~np.isnan(shift))
     table = pd.DataFrame(
         {
             "cell": result.adata.obs_names.to_numpy()[cell],
             "perturbation": np.asarray(names_of(result, "perturbations"), dtype=object)[perturbation],
             "shift": shift[cell, perturbation],
-            **{part: parts[cell, perturbation, number] + 0.0 for number, part in enumerate(PARTS)},
         }
     )
+    if result.has("obsm", "parts"):
+        parts = np.asarray(result.read("obsm", "parts"))[cell, perturbation]
+        table = table.assign(**{part: parts[:, number] + 0.0 for number, part in enumerate(PARTS)})
     if not (states := names_of(result, "states")):
         return table
     toward = np.asarray(result.read("obsm", "states"))[cell, perturbation]

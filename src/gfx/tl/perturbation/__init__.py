@@ -25,7 +25,7 @@ Returns
 `.obsm['{key}' | key_added]` : :class:`numpy.ndarray` (float32, `(n_obs, n_perturbations)`)
     Shift of each cell; NaN for cells that were not perturbed, because they lack a gene or are not of state `start`.
 `.obsm['{key}_parts' | key_added + '_parts']` : :class:`numpy.ndarray` (float32, `(n_obs, n_perturbations, 3)`)
-    Its composition, position and context part; they add up to the shift.
+    With the control ``"parts"``, its composition, position and context part; they add up to the shift.
 `.obsm['{key}_states' | key_added + '_states']` : :class:`numpy.ndarray` (float32, 3 dimensions)
     With states, `(n_obs, n_perturbations, n_states)`: change of the cosine to each state, in the order of `uns`.
 `.varm['{key}' | key_added]` : :class:`numpy.ndarray` (float32, `(n_vars, n_perturbations)`)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -141,12 +141,14 @@ class Experiment:
         network: Network | None = None,
         goals: np.ndarray | None = None,
         together: bool = False,
-        **options: Any,
+        split: bool = False,
+        keep_vectors: bool = False,
     ) -> Job:
         """Make the job that fills a table of runs, by the model or another network.
 
-        Goals are vectors of states; they and other options are those of :class:`gfx._engine.tasks.Perturbation`. With
-        `together`, the genes of larger sets are also perturbed one by one, to compare.
+        Goals are vectors of states; they, `split` and `keep_vectors` are those of
+        :class:`gfx._engine.tasks.Perturbation`. With `together`, the genes of larger sets are also perturbed one by
+        one, to compare.
         """
         from gfx._engine.run import Job
         from gfx._engine.tasks import Perturbation
@@ -154,7 +156,9 @@ class Experiment:
         tokens = self.cells.tokens
         sets, cell, which, members = _with_single_genes(runs) if together else (runs.sets, runs.cell, runs.which, None)
         n_states = 0 if goals is None else goals.shape[-2]
-        shapes = {"shift": (), "rank": (), "toward": (n_states,), "parts": (3,), "toward_parts": (n_states, 3)}
+        shapes = {"shift": (), "rank": (), "toward": (n_states,)}
+        if split:
+            shapes |= {"parts": (3,), "toward_parts": (n_states, 3)}
         for name_of_effect, shape in shapes.items():  # also where there are no runs
             runs.effects[name_of_effect] = np.full((len(runs), *shape), np.nan, dtype=np.float32)
         if goals is not None and goals.ndim == 3:  # single genes that only serve for comparison need no goals
@@ -177,7 +181,7 @@ class Experiment:
             return values
 
         what = (self.cells.model.vocabulary, self.operator, self.positions, self.pooling)
-        task = Perturbation(network or self.network, *what, sets, goals, **options)
+        task = Perturbation(network or self.network, *what, sets, goals, split=split, keep_vectors=keep_vectors)
         return Job(name, task, tokens.ids, tokens.lengths, blocks, given)
 
 

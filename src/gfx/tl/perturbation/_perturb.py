@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from gfx.tl._states import States
 
 #: Controls that run unless others are asked for, and all there are.
-CONTROLS = ("random_sets", "random_weights", "baselines")
+CONTROLS = ("parts", "random_sets", "random_weights", "baselines")
 ALL_CONTROLS = (*CONTROLS, "centroids")
 
 #: A gene's shift under random sets is known from as many runs, or not at all.
@@ -181,7 +181,7 @@ def _run(
                 network=networks_of.get(name),
                 goals=goals.get(name, goals.get("model")),
                 together=table.perturbation is not None,
-                split=name == "perturbations",
+                split=name == "perturbations" and "parts" in controls,
             )
             for name, table in runs.items()
         ]
@@ -326,7 +326,7 @@ def _write(
         hint=_hint(uns["controls"]),
         obsm={
             "": perturbed.by_cell(perturbed["shift"], n_obs),
-            "parts": perturbed.by_cell(perturbed["parts"], n_obs),
+            "parts": perturbed.by_cell(perturbed["parts"], n_obs) if "parts" in perturbed.effects else None,
             "states": perturbed.by_cell(perturbed["toward"][:, :n_states], n_obs) if n_states else None,
         },
         varm={

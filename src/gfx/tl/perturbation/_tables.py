@@ -38,7 +38,7 @@ def effect_table(
             "n_cells": perturbed.n_cells,
             "shift_mean": mean,
             "shift_sd": perturbed.sd(perturbed["shift"]),
-            **{f"{part}_mean": perturbed.mean(perturbed["parts"][:, number]) for number, part in enumerate(PARTS)},
+            **_means_of_parts(perturbed, perturbed.effects.get("parts")),
             "rank_mean": perturbed.mean(perturbed["rank"]),
             **compare_with_random(perturbed, mean, random, differences(random, perturbed, "shift")),
             "random_weights_shift_mean": random_weights,
@@ -50,14 +50,19 @@ def effect_table(
     )
 
 
+def _means_of_parts(perturbed: Runs, parts: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Mean of each part of an effect, `(n_runs, 3)`, over cells; nothing where effects were not split."""
+    return {} if parts is None else {f"{part}_mean": perturbed.mean(parts[:, at]) for at, part in enumerate(PARTS)}
+
+
 def state_table(names: np.ndarray, states: States, perturbed: Runs, random: Runs | None) -> pd.DataFrame:
     """One row a perturbation and state: whether cells shift toward it, why, and compared with random sets."""
     tables = []
     for number, state in enumerate(states.names):
-        toward, parts = perturbed.effect("toward", number), perturbed["toward_parts"][:, number]
+        toward, parts = perturbed.effect("toward", number), perturbed.effects.get("toward_parts")
         mean = perturbed.mean(toward)
         columns = {"mean": mean, "sd": perturbed.sd(toward)}
-        columns |= {f"{part}_mean": perturbed.mean(parts[:, column]) for column, part in enumerate(PARTS)}
+        columns |= _means_of_parts(perturbed, None if parts is None else parts[:, number])
         if perturbed["toward"].shape[1] > len(states.names):  # the control "centroids"
             columns["without_mean"] = perturbed.mean(perturbed.effect("toward", len(states.names) + number))
         columns |= compare_with_random(perturbed, mean, random, differences(random, perturbed, "toward", number))
