@@ -33,8 +33,8 @@ adata [after_classifying]
 adata [after_scoring]
     After :func:`gfx.tl.classify_genes` or :func:`gfx.tl.predict_genes`.
 model
-    A published name, a folder, or what :func:`gfx.models.load` returned. `None` uses `gfx.settings.model`, or else
-    the embedded model `mini`.
+    Name of a published model, folder of a model, or a model from :func:`gfx.models.load`. `None` uses
+    `gfx.settings.model`, or, if that is not set, the built-in model `mini`.
 layer
     Layer of the AnnData that holds the counts. `None` uses `X`.
 use_raw
@@ -45,39 +45,40 @@ gene_ids
 mask_obs
     Cells to use: a boolean column of `obs`, or a boolean array. `None` uses all cells.
 groupby
-    Column of `obs` with groups of cells, each of which gets results of its own in addition to those of all cells.
-    Cells without a group count only for the results of all cells.
+    Column of `obs` with groups of cells. Results are computed for each group in addition to those for all cells.
+    Cells without a group contribute only to the results for all cells.
 groupby [classes]
-    Column of `obs` with the class of each cell, or several columns, each of which is a task. Cells without a class,
-    missing or blank, are left out of that task.
+    Column of `obs` with the class of each cell, or several columns, each of which is a task. Cells whose class is
+    missing or blank are left out of that task.
 groupby [states]
     Column of `obs` with cell states, such as a condition. The embedding of a state is the mean over its cells.
 start
     State whose cells are perturbed. `None` perturbs all cells.
 goal
-    State that perturbed cells are compared with: do they shift toward it? All other states of `groupby` are
+    State toward which the shift of the perturbed cells is measured. All other states of `groupby` are
     alternatives.
 hidden_layer
     Network layer whose hidden states are used: -1 is the last layer, -2 the one before it, and 0 the input
     embedding.
 pooling
-    How a cell becomes one vector. ``"cls"``: the hidden state of its `<cls>` token. ``"mean"``: the mean over its
-    genes, without special tokens. ``"auto"``: ``"cls"`` where the model family has this token, else ``"mean"``.
+    How a cell is embedded as one vector. ``"cls"``: the hidden state of its `<cls>` token. ``"mean"``: the mean of
+    the hidden states of its genes, without special tokens. ``"auto"``: ``"cls"`` where the model family has this
+    token, else ``"mean"``.
 pooling [pooling_of_head]
-    What a head on cells reads. ``"cls"``: the hidden state of `<cls>`. ``"mean"``: the mean over genes. ``"auto"``:
-    ``"cls"`` where the model family has this token, else ``"mean"``.
+    Which vector of a cell is classified. ``"cls"``: the hidden state of `<cls>`. ``"mean"``: the mean over genes.
+    ``"auto"``: ``"cls"`` where the model family has this token, else ``"mean"``.
 pooling [pooling_of_shifts]
     How the shift of a cell is measured. ``"cls"``: 1 - cosine between the hidden states of its `<cls>` token before
-    and after. ``"mean"``: the same with the mean over its genes. ``"genes"``: the mean of the shifts of its other
-    genes, the published measure of the V1 family. ``"auto"``: ``"cls"`` where the model family has this token, else
+    and after the perturbation. ``"mean"``: 1 - cosine between the means over its genes. ``"genes"``: the mean of
+    the shifts of its other genes, which is the published measure of the V1 family. ``"auto"``: ``"cls"`` where the
+    model family has this token, else
     ``"mean"``.
 positions
     ``"close"``: the genes behind a deleted gene move up by one position, as in the published method. ``"keep"``:
     all other genes keep their positions.
 controls [controls_of_classifiers]
-    What the model is compared with in the same folds. ``"random_weights"``: the same method with a network of
-    random weights, none of which is frozen. ``"baselines"``: what is known without a model. `None` compares with
-    nothing.
+    What the model is compared with in the same folds. ``"random_weights"``: the same method with a random-weights
+    model, of which no layer is frozen. ``"baselines"``: methods that need no model. `None` makes no comparison.
 controls [controls_of_perturbations]
     What to compare results with, a sequence of names; `None` runs no control. ``"parts"``: split each shift into
     composition, position and context, which takes one more pass. ``"random_sets"``: rank-matched random gene sets
@@ -88,37 +89,40 @@ controls [controls_of_perturbations]
 n_random
     Number of rank-matched random gene sets for each perturbation.
 donor_key
-    Column of `obs` with the donor of each cell. Means, intervals and tests are then over donors. Without it no
-    p-value comes from cells, because cells are not replicates.
+    Column of `obs` with the donor of each cell. Means, intervals and tests are then over donors. Without donors
+    there are no p-values over replicates, because cells are not replicates.
 store
-    Folder where finished blocks of cells are kept. A call that is repeated with the same store goes on where it
-    stopped, and gives the same result. `None` keeps nothing.
+    Folder where finished blocks of cells are kept. If an interrupted call is repeated with the same store, it
+    continues where it stopped and gives the same result. `None` keeps no blocks.
 folder
-    Folder for a model trained on all labels, which the functions that predict read, and for what a stopped call
-    leaves. It is new, empty, or that of a stopped call: repeated with the same folder, fine-tuning goes on where it
-    was, and a linear head begins again. `None` keeps no model.
+    Folder for a model that is trained on all labels and can be used for prediction. It must be new, empty, or that
+    of an interrupted call. If an interrupted call is repeated with the same folder, fine-tuning continues where it
+    stopped, and a linear probe starts again. `None` keeps no model.
 folder [folder_of_model]
-    Folder for the classifier: new, empty, or that of a stopped call, which goes on where it was.
+    Folder for the classifier. It must be new, empty, or that of an interrupted call, which is then continued.
 rng
     Seed of everything that the call draws at random.
 key_added
-    Name to store the result under. `None` uses the default names below; with a name, several results fit side by
-    side.
+    Name under which the result is stored. `None` uses the default names below. With different names, one object can
+    hold several results.
 mod
-    Modality of a MuData that holds the RNA counts. `None` uses the only one.
+    Modality of a MuData that holds the RNA counts. `None` uses the only modality.
 copy
     Whether to return an updated copy and leave `adata` as it is.
 key
-    The `key_added` of that call. `None` reads the result under the default name, or else the only result there is.
+    The `key_added` of the call that made the result. `None` reads the result under the default name, or, if there
+    is none, the only result.
 labels
     Classes and their genes, as symbols or Ensembl ids, such as ``{"insensitive": [...], "sensitive": [...]}``; or a
-    column of `var`, empty for genes without a class. With two classes, scores and curves are those of the second.
+    column of `var` that is empty for genes without a class. With two classes, scores and ROC curves are those of
+    the second class.
 unknown
     What to do with genes in `labels` that the model does not know: ``"raise"`` an error, or ``"drop"`` them.
 method
-    ``"fine_tune"`` trains the network with a head, and a :class:`gfx.models.FineTuning` says how.
-    ``"linear_probe"``, or a :class:`gfx.models.LinearProbe`, leaves the network as it is and fits logistic
-    regression on its states, one network layer before the last: fast enough for a CPU.
+    ``"fine_tune"`` trains the network together with a classification head; to change the training options, pass a
+    :class:`gfx.models.FineTuning`. ``"linear_probe"``, or a :class:`gfx.models.LinearProbe`, leaves the network
+    unchanged and fits logistic regression on the hidden states of the last but one layer, which is fast enough for
+    a CPU.
 n_splits
     Number of cross-validation folds.
 n_repeats
@@ -131,11 +135,12 @@ learning_curve
     Additional training-set sizes, in cells, for a learning curve. Evaluation always uses all cells, or genes, of a
     fold.
 task
-    Classification task, ``"labels"`` or the name of the column that the classes came from. `None` is the only one.
+    Classification task: ``"labels"``, or the name of the column with the classes. `None` uses the only task.
 unit
-    What is counted: ``"gene"``, ``"occurrence"`` (a gene in a cell) or ``"cell"``. `None` is genes, or else cells.
+    What is counted: ``"gene"``, ``"occurrence"`` (a gene in a cell) or ``"cell"``. `None` counts genes if genes
+    were classified, and cells otherwise.
 group
-    A group of the `groupby` of that call. `None` is all cells that were used.
+    A group of `groupby` in the call that made the result. `None` gives the result for all cells that were used.
 names
     Column of `var` with gene names to show. `None` uses `var_names`.
 min_cells

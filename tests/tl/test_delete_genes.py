@@ -308,7 +308,7 @@ ARGUMENTS = {
     "control": (
         {"controls": ["random_sets", "twins"]},
         ValueError,
-        r"`controls` is one of \['random_sets', 'random_weights', 'baselines', 'centroids', None\], found 'twins'",
+        r"one of \['parts', 'random_sets', 'random_weights', 'baselines', 'centroids', None\], found 'twins'",
     ),
     "centroids without states": (
         {"controls": "centroids"},

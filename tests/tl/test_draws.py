@@ -118,7 +118,7 @@ def assert_nearly_equal(found, expected, where=""):
     ("n_cells", "n_runs", "arguments"),
     [
         (1, 1, {}),
-        (5, 15, {"controls": None}),
+        (5, 15, {"controls": ["parts"]}),
         (5, 15, WITH_STATES),
         (1, 1, {"controls": ["centroids"], **WITH_STATES}),
     ],

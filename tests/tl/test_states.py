@@ -27,7 +27,7 @@ delete_genes = partial(gfx.tl.delete_genes, controls=["parts"])
 def test_centroids_without_the_deleted_genes(cells, any_model, slow, given):
     """The centroid of every state is a mean of cells without the genes, whichever of them they have."""
     arguments = {"model": any_model, "groupby": "cell_type", "start": "b", "goal": "c"}
-    delete_genes(cells, given, controls="centroids", key_added="x", **arguments)
+    delete_genes(cells, given, controls=["parts", "centroids"], key_added="x", **arguments)
     delete_genes(cells, given, key_added="whole", **arguments)
     names = (given,) if isinstance(given, str) else given
     tokens = slow.tokens(cells)
@@ -43,8 +43,8 @@ def test_centroids_without_the_deleted_genes(cells, any_model, slow, given):
     assert abs(table["toward_without_mean"] - table["toward_mean"]).max() > 1e-4
     for slot in ("", "_parts", "_states"):
         np.testing.assert_array_equal(cells.obsm[f"x{slot}"], cells.obsm[f"whole{slot}"])
-    assert cells.uns["x"]["params"]["controls"] == ["centroids"]
-    assert cells.uns["whole"]["params"]["controls"] == []
+    assert cells.uns["x"]["params"]["controls"] == ["parts", "centroids"]
+    assert cells.uns["whole"]["params"]["controls"] == ["parts"]
 
 
 def test_every_deletion_has_its_own_centroids(cells, toy_model):

@@ -30,7 +30,7 @@ def _by_head(values: np.ndarray, inner: dict[str, np.ndarray]) -> pd.DataFrame:
 
 @shared()
 def attention_df(adata: Data, *, key: str | None = None, min_cells: int = 1, mod: str | None = None) -> pd.DataFrame:
-    """Tabulate the attention that each gene receives, one row a gene, network layer and head.
+    """Tabulate the attention that each gene receives, one row per gene, network layer and head.
 
     Parameters
     ----------
@@ -41,8 +41,9 @@ def attention_df(adata: Data, *, key: str | None = None, min_cells: int = 1, mod
 
     Returns
     -------
-    Columns `gene`, `layer` and `head` (from 1), `attention` (mean over cells with the gene), `uniform` (what uniform
-    attention would give), `ratio` of the two, and `n_cells`.
+    Columns `gene`; `layer` (network layer) and `head`, both counted from 1; `attention`, the mean over the cells that
+    express the gene; `uniform`, the attention that the gene would receive under uniform attention; `ratio`, which is
+    `attention` divided by `uniform`; and `n_cells`.
 
     Raises
     ------

@@ -50,16 +50,18 @@ def deletion_df(
 ) -> pd.DataFrame:
     """Tabulate the effect of each perturbation on cells, compared with random genes of the same rank.
 
-    One row a perturbation, or a perturbation and state. Sorted by z-score, descending: perturbing any gene shifts the
-    embedding, so what counts is how much more than perturbing random genes of the same rank in the same cells. With
-    states, perturbations are sorted by the z-score of the shift toward the goal, each with its states.
+    The table has one row per perturbation, or with states one row per perturbation and state. It is sorted by z-score
+    in descending order: perturbing any gene shifts the embedding, so only an effect beyond that of random genes of the
+    same rank in the same cells is informative. With states, perturbations are sorted by the z-score of the shift toward
+    the goal, and the rows of the other states follow that of the goal.
 
     Parameters
     ----------
     {after_perturbing}
     {key}
     min_cells, min_donors
-        Effects of perturbations in fewer cells are NaN, and so is everything over fewer donors.
+        Effects of perturbations in fewer than `min_cells` cells are NaN, and so are statistics over fewer than
+        `min_donors` donors.
     {mod}
 
     Returns
@@ -72,20 +74,21 @@ def deletion_df(
       which add up to it; `rank_mean`, the mean rank of the genes (0 is the first gene of a cell, 1 the last);
     - with random sets, which are rank-matched random gene sets perturbed in the same cells: `random_mean`, their mean
       effect; `random_sd`, the standard deviation over sets of the difference from the perturbation in the same cells;
-      `n_random`, the number of sets; `random_n_cells`, the median number of cells of a set, with one or two of which
-      only large effects are detectable; `z`, the z-score: `shift_mean` less `random_mean`, divided by `random_sd`; `p`,
-      the p-value, two-sided: the fraction of leave-one-out z-scores of the random sets of all perturbations of the same
-      number of genes that are at least as extreme; `fdr`, the false discovery rate: p adjusted over perturbations by
-      Benjamini and Hochberg; `random_weights_shift_mean`, the mean shift in a model with random weights;
+      `n_random`, the number of sets; `random_n_cells`, the median number of cells of a set (with one or two cells, only
+      large effects are detectable); `z`, the z-score: `shift_mean` minus `random_mean`, divided by `random_sd`; `p`,
+      the two-sided p-value: the fraction of leave-one-out z-scores that are at least as extreme, among the random sets
+      of all perturbations with the same number of genes; `fdr`, the false discovery rate: p-values adjusted over
+      perturbations by the method of Benjamini and Hochberg; `random_weights_shift_mean`, the mean shift in a
+      random-weights model;
     - `detection`, the fraction of cells with the gene (for a set, the mean over its genes); `expression_mean`, the mean
       logarithm of normalised counts; with states `logfc`, the log2 fold change from start to goal;
-    - with states `state`, `role` (start, goal, alternative), and in columns that begin with `toward_` the same
-      statistics of the shift toward the state (change of the cosine to its centroid) as of the shift;
-    - with `donor_key`, statistics of the excess, which is the effect less the mean effect of random sets in the same
+    - with states, `state` and `role` (start, goal, alternative), and columns that begin with `toward_`, which contain
+      the same statistics for the shift toward the state (change of the cosine to its centroid);
+    - with `donor_key`, statistics of the excess, which is the effect minus the mean effect of random sets in the same
       cells: `n_donors`; the mean over donors `donor_mean` with its 95 % interval `donor_low` to `donor_high`;
-      `donor_p`, the p-value of a test whether this mean differs from that of random genes, given the spread of both
-      donors and genes; `donor_fdr`. Without random sets, mean and interval are of the effect itself, and there is no
-      test. With states, all of these are of the shift toward the state.
+      `donor_p`, the p-value of a test of whether this mean differs from that of random genes, given the variance
+      between donors and between genes; `donor_fdr`. Without random sets, mean and interval are those of the effect
+      itself, and there is no test. With states, all of these columns refer to the shift toward the state.
 
     ``attrs["note"]`` says what the replicates of the p-values are.
 
@@ -164,8 +167,8 @@ def deletion_cells_df(adata: Data, *, key: str | None = None, mod: str | None = 
     Returns
     -------
     Columns `cell`, `perturbation`, `shift` (1 - cosine), and, with the control ``"parts"``, its parts `composition`,
-    `position` and `context`, which add up to it; with states `state` and `toward`, the change of the cosine to the centroid of the state. Cells that
-    were not perturbed are left out.
+    `position` and `context`, which add up to it; with states `state` and `toward`, the change of the cosine to the
+    centroid of the state. Cells that were not perturbed are left out.
 
     Raises
     ------
@@ -394,11 +397,12 @@ def _rank_sum(targets: np.ndarray, others: np.ndarray) -> dict[str, float]:
 def synergy_df(adata: Data, *, key: str | None = None, min_cells: int = 10, mod: str | None = None) -> pd.DataFrame:
     """Tabulate the effect of genes perturbed together beyond their single effects :cite:p:`Theodoris2023`.
 
-    There are two measures of the excess, taken cell by cell. *On shifts*, as published: the shift with all genes
-    perturbed less the sum of the shifts with one gene perturbed. But 1 - cosine grows with the square of a small
-    displacement: two genes that displace a cell equally and in the same direction have four times the shift of one,
-    and look synergistic. *On vectors*: the shift with all genes perturbed less the shift if the displacements simply
-    added up. Random pairs of genes have an excess of both kinds, too; compare with them by z-score and p-value.
+    There are two measures of the excess, which are computed in each cell. *On shifts*, as published: the shift with all
+    genes perturbed minus the sum of the shifts with each gene perturbed by itself. But 1 - cosine grows with the square
+    of a small displacement: two genes that displace a cell equally and in the same direction together have four times
+    the shift of one gene, and look synergistic. *On vectors*: the shift with all genes perturbed minus the shift that
+    would result if the displacements of the single genes simply added up. Random pairs of genes have an excess by both
+    measures, too; the z-score and the p-value compare the excess with theirs.
 
     Parameters
     ----------
@@ -406,23 +410,24 @@ def synergy_df(adata: Data, *, key: str | None = None, min_cells: int = 10, mod:
         After perturbing tuples of genes, such as ``gfx.tl.delete_genes(adata, [("GATA4", "TBX5")])``.
     {key}
     min_cells
-        Effects of sets in fewer cells are NaN.
+        Effects of sets in fewer cells than this are NaN.
     {mod}
 
     Returns
     -------
-    One row a set of several genes: `perturbation`, `n_cells`; `together_mean`, the mean shift with all genes perturbed,
-    and `summed_mean`, the sum of the shifts with one gene perturbed; `displaced_mean` and `composed_mean`, 1 - cosine
-    of the cell's vector with all genes perturbed, and with the sum of displacements (`together_mean` and
-    `displaced_mean` differ with ``pooling="genes"`` alone). In columns that begin with `on_shifts_` and `on_vectors_`,
-    for each measure `mean`, the excess; its 95 % interval `low` to `high`; and `z`, `p` and `fdr`, which compare it
-    with rank-matched random sets as in :func:`gfx.get.deletion_df`. `interval_over` is ``"donors"``, or ``"cells"``,
-    which are not replicates. Sorted by `on_vectors_z`, descending.
+    One row per set of several genes, with the columns `perturbation` and `n_cells`; `together_mean`, the mean shift
+    with all genes perturbed, and `summed_mean`, the mean sum of the shifts with each gene perturbed by itself;
+    `displaced_mean` and `composed_mean`, the mean of 1 - cosine for the cell's vector with all genes perturbed and with
+    the summed displacements of the single genes (`together_mean` and `displaced_mean` differ only with
+    ``pooling="genes"``). The columns of the two measures begin with `on_shifts_` and `on_vectors_`: `mean` is the
+    excess; `low` to `high` is its 95 % interval; `z`, `p` and `fdr` compare the excess with that of rank-matched random
+    sets as in :func:`gfx.get.deletion_df`. `interval_over` is ``"donors"``, or ``"cells"``, which are not replicates.
+    The table is sorted by `on_vectors_z` in descending order.
 
     Raises
     ------
     KeyError
-        No such result, or no set of several genes in it.
+        There is no such result, or it contains no set of several genes.
 
     Examples
     --------
@@ -449,10 +454,10 @@ def synergy_df(adata: Data, *, key: str | None = None, min_cells: int = 10, mod:
 def controls_df(adata: Data, *, key: str | None = None, mod: str | None = None) -> pd.DataFrame:
     """Tabulate how far a ranking of perturbed genes is explained by controls.
 
-    Read it before the ranking itself. If effects follow the rank of the gene, a list of strong genes is a list of
-    highly expressed ones. If a model with random weights ranks genes alike, the ranking does not depend on what the
-    model has learned. If a baseline predicts the effect, no model was needed. If start and goal are not separable, a
-    shift from one toward the other has no meaning.
+    Read this table before the ranking itself. If effects follow the rank of the gene, a list of genes with large
+    effects is merely a list of highly expressed genes. If a random-weights model ranks genes in the same way, the
+    ranking does not depend on what the model has learned. If a baseline predicts the effects, no model was needed. If
+    start and goal are not separable, a shift from one toward the other has no meaning.
 
     Parameters
     ----------
@@ -464,25 +469,29 @@ def controls_df(adata: Data, *, key: str | None = None, mod: str | None = None) 
 
     Returns
     -------
-    Columns `control`; `measure`, ``"shift"`` (of the cell) or ``"toward"`` (the goal); `statistic`; `value`; and `n`,
-    the number of genes, perturbations, folds or cells behind the value. Perturbations are compared over 200 random
-    genes of all ranks (without these, over the perturbations themselves), screens over all genes. By control:
+    Columns `control`; `measure`, ``"shift"`` (shift of the cell) or ``"toward"`` (shift toward the goal); `statistic`;
+    `value`; and `n`, the number of genes, perturbations, folds or cells from which the value was computed. After
+    perturbations, correlations are over 200 random genes of all ranks (if these were not run, over the perturbations);
+    after a screen, they are over all genes. The rows of each control are:
 
     ``"random_weights"``
-        `spearman`: rank correlation of the effects in the model with those in a model with random weights, in the same
-        cells. Perturbations have more: `spearman_perturbations`, the same over the perturbations of the most frequent
-        number of genes; `rank_spearman` and `rank_slope`, what ``"rank"`` has of the model, of random weights.
+        `spearman`: rank correlation of the effects in the model with those in the random-weights model, in the same
+        cells. After perturbations also `spearman_perturbations`, the same over those perturbations that have the most
+        frequent number of genes; and `rank_spearman` and `rank_slope`, which are `spearman` and `slope` of ``"rank"``
+        (see below) for the random-weights model.
     ``"rank"``, ``"detection"``, ``"expression"``, ``"logfc"``
         `spearman`: rank correlation of the effects with this baseline; `partial_spearman`: the same given the other
-        baselines. Detection and expression are nearly the same; given each other, little is left of either. For
-        perturbations, `spearman` of the shift with the rank is with the rank in the perturbed cell, and `slope` that
-        of a line through the natural logarithms of shifts, from the first gene of a cell to its last.
+        baselines. Detection and expression are so similar that the partial correlation of each, given the other, is
+        small. After perturbations, `spearman` of the shift with ``"rank"`` uses the rank in the perturbed cell, and
+        `slope` is the slope of a line fitted to the natural logarithm of the shift, per rank from 0 (first gene) to 1
+        (last gene).
     ``"exact"``
-        After first-order estimates: `spearman` of these with exact results over the genes of a cell, and `recall`, the
-        fraction of its 50 largest effects that are among its 100 largest estimates; means over `n` cells.
+        After first-order estimates: `spearman`, the rank correlation of estimates with exact effects over the genes of
+        a cell, and `recall`, the fraction of the 50 largest effects in a cell that are among the 100 largest estimates;
+        both are means over `n` cells.
     ``"state_axis"``
-        With a goal, `auc`: area under the ROC curve for telling start from goal along the line between their centroids,
-        in held-out donors (without `donor_key`, in held-out cells), over `n` folds; 0.5 is chance.
+        With a goal, `auc`: area under the ROC curve for distinguishing start from goal along the line between their
+        centroids, in held-out donors (without `donor_key`, in held-out cells), averaged over `n` folds; 0.5 is chance.
 
     Raises
     ------

@@ -45,11 +45,11 @@ def screen_df(
     names: str | None = None,
     mod: str | None = None,
 ) -> pd.DataFrame:
-    """Tabulate a screen, one row a gene.
+    """Tabulate a screen, one row per gene.
 
-    Sorted by z-score, descending: deleting any gene shifts the embedding, so what counts is how much more than deleting
-    genes of similar rank in the same cells. With a goal, genes whose deletion shifts cells toward it come first, and
-    those whose deletion shifts cells away from it last.
+    The table is sorted by z-score in descending order: deleting any gene shifts the embedding, so only an effect beyond
+    that of genes of similar rank in the same cells is informative. With a goal, genes whose deletion shifts cells
+    toward it come first, and those whose deletion shifts cells away from it last.
 
     Parameters
     ----------
@@ -67,32 +67,33 @@ def screen_df(
 
     - `gene`; `n_cells`, the number of cells with the gene; `rank_mean`, its mean rank in them (0 is the first gene of a
       cell, 1 the last);
-    - `shift_mean` and `shift_sd`: mean and standard deviation over these cells of their shift when the gene is deleted
-      (1 - cosine between the embedding before and after);
-    - `shift_excess`: the excess, which is the mean over these cells of the shift less the median shift of the 41 genes
-      around its rank in the same cell;
-    - `shift_z`: the z-score, which is the excess less the median excess of the 100 genes most similar in mean rank and
-      number of cells, divided by their spread (median absolute deviation, scaled to a standard deviation); `shift_low`
-      and `shift_high`, the excesses at which z is -3 and 3;
-    - `shift_p`: the p-value, two-sided: the fraction of the z-scores of all genes in a model with random weights, in
-      the same cells, that are at least as extreme; `shift_fdr`, the false discovery rate: p adjusted by Benjamini and
-      Hochberg;
+    - `shift_mean` and `shift_sd`: mean and standard deviation, over these cells, of the shift of a cell when the gene
+      is deleted (1 - cosine between the embedding before and after);
+    - `shift_excess`: the excess, which is the shift minus the median shift of the 41 genes around the rank of the
+      deleted gene in the same cell, averaged over these cells;
+    - `shift_z`: the z-score, which is the excess minus the median excess of the 100 genes most similar in mean rank and
+      number of cells, divided by the spread of these genes (median absolute deviation, scaled to a standard deviation);
+      `shift_low` and `shift_high`, the values of the excess at which z is -3 and 3;
+    - `shift_p`: the two-sided p-value, which is the fraction of the z-scores of all genes of a random-weights model in
+      the same cells that are at least as extreme; `shift_fdr`, the false discovery rate: p-values adjusted by the
+      method of Benjamini and Hochberg;
     - with a goal, `toward_mean` and so on: the same statistics of the change of a cell's cosine to the centroid of the
       goal, positive for a shift toward it;
-    - with random weights, `random_weights_shift_mean` and `random_weights_toward_mean`: means in that model;
+    - with random weights, `random_weights_shift_mean` and `random_weights_toward_mean`: means in the random-weights
+      model;
     - without `group`, `detection`, the fraction of the screened cells with the gene; `expression_mean`, the mean
-      logarithm of its normalised counts in them; with a goal `logfc`, the log2 fold change from start to goal;
+      logarithm of its normalised counts in these cells; with a goal, `logfc`, the log2 fold change from start to goal;
     - after ``method="first_order"``, `exact_n_cells`, `exact_shift_mean` and `exact_toward_mean`: exact results in some
-      of the cells, for the genes that stand out most; 0 and NaN for all others.
+      of the cells, for the genes with the most extreme z-scores; 0 and NaN for all other genes.
 
-    z-score, p-value and FDR are computed once, over all genes in at least 10 cells; of rarer genes they are NaN.
-    ``attrs["approx"]`` says whether there are estimates, ``attrs["note"]`` what z and p are, ``attrs["start"]`` and
-    ``attrs["goal"]`` the states.
+    z-score, p-value and FDR are computed for all genes in at least 10 cells, whatever `min_cells` is; they are NaN for
+    rarer genes. ``attrs["approx"]`` says whether effects are estimates, ``attrs["note"]`` explains z-scores and
+    p-values, and ``attrs["start"]`` and ``attrs["goal"]`` are the states.
 
     Raises
     ------
     KeyError
-        No such result or group, or no such column in `var`.
+        There is no such result, group, or column in `var`.
 
     Examples
     --------

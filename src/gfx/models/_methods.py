@@ -34,34 +34,39 @@ class LinearProbe:
 class FineTuning:
     """Training of the network together with a head on genes or cells.
 
-    The defaults are those of the 2023 paper: AdamW with weight decay 1e-3, batches of 12 cells, a learning rate that
-    rises over 500 steps (three fifths of the steps if there are fewer than 833) and falls linearly.
+    The defaults are those of the 2023 paper: AdamW with weight decay 1e-3, batches of 12 cells, and a learning rate
+    that increases during the first 500 steps (or the first three fifths of all steps, if there are fewer than 833) and
+    then decreases linearly.
 
     Parameters
     ----------
     freeze_layers
-        Network layers that stay as they are, from the first on. `None`: all but the last two for genes, none for cells.
+        Number of network layers, counted from the first, whose weights are not trained. `None`: all but the last two
+        layers for classifiers of genes, no layer for classifiers of cells.
     learning_rate
-        Highest learning rate. `None`: 5e-5, and 5e-4 with an adapter.
+        Highest learning rate. `None`: 5e-5, or 5e-4 with an adapter.
     n_epochs
-        Passes over the training cells, at most. `None`: 1 for genes, 10 for cells.
+        Largest number of passes over the training cells. `None`: 1 for genes, 10 for cells.
     batch_size
-        Cells between two updates of the weights.
+        Number of cells per update of the weights.
     adapter
-        ``"lora"`` trains low-rank adapters of the weights :cite:p:`Hu2022` in layers that are not frozen, with `peft`;
-        ``"lora-8bit"`` and ``"lora-4bit"`` hold the network in 8 or 4 bits meanwhile, with `bitsandbytes`, on CUDA
-        only. The trained adapters are added to the weights, so that the result is a model like any other.
+        ``"lora"`` trains low-rank adapters :cite:p:`Hu2022` instead of the weights of the layers that are not frozen,
+        with the package `peft`. ``"lora-8bit"`` and ``"lora-4bit"`` also keep the network in 8 or 4 bits during
+        training, with the package `bitsandbytes`, on CUDA only. After training, the adapters are added to the weights,
+        so that the result is a model like any other.
     patience
-        For cells: passes without a lower loss on the validation set before training ends; `None` trains to the end.
-        The validation set is 10 % of the training cells or donors. Genes are trained to the end, without one.
+        For classifiers of cells: training ends after this number of passes without a lower loss on the validation set,
+        which is 10 % of the training cells or donors; `None` makes all passes. Classifiers of genes make all passes and
+        have no validation set.
     n_trials
-        Trials of a search with optuna for learning rate, weight decay, schedule and warm-up before each training,
-        evaluated on part of its own training set. 0 searches nothing.
+        Number of trials of a search for learning rate, weight decay, learning-rate schedule and warm-up with optuna
+        before each training. Trials are evaluated on part of the training set of the same training. 0 makes no search.
     class_weight
-        ``"balanced"``: classes count alike in the loss; `None`: members count alike; ``"auto"``: balanced for cells,
-        `None` for genes, as in the paper.
+        ``"balanced"``: all classes have the same weight in the loss. `None`: all genes or cells have the same weight.
+        ``"auto"``: ``"balanced"`` for cells, and `None` for genes, as in the paper.
     training
-        Further arguments of :class:`transformers.TrainingArguments`, such as ``{"bf16": True}``; they replace ours.
+        Further arguments of :class:`transformers.TrainingArguments`, such as ``{"bf16": True}``. They replace the
+        values that gfx sets.
 
     Examples
     --------

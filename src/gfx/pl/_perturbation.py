@@ -50,10 +50,10 @@ def deletion(
 ) -> Axes:
     """Draw the shift of cells when genes are perturbed, compared with random genes of the same rank.
 
-    A row is a perturbation, sorted by z-score. Grey: its random sets, a point each, with a bar from their 5th to their
-    95th percentile. The diamond is the mean over cells of the perturbation; the thin line reaches from the 5th to the
-    95th percentile of its cells. Only a diamond outside the grey bar says anything about the gene. Its colour is the
-    mean rank of the genes; white if no cell has them.
+    Each row shows a perturbation; rows are sorted by z-score. Grey points are its random sets, and the grey bar reaches
+    from their 5th to their 95th percentile. The diamond is the mean shift of the perturbed cells, and the thin line
+    reaches from the 5th to the 95th percentile of these cells. Only a diamond outside the grey bar says anything about
+    the gene. The colour of the diamond is the mean rank of the perturbed genes; it is white if no cell expresses them.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def deletion(
     state
         With states: draw the shift toward this state. `None` draws the goal.
     n_top
-        Number of perturbations to draw, those with the largest z-score first. `None` draws all.
+        Number of perturbations to draw, starting with the largest z-score. `None` draws all.
     {min_cells_of_sets}
     {cmap}
     {figsize}
@@ -72,8 +72,8 @@ def deletion(
 
     Returns
     -------
-    The axes. Its data: :func:`gfx.get.deletion_df`, :func:`gfx.get.random_sets_df` and
-    :func:`gfx.get.deletion_cells_df`.
+    The axes. :func:`gfx.get.deletion_df`, :func:`gfx.get.random_sets_df` and :func:`gfx.get.deletion_cells_df` give the
+    data that are drawn.
 
     Raises
     ------
@@ -349,9 +349,10 @@ def rank_trend(
 ) -> list[Axes]:
     """Draw the effect of random genes against their rank, in the model and in a model with random weights.
 
-    Grey: random genes, each in one random cell, with the fitted line and twice its standard deviation. Diamonds are the
-    perturbations at their mean rank, named as far as there is room. If both panels look alike, and the diamonds lie in
-    the band, effects reflect rank, not gene identity.
+    Grey points are random genes, each perturbed in one random cell, with a fitted line and a band of two standard
+    deviations of the residuals on either side. Diamonds are the perturbations at their mean rank, with as many names as
+    there is room for. If both panels look alike and the diamonds lie in the band, effects reflect the rank of a gene,
+    not which gene it is.
 
     Parameters
     ----------
@@ -365,12 +366,13 @@ def rank_trend(
 
     Returns
     -------
-    The axes: the model, and random weights. Their data: :func:`gfx.get.rank_trend_df` and :func:`gfx.get.deletion_df`.
+    The two axes: of the model, and of the random-weights model. :func:`gfx.get.rank_trend_df` and
+    :func:`gfx.get.deletion_df` give the data that are drawn.
 
     Raises
     ------
     KeyError
-        No such result, or one without random genes.
+        There is no such result, or it contains no random genes of all ranks.
 
     Examples
     --------

@@ -26,13 +26,13 @@ def attention(
 ) -> Data | None:
     """Measure which genes and ranks the model attends to, by layer and head :cite:p:`Theodoris2023`.
 
-    The attention that a gene receives in a cell is its mean weight over all positions of the cell; the result is the
-    mean over the cells that express the gene. Genes of cells with few genes receive more attention by arithmetic alone,
-    so the result is compared with uniform attention, the mean of 1 / length over the same cells. Attention shows where
-    a model looks, not which gene regulates which: published comparisons found no regulatory information in it beyond
-    what expression shows.
+    The attention that a gene receives in a cell is the mean attention weight that all positions of the cell give to it;
+    the result is the mean over the cells that express the gene. In cells with few genes, each gene receives more
+    attention, because the weights of a position sum to 1. The result is therefore compared with uniform attention,
+    which is the mean of 1 / length over the same cells. Attention shows which genes a model attends to, not which gene
+    regulates which: published comparisons found no regulatory information in attention beyond that in expression.
 
-    The cost is one forward pass with plain attention in float32, which is a few times slower than
+    The cost is one forward pass in float32 that computes all attention weights, which is a few times slower than
     :func:`gfx.tl.embed`. Memory does not depend on the number of cells, because weights are summed layer by layer.
 
     Parameters
@@ -49,23 +49,25 @@ def attention(
     -------
     `None`, or an updated copy if `copy=True`. Sets:
 
-    `.varm['gfx_attention' | key_added]` : :class:`numpy.ndarray` (float32, `(n_vars, n_blocks * n_heads)`)
-        Attention that each gene receives, the heads of the first layer first; NaN for genes that no cell expresses.
+    `.varm['gfx_attention' | key_added]` : :class:`numpy.ndarray` (float32, `(n_vars, n_layers * n_heads)`)
+        Attention that each gene receives from each head, starting with the heads of the first network layer; NaN for
+        genes that no cell expresses.
     `.var['gfx_attention_n_cells' | key_added + '_n_cells']` : :class:`pandas.Series` (int32)
         Number of cells that express the gene.
     `.var['gfx_attention_uniform' | key_added + '_uniform']` : :class:`pandas.Series` (float32)
         Attention that the gene would receive if attention were uniform.
     `.uns['gfx_attention' | key_added]` : :class:`dict`
-        `params`; `n_blocks` (layers), `n_heads` and `n_cells`; `ranks`, float32 `(n_layers, n_heads, n_ranks)`, the
-        attention by rank of the attended gene (0 is the top gene); `ranks_uniform` and `ranks_n_cells`, `(n_ranks,)`;
-        `special`, float32 `(n_layers, n_heads)`, the share that `<cls>` and `<eos>` receive; `entropy`, float32
-        `(n_layers, n_heads)`, 1 for uniform attention and 0 for attention to a single position.
+        `params`; `n_blocks` (number of network layers), `n_heads` and `n_cells`; `ranks`, float32
+        `(n_layers, n_heads, n_ranks)`, the attention that genes of each rank receive (0 is the first gene of a cell);
+        `ranks_uniform` and `ranks_n_cells`, `(n_ranks,)`, the uniform attention and the number of cells for each rank;
+        `special`, float32 `(n_layers, n_heads)`, the fraction of attention that `<cls>` and `<eos>` receive; `entropy`,
+        float32 `(n_layers, n_heads)`, 1 for uniform attention and 0 for attention to a single position.
 
     Raises
     ------
     ValueError
         There are no raw counts, the model does not know the genes, the tokens belong to another vocabulary, or a slot
-        to write holds something else.
+        of the result already holds something else.
 
     Examples
     --------

@@ -31,13 +31,13 @@ def embed(
 ) -> Data | None:
     """Embed cells with a Geneformer model :cite:p:`Theodoris2023`.
 
-    Each cell becomes one vector, which `scanpy.pp.neighbors(adata, use_rep="X_gfx")` and all methods after it can use.
-    The vector of a cell depends neither on the order of the cells nor on the other cells, except for rounding: about
-    1e-6 in float32 and 0.05 in bfloat16, where values are of the order of 1. Set ``gfx.settings.dtype = "float32"``
-    where results of two machines must agree.
+    Each cell is embedded as one vector, which can be used in `scanpy.pp.neighbors(adata, use_rep="X_gfx")` and all
+    subsequent analyses. The vector of a cell depends neither on the order of the cells nor on the other cells, except
+    for rounding errors of about 1e-6 in float32 and 0.05 in bfloat16 (the values themselves are of the order of 1). Set
+    ``gfx.settings.dtype = "float32"`` if results of two machines must agree.
 
-    The cost is one forward pass through the network layers up to `hidden_layer`. Memory does not grow with the number
-    of cells, except for the result.
+    The cost is one forward pass through the network layers up to `hidden_layer`. Apart from the result itself, memory
+    does not grow with the number of cells.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def embed(
     ------
     ValueError
         There are no raw counts, the model does not know the genes, the tokens belong to another vocabulary, the model
-        does not have this network layer, or a slot to write holds something else.
+        does not have this network layer, or a slot of the result already holds something else.
 
     Examples
     --------

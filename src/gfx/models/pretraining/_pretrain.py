@@ -66,73 +66,78 @@ def pretrain(
 ) -> Path:
     """Pretrain a Geneformer by predicting masked genes :cite:p:`Theodoris2023`, from random weights or a trained model.
 
-    15 % of the genes of a cell are selected; of these 80 % are masked, 10 % replaced by another gene and 10 % left as
-    they are; special tokens are never selected. The selection follows from the seed, the epoch and the cell. A run that
-    was stopped goes on from its last checkpoint when called again with the same folder, with the losses that it would
-    have had.
+    In each cell, 15 % of the genes are selected. Of these, 80 % are masked, 10 % are replaced by another gene, and 10 %
+    are left unchanged; special tokens are never selected. The selection is determined by the seed, the epoch and the
+    cell. If an interrupted call is repeated with the same folder, training continues from the last checkpoint, with the
+    same losses as without the interruption.
 
-    Cells are written as tokens into `folder` once, one file a source, and memory-mapped: the corpus need not fit in
-    memory. Started by ``torchrun`` or ``accelerate launch``, all processes train one model; they share `folder`. Each
-    stage writes its log as lines of JSON, `stages/0/log.jsonl`; for TensorBoard, give
-    ``training={"report_to": "tensorboard"}``.
+    The tokens of the cells are written into `folder` once, in one file per source, and are memory-mapped, so the
+    training cells need not fit into memory. If the script is started with ``torchrun`` or ``accelerate launch``, all
+    processes train one model and share `folder`. Each stage of the curriculum writes a log as lines of JSON, such as
+    `stages/0/log.jsonl`; for TensorBoard, pass ``training={"report_to": "tensorboard"}``.
 
-    Cost: one pass over the sources, then the passes of `curriculum`. On 100,000 cells, a model of the default size
-    trains on a CPU within hours; larger ones need GPUs.
+    Cost: one pass over the sources, then the passes of `curriculum`. On 100,000 cells, training a model of the default
+    size takes some hours on a CPU; larger models need GPUs.
 
     Parameters
     ----------
     sources
         Paths of `.h5ad` or `.zarr` files, or AnnData objects, with raw counts in `X`.
     folder
-        Where tokens, checkpoints and the final model go.
+        Folder into which tokens, checkpoints and the final model are written.
     vocabulary
-        From :func:`gfx.models.build_vocabulary`; `None` builds it from the sources, or takes that of the model to start
-        from.
+        Vocabulary from :func:`gfx.models.build_vocabulary`. `None` builds a vocabulary from the sources, or uses that
+        of the trained model in `start_from`.
     gene_ids
-        Column of `var` with gene names; `None` for `var_names`.
+        Column of `var` with gene names. `None` uses `var_names`.
     config
-        The size of a published model by its name, such as ``"V2-104M"``, or of ``"mini"``, which `None` means: 4
-        layers of width 128 with 4 heads, 2,048 tokens. A mapping of fields of :class:`transformers.BertConfig`
-        replaces fields of ``"mini"``.
+        Name of a model whose size is used, such as ``"V2-104M"``. `None` uses the size of ``"mini"``: 4 layers of width
+        128 with 4 heads, and 2,048 tokens. A mapping of fields of :class:`transformers.BertConfig` changes these fields
+        relative to ``"mini"``.
     start_from
-        ``"random"``: random weights. ``"coexpression"``: gene embeddings start as principal components of which genes
-        are detected in the same cells, and are trained with 0.3 of the learning rate; `<cls>` starts as their weighted
-        mean over the cell. It helps small models on few cells. Or a trained model, by name, folder or as
-        :class:`Model`; its vocabulary and its configuration are used.
+        ``"random"``: random weights. ``"coexpression"``: gene embeddings are initialised with principal components of
+        co-detection (which genes are detected in the same cells) and trained with 0.3 times the learning rate, and
+        `<cls>` is initialised with the weighted mean of the gene embeddings of the cell; this helps small models on few
+        cells. A trained model, as name, folder or :class:`Model`: its training is continued, with its vocabulary and
+        its configuration.
     curriculum
-        Stages of training: the maximum number of tokens a cell, and the number of passes over all cells. `None`: as
-        many tokens as the model reads. Genes of longer cells are thinned at random. Short cells first train faster.
+        Stages of training, each with the maximum number of tokens per cell (`None`: as many as the model reads) and the
+        number of passes over all cells. Cells with more tokens are subsampled to random genes. Training is faster if
+        the first stages use few tokens per cell.
     cell_weight
-        Weight of an auxiliary cosine loss between the `<cls>` state of the last but one layer and the cell's principal
-        components, because masked-gene prediction does not require `<cls>` to summarise the cell. Components are
-        computed from the genes that are left where a cell is thinned. 0, as in the papers, leaves it out.
+        Weight of an additional cosine loss between the hidden state of `<cls>` in the last but one layer and the
+        principal components of the cell. It is useful because the prediction of masked genes does not require `<cls>`
+        to summarise the cell. For subsampled cells, the components are computed from the remaining genes. With 0, as in
+        the papers, this loss is not used.
     held_out
-        Fraction of cells held out for evaluation, drawn at random; at most 2,000 of them are scored. All their selected
-        genes are masked, because a gene that is left as it is could be copied.
+        Fraction of cells that are held out for evaluation, drawn at random; at most 2,000 of these cells are evaluated.
+        In held-out cells, all selected genes are masked, because the model could copy a gene that is left unchanged.
     patience
-        End a stage after that many evaluations without a lower loss on held-out cells, and take the best model; `None`
-        trains to the end. A stage is evaluated ten times, or every 500 steps if that is more often.
+        A stage ends after this number of evaluations without a lower loss on held-out cells, and the best model is
+        kept; `None` trains each stage to its end. A stage is evaluated ten times, or every 500 steps if that is more
+        often.
     training
-        Arguments of :class:`transformers.TrainingArguments` that replace ours in every stage, such as
+        Arguments of :class:`transformers.TrainingArguments` that replace the defaults of gfx in every stage, such as
         ``{"learning_rate": 5e-4, "lr_scheduler_type": "cosine", "gradient_accumulation_steps": 4, "bf16": True}``; or
-        such a mapping for each stage. Ours are AdamW, 1e-3 falling linearly after a warm-up of 3 % of the steps,
-        batches of 32 cells a device, weight decay 1e-3, gradients clipped at 1; 5e-5 when starting from a trained
-        model. A run that was stopped may go on with other workers and logs, and with nothing else.
+        such a mapping for each stage. The defaults are AdamW, a learning rate of 1e-3 (5e-5 when starting from a
+        trained model) that decreases linearly after a warm-up of 3 % of the steps, batches of 32 cells per device,
+        weight decay 1e-3, and gradients clipped at 1. When an interrupted call is continued, only arguments for workers
+        and logs may differ.
     rng
-        Seed of the split, the start, the order of cells and the masking.
+        Seed for the choice of held-out cells, the initial weights, the order of cells and the masking.
 
     Returns
     -------
     The folder of the finished model, which :func:`gfx.models.load` reads: weights, configuration, vocabulary, and
-    `pretraining.json` with the masked-gene accuracy on held-out cells beside that of the rank baseline, the log, and
-    which cells were held out.
+    `pretraining.json` with the accuracy for masked genes of held-out cells, compared with that of the rank baseline,
+    the log, and the list of held-out cells.
 
     Raises
     ------
     ValueError
-        Some sources have no recognised gene or no raw counts, or cannot be read: the message names all of them, and
-        what was made of the others is kept for the next call. `held_out` leaves no cell; settings contradict each
-        other; or the folder holds a run on other cells or with other settings.
+        Some sources have no recognised gene or no raw counts, or cannot be read: the message names all of these
+        sources, and the tokens of the others are kept for the next call. Or `held_out` leaves no cells, settings
+        contradict each other, or the folder holds a run on other cells or with other settings.
     FileNotFoundError
         A source does not exist.
 

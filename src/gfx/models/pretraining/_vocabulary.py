@@ -236,8 +236,8 @@ def summarize_genes(
     Use it for cells that lie on several machines: summarize them where they are, :meth:`~gfx.models.GeneSummary.save`
     each summary, and give the files to :func:`gfx.models.build_vocabulary`. The result is that of all sources at once.
 
-    Cost: one pass over the sources. In memory are a block of cells and a histogram, 12 bytes for each bucket in use:
-    some kilobytes a gene for thousands of cells, some tens of kilobytes for millions.
+    Cost: one pass over the sources. Memory holds a block of cells, and a histogram for each gene with 12 bytes per bin
+    in use: some kilobytes per gene for thousands of cells, and some tens of kilobytes for millions.
 
     Parameters
     ----------
@@ -281,12 +281,13 @@ def build_vocabulary(
 ) -> Vocabulary:
     """Build a vocabulary from raw counts: the genes detected in enough cells, and their non-zero medians.
 
-    The median of a gene is taken over the cells that detect it, of counts normalised to 10,000 per cell over all
-    genes, and is within 0.05 % of the exact one. Special tokens are those of the V2 family. Tokens follow ascending
-    Ensembl ids. The order of the sources, and whether they were summarized before, makes no difference.
+    Counts are normalised to a sum of 10,000 per cell over all genes. The median of a gene is computed over the cells in
+    which it is detected, and is within 0.05 % of the exact median. Special tokens are those of the V2 family. Genes are
+    numbered in ascending order of their Ensembl ids. The result does not depend on the order of the sources, or on
+    whether they were summarized before.
 
-    Cost: one pass over the sources. In memory are a block of cells and a histogram, 12 bytes for each bucket in use:
-    some kilobytes a gene for thousands of cells, some tens of kilobytes for millions.
+    Cost: one pass over the sources. Memory holds a block of cells, and a histogram for each gene with 12 bytes per bin
+    in use: some kilobytes per gene for thousands of cells, and some tens of kilobytes for millions.
 
     Parameters
     ----------
@@ -298,15 +299,16 @@ def build_vocabulary(
     gene_ids
         Column of `var` with Ensembl ids; `None` for `var_names`. Genes without an id are left out.
     genes
-        Ensembl ids to choose from, such as the protein-coding genes; `None` for all.
+        Ensembl ids of the genes that may be included, such as the protein-coding genes. `None` allows all genes.
     gene_types
         Column of `var` with the type of each gene, such as ``"protein_coding"``, or a mapping of Ensembl ids to types.
     min_cells
-        Genes detected in fewer cells are left out.
+        Genes detected in fewer cells than this are left out.
 
     Returns
     -------
-    The vocabulary, with the sources' own symbols as symbols and aliases, and the number of cells that detect each gene.
+    The vocabulary. Its symbols and aliases are the gene symbols in the sources, and it holds the number of cells in
+    which each gene is detected.
 
     Raises
     ------

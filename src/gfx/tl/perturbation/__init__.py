@@ -25,32 +25,35 @@ Returns
 `.obsm['{key}' | key_added]` : :class:`numpy.ndarray` (float32, `(n_obs, n_perturbations)`)
     Shift of each cell; NaN for cells that were not perturbed, because they lack a gene or are not of state `start`.
 `.obsm['{key}_parts' | key_added + '_parts']` : :class:`numpy.ndarray` (float32, `(n_obs, n_perturbations, 3)`)
-    With the control ``"parts"``, its composition, position and context part; they add up to the shift.
+    With the control ``"parts"``, the composition, position and context part of each shift, which add up to it.
 `.obsm['{key}_states' | key_added + '_states']` : :class:`numpy.ndarray` (float32, 3 dimensions)
-    With states, `(n_obs, n_perturbations, n_states)`: change of the cosine to each state, in the order of `uns`.
+    With states, `(n_obs, n_perturbations, n_states)`: change of the cosine to the centroid of each state, in the
+    order of `states` in `uns`.
 `.varm['{key}' | key_added]` : :class:`numpy.ndarray` (float32, `(n_vars, n_perturbations)`)
-    Shift of each other gene, mean over the cells that have it; NaN where none does.
+    Shift of each other gene, averaged over the perturbed cells that express it; NaN if there is no such cell.
 `.varm['{key}_sd' | key_added + '_sd']` : :class:`numpy.ndarray` (float32, `(n_vars, n_perturbations)`)
-    Its standard deviation over these cells.
+    Standard deviation of the shift of each other gene over these cells.
 `.varm['{key}_n_cells' | key_added + '_n_cells']` : :class:`numpy.ndarray` (int32, `(n_vars, n_perturbations)`)
     Number of these cells.
 `.varm['{key}_null' | key_added + '_null']` : :class:`numpy.ndarray` (float32, `(n_vars, n_perturbations)`)
-    With random sets, the mean shift of each gene when these are perturbed.
+    With random sets, the mean shift of each gene when the random sets are perturbed.
 `.uns['{key}' | key_added]` : :class:`dict`
-    `params`; `perturbations`, their names, and `ensembl_ids`; `states`; `table` and `state_table`, see
+    `params`; `perturbations` (names) and `ensembl_ids`; `states`; `table` and `state_table`, see
     :func:`gfx.get.deletion_df`; `synergy`, see :func:`gfx.get.synergy_df`; `random_sets` and `random_states`, see
     :func:`gfx.get.random_sets_df`; `genes_of_all_ranks`, see :func:`gfx.get.rank_trend_df`; `donors` and
-    `donor_states`; `controls`, see :func:`gfx.get.controls_df`; `note`, what the p-values are over.
+    `donor_states`; `controls`, see :func:`gfx.get.controls_df`; `note`, which says what the replicates of the
+    p-values are.
 
 Raises
 ------
 ValueError
-    A gene that the model does not know, a gene or set given twice, `start` without `goal`, no raw counts, tokens of
-    another vocabulary, a value outside the choices, or a store that holds another call.
+    The model does not know a gene, a gene or set is given twice, `start` is given without `goal`, there are no raw
+    counts, the tokens belong to another vocabulary, a value is not one of the choices, or the store holds another
+    call.
 KeyError
-    No such column in `obs`, or no such state in it.
+    There is no such column in `obs`, or no such state in this column.
 TypeError
-    Genes that are no names.
+    Genes are not given as names.
 OSError
     The store cannot be written; finished blocks are kept.
 """
@@ -93,34 +96,37 @@ def delete_genes(
 ) -> Data | None:
     """Delete genes from cells and measure which cells and which other genes shift :cite:p:`Theodoris2023`.
 
-    A gene is removed from the encoding of each cell that expresses it, the model reads the cell again, and each cell
-    and each other gene is compared with before: shift = 1 - cosine, 0 when nothing changed. With states, the change of
-    the cell's cosine to the centroid of each state is given as well; above 0 the cell shifted toward that state.
+    A gene is removed from the encoding of each cell that expresses it, and the model reads the cell again. The shift of
+    the cell, and of each other gene, is 1 - cosine between its embedding before and after; it is 0 if nothing changed.
+    With states, the change of the cell's cosine to the centroid of each state is given as well; it is positive if the
+    cell shifted toward that state.
 
     The effect is what the model expects of a cell without the gene, not what an experiment would measure. Deleting any
-    gene shifts the embedding: its own vector leaves the mean of the cell (*composition*), every gene behind it moves up
-    by one rank (*position*), and the network reads the rest differently (*context*). Each effect is therefore compared
-    with rank-matched random gene sets in the same cells: the z-score is its distance from theirs.
+    gene shifts the embedding: the gene's own vector is removed from the mean of the cell (*composition*), every gene
+    behind it moves up by one rank (*position*), and the hidden states of the other genes change because the gene is
+    missing (*context*). Each effect is therefore compared with the effects of rank-matched random gene sets in the same
+    cells: the z-score is the difference from their mean effect in standard deviations.
 
-    Sets of genes are compared with their genes one by one in the same cells, see :func:`gfx.get.synergy_df`. To delete
-    all genes in turn, use :func:`gfx.tl.screen_genes`.
+    The effect of a set of genes is compared with the effects of its single genes in the same cells, see
+    :func:`gfx.get.synergy_df`. To delete all genes in turn, use :func:`gfx.tl.screen_genes`.
 
-    Cost: two forward passes for each cell and perturbation that applies to it, one with ``positions="keep"``. Random
-    sets take up to ``8 * n_random`` passes for each perturbation, random weights 50 for each and 400 for genes of all
-    ranks. Sets also run gene by gene, their random sets likewise: for a pair, three times the passes. Memory: seven
-    numbers for each cell and perturbation, four for each gene and perturbation.
+    Cost: one forward pass for each perturbation and each cell in which it is possible. The parts of the shift need one
+    more, except with ``positions="keep"``. Random sets need up to ``8 * n_random`` passes for each perturbation, and
+    the random-weights model 50 for each perturbation and 400 for genes of all ranks. For sets of genes, each gene is
+    also perturbed by itself, in the random sets as well: a pair needs three times as many passes. Memory: seven numbers
+    for each cell and perturbation, and four for each gene and perturbation.
 
     Parameters
     ----------
     {adata}
     genes
-        Symbols or Ensembl ids, each deleted by itself; the genes of a tuple are deleted together. `...` stands for
-        every gene that the cells have: ``("GATA4", ...)`` is GATA4 with every other gene. All pairs of a list are
-        ``itertools.combinations(genes, 2)``.
+        Symbols or Ensembl ids. Each gene is deleted by itself; the genes of a tuple are deleted together. `...` stands
+        for every gene that the cells express: ``("GATA4", ...)`` deletes GATA4 together with every other gene in turn.
+        For all pairs of a list, pass ``itertools.combinations(genes, 2)``.
     {input}
     positions
-        ``"close"``: the genes behind a deleted one move up, as in the published method. ``"keep"``: the gene is removed
-        from attention and from the mean, and every other gene keeps its position.
+        ``"close"``: the genes behind a deleted gene move up by one position, as in the published method. ``"keep"``:
+        the gene is removed from attention and from the mean, and all other genes keep their positions.
     {controls}
     {output}
 
@@ -129,7 +135,7 @@ def delete_genes(
     Warns
     -----
     UserWarning
-        No cell has the genes of a perturbation; or start and goal are hardly separable.
+        No cell expresses all genes of a perturbation, or start and goal are hardly separable.
 
     Examples
     --------
@@ -168,25 +174,25 @@ def overexpress_genes(
 ) -> Data | None:
     """Bring genes to the front of cells and measure which cells and which other genes shift :cite:p:`Theodoris2023`.
 
-    A gene becomes the first of every cell, as if it were expressed more than any other; in a cell that lacks it, it is
-    inserted. Where a cell fills the model's input, its last genes are cut off, and the cell is compared with itself
-    without them. Everything else is as in :func:`gfx.tl.delete_genes`; *composition* is the change of the gene's own
-    vector in the mean of the cell.
+    A gene is moved to the first position of every cell, as if its relative expression were the highest; if the cell
+    does not express the gene, it is inserted. If the cell already fills the model's input, its last genes are then cut
+    off, and the perturbed cell is compared with the unperturbed cell without these last genes. Everything else is as in
+    :func:`gfx.tl.delete_genes`; *composition* is the change of the gene's own vector in the mean of the cell.
 
-    Random sets are matched as follows: where the cell has the gene, to genes of neighbouring rank; where the cell lacks
-    it, to genes that it lacks as well and that are detected about as often.
+    Random sets are matched as follows. If the cell expresses the gene, random genes have a similar rank. If it does
+    not, random genes are not expressed in the cell either, and are detected in about as many cells as the gene.
 
-    Cost: as :func:`gfx.tl.delete_genes`, and one more pass for cells that lose genes at their end.
+    Cost: as for :func:`gfx.tl.delete_genes`, and one more pass for cells whose last genes are cut off.
 
     Parameters
     ----------
     {adata}
     genes
-        Symbols or Ensembl ids, each by itself; the genes of a tuple are brought to the front together, in their order.
-        `...` stands for every gene that the cells have.
+        Symbols or Ensembl ids. Each gene is brought to the front by itself; the genes of a tuple are brought to the
+        front together, in the order of the tuple. `...` stands for every gene that the cells express.
     {input}
     positions
-        ``"close"``: the other genes make room, as in the published method. ``"keep"``: they keep their positions.
+        ``"close"``: the other genes move down, as in the published method. ``"keep"``: they keep their positions.
     {controls}
     {output}
 

@@ -56,8 +56,8 @@ class FirstOrder:
     Parameters
     ----------
     n_probes
-        Random directions for each cell along which shifts are measured; each costs two passes. 0 leaves shifts out
-        where there is a goal, and costs least.
+        Number of random directions for each cell along which shifts are estimated; each needs two passes. With 0, only
+        shifts toward the goal are estimated, which is fastest and requires a goal.
 
     Examples
     --------
@@ -99,54 +99,58 @@ def screen_genes(
 ) -> Data | None:
     """Delete every gene of every cell in turn and find those that matter most :cite:p:`Theodoris2023`.
 
-    Each gene that a cell expresses is removed from its encoding, the model reads the cell again, and shift = 1 - cosine
-    measures how far the embedding of the cell shifts; with a goal, the change of its cosine to the centroid of that
-    state measures whether it shifts toward it. Deleting any gene shifts the embedding, highly ranked genes most. Each
-    effect is therefore compared with genes of similar rank in the same cells (`excess`), and with a random-weights
-    model. Read the result with :func:`gfx.get.screen_df`. Follow up the genes that stand out with
-    :func:`gfx.tl.delete_genes`, which computes the same shifts and adds donors, parts of the shift, other states, and
-    sets of genes.
+    Each gene that a cell expresses is removed from the encoding of the cell, and the model reads the cell again. The
+    shift of the cell is 1 - cosine between its embedding before and after. With a goal, the change of the cosine
+    between the cell and the centroid of the goal measures whether the cell shifts toward this state. Deleting any gene
+    shifts the embedding, and deleting a highly ranked gene shifts it most. Each effect is therefore compared with the
+    effects of genes of similar rank in the same cells (`excess`), and with a random-weights model. Read the result with
+    :func:`gfx.get.screen_df`. Follow up the genes that stand out with :func:`gfx.tl.delete_genes`, which computes the
+    same shifts and, in addition, statistics over donors, the parts of each shift, shifts toward other states, and
+    effects of sets of genes.
 
-    ``method="first_order"`` estimates all genes of a cell at once, from derivatives with respect to how much of each
-    gene is kept. Shifts toward a goal follow from one backward pass. Shifts have no first order, because the cosine of
-    a cell to itself is at its maximum: they are half the square of how fast the cell's vector turns, measured along
-    random directions. These estimates are unbiased, so means over many cells are accurate where single cells are noisy.
-    Four cells are also screened exactly, and the result reports how well the estimates agree; the 50 genes that stand
-    out most are run exactly in up to 20 cells.
+    ``method="first_order"`` estimates the effects of all genes of a cell at once, from derivatives with respect to a
+    weight of each gene (1 if the gene is kept, 0 if it is deleted). Shifts toward a goal are estimated with one
+    backward pass. For shifts the first derivative is 0, because the cosine of a cell to itself is at its maximum; they
+    are half the square of the rate at which the direction of the cell's vector changes, which is measured along random
+    directions (probes). These estimates are noisy in single cells, but unbiased, so means over many cells are accurate.
+    Four cells are also screened exactly, and the result reports how well the estimates agree with the exact effects.
+    The 50 genes with the most extreme z-scores are also deleted exactly, each in up to 20 cells.
 
-    Cost: ``"exact"``, one forward pass for each gene of each cell; ``"first_order"``, about three for each cell, and
-    two more for each probe. Random weights take one more screen by derivatives. Memory: two bytes for each gene and
-    cell for tokens, some numbers for each gene and group; with a goal, the vectors of the cells of both states.
+    Cost: ``"exact"`` needs one forward pass for each gene of each cell; ``"first_order"`` needs about three passes for
+    each cell, and two more for each probe. The random-weights model needs one more screen by derivatives. Memory: two
+    bytes for each gene and cell for tokens, and some numbers for each gene and group; with a goal, also the vectors of
+    the cells of both states.
 
     Parameters
     ----------
     {adata}
     genes
-        Symbols or Ensembl ids to screen; `None` or `...` is every gene. Each is compared with the other screened genes
-        of similar rank: with few genes these have less similar ranks, and cells with no more than 20 of them have no
-        excess and no z-score.
+        Symbols or Ensembl ids of the genes to screen; `None` or `...` screens every gene. Each gene is compared with
+        the other screened genes of similar rank. If few genes are screened, the ranks of these genes are less similar,
+        and no excess is computed in cells with 20 or fewer screened genes.
     {model}
     {layer}
     {mask_obs}
     groupby
-        Column of `obs`. Without `start` and `goal`, genes are also summarized in each of its groups.
+        Column of `obs` with groups of cells. Without `start` and `goal`, effects are also averaged within each group.
     start, goal
         Screen the cells of the state `start` of `groupby`, and measure shifts toward the centroid of `goal`.
     method
-        ``"exact"``; or ``"first_order"``, which estimates, with another number of probes as
-        :class:`gfx.tl.FirstOrder`.
+        ``"exact"``: run the model for each deletion. ``"first_order"``: estimate the effects from derivatives; to
+        choose the number of probes, pass a :class:`gfx.tl.FirstOrder`.
     {positions}
     controls
-        ``"random_weights"``: also run a model with random weights, by derivatives, which gives p-values and FDR.
-        ``"baselines"``: detection, expression and fold change of each gene. `None`: neither.
+        ``"random_weights"``: also screen a random-weights model, by derivatives, which is needed for p-values and FDR.
+        ``"baselines"``: detection, expression and fold change of each gene. `None`: no control.
     {hidden_layer}
     pooling
-        ``"cls"``: a cell is the state of `<cls>`. ``"mean"``: the mean over its genes. ``"genes"``, exact only: its
-        shift is the mean of the shifts of its other genes. ``"auto"``: ``"cls"`` where the family has it, else
-        ``"mean"``.
+        ``"cls"``: the embedding of a cell is the hidden state of `<cls>`. ``"mean"``: it is the mean over the genes.
+        ``"genes"``, only with ``method="exact"``: the shift of a cell is the mean of the shifts of its other genes.
+        ``"auto"``: ``"cls"`` where the model family has this token, else ``"mean"``.
     store
-        Path of a zarr store in which finished blocks of cells are kept, with the effect in each cell. Called again with
-        the same path, a stopped run goes on, to the same result; :func:`gfx.get.screen_cells` reads effects by cell.
+        Path of a zarr store in which finished blocks of cells are kept, with the effects in each cell. If an
+        interrupted call is repeated with the same path, it continues and gives the same result.
+        :func:`gfx.get.screen_cells` reads the effects in each cell.
     {rng}
     {key_added}
     {mod}
@@ -157,31 +161,34 @@ def screen_genes(
     `None`, or an updated copy if `copy=True`. Sets:
 
     `.varm['gfx_screen' | key_added]` : :class:`pandas.DataFrame` (`(n_vars, n_columns)`)
-        One row a gene, over the screened cells that have it: `n_cells`, `rank_mean`, `shift_mean`, `shift_sd`,
-        `shift_excess`; with a goal, `toward_mean` and so on; with random weights, means and excesses in that model,
-        `random_weights_shift_mean` and so on; with baselines `detection`, `expression_mean`, `logfc`; after estimates
-        `exact_n_cells`, `exact_shift_mean`, `exact_toward_mean`. :func:`gfx.get.screen_df` explains them and adds
-        z-scores and p-values. NaN, and 0 cells, for genes that no cell has or that the model does not know.
+        One row per gene, with statistics over the screened cells that express the gene: `n_cells`, `rank_mean`,
+        `shift_mean`, `shift_sd`, `shift_excess`; with a goal, `toward_mean` and so on; with random weights, means and
+        excesses in that model, `random_weights_shift_mean` and so on; with baselines, `detection`, `expression_mean`,
+        `logfc`; with first-order estimates, `exact_n_cells`, `exact_shift_mean`, `exact_toward_mean`.
+        :func:`gfx.get.screen_df` explains these columns and adds z-scores and p-values. For genes that no cell
+        expresses or that the model does not know, `n_cells` is 0 and the other columns are NaN.
     `.varm['gfx_screen_groups' | key_added + '_groups']` : :class:`numpy.ndarray` (float32, 3 dimensions)
-        With `groupby` alone, the same for each group, `(n_vars, n_groups, n_columns)`; names in `uns`.
+        With `groupby` but without `start` and `goal`, the same for each group, `(n_vars, n_groups, n_columns)`; `uns`
+        holds the names of groups and columns.
     `.uns['gfx_screen' | key_added]` : :class:`dict`
-        `params`; `approx`, whether there are estimates; `controls`, see :func:`gfx.get.controls_df`; `groups` and
-        `columns`, names along the second and third dimension of the groups; `note`, what z-scores and p-values are.
+        `params`; `approx`, whether effects are estimates; `controls`, see :func:`gfx.get.controls_df`; `groups` and
+        `columns`, the names along the second and third dimension of the array of groups; `note`, which explains
+        z-scores and p-values.
 
     Raises
     ------
     ValueError
-        A gene that the model does not know, `start` without `goal`, no raw counts, a value outside the choices, or a
-        store that holds another screen.
+        The model does not know a gene, `start` is given without `goal`, there are no raw counts, a value is not one of
+        the choices, or the store holds another screen.
     KeyError
-        No such column in `obs`, or no such state in it.
+        There is no such column in `obs`, or no such state in this column.
     OSError
         The store cannot be written; finished blocks are kept.
 
     Warns
     -----
     UserWarning
-        Start and goal are hardly separable; or estimates agree badly with exact results.
+        Start and goal are hardly separable, or estimates agree poorly with exact results.
 
     Examples
     --------
