@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gfx._core.vocabulary import Vocabulary
-
-Operator = Literal["delete", "overexpress", "shift"]
 
 #: What a shift is split into, in this order; the parts add up to it.
 PARTS = ("composition", "position", "context")
@@ -32,7 +30,7 @@ class Edits:
     Parameters
     ----------
     operator
-        What is done to the genes.
+        What is done to the genes, a name that :mod:`gfx._engine.edited` knows.
     sets
         Tokens perturbed together, one array each; or `(n_sets, n_genes)` where all sets are of one size.
     cell
@@ -43,7 +41,7 @@ class Edits:
         New ranks of moved genes, `(n_edits, n_genes)`: how many of the other genes then stand before each.
     """
 
-    operator: Operator
+    operator: str
     sets: Sequence[np.ndarray] | np.ndarray
     cell: np.ndarray
     which: np.ndarray
@@ -101,7 +99,7 @@ def find_places(rows: np.ndarray, genes: np.ndarray) -> np.ndarray:
 
 
 def can_be_perturbed(
-    ids: np.ndarray, lengths: np.ndarray, genes: np.ndarray, vocabulary: Vocabulary, operator: Operator
+    ids: np.ndarray, lengths: np.ndarray, genes: np.ndarray, vocabulary: Vocabulary, operator: str
 ) -> np.ndarray:
     """Say in which cells a set of genes can be perturbed, bool `(n_cells,)`.
 

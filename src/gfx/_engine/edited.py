@@ -10,7 +10,7 @@ import torch
 from gfx._core.edits import GONE, NO_GENE, pad_sets
 
 if TYPE_CHECKING:
-    from gfx._core.edits import Edits, Operator
+    from gfx._core.edits import Edits
     from gfx._core.vocabulary import Vocabulary
 
 
@@ -68,7 +68,7 @@ class PlacedEdits(NamedTuple):
         How many of the other genes then stand before each moved gene, int `(n_edits, n_genes)`; -1 takes it out.
     """
 
-    operator: Operator
+    operator: str
     row: torch.Tensor
     which: torch.Tensor
     genes: torch.Tensor

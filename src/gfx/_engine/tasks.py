@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import BertModel
 
-    from gfx._core.edits import Operator
     from gfx._core.vocabulary import Vocabulary
     from gfx._engine.classifier import Classifier
     from gfx._engine.perturb import Comparison
@@ -114,7 +113,7 @@ class Perturbation(NetworkTask):
         Return `vectors`, the cell after each perturbation, float32 `(n_runs, d)`.
     """
 
-    operator: Operator
+    operator: str
     positions: Positions
     pooling: Comparison
     sets: Sequence[np.ndarray]

@@ -13,7 +13,6 @@ from gfx.tl._prepare import vectors_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from gfx._core.edits import Operator
     from gfx._engine.perturb import Comparison
     from gfx._engine.run import CellBlock, Job, Network, Result
     from gfx._run_store import RunStore
@@ -109,7 +108,7 @@ class Experiment:
 
     cells: Prepared
     network: Network
-    operator: Operator
+    operator: str
     positions: Positions
     pooling: Comparison
     lengths: np.ndarray  # tokens of each cell, 0 for cells that are not perturbed, int (n_obs,)

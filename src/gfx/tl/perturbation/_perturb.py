@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
-    from gfx._core.edits import Operator
     from gfx._run_store import RunStore
     from gfx._types import Data, ModelLike, PoolingOfShifts, Positions
     from gfx.tl._gene_sets import Genes, GeneSets
@@ -43,7 +42,7 @@ FEWEST_RUNS = 5
 
 
 def perturb(
-    operator: Operator,
+    operator: str,
     adata: Data,
     genes: Genes,
     *,
