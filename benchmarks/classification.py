@@ -85,7 +85,7 @@ def naive(ids: np.ndarray, lengths: np.ndarray, tokens: np.ndarray, truth: np.nd
     for train, held in StratifiedKFold(5, shuffle=True, random_state=0).split(tokens, truth):
         torch.manual_seed(0)
         network = BertForTokenClassification.from_pretrained(model.folder, num_labels=2)
-        for block in network.bert.encoder.layer[: model.n_blocks - 2]:
+        for block in network.bert.encoder.layer[: model.n_layers - 2]:
             block.requires_grad_(requires_grad=False)
         optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY)
         n_steps = -(-len(ids) // BATCH)

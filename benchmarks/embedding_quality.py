@@ -236,7 +236,7 @@ def embed_variants(model: gfx.models.Model, ids: np.ndarray, lengths: np.ndarray
 
     device = choose_device(None)
     dtype = choose_dtype(None, device)
-    encoder = load_encoder(model.weights, model.config, n_blocks=model.n_blocks, device=device, dtype=dtype)
+    encoder = load_encoder(model.weights, model.config, n_layers=model.n_layers, device=device, dtype=dtype)
     special = special_tokens(model.vocabulary, device)
     variants = [variant for variant in VARIANTS if model.vocabulary.has_cls or variant[0] == "mean"]
 

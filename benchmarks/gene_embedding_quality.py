@@ -122,7 +122,7 @@ def input_embeddings(model: gfx.models.Model) -> np.ndarray:
 
     from gfx._engine.encoder import load_encoder
 
-    encoder = load_encoder(model.weights, model.config, n_blocks=0, device=torch.device("cpu"), dtype=torch.float32)
+    encoder = load_encoder(model.weights, model.config, n_layers=0, device=torch.device("cpu"), dtype=torch.float32)
     return encoder.embeddings.word_embeddings.weight.numpy()
 
 

@@ -124,8 +124,8 @@ def over_folds(metrics: pd.DataFrame, roc: pd.DataFrame) -> dict[str, float]:
     The weight of a fold is the number of points of its curve; curves are kept on a grid, so these are distinct rates.
     """
     areas = metrics[(metrics["metric"] == "auc") & (metrics["unit"] == "occurrence") & (metrics["method"] == "model")]
-    areas = areas[areas["seed"] == 0].set_index("fold")["value"]
-    curves = roc[(roc["unit"] == "occurrence") & (roc["method"] == "model") & (roc["seed"] == 0)]
+    areas = areas[areas["repeat"] == 0].set_index("fold")["value"]
+    curves = roc[(roc["unit"] == "occurrence") & (roc["method"] == "model") & (roc["repeat"] == 0)]
     weights = curves.groupby("fold")["tpr"].nunique().reindex(areas.index).to_numpy(dtype=float)
     weights /= weights.sum()
     mean = float(weights @ areas.to_numpy())

@@ -365,7 +365,7 @@ def overexpressed(adata: ad.AnnData, genes: list[str], model: gfx.models.Model) 
     from gfx._engine.perturb import run_edits
 
     vocabulary, device = model.vocabulary, choose_device(None)
-    encoder = load_encoder(model.weights, model.config, n_blocks=model.n_blocks - 1, device=device, dtype=torch.float32)
+    encoder = load_encoder(model.weights, model.config, n_layers=model.n_layers - 1, device=device, dtype=torch.float32)
     ids, lengths = tokens(adata, model)
     rows, sets = np.flatnonzero(lengths > vocabulary.n_specials), vocabulary.resolve(genes).astype(np.int64)[:, None]
     cell, which = np.tile(rows, len(genes)), np.repeat(np.arange(len(genes)), len(rows))

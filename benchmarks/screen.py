@@ -92,7 +92,7 @@ def make_task(model: object, *, method: str, how: str, dtype: str, positions: st
     from gfx._engine.tasks import Screen
 
     return Screen(
-        network=Network(model.weights, model.config, model.n_blocks - 1, dtype),
+        network=Network(model.weights, model.config, model.n_layers - 1, dtype),
         vocabulary=model.vocabulary,
         is_exact=method == "exact",
         positions=positions,
@@ -225,8 +225,8 @@ def deletion_gflop(config: dict[str, int], length: int, how: str, positions: str
     """
     width, inner = config["hidden_size"], config["intermediate_size"]
     attention, after = 4 * length**2 * width, 2 * length * width * (width + 2 * inner)
-    project, n_blocks = 6 * length * width**2, config["num_hidden_layers"] - 1
-    n_whole = n_blocks - 1 if how == "cls" else n_blocks
+    project, n_layers = 6 * length * width**2, config["num_hidden_layers"] - 1
+    n_whole = n_layers - 1 if how == "cls" else n_layers
     n_attended = n_whole - 1 if positions == "keep" else n_whole
     return 1e-9 * (n_whole * after + n_attended * attention + (n_whole - 1) * project)
 

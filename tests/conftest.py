@@ -469,7 +469,7 @@ def _of_genes(
         varm["fold"] = np.where(given[:, None] >= 0, rng.integers(0, 5, (n_vars, 3)), -1).astype(np.int16)
     else:
         var[""] = pd.Categorical.from_codes(best, classes)
-        var["learnt"] = rng.uniform(size=n_vars) < 0.3
+        var["in_training"] = rng.uniform(size=n_vars) < 0.3
     return {"varm": varm, "var": var}
 
 

@@ -228,6 +228,17 @@ def test_import_loads_nothing_heavy() -> None:
     assert not loaded_after("import gfx") & set(HEAVY)
 
 
+def test_the_drawn_tree_is_the_source() -> None:
+    """Every folder is a line, every file a word of its folder's lines, and nothing is drawn that is not there."""
+    drawn = re.search(r"```\nsrc/gfx/\n(.*?)```", (DOCS / "architecture.md").read_text(), flags=re.DOTALL)[1]
+    folders = re.findall(r"(?<![\w/])(\w+)/", drawn)
+    assert sorted(folders) == sorted({file.parent.name for file in SOURCE.rglob("*.py") if file.parent != SOURCE})
+    words = set(re.findall(r"\w+", drawn))
+    for file in SOURCE.rglob("*.py"):
+        if file.name != "__init__.py":
+            assert {file.stem, file.stem.removeprefix("_")} & words, file.relative_to(SOURCE)
+
+
 def test_parts_that_run_no_model_load_no_torch() -> None:
     loaded = loaded_after("import gfx\ngfx.pp, gfx.get, gfx.pl, gfx.models")
     assert not loaded & {"torch", "transformers", "scanpy", "muon", "matplotlib", "dask"}

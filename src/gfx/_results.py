@@ -73,7 +73,7 @@ TABLE: dict[str, Row] = {
     ),
     "tl.predict_genes": Row(
         "gfx_predicted_genes",
-        {"varm": ("", "sd", "groups", "groups_n_cells"), "var": ("", "n_cells", "learnt")},
+        {"varm": ("", "sd", "groups", "groups_n_cells"), "var": ("", "n_cells", "in_training")},
         call="adata, model",
     ),
     "tl.classify_cells": Row("gfx_cell_class", {"obsm": ("", "fold"), "obs": (TASK,)}, call="adata, groupby"),

@@ -314,7 +314,7 @@ def measured() -> pd.DataFrame:
         for seed in range(1 if method == "majority" else 3):
             for fold, metric in product(range(2), METRICS):
                 value = np.nan if metric == "auc" and task == "a" and fold == 1 else rng.random()
-                row = {"task": task, "unit": "cell", "method": method, "n_cells": n_cells, "seed": seed, "fold": fold}
+                row = {"task": task, "unit": "cell", "method": method, "n_cells": n_cells, "repeat": seed, "fold": fold}
                 rows.append(row | {"metric": metric, "value": value, "n": 10 + fold + seed})
     return pd.DataFrame(rows)
 
@@ -329,23 +329,23 @@ def test_areas_are_averaged_over_folds_then_seeds_and_all_else_over_seeds() -> N
     metrics, whole = measured(), pooled()
     found = summarize(metrics, whole)
     by = ["task", "unit", "method", "n_cells", "metric"]
-    assert list(found) == [*by, "mean", "sd", "n_seeds", "n_folds", "n"]
+    assert list(found) == [*by, "mean", "sd", "n_repeats", "n_folds", "n"]
     in_order = metrics[by].drop_duplicates().reset_index(drop=True)
     pd.testing.assert_frame_equal(found[by], in_order)
     for row in found.itertuples():
         here = metrics[np.logical_and.reduce([metrics[name] == getattr(row, name) for name in by])]
         of_seeds = [
-            np.nanmean([value for seed, value in zip(here["seed"], here["value"], strict=True) if seed == at])
-            for at in range(row.n_seeds)
+            np.nanmean([value for seed, value in zip(here["repeat"], here["value"], strict=True) if seed == at])
+            for at in range(row.n_repeats)
         ]
         if row.metric != "auc":
             same = whole[np.logical_and.reduce([whole[name] == getattr(row, name) for name in by])]
-            of_seeds = [same.loc[same["seed"] == at, "value"].item() for at in range(row.n_seeds)]
-        assert row.n_folds == row.n_seeds * (1 if row.metric == "auc" and row.task == "a" else 2)
-        assert row.n_seeds == here["seed"].nunique() == (1 if row.method == "majority" else 3)
+            of_seeds = [same.loc[same["repeat"] == at, "value"].item() for at in range(row.n_repeats)]
+        assert row.n_folds == row.n_repeats * (1 if row.metric == "auc" and row.task == "a" else 2)
+        assert row.n_repeats == here["repeat"].nunique() == (1 if row.method == "majority" else 3)
         assert row.mean == pytest.approx(np.mean(of_seeds))
         assert row.sd == pytest.approx(np.std(of_seeds, ddof=1) if len(of_seeds) > 1 else np.nan, nan_ok=True)
-        assert row.n == 2 * 10 + 1 + 2 * (row.n_seeds - 1)  # the folds of the seed that scores most
+        assert row.n == 2 * 10 + 1 + 2 * (row.n_repeats - 1)  # the folds of the seed that scores most
 
 
 def test_values_that_were_never_measured_stay_missing() -> None:

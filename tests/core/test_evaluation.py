@@ -16,9 +16,9 @@ METHODS = ("model", "majority")
 SIZES = (8, 20)
 N, N_SEEDS, N_FOLDS = 36, 2, 3
 
-METRICS = ["task", "unit", "method", "n_cells", "seed", "fold", "metric", "value", "n"]
-SUMMARY = ["task", "unit", "method", "n_cells", "metric", "mean", "sd", "low", "high", "n_seeds", "n_folds", "n"]
-ROC = ["task", "unit", "method", "seed", "fold", "class", "fpr", "tpr"]
+METRICS = ["task", "unit", "method", "n_cells", "repeat", "fold", "metric", "value", "n"]
+SUMMARY = ["task", "unit", "method", "n_cells", "metric", "mean", "sd", "low", "high", "n_repeats", "n_folds", "n"]
+ROC = ["task", "unit", "method", "repeat", "fold", "class", "fpr", "tpr"]
 CONFUSION = ["task", "unit", "method", "true", "predicted", "n"]
 
 Told = dict[tuple[str, str, int, int], np.ndarray]
@@ -143,7 +143,7 @@ def test_summary_averages_folds_and_repeats(
         assert row.n_folds == N_SEEDS * N_FOLDS
         assert row.mean == pytest.approx(np.mean(seeds))
         assert row.sd == pytest.approx(abs(seeds[0] - seeds[1]) / np.sqrt(2))
-        assert row.n_seeds == N_SEEDS
+        assert row.n_repeats == N_SEEDS
         assert row.n == max(of(values, seed=seed)["n"].sum() for seed in range(N_SEEDS))
         if row.n_cells == 20:
             assert row.low < row.mean < row.high
@@ -161,7 +161,7 @@ def test_curves_at_the_full_number_of_cells(
         if size != 20:
             continue
         for at, (number, name) in product(range(N_FOLDS), enumerate(TASKS[task])):
-            found = of(roc, **{"task": task, "method": method, "seed": seed, "fold": at, "class": name})
+            found = of(roc, **{"task": task, "method": method, "repeat": seed, "fold": at, "class": name})
             if name == "healthy":
                 assert found.empty
                 continue
@@ -229,7 +229,7 @@ def test_the_order_in_which_predictions_come_does_not_matter(
         found, expected = (one.mean_probabilities(*key[:3]) for one in (other, evaluation))
         np.testing.assert_array_equal(found, expected)
     monkeypatch.setattr("gfx._core.classification.N_DRAWS", 3)
-    columns = ["task", "method", "n_cells", "seed", "fold", "metric"]
+    columns = ["task", "method", "n_cells", "repeat", "fold", "metric"]
     tables = [one.tables(20, rng())["metrics"].sort_values(columns, ignore_index=True) for one in (other, evaluation)]
     pd.testing.assert_frame_equal(*tables)
 
@@ -244,7 +244,7 @@ def test_macro_f1_where_each_donor_has_one_class() -> None:
     evaluation = Evaluation("cell", {"type": TASKS["type"]}, truth, donor[None], donor)
     for at in range(5):
         said = np.tile(np.array([0.7, 0.3], dtype=np.float32), (4, 1))
-        place = {"task": "type", "method": "majority", "n_cells": 16, "seed": 0, "fold": at}
+        place = {"task": "type", "method": "majority", "n_cells": 16, "repeat": 0, "fold": at}
         evaluation.add(np.flatnonzero(donor == at), said, **place)
     tables = evaluation.tables(16, rng())
     assert of(tables["metrics"], metric="macro_f1")["value"].tolist() == [1, 1, 1, 0, 0]
@@ -267,7 +267,7 @@ def test_occurrences_are_measured_beside_genes() -> None:
     of_genes, of_occurrences = Evaluation("gene", classes, truth, fold), Evaluation("gene", classes, truth, fold)
     draws = rng()
     for at in range(3):
-        place = {"task": "labels", "method": "model", "n_cells": 5, "seed": 0, "fold": at}
+        place = {"task": "labels", "method": "model", "n_cells": 5, "repeat": 0, "fold": at}
         held = np.flatnonzero(fold[0] == at)
         genes = np.repeat(held, [1, 2, 3, 4])
         score = draws.random(len(genes)).astype(np.float32)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from gfx._engine.encoder import blocks_needed, load_encoder
+from gfx._engine.encoder import layers_needed, load_encoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -45,7 +45,7 @@ class Reference:
         return self._run(tokens, positions).hidden_states[layer][0].double().numpy()
 
     def attention(self, tokens: list[int]) -> np.ndarray:
-        """Attention of one cell, `(n_blocks, n_heads, query, key)`."""
+        """Attention of one cell, `(n_layers, n_heads, query, key)`."""
         return np.stack([weights[0].double().numpy() for weights in self._run(tokens).attentions])
 
 
@@ -76,7 +76,7 @@ class Toy:
         return load_encoder(
             self.model.weights,
             self.model.config,
-            n_blocks=blocks_needed(layer, self.model.n_blocks),
+            n_layers=layers_needed(layer, self.model.n_layers),
             device=CPU,
             dtype=dtype,
             attention=attention,

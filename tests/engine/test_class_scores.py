@@ -31,7 +31,7 @@ SAME, SAME_IN_BFLOAT16 = 1e-5, 0.03
 
 
 def classifier(toy: Toy, head: Head, dtype: torch.dtype = torch.float32) -> Classifier:
-    model = make_classifier(toy.model.weights, toy.model.config, head, seed=0, n_blocks=toy.model.n_blocks)
+    model = make_classifier(toy.model.weights, toy.model.config, head, seed=0, n_layers=toy.model.n_layers)
     return model.to(dtype).eval()
 
 
@@ -231,7 +231,7 @@ def test_tokens_behind_the_end_of_a_cell_do_not_matter(toy: Toy) -> None:
 def test_logits_of_a_cell_without_genes_are_the_bias(toy_model: Model) -> None:
     """`<cls>` and `<eos>` alone: the head's bias is what is left, and no NaN."""
     vocabulary, head = toy_model.vocabulary, Head("cells", "mean", TASKS)
-    model = make_classifier(toy_model.weights, toy_model.config, head, seed=0, n_blocks=toy_model.n_blocks).eval()
+    model = make_classifier(toy_model.weights, toy_model.config, head, seed=0, n_layers=toy_model.n_layers).eval()
     with torch.no_grad():
         model.classifier.bias.copy_(torch.arange(5) / 5)
     ids = np.array([[vocabulary.cls, vocabulary.eos]], dtype=np.uint16)

@@ -43,7 +43,7 @@ Batch = dict[str, torch.Tensor]
 
 def classifier(toy: Toy, head: Head, seed: int = 0, *, random: bool = False, **config: Any) -> Classifier:
     settings = toy.model.config | config
-    return make_classifier(toy.model.weights, settings, head, seed=seed, n_blocks=toy.model.n_blocks, random=random)
+    return make_classifier(toy.model.weights, settings, head, seed=seed, n_layers=toy.model.n_layers, random=random)
 
 
 def batch_of(toy: Toy, head: Head, seed: int = 0) -> Batch:
@@ -310,7 +310,7 @@ def test_the_encoder_is_the_pretrained_one(toy: Toy) -> None:
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
         assert all(parameter.requires_grad for parameter in model.parameters())
         control = classifier(toy, head, seed=3, random=True)
-        shape = {"n_blocks": toy.model.n_blocks, "device": CPU, "dtype": torch.float32}
+        shape = {"n_layers": toy.model.n_layers, "device": CPU, "dtype": torch.float32}
         assert same_state(control.bert.state_dict(), random_encoder(config, seed=3, **shape).state_dict())
         words = "embeddings.word_embeddings.weight"
         assert not torch.equal(control.bert.state_dict()[words], pretrained[words])
@@ -319,7 +319,7 @@ def test_the_encoder_is_the_pretrained_one(toy: Toy) -> None:
 
 
 def test_a_classifier_has_as_many_layers_as_wanted(toy: Toy) -> None:
-    model = make_classifier(toy.model.weights, toy.model.config, GENES, seed=0, n_blocks=2)
+    model = make_classifier(toy.model.weights, toy.model.config, GENES, seed=0, n_layers=2)
     assert same_state(model.bert.state_dict(), toy.encoder(-2).state_dict())
     assert model.config.num_hidden_layers == 2
 

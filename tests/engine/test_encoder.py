@@ -8,36 +8,36 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gfx._engine.encoder import blocks_needed, load_encoder, random_encoder
+from gfx._engine.encoder import layers_needed, load_encoder, random_encoder
 
 CPU = torch.device("cpu")
 TOKENS = torch.tensor([[2, 9, 8, 7, 3]])
 
 
-def load(toy, weights=None, n_blocks=3, dtype=torch.float32, **kwargs):
+def load(toy, weights=None, n_layers=3, dtype=torch.float32, **kwargs):
     return load_encoder(
-        weights or toy.model.weights, toy.model.config, n_blocks=n_blocks, device=CPU, dtype=dtype, **kwargs
+        weights or toy.model.weights, toy.model.config, n_layers=n_layers, device=CPU, dtype=dtype, **kwargs
     )
 
 
 @pytest.mark.parametrize(("layer", "blocks"), [(-1, 6), (-2, 5), (-7, 0), (0, 0), (1, 1), (6, 6)])
 def test_blocks_needed(layer, blocks):
-    assert blocks_needed(layer, 6) == blocks
+    assert layers_needed(layer, 6) == blocks
 
 
 @pytest.mark.parametrize("layer", [7, -8])
 def test_layer_outside_the_model(layer):
     with pytest.raises(ValueError, match=rf"`hidden_layer={layer}` is outside this model of 6 layers"):
-        blocks_needed(layer, 6)
+        layers_needed(layer, 6)
 
 
-@pytest.mark.parametrize("n_blocks", [0, 1, 2, 3])
-def test_states_of_every_layer(toy, n_blocks):
-    encoder = load(toy, n_blocks=n_blocks)
-    assert len(encoder.encoder.layer) == n_blocks
+@pytest.mark.parametrize("n_layers", [0, 1, 2, 3])
+def test_states_of_every_layer(toy, n_layers):
+    encoder = load(toy, n_layers=n_layers)
+    assert len(encoder.encoder.layer) == n_layers
     assert not any("pooler" in name or "cls" in name for name, _ in encoder.named_parameters())
     found = encoder(input_ids=TOKENS).last_hidden_state[0]
-    np.testing.assert_allclose(found, toy.reference.states(TOKENS[0].tolist(), n_blocks), atol=1e-6)
+    np.testing.assert_allclose(found, toy.reference.states(TOKENS[0].tolist(), n_layers), atol=1e-6)
 
 
 def test_encoder_is_frozen_and_without_dropout(toy):
@@ -159,7 +159,7 @@ def test_missing_tensor(toy, tmp_path):
         ValueError, match=r"lacks 1 tensors of a BERT encoder with 3 layers, such as 'encoder\.layer\.1"
     ):
         load(toy, tmp_path / "model.safetensors")
-    load(toy, tmp_path / "model.safetensors", n_blocks=1)  # what is not run is not needed
+    load(toy, tmp_path / "model.safetensors", n_layers=1)  # what is not run is not needed
 
 
 def test_wrong_shape(toy, tmp_path):
@@ -180,13 +180,13 @@ def test_global_state_is_left_alone(toy):
 # --- random weights ------------------------------------------------------------------------------------------------
 
 
-def draw(toy, seed=0, *, n_blocks=3, device=CPU, dtype=torch.float32):
-    return random_encoder(toy.model.config, n_blocks=n_blocks, seed=seed, device=device, dtype=dtype)
+def draw(toy, seed=0, *, n_layers=3, device=CPU, dtype=torch.float32):
+    return random_encoder(toy.model.config, n_layers=n_layers, seed=seed, device=device, dtype=dtype)
 
 
-@pytest.mark.parametrize("n_blocks", [0, 2, 3])
-def test_random_weights_have_the_shape_of_the_model(toy, n_blocks):
-    ours, theirs = draw(toy, n_blocks=n_blocks), load(toy, n_blocks=n_blocks)
+@pytest.mark.parametrize("n_layers", [0, 2, 3])
+def test_random_weights_have_the_shape_of_the_model(toy, n_layers):
+    ours, theirs = draw(toy, n_layers=n_layers), load(toy, n_layers=n_layers)
     assert type(ours) is type(theirs)
     assert ours.config.to_dict() == theirs.config.to_dict()
     assert ours.config._attn_implementation == theirs.config._attn_implementation

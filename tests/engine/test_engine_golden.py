@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gfx._core.edits import Edits
-from gfx._engine.encoder import blocks_needed, load_encoder
+from gfx._engine.encoder import layers_needed, load_encoder
 from gfx._engine.perturb import run_edits
 from gfx._engine.pooling import embed_cells, mean_genes, sum_genes, sums_of_genes
 from gfx.models import load
@@ -29,8 +29,8 @@ LAYERS = [(0, -1), (-1, -2)]
 
 def encoder(run, hidden_layer=-2):
     model = load(run.folder)
-    n_blocks = blocks_needed(hidden_layer, model.n_blocks)
-    return load_encoder(model.weights, model.config, n_blocks=n_blocks, device=torch.device("cpu"), dtype=torch.float32)
+    n_layers = layers_needed(hidden_layer, model.n_layers)
+    return load_encoder(model.weights, model.config, n_layers=n_layers, device=torch.device("cpu"), dtype=torch.float32)
 
 
 @pytest.fixture

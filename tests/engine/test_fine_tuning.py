@@ -90,7 +90,7 @@ class Task:
         return LabelledCells(self.ids, self.lengths, np.arange(N_LEARNT, 60), of_cell=1 - self.sick[:, None])
 
     def make(self, head: Head = CELLS, *, seed: int = 0, frozen: int = 0, **config: Any) -> Classifier:
-        model = make_classifier(self.model.weights, self.model.config | config, head, seed=seed, n_blocks=3)
+        model = make_classifier(self.model.weights, self.model.config | config, head, seed=seed, n_layers=3)
         freeze(model, frozen)
         return model
 

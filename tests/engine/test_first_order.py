@@ -101,7 +101,7 @@ def test_estimates_are_what_deletion_does(real_cells):
     gfx.pp.tokenize(blood, model=model, gene_ids="ensembl_id")
     ids, lengths = blood.obsm["gfx_tokens"], blood.obs["gfx_tokens_n"].to_numpy()
     assert lengths[0] > 150
-    encoder = load_encoder(model.weights, model.config, n_blocks=3, device=torch.device("cpu"), dtype=torch.float32)
+    encoder = load_encoder(model.weights, model.config, n_layers=3, device=torch.device("cpu"), dtype=torch.float32)
     goal = embed_cells(encoder, ids[1:], lengths[1:], model.vocabulary, how="cls").mean(axis=0)
     cell = ids[:1], lengths[:1]
     edits = single_deletions(ids[:1], wanted_places(*cell, ~model.vocabulary.is_special, model.vocabulary))

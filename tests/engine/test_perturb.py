@@ -556,7 +556,7 @@ def test_shorter_formats_find_the_same_genes(toy, how):
     if how not in toy.poolings:
         pytest.skip("no <cls> in this family")
     config = {**toy.model.config, "hidden_size": 64, "num_attention_heads": 2, "initializer_range": 0.1}
-    made = {"n_blocks": 2, "seed": 0, "device": torch.device("cpu")}
+    made = {"n_layers": 2, "seed": 0, "device": torch.device("cpu")}
     longest = every_gene(toy).cell == 1
     found = [
         screen(toy, encoder=random_encoder(config, dtype=dtype, **made), how=how, goals=None).shift[longest]

@@ -217,7 +217,7 @@ def classifier(toy, pooling):
     """Classifier of genes, or of cells in two tasks; in evaluation, so that no dropout is drawn."""
     tasks = {"stage": ["early", "mid", "late"], "type": ["healthy", "sick"]}
     head = Head("genes", "gene", {"type": tasks["type"]}) if pooling == "gene" else Head("cells", pooling, tasks)
-    return make_classifier(toy.model.weights, toy.model.config, head, seed=0, n_blocks=toy.model.n_blocks).eval()
+    return make_classifier(toy.model.weights, toy.model.config, head, seed=0, n_layers=toy.model.n_layers).eval()
 
 
 def scores(toy, model):

@@ -49,7 +49,7 @@ def test_the_model_stands_before_its_controls(genes: ad.AnnData, cells: ad.AnnDa
         (cells, "mine", [("cell_type", "cell"), ("condition", "cell")]),
     ):
         table = gfx.get.classification_df(adata)
-        columns = ["task", "unit", "method", "n_cells", "metric", "mean", "sd", "low", "high", "n_seeds", "n"]
+        columns = ["task", "unit", "method", "n_cells", "metric", "mean", "sd", "low", "high", "n_repeats", "n"]
         assert table.columns.tolist() == columns
         assert table.index.tolist() == list(range(len(table)))
         rows = [
@@ -112,7 +112,7 @@ def test_learning_curve_has_the_rows_of_fewer_cells_too(genes: ad.AnnData) -> No
 
 def test_roc_is_the_stored_table(genes: ad.AnnData) -> None:
     table = gfx.get.roc_df(genes)
-    assert table.columns.tolist() == ["task", "unit", "method", "seed", "fold", "class", "fpr", "tpr"]
+    assert table.columns.tolist() == ["task", "unit", "method", "repeat", "fold", "class", "fpr", "tpr"]
     pd.testing.assert_frame_equal(table, genes.uns["gfx_gene_class"]["roc"])
     assert table["class"].unique().tolist() == ["sensitive"]
 
@@ -197,12 +197,12 @@ def test_classes_keep_their_order_in_a_part_of_the_genes(genes: ad.AnnData) -> N
 def test_scores_of_predicted_genes(predicted: ad.AnnData) -> None:
     table = gfx.get.gene_scores_df(predicted)
     scores = ["score_z", "sd_z", "score_y", "sd_y", "score_x", "sd_x"]
-    assert table.columns.tolist() == ["gene", "learnt", "predicted", "n_cells", *scores]
+    assert table.columns.tolist() == ["gene", "in_training", "predicted", "n_cells", *scores]
     assert table["score_x"].is_monotonic_decreasing
     assert not table["score_y"].is_monotonic_decreasing
     at = predicted.var_names.get_indexer(table["gene"])
-    np.testing.assert_array_equal(table["learnt"], predicted.var["gfx_predicted_genes_learnt"].iloc[at])
-    assert table["learnt"].nunique() == 2
+    np.testing.assert_array_equal(table["in_training"], predicted.var["gfx_predicted_genes_in_training"].iloc[at])
+    assert table["in_training"].nunique() == 2
     assert table["predicted"].tolist() == predicted.var["gfx_predicted_genes"].iloc[at].tolist()
     np.testing.assert_array_equal(table["score_y"], predicted.varm["gfx_predicted_genes"][at, 1])
 
@@ -210,7 +210,7 @@ def test_scores_of_predicted_genes(predicted: ad.AnnData) -> None:
 @pytest.mark.parametrize(("at", "group"), [(0, "first"), (1, "second")])
 def test_gene_scores_of_a_group(predicted: ad.AnnData, at: int, group: str) -> None:
     table = gfx.get.gene_scores_df(predicted, group, min_cells=3).set_index("gene")
-    assert table.columns.tolist() == ["learnt", "predicted", "n_cells", "score_z", "score_y", "score_x"]
+    assert table.columns.tolist() == ["in_training", "predicted", "n_cells", "score_z", "score_y", "score_x"]
     n_cells = pd.Series(predicted.varm["gfx_predicted_genes_groups_n_cells"][:, at], predicted.var_names)
     assert set(table.index) == set(n_cells.index[n_cells >= 3])
     assert table["n_cells"].tolist() == n_cells[table.index].tolist()
@@ -270,10 +270,10 @@ def test_gene_scores_are_of_the_default_key_or_of_the_only_result(toy_cells: Toy
     with pytest.raises(KeyError, match=r"written by `gfx.tl.classify_cells`, not by .*Run one of them first"):
         gfx.get.gene_scores_df(adata, key="gfx_cell_class")
     classified(adata, "tl.predict_genes", key="mine")
-    assert "learnt" in gfx.get.gene_scores_df(adata)
+    assert "in_training" in gfx.get.gene_scores_df(adata)
     classified(adata, "tl.classify_genes")
     assert "label" in gfx.get.gene_scores_df(adata)  # under its default name
-    assert "learnt" in gfx.get.gene_scores_df(adata, key="mine")
+    assert "in_training" in gfx.get.gene_scores_df(adata, key="mine")
     assert "label" in gfx.get.gene_scores_df(adata, key="gfx_gene_class")
 
 

@@ -128,7 +128,7 @@ def store(hub: Hub, tmp_path: Path) -> Store:
         description="Random weights.",
         licence="BSD-3-Clause",
         parameters=1000,
-        n_blocks=1,
+        n_layers=1,
         hidden_size=8,
         input_size=64,
         vocabulary="none",

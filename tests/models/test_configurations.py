@@ -21,7 +21,7 @@ def test_a_name_gives_a_model_of_the_published_size(name: str) -> None:
         model = BertForMaskedLM(config)
     model.tie_weights()
     assert sum(parameter.numel() for parameter in model.parameters()) == card.parameters
-    assert config.num_hidden_layers == card.n_blocks
+    assert config.num_hidden_layers == card.n_layers
     assert config.hidden_size == card.hidden_size
     assert config.max_position_embeddings == card.input_size
 

@@ -54,7 +54,7 @@ def test_a_folder_gives_its_model(toy_folder: Path, toy_vocabulary: Vocabulary) 
         model = gfx.models.load(name)
         assert model.name == toy_folder.name
         assert model.weights == toy_folder / "model.safetensors"
-        assert (model.max_length, model.n_blocks, model.hidden_size, model.n_heads) == (64, 3, 16, 2)
+        assert (model.max_length, model.n_layers, model.hidden_size, model.n_heads) == (64, 3, 16, 2)
         assert model.vocabulary.sha256 == toy_vocabulary.sha256
         assert model.provenance() == {
             "model": toy_folder.name,
@@ -188,7 +188,7 @@ def test_models_of_the_official_software_load(golden: Path, style: str) -> None:
     specials = ["<pad>", "<mask>", "<cls>", "<eos>"][: 4 if style == "v2style" else 2]
     vocabulary = vocabulary_of(specials + [f"ENSG{n:011d}" for n in range(64 - len(specials))])
     model = gfx.models.load(golden / style, vocabulary=vocabulary)
-    assert (model.name, model.n_blocks, model.max_length) == (style, 3, 32)
+    assert (model.name, model.n_layers, model.max_length) == (style, 3, 32)
 
 
 def test_pickled_weights_are_accepted_and_left_to_torch(own_folder: Path) -> None:
@@ -228,7 +228,7 @@ def test_an_encoder_saved_without_its_head_loads(own_folder: Path) -> None:
     weights = load_file(own_folder / "model.safetensors")
     encoder = {key.removeprefix("bert."): value for key, value in weights.items() if key.startswith("bert.")}
     save_file(encoder, own_folder / "model.safetensors")
-    assert gfx.models.load(own_folder).n_blocks == 3
+    assert gfx.models.load(own_folder).n_layers == 3
 
 
 @pytest.mark.parametrize(

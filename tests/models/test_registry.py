@@ -115,7 +115,7 @@ def test_the_embedded_model_is_listed_with_its_own_figures(toy_folder: Path, mon
     embeddings = (tokens + length + 2) * width + 2 * width
     head = width**2 + width + 2 * width + tokens
     assert card.parameters == embeddings + blocks * block + head
-    assert (card.n_blocks, card.hidden_size, card.input_size) == (blocks, width, length)
+    assert (card.n_layers, card.hidden_size, card.input_size) == (blocks, width, length)
     assert card.embedded
     assert card.size == sum(path.stat().st_size for path in toy_folder.iterdir())
     assert "available" in dir(gfx.models)

@@ -83,7 +83,7 @@ def test_roc_draws_mean_curves_with_their_spread(genes: ad.AnnData, unit: str | 
         line = found[method]
         assert mpl.colors.same_color(line.get_color(), colour)
         of_method = table[table["method"] == method.replace(" ", "_")]
-        curves = np.stack([one["tpr"].to_numpy() for _, one in of_method.groupby(["seed", "fold"])])
+        curves = np.stack([one["tpr"].to_numpy() for _, one in of_method.groupby(["repeat", "fold"])])
         assert curves.shape == (15, 101)
         np.testing.assert_allclose(line.get_xdata(), np.linspace(0, 1, 101))
         np.testing.assert_allclose(line.get_ydata(), curves.mean(axis=0))
@@ -122,7 +122,7 @@ def test_roc_of_one_curve_has_no_band(genes: ad.AnnData) -> None:
 def test_roc_of_several_classes(cells: ad.AnnData) -> None:
     table = gfx.get.roc_df(cells).query("task == 'cell_type' and method == 'model'")
     ax = gfx.pl.roc(cells, task="cell_type", show=False)
-    curves = np.stack([one.groupby("fpr")["tpr"].mean() for _, one in table.groupby(["seed", "fold"])])
+    curves = np.stack([one.groupby("fpr")["tpr"].mean() for _, one in table.groupby(["repeat", "fold"])])
     np.testing.assert_allclose(lines(ax)["model"].get_ydata(), curves.mean(axis=0))
     sd = curves.std(axis=0, ddof=1)[30]
     low, high = band_at(bands(ax)[0], 0.3)
@@ -328,12 +328,14 @@ def test_predicted_genes_are_drawn_by_score_and_learnt_ones_marked(predicted: ad
     np.testing.assert_array_equal(points[:, 0], np.arange(1, len(table) + 1))
     np.testing.assert_allclose(points[:, 1], table["score_sensitive"])
     (marks,) = (line for line in ax.lines if line.get_marker() == "|")
-    assert marks.get_xdata().tolist() == (np.flatnonzero(table["learnt"]) + 1).tolist()
+    assert marks.get_xdata().tolist() == (np.flatnonzero(table["in_training"]) + 1).tolist()
     assert (marks.get_ydata() < 0).all()
     assert ax.get_ylim()[0] < marks.get_ydata().min()
-    assert legend(ax) == [f"all genes ({len(table)})", f"training set ({table['learnt'].sum()})"]
-    assert table.loc[:3, "learnt"].any() or table.loc[len(table) - 4 :, "learnt"].any()  # some would be named else
-    new = table.loc[~table["learnt"], "gene"].tolist()
+    assert legend(ax) == [f"all genes ({len(table)})", f"training set ({table['in_training'].sum()})"]
+    assert (
+        table.loc[:3, "in_training"].any() or table.loc[len(table) - 4 :, "in_training"].any()
+    )  # some would be named else
+    new = table.loc[~table["in_training"], "gene"].tolist()
     assert set(named(ax)) == {*new[:4], *new[-4:]}
     assert ax.get_title() == (group or "")
     assert min(ax.get_xticks()) >= 0

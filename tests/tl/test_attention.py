@@ -27,7 +27,7 @@ def test_it_is_that_of_the_published_model(cells, any_model, slow):
         else:
             assert np.isnan(found).all()
     result = cells.uns["gfx_attention"]
-    assert (result["n_blocks"], result["n_heads"], result["n_cells"]) == (3, 2, 24)
+    assert (result["n_layers"], result["n_heads"], result["n_cells"]) == (3, 2, 24)
     assert result["ranks"].shape == (3, 2, len(by_rank))
     for rank, values in by_rank.items():
         np.testing.assert_allclose(result["ranks"][:, :, rank], np.mean(values, axis=0), atol=1e-6)

@@ -54,7 +54,7 @@ def with_head(model, of):
     folder = TRAINED["place"] / of / str(len(list(TRAINED["place"].glob("*/*")))) / model.name
     folder.mkdir(parents=True)
     head = Head(of, "gene", {"labels": ["x", "y"]}) if of == "genes" else Head(of, "mean", {"type": ["a", "b", "c"]})
-    save_classifier(make_classifier(model.weights, model.config, head, seed=0, n_blocks=model.n_blocks), folder)
+    save_classifier(make_classifier(model.weights, model.config, head, seed=0, n_layers=model.n_layers), folder)
     write_vocabulary(model.vocabulary, folder)
     return gfx.models.load(folder)
 

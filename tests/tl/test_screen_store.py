@@ -404,7 +404,7 @@ def finished_blocks(store: Path) -> set[Path]:
     return {path for job in store.iterdir() if job.is_dir() for path in job.iterdir() if path.name.isdecimal()}
 
 
-@pytest.mark.parametrize(("n_files", "n_blocks"), [(4, 0), (14, 3), (40, 5), (70, 8)])
+@pytest.mark.parametrize(("n_files", "n_layers"), [(4, 0), (14, 3), (40, 5), (70, 8)])
 def test_a_full_disk_loses_nothing(
     *,
     adata: ad.AnnData,
@@ -414,7 +414,7 @@ def test_a_full_disk_loses_nothing(
     small_disk: Callable[[int], Path],
     assert_goes_on: Callable[[Path], None],
     n_files: int,
-    n_blocks: int,
+    n_layers: int,
 ) -> None:
     """The screen stops, the cells are as they were, whole blocks are kept; with more room it goes on."""
     disk = small_disk(n_files)
@@ -426,7 +426,7 @@ def test_a_full_disk_loses_nothing(
     assert caught.value.errno == errno.ENOSPC
     assert slots(adata) == before
     kept = finished_blocks(disk / "store")
-    assert len(kept) == n_blocks
+    assert len(kept) == n_layers
     assert files(disk / "store").items() <= files(whole[0]).items()  # and no part of any other block
     written = {path: path.stat().st_mtime_ns for block in kept for path in block.rglob("*")}
 

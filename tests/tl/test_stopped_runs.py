@@ -75,18 +75,18 @@ def call(name: str, adata: AnnData, **arguments: Any) -> AnnData:
 def test_a_run_that_is_stopped_several_times_goes_on_to_the_same_result(cells, toy_model, slots, calls, tmp_path, name):
     """To the last bit; what is finished is not run again."""
     expected, store = call(name, cells, model=toy_model), tmp_path / "run.zarr"
-    n_blocks, calls.n = calls.n, 0
-    assert n_blocks >= 4
+    n_layers, calls.n = calls.n, 0
+    assert n_layers >= 4
     before = slots(cells)
     for share in (0.1, 0.5, 0.9):
-        calls.stop_at = int(n_blocks * share)
+        calls.stop_at = int(n_layers * share)
         with pytest.raises(KeyboardInterrupt):
             call(name, cells, model=toy_model, store=store)
         assert calls.n == calls.stop_at
         assert slots(cells) == before
     calls.stop_at = None
     found = call(name, cells, model=toy_model, store=store)
-    assert calls.n == n_blocks
+    assert calls.n == n_layers
     assert slots(found) == slots(expected)
     calls.stop_at = calls.n  # nothing is left to run
     assert slots(call(name, cells, model=toy_model, store=store)) == slots(expected)
@@ -187,9 +187,9 @@ def client():
 
 @pytest.mark.parametrize("name", TOOLS)
 def test_devices_and_workers_share_the_cells(cells, toy_model, calls, client, name):
-    expected, n_blocks = call(name, cells, model=toy_model), calls.n
+    expected, n_layers = call(name, cells, model=toy_model), calls.n
     for where in ({"device": ["cpu", "cpu:0"]}, {"client": client}):
         calls.n = 0
         with gfx.settings.override(**where):
             assert_close(call(name, cells, model=toy_model), expected)
-        assert calls.n == n_blocks
+        assert calls.n == n_layers

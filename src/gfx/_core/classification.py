@@ -24,7 +24,7 @@ N_DRAWS = 200
 
 #: Columns that one value of a summary belongs to, and those of the curves.
 _BY = ["task", "unit", "method", "n_cells", "metric"]
-_CURVE = ["task", "unit", "method", "seed", "fold", "class", "fpr", "tpr"]
+_CURVE = ["task", "unit", "method", "repeat", "fold", "class", "fpr", "tpr"]
 
 
 # --- measures -------------------------------------------------------------------------------------------------------
@@ -137,22 +137,22 @@ def summarize(metrics: pd.DataFrame, pooled: pd.DataFrame) -> pd.DataFrame:
     """Average over repeats: the area by fold, because scores of two models are not comparable; all else pooled.
 
     A fold may lack a class, as where each donor has one. Macro F1 of such folds says little, and so does its mean.
-    `metrics` has columns `task`, `unit`, `method`, `n_cells`, `seed`, `fold`, `metric`, `value` and `n`; values of
+    `metrics` has columns `task`, `unit`, `method`, `n_cells`, `repeat`, `fold`, `metric`, `value` and `n`; values of
     `pooled`, which has the same but for `fold` and `n`, replace the mean over folds.
 
     Returns
     -------
     One row per task, unit, method, number of cells and metric, in the order of `metrics`: `mean` and `sd` over repeats
-    (NaN with one), `n_seeds`; `n_folds`, the folds of all repeats that have a value; and `n`, what one repeat scores.
+    (NaN with one), `n_repeats`; `n_folds`, the folds of all repeats that have a value; and `n`, what one repeat scores.
     """
-    repeats = metrics.groupby([*_BY, "seed"], sort=False, observed=True).agg(
+    repeats = metrics.groupby([*_BY, "repeat"], sort=False, observed=True).agg(
         value=("value", "mean"), n_folds=("value", "count"), n=("n", "sum")
     )
-    repeats.update(pooled.set_index([*_BY, "seed"])[["value"]])
+    repeats.update(pooled.set_index([*_BY, "repeat"])[["value"]])
     table = repeats.groupby(level=_BY, sort=False).agg(
         mean=("value", "mean"),
         sd=("value", "std"),
-        n_seeds=("value", "size"),
+        n_repeats=("value", "size"),
         n_folds=("n_folds", "sum"),
         n=("n", "max"),
     )
@@ -191,17 +191,17 @@ class Evaluation:
     def add(self, units: np.ndarray, probabilities: np.ndarray, *, occurrences: bool = False, **place: Any) -> None:
         """Add what a method predicts for the genes or cells of a fold, int `(n,)` and `(n, n_classes)`.
 
-        `place` is `task`, `method`, `n_cells`, `seed`, the repeat, and `fold`. Predictions for `occurrences` of genes
+        `place` is `task`, `method`, `n_cells`, `repeat` and `fold`. Predictions for `occurrences` of genes
         are measured alone, and come with the gene of each.
         """
-        task, method, n_cells, repeat, fold = (place[name] for name in ("task", "method", "n_cells", "seed", "fold"))
+        task, method, n_cells, repeat, fold = (place[name] for name in ("task", "method", "n_cells", "repeat", "fold"))
         truth = self.truth[task][units]
         known = (truth >= 0) & ~np.isnan(probabilities[:, 0])
         if not known.any():
             return
         units, probabilities, truth = units[known], probabilities[known], truth[known]
         of_repeat = {"task": task, "unit": "occurrence" if occurrences else self.unit, "method": method}
-        of_repeat |= {"n_cells": n_cells, "seed": repeat}
+        of_repeat |= {"n_cells": n_cells, "repeat": repeat}
         of_fold = of_repeat | {"fold": fold}
         values = measure(truth, probabilities).items()
         self._metrics += [of_fold | {"metric": metric, "value": value, "n": len(truth)} for metric, value in values]

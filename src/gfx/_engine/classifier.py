@@ -139,12 +139,12 @@ class Classifier(BertPreTrainedModel):
 
 @quiet_surroundings()
 def make_classifier(
-    weights: Path, config: Mapping[str, Any], head: Head, *, seed: int, n_blocks: int, random: bool = False
+    weights: Path, config: Mapping[str, Any], head: Head, *, seed: int, n_layers: int, random: bool = False
 ) -> Classifier:
     """Put an untrained head on a pretrained encoder, or, as a control, on one with random weights; in float32."""
-    settings = _settings(config, head, n_blocks)
+    settings = _settings(config, head, n_layers)
     torch.manual_seed(seed)
-    cpu = {"n_blocks": n_blocks, "device": torch.device("cpu"), "dtype": torch.float32}
+    cpu = {"n_layers": n_layers, "device": torch.device("cpu"), "dtype": torch.float32}
     model = Classifier(settings)
     model.bert = random_encoder(config, seed=seed, **cpu) if random else load_encoder(weights, config, **cpu)
     model.bert.requires_grad_(requires_grad=True)
@@ -163,9 +163,9 @@ def set_head(model: Classifier, weight: np.ndarray, bias: np.ndarray) -> None:
     model.classifier.bias.copy_(torch.from_numpy(bias))
 
 
-def freeze(model: Classifier, n_blocks: int) -> None:
+def freeze(model: Classifier, n_layers: int) -> None:
     """Leave the first blocks as they are; embeddings are trained, as with the official software."""
-    for block in model.bert.encoder.layer[:n_blocks]:
+    for block in model.bert.encoder.layer[:n_layers]:
         block.requires_grad_(requires_grad=False)
 
 
@@ -173,9 +173,9 @@ def load_classifier(
     weights: Path, config: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype
 ) -> Classifier:
     """Read a trained classifier, ready to predict, its last layer in float32; pickled weights only as plain tensors."""
-    head, n_blocks = head_of(config), config["num_hidden_layers"]
+    head, n_layers = head_of(config), config["num_hidden_layers"]
     with torch.device("meta"):
-        model = Classifier(_settings(config, head, n_blocks))
+        model = Classifier(_settings(config, head, n_layers))
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if not name.startswith("bert.")}
     state = read_tensors(weights, set(shapes))
     for name, shape in shapes.items():
@@ -186,7 +186,7 @@ def load_classifier(
                 f"classifier of the classes {list(head.tasks.values())}."
             )
             raise ValueError(msg)
-    model.bert = load_encoder(weights, config, n_blocks=n_blocks, device=device, dtype=dtype)
+    model.bert = load_encoder(weights, config, n_layers=n_layers, device=device, dtype=dtype)
     model.class_weight = torch.ones(head.n_logits, device=device)
     rest = {name: state[name].to(device, torch.float32 if name.startswith("classifier.") else dtype) for name in shapes}
     model.load_state_dict(rest, strict=False, assign=True)
@@ -203,11 +203,11 @@ def save_classifier(model: Classifier, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def _settings(config: Mapping[str, Any], head: Head, n_blocks: int) -> BertConfig:
+def _settings(config: Mapping[str, Any], head: Head, n_layers: int) -> BertConfig:
     # Tasks as pairs: files keep no order of names.
     written = asdict(head) | {"tasks": [list(task) for task in head.tasks.items()]}
     foreign = {"architectures", "id2label", "label2id", "num_labels"}
     fields = {name: value for name, value in config.items() if name not in foreign}
-    settings = BertConfig(**fields | {"num_hidden_layers": n_blocks, FIELD: written})
+    settings = BertConfig(**fields | {"num_hidden_layers": n_layers, FIELD: written})
     settings._attn_implementation = "sdpa"
     return settings

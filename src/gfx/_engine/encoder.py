@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 _UNREADABLE = (UnpicklingError, RuntimeError, LookupError, EOFError, ValueError, OSError)
 
 
-def blocks_needed(hidden_layer: int, n_blocks: int) -> int:
+def layers_needed(hidden_layer: int, n_layers: int) -> int:
     """Count the network layers to run, for states that are numbered as a list of the embedding and of each layer is."""
-    wanted = hidden_layer if hidden_layer >= 0 else n_blocks + 1 + hidden_layer
-    if not 0 <= wanted <= n_blocks:
+    wanted = hidden_layer if hidden_layer >= 0 else n_layers + 1 + hidden_layer
+    if not 0 <= wanted <= n_layers:
         msg = (
-            f"`hidden_layer={hidden_layer}` is outside this model of {n_blocks} layers: "
-            f"0 is the embedding, 1 to {n_blocks} are the layers, -1 is the last layer, -2 the one before."
+            f"`hidden_layer={hidden_layer}` is outside this model of {n_layers} layers: "
+            f"0 is the embedding, 1 to {n_layers} are the layers, -1 is the last layer, -2 the one before."
         )
         raise ValueError(msg)
     return wanted
@@ -36,13 +36,13 @@ def load_encoder(
     weights: Path,
     config: Mapping[str, Any],
     *,
-    n_blocks: int,
+    n_layers: int,
     device: torch.device,
     dtype: torch.dtype,
     attention: Literal["sdpa", "eager"] = "sdpa",
 ) -> BertModel:
-    """Read the first `n_blocks` layers of a checkpoint; pickled weights only as plain tensors."""
-    settings = BertConfig(**{**config, "num_hidden_layers": n_blocks})
+    """Read the first `n_layers` layers of a checkpoint; pickled weights only as plain tensors."""
+    settings = BertConfig(**{**config, "num_hidden_layers": n_layers})
     settings._attn_implementation = attention
     with torch.device("meta"):  # no time spent on random weights that are replaced at once
         encoder = BertModel(settings, add_pooling_layer=False)
@@ -51,7 +51,7 @@ def load_encoder(
     missing = sorted(set(expected) - set(state))
     if missing:
         n = len(missing)
-        msg = f"{weights.name} lacks {n} tensors of a BERT encoder with {n_blocks} layers, such as {missing[0]!r}."
+        msg = f"{weights.name} lacks {n} tensors of a BERT encoder with {n_layers} layers, such as {missing[0]!r}."
         raise ValueError(msg)
     wrong = [name for name, tensor in expected.items() if state[name].shape != tensor.shape]
     if wrong:
@@ -68,10 +68,10 @@ def load_encoder(
 
 
 def random_encoder(
-    config: Mapping[str, Any], *, n_blocks: int, seed: int, device: torch.device, dtype: torch.dtype
+    config: Mapping[str, Any], *, n_layers: int, seed: int, device: torch.device, dtype: torch.dtype
 ) -> BertModel:
     """Make the same network with random weights, drawn as those of a network before its training."""
-    settings = BertConfig(**{**config, "num_hidden_layers": n_blocks})
+    settings = BertConfig(**{**config, "num_hidden_layers": n_layers})
     settings._attn_implementation = "sdpa"
     # The user's random numbers stay as they were: `torch.manual_seed` would seed those of all devices.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):

@@ -115,8 +115,8 @@ def _load(network: Network, _changed: int, device: torch.device) -> BertModel | 
     if network.classifies:
         return load_classifier(network.weights, network.config, **chosen)
     if network.random_weights is not None:
-        return random_encoder(network.config, n_blocks=network.n_layers, seed=network.random_weights, **chosen)
-    shape = {"n_blocks": network.n_layers, "attention": network.attention}
+        return random_encoder(network.config, n_layers=network.n_layers, seed=network.random_weights, **chosen)
+    shape = {"n_layers": network.n_layers, "attention": network.attention}
     return load_encoder(network.weights, network.config, **shape, **chosen)
 
 

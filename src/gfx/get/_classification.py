@@ -47,8 +47,8 @@ def classification_df(adata: Data, *, key: str | None = None, mod: str | None = 
       together; AUC is the mean over the folds with more than one class, because scores of the models of different folds
       are not comparable; `sd`: standard deviation over repeats, NaN with only one repeat;
     - `low` and `high`: 95 % bootstrap interval over genes, donors or cells; NaN for occurrences;
-    - `n_seeds`: number of repeats; `n_folds`: number of folds, in all repeats, from which the value was computed; `n`:
-      number of scored genes, occurrences or cells.
+    - `n_repeats`: number of repeats; `n_folds`: number of folds, in all repeats, from which the value was computed;
+      `n`: number of scored genes, occurrences or cells.
 
     ``attrs["note"]`` says what was held out.
 
@@ -126,7 +126,7 @@ def roc_df(adata: Data, *, key: str | None = None, mod: str | None = None) -> pd
 
     Returns
     -------
-    Columns `task`, `unit` and `method` as in :func:`gfx.get.classification_df`; `seed`, the repeat, and `fold`;
+    Columns `task`, `unit` and `method` as in :func:`gfx.get.classification_df`; `repeat` and `fold`;
     `class`, the class that is scored against all others, the second one where there are two; `fpr`, 101 false positive
     rates from 0 to 1; `tpr`, the true positive rate there.
 
@@ -141,7 +141,7 @@ def roc_df(adata: Data, *, key: str | None = None, mod: str | None = None) -> pd
     >>> adata = gfx.datasets.toy()
     >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", method="linear_probe", n_repeats=1)
     >>> gfx.get.roc_df(adata).columns.tolist()
-    ['task', 'unit', 'method', 'seed', 'fold', 'class', 'fpr', 'tpr']
+    ['task', 'unit', 'method', 'repeat', 'fold', 'class', 'fpr', 'tpr']
     """
     return find(adata, *CLASSIFICATIONS, key=key, mod=mod).uns["roc"].reset_index(drop=True).copy()
 
@@ -211,8 +211,8 @@ def gene_scores_df(
     Columns:
 
     - `gene`;
-    - `label`, the given class, or after :func:`gfx.tl.predict_genes` `learnt`, whether the model was trained on the
-      gene;
+    - `label`, the given class, or after :func:`gfx.tl.predict_genes` `in_training`, whether the gene was in the
+      training set;
     - `predicted`, the class with the highest score; `n_cells`, the number of cells the gene was scored in;
     - for each class `score_<class>`, its mean probability over these cells, and without `group` `sd_<class>`, the
       standard deviation.
@@ -249,7 +249,7 @@ def gene_scores_df(
     if held_out:
         columns["label"] = categorical("")
     else:
-        columns["learnt"] = result.read("var", "learnt").to_numpy()
+        columns["in_training"] = result.read("var", "in_training").to_numpy()
     if group is None:
         columns["predicted"] = categorical("predicted" if held_out else "")
         columns["n_cells"] = result.read("var", "n_cells").to_numpy()

@@ -50,7 +50,7 @@ class Model:
 
     def __repr__(self) -> str:
         return (
-            f"Model({self.name!r}: {self.n_blocks} layers of width {self.hidden_size}, "
+            f"Model({self.name!r}: {self.n_layers} layers of width {self.hidden_size}, "
             f"reads up to {self.max_length:,} tokens of {self.vocabulary!r})"
         )
 
@@ -60,7 +60,7 @@ class Model:
         return self.config["max_position_embeddings"]
 
     @property
-    def n_blocks(self) -> int:
+    def n_layers(self) -> int:
         """Number of network layers."""
         return self.config["num_hidden_layers"]
 

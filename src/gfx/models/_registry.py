@@ -74,7 +74,7 @@ class ModelCard:
     description: str
     licence: str
     parameters: int
-    n_blocks: int
+    n_layers: int
     hidden_size: int
     input_size: int
     vocabulary: str
@@ -87,7 +87,7 @@ class ModelCard:
     def __repr__(self) -> str:
         return (
             f"{self.name}: {self.description}\n"
-            f"  parameters  {self.parameters:,} in {self.n_blocks} layers of width {self.hidden_size}\n"
+            f"  parameters  {self.parameters:,} in {self.n_layers} layers of width {self.hidden_size}\n"
             f"  input       up to {self.input_size:,} tokens a cell, with {' '.join(self.specials)}\n"
             f"  vocabulary  {self.vocabulary}\n"
             f"  size        {megabytes(self.size)}\n"
@@ -178,7 +178,7 @@ def _embedded_card(entry: Mapping[str, Any]) -> ModelCard:
         description=entry["description"],
         licence=entry["licence"],
         parameters=parameters,
-        n_blocks=config["num_hidden_layers"],
+        n_layers=config["num_hidden_layers"],
         hidden_size=config["hidden_size"],
         input_size=config["max_position_embeddings"],
         vocabulary=EMBEDDED_FOLDER.name,

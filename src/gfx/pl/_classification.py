@@ -112,7 +112,7 @@ def roc(
     ax.plot([0, 1], [0, 1], **_LOOKS["majority"])
     for method, look in _looks(methods).items():
         # First over classes, so that a curve is one fold of one repeat.
-        curves = table[table["method"] == method].groupby(["seed", "fold", "fpr"])["tpr"].mean().unstack("fpr")
+        curves = table[table["method"] == method].groupby(["repeat", "fold", "fpr"])["tpr"].mean().unstack("fpr")
         mean, sd = curves.mean().to_numpy(), curves.std().to_numpy()
         label = method.replace("_", " ")
         if has_auc and method in auc.index:
@@ -432,7 +432,7 @@ def _draw_sorted(ax: Axes, table: pd.DataFrame, score: str, n_names: int) -> lis
     """Draw genes from the highest score to the lowest; return what to name, and the column of the names."""
     import matplotlib as mpl
 
-    n, genes, trained = len(table), table["gene"].to_numpy(), table["learnt"].to_numpy(dtype=bool)
+    n, genes, trained = len(table), table["gene"].to_numpy(), table["in_training"].to_numpy(dtype=bool)
     x, y = np.arange(1, n + 1), table[score].to_numpy()
     ax.scatter(x, y, s=6 if n > 500 else 14, color="0.6", linewidths=0, label=f"all genes ({n:,})", zorder=2)
     below = np.full(trained.sum(), -0.07)  # at the bottom, because points may be too many to tell colours apart

@@ -57,7 +57,7 @@ def attention(
     `.var['gfx_attention_uniform' | key_added + '_uniform']` : :class:`pandas.Series` (float32)
         Attention that the gene would receive if attention were uniform.
     `.uns['gfx_attention' | key_added]` : :class:`dict`
-        `params`; `n_blocks` (number of network layers), `n_heads` and `n_cells`; `ranks`, float32
+        `params`; `n_layers` (number of network layers), `n_heads` and `n_cells`; `ranks`, float32
         `(n_layers, n_heads, n_ranks)`, the attention that genes of each rank receive (0 is the first gene of a cell);
         `ranks_uniform` and `ranks_n_cells`, `(n_ranks,)`, the uniform attention and the number of cells for each rank;
         `special`, float32 `(n_layers, n_heads)`, the fraction of attention that `<cls>` and `<eos>` receive; `entropy`,
@@ -88,14 +88,14 @@ def attention(
     job = Job("attention", task, cells.tokens.ids, lengths, by_length(lengths, CELLS_PER_SUM))
     results = (result for _, _, result in run([job], description="reading attention"))
     means = mean_attention(results, job.n_cells)
-    n_blocks, n_heads = means["entropy"].shape
+    n_layers, n_heads = means["entropy"].shape
     cells.slots.write(
-        f"read the attention of {n_blocks} layers × {n_heads} heads of {cells.model.name!r} in {job.n_cells:,} cells",
+        f"read the attention of {n_layers} layers × {n_heads} heads of {cells.model.name!r} in {job.n_cells:,} cells",
         params=cells.provenance(network) | {"mask_obs": mask_name(mask_obs)},
         varm={"": cells.per_gene(means["genes"].reshape(len(cells.model.vocabulary), -1))},
         var={"n_cells": cells.cells_per_gene(means["n_cells"]), "uniform": cells.per_gene(means["uniform"])},
         uns={
-            "n_blocks": n_blocks,
+            "n_layers": n_layers,
             "n_heads": n_heads,
             "n_cells": job.n_cells,
             **{name: means[name] for name in ("ranks", "ranks_uniform", "ranks_n_cells", "special", "entropy")},

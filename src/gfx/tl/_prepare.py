@@ -98,13 +98,13 @@ class Prepared:
         `dtype` is the precision where the settings name none; `None` is bfloat16 where that is fast, else float32.
         """
         from gfx._engine.device import choose_device, choose_dtype
-        from gfx._engine.encoder import blocks_needed
+        from gfx._engine.encoder import layers_needed
         from gfx._engine.run import Network
 
         return Network(
             self.model.weights,
             self.model.config,
-            blocks_needed(hidden_layer, self.model.n_blocks),
+            layers_needed(hidden_layer, self.model.n_layers),
             str(choose_dtype(settings.dtype or dtype, choose_device())).removeprefix("torch."),
             attention,
         )

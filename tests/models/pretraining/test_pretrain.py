@@ -145,7 +145,7 @@ def test_masked_genes_are_predicted_better_than_by_rank(trained: Path) -> None:
 def test_the_folder_loads_and_embeds(trained: Path, structured: ad.AnnData) -> None:
     model = load(trained)
     assert model.name == "own"
-    assert model.n_blocks == 1
+    assert model.n_layers == 1
     assert model.vocabulary.sha256 == build_vocabulary([structured]).sha256
     adata = structured.copy()
     gfx.tl.embed(adata, model=trained, hidden_layer=-1)
@@ -291,7 +291,7 @@ def test_the_model_is_there_before_it_is_scored(
         patch.setattr("gfx._engine.pretraining.masked_accuracy", stopped)
         with pytest.raises(KeyboardInterrupt):
             quick_run(structured, tmp_path / "run")
-    assert load(tmp_path / "run").n_blocks == 2
+    assert load(tmp_path / "run").n_layers == 2
     assert report(quick_run(structured, tmp_path / "run"))["masked_gene"]["n"] > 0
 
 
@@ -736,7 +736,7 @@ def test_two_processes_train_one_model(by_two: tuple[Path, str], two_files: list
     assert {name: tensor.shape for name, tensor in found.items()} == {
         name: tensor.shape for name, tensor in expected.items()
     }
-    assert load(folder).n_blocks == 1
+    assert load(folder).n_layers == 1
 
 
 @pytest.mark.slow

@@ -244,7 +244,7 @@ def test_frozen_layers_stay_as_they_are_and_random_weights_are_trained_whole(
         start = {name: tensor for name, tensor in tensors.items() if name.startswith("bert.")}
         if is_random:
             drawn = random_encoder(
-                toy_model.config, seed=3, n_blocks=3, device=torch.device("cpu"), dtype=torch.float32
+                toy_model.config, seed=3, n_layers=3, device=torch.device("cpu"), dtype=torch.float32
             )
             start = {f"bert.{name}": tensor for name, tensor in drawn.state_dict().items()}
         state = classifier.state_dict()

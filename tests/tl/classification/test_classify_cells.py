@@ -77,7 +77,7 @@ def test_repeats_draw_random_weights_and_training_cells_where_folds_are_donors(
     found = cells.uns["gfx_cell_class"]
     assert "same donors" in found["note"]
     losses = found["metrics"][found["metrics"]["metric"] == "auc"].pivot_table(
-        index="seed", columns=["method", "n_cells"], values="value"
+        index="repeat", columns=["method", "n_cells"], values="value"
     )
     assert losses[("model", 18)].nunique() == 1
     assert losses[("random_weights", 18)].nunique() == 3

@@ -272,7 +272,7 @@ def test_scores_are_those_of_a_plain_loop(n_classes: int, cells: ad.AnnData, any
     assert cells.var["gfx_gene_class_predicted"].iloc[at].tolist() == [f"class{number}" for number in predicted]
 
     metrics = cells.uns["gfx_gene_class"]["metrics"]
-    metrics = metrics[metrics["metric"] == "auc"].set_index(["unit", "seed", "fold"])
+    metrics = metrics[metrics["metric"] == "auc"].set_index(["unit", "repeat", "fold"])
     expected: dict[tuple[str, int, int], float] = {}
     for seed, fold in enumerate(folds.T):
         for number in range(3):
@@ -290,7 +290,7 @@ def test_scores_are_those_of_a_plain_loop(n_classes: int, cells: ad.AnnData, any
         seeds = [np.mean([expected[unit, seed, number] for number in range(3)]) for seed in range(2)]
         assert summary.loc[(unit, "auc"), "mean"] == pytest.approx(np.mean(seeds), abs=1e-3)
         assert summary.loc[(unit, "auc"), "sd"] == pytest.approx(np.std(seeds, ddof=1), abs=1e-3)
-        assert summary.loc[(unit, "auc"), "n_seeds"] == 2
+        assert summary.loc[(unit, "auc"), "n_repeats"] == 2
     assert summary.loc[("gene", "auc"), "n"] == len(names)
     assert summary.loc[("occurrence", "auc"), "n"] == sum(map(len, reference.states.values()))
 
@@ -639,7 +639,7 @@ def test_adapters_are_of_layers_that_are_trained_and_random_weights_have_none(
     for number, (*_, classifier) in enumerate(trainings):
         start = encoder_of(toy_model.folder)
         if number % 2:
-            untaught = random_encoder(toy_model.config, seed=3, n_blocks=3, device=CPU, dtype=torch.float32)
+            untaught = random_encoder(toy_model.config, seed=3, n_layers=3, device=CPU, dtype=torch.float32)
             start = {f"bert.{name}": tensor for name, tensor in untaught.state_dict().items()}
         state = classifier.state_dict()
         moved = {name for name, tensor in start.items() if not torch.equal(state[name], tensor)}

@@ -156,9 +156,9 @@ def test_genes_of_the_training_set_are_marked(teach: Any, others: ad.AnnData) ->
     taught = {gene for some in said.values() for gene in some}
     assert taught < {f"ENSG{n:011d}" for n in range(1, 81)}  # some are in no cell
     assert len(taught) > 60
-    assert set(others.var_names[others.var["gfx_predicted_genes_learnt"]]) == taught
+    assert set(others.var_names[others.var["gfx_predicted_genes_in_training"]]) == taught
     table = gfx.get.gene_scores_df(others, min_cells=1)
-    assert (table["gene"].isin(taught) == table["learnt"]).all()
+    assert (table["gene"].isin(taught) == table["in_training"]).all()
 
 
 def test_a_head_on_tokens_that_others_trained_is_read(
@@ -181,7 +181,7 @@ def test_a_head_on_tokens_that_others_trained_is_read(
     write_vocabulary(toy_vocabulary, tmp_path / "theirs")
     predict_genes(others, tmp_path / "theirs")
     assert others.uns["gfx_predicted_genes"]["tasks"]["label"].tolist() == ["low", "mid", "high"]
-    assert not others.var["gfx_predicted_genes_learnt"].any()
+    assert not others.var["gfx_predicted_genes_in_training"].any()
     for gene, (mean, *_) in gene_by_gene(tmp_path / "theirs", toy_slow, others).items():
         if gene:
             at = others.var_names.get_loc(gene)
@@ -348,8 +348,8 @@ def test_a_trained_model_is_a_model_like_any_other(teach: Any, others: ad.AnnDat
     gfx.tl.embed(others, model=teach("two tasks", "tuned"), key_added="X_tuned")
     assert others.obsm["X_tuned"].shape == (30, 16)
     assert not np.allclose(others.obsm["X_tuned"], others.obsm["X_own"], atol=1e-3)
-    assert gfx.models.load(teach("genes", "tuned")).n_blocks == 3
-    assert gfx.models.load(teach("genes", "probed")).n_blocks == 2
+    assert gfx.models.load(teach("genes", "tuned")).n_layers == 3
+    assert gfx.models.load(teach("genes", "probed")).n_layers == 2
     gfx.tl.delete_genes(others, "TOY90", model=teach("genes", "tuned"), controls=None)
 
 

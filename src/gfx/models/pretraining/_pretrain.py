@@ -150,7 +150,7 @@ def pretrain(
     ...         config={"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2},
     ...     )
     ...     model = gfx.models.load(folder)
-    >>> model.n_blocks
+    >>> model.n_layers
     1
     """
     from gfx._engine import pretraining as engine

@@ -81,7 +81,7 @@ def _evaluate(
                     mean, sd = units.over_occurrences(scores, held_out)
                     for task, part in units.head.slices.items():
                         place = {"task": task, "method": learner.name, "n_cells": n_cells}
-                        place |= {"seed": repeat, "fold": number}
+                        place |= {"repeat": repeat, "fold": number}
                         if units.of == "genes":
                             unit = units.unit[units.occurrences_of(held_out)]
                             evaluation.add(unit, scores[:, part], occurrences=True, **place)

@@ -54,7 +54,7 @@ class LinearMethod:
         from gfx._engine.classifier import make_classifier, set_head
 
         prepared, heads = self.units.prepared, self.heads(split, *self.features(split)[:2])
-        how = {"seed": 0, "n_blocks": prepared.network(HIDDEN_LAYER).n_layers}
+        how = {"seed": 0, "n_layers": prepared.network(HIDDEN_LAYER).n_layers}
         classifier = make_classifier(prepared.model.weights, prepared.model.config, self.units.head, **how)
         set_head(classifier, *(np.concatenate([getattr(head, part) for head in heads]) for part in ("weight", "bias")))
         return classifier

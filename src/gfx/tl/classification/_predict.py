@@ -68,7 +68,7 @@ def predict_genes(
         The most probable class.
     `.var['gfx_predicted_genes_n_cells' | key_added + '_n_cells']` : :class:`pandas.Series` (int32)
         Number of cells over which the score was averaged.
-    `.var['gfx_predicted_genes_learnt' | key_added + '_learnt']` : :class:`pandas.Series` (bool)
+    `.var['gfx_predicted_genes_in_training' | key_added + '_in_training']` : :class:`pandas.Series` (bool)
         Whether the gene was in the training set; `False` for all genes if the checkpoint does not record this.
     `.uns['gfx_predicted_genes' | key_added]` : :class:`dict`
         `params`; `tasks`, the names of the classes; with `groupby`, `groups`.
@@ -123,7 +123,7 @@ def predict_genes(
         var={
             "": predicted,
             "n_cells": cells.cells_per_gene(n[:, 0]),
-            "learnt": np.isin(cells.gene_tokens, trained_on),
+            "in_training": np.isin(cells.gene_tokens, trained_on),
         },
         uns=uns,
     )

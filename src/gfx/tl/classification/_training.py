@@ -53,7 +53,7 @@ def settle_method(method: Method, model: Model, of: Literal["genes", "cells"]) -
     settled = {"training": {name: value for name, value in named.items() if value is not None}}
     settled["training"] |= dict(method.training or {})
     if method.freeze_layers is None:
-        settled["freeze_layers"] = max(model.n_blocks - TRAINED_LAYERS, 0) if of == "genes" else 0
+        settled["freeze_layers"] = max(model.n_layers - TRAINED_LAYERS, 0) if of == "genes" else 0
     if method.class_weight == "auto":
         settled["class_weight"] = None if of == "genes" else "balanced"
     if of == "genes":
@@ -69,16 +69,16 @@ def _check(method: FineTuning, model: Model, of: Literal["genes", "cells"]) -> N
     check_whole(method.n_trials, "n_trials", 0)
     if method.patience is not None:
         check_whole(method.patience, "patience", 1)
-    if not 0 <= method.freeze_layers <= model.n_blocks:
+    if not 0 <= method.freeze_layers <= model.n_layers:
         msg = (
-            f"`freeze_layers={method.freeze_layers}` is outside this model of {model.n_blocks} network layers: it is "
+            f"`freeze_layers={method.freeze_layers}` is outside this model of {model.n_layers} network layers: it is "
             "the number of layers, from the first on, that stay as they are."
         )
         raise ValueError(msg)
-    if method.adapter is not None and method.freeze_layers == model.n_blocks:
+    if method.adapter is not None and method.freeze_layers == model.n_layers:
         msg = (
             f"`adapter={method.adapter!r}` adapts weights of layers that are trained, and `freeze_layers` freezes all "
-            f"{model.n_blocks}. Freeze fewer, or leave `adapter` out."
+            f"{model.n_layers}. Freeze fewer, or leave `adapter` out."
         )
         raise ValueError(msg)
     check_adapter(method.adapter)
@@ -160,7 +160,7 @@ class FineTunedNetwork:
         from gfx._engine.classifier import freeze, make_classifier, weigh_classes
 
         model, random = self.units.prepared.model, self.name == "random_weights"
-        how = {"seed": seed, "n_blocks": model.n_blocks, "random": random}
+        how = {"seed": seed, "n_layers": model.n_layers, "random": random}
         classifier = make_classifier(model.weights, model.config, self.units.head, **how)
         if not random:
             freeze(classifier, self.method.freeze_layers)
