@@ -188,7 +188,7 @@ def run_genome_wide(
     class_of = {gene: at for at, name in enumerate(labels) for gene in wide[name]}
     genes = adata.var_names.to_series().map(class_of)
     scores = adata.varm["gfx_predicted_genes"][:, 1]
-    others = ~adata.var["gfx_predicted_genes_learnt"].to_numpy() & genes.notna().to_numpy() & ~np.isnan(scores)
+    others = ~adata.var["gfx_predicted_genes_in_training"].to_numpy() & genes.notna().to_numpy() & ~np.isnan(scores)
     truth, n_cells = genes[others], adata.var["gfx_predicted_genes_n_cells"][others]
     return {
         "genes": int(others.sum()),

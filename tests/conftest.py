@@ -396,19 +396,19 @@ def _measured(tasks: dict[str, list[str]], units: list[str], rng: np.random.Gene
         for fold in range(5)
         for metric in ("auc", "accuracy", "macro_f1")
     ]
-    columns = ["task", "unit", "method", "n_cells", "seed", "fold", "metric", "value", "n"]
+    columns = ["task", "unit", "method", "n_cells", "repeat", "fold", "metric", "value", "n"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def _summary(metrics: pd.DataFrame) -> pd.DataFrame:
     """Mean and standard deviation over seeds of means over folds; an interval at the largest number of cells."""
     by = ["task", "unit", "method", "n_cells", "metric"]
-    seeds = metrics.groupby([*by, "seed"], sort=False)["value"].mean()
+    seeds = metrics.groupby([*by, "repeat"], sort=False)["value"].mean()
     table = seeds.groupby(by, sort=False).agg(["mean", "std"]).reset_index().rename(columns={"std": "sd"})
     has_interval = (table["n_cells"] == 2000) & (table["unit"] != "occurrence")
     for name, away in (("low", -0.05), ("high", 0.05)):
         table[name] = (table["mean"] + away).where(has_interval)
-    return table.assign(n_seeds=3, n=40)
+    return table.assign(n_repeats=3, n=40)
 
 
 def _curves(tasks: dict[str, list[str]], units: list[str], rng: np.random.Generator) -> pd.DataFrame:
@@ -422,7 +422,7 @@ def _curves(tasks: dict[str, list[str]], units: list[str], rng: np.random.Genera
                     for fold in range(5):
                         for name in classes[1:] if len(classes) == 2 else classes:
                             auc = score + rng.normal(0, 0.02)
-                            curve = {"task": task, "unit": unit, "method": method, "seed": seed, "fold": fold}
+                            curve = {"task": task, "unit": unit, "method": method, "repeat": seed, "fold": fold}
                             curve |= {"class": name, "fpr": fpr, "tpr": fpr ** (1 / auc - 1)}
                             parts.append(pd.DataFrame(curve))
     return pd.concat(parts, ignore_index=True)

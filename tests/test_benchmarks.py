@@ -572,9 +572,9 @@ def test_paper_gene_tasks_run_on_official_tokens(
 
 
 def test_folds_are_weighted_by_the_points_of_their_curves(tasks: ModuleType) -> None:
-    metrics = pd.DataFrame({"metric": "auc", "unit": "occurrence", "method": "model", "seed": 0, "fold": [0, 1]})
+    metrics = pd.DataFrame({"metric": "auc", "unit": "occurrence", "method": "model", "repeat": 0, "fold": [0, 1]})
     metrics["value"] = [0.6, 0.9]
-    roc = pd.DataFrame({"unit": "occurrence", "method": "model", "seed": 0, "fold": [0, 0, 1, 1, 1, 1]})
+    roc = pd.DataFrame({"unit": "occurrence", "method": "model", "repeat": 0, "fold": [0, 0, 1, 1, 1, 1]})
     roc["tpr"] = [0.0, 0.0, 0.0, 0.5, 0.7, 0.7]
     assert tasks.over_folds(metrics, roc) == {"mean": 0.825, "sd": 0.13}
 

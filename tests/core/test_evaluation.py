@@ -68,7 +68,7 @@ def evaluation(truth: dict[str, np.ndarray], fold: np.ndarray, told: Told) -> Ev
     for (task, method, size, seed), probabilities in told.items():
         for at in (2, 0, 1):
             held = np.flatnonzero(fold[seed] == at)
-            found.add(held, probabilities[held], task=task, method=method, n_cells=size, seed=seed, fold=at)
+            found.add(held, probabilities[held], task=task, method=method, n_cells=size, repeat=seed, fold=at)
     return found
 
 
@@ -117,7 +117,7 @@ def test_measures_of_every_fold(
                 "accuracy": accuracy_score(true, said.argmax(axis=1)),
                 "macro_f1": f1_score(true, said.argmax(axis=1), average="macro"),
             }
-            found = of(tables["metrics"], task=task, method=method, n_cells=size, seed=seed, fold=at)
+            found = of(tables["metrics"], task=task, method=method, n_cells=size, repeat=seed, fold=at)
             assert dict(zip(found["metric"], found["value"], strict=True)) == pytest.approx(expected, abs=1e-6)
             assert set(found["n"]) == {len(rows)}
 
@@ -132,7 +132,7 @@ def test_summary_averages_folds_and_repeats(
     for row in tables["summary"].itertuples():
         place = {name: getattr(row, name) for name in ("task", "method", "n_cells", "metric")}
         values = of(tables["metrics"], **place)
-        seeds = [of(values, seed=seed)["value"].mean() for seed in range(N_SEEDS)]
+        seeds = [of(values, repeat=seed)["value"].mean() for seed in range(N_SEEDS)]
         if row.metric != "auc":
             seeds = []
             for seed in range(N_SEEDS):
@@ -144,7 +144,7 @@ def test_summary_averages_folds_and_repeats(
         assert row.mean == pytest.approx(np.mean(seeds))
         assert row.sd == pytest.approx(abs(seeds[0] - seeds[1]) / np.sqrt(2))
         assert row.n_repeats == N_SEEDS
-        assert row.n == max(of(values, seed=seed)["n"].sum() for seed in range(N_SEEDS))
+        assert row.n == max(of(values, repeat=seed)["n"].sum() for seed in range(N_SEEDS))
         if row.n_cells == 20:
             assert row.low < row.mean < row.high
         else:
@@ -224,7 +224,7 @@ def test_the_order_in_which_predictions_come_does_not_matter(
     for at, (key, probabilities) in product(range(N_FOLDS), told.items()):
         task, method, size, seed = key
         held = rng(at).permutation(np.flatnonzero(fold[seed] == at))
-        other.add(held, probabilities[held], task=task, method=method, n_cells=size, seed=seed, fold=at)
+        other.add(held, probabilities[held], task=task, method=method, n_cells=size, repeat=seed, fold=at)
     for key in told:
         found, expected = (one.mean_probabilities(*key[:3]) for one in (other, evaluation))
         np.testing.assert_array_equal(found, expected)
@@ -300,7 +300,7 @@ def test_a_fold_without_anything_to_score_leaves_no_row() -> None:
     probabilities[0] = np.nan
     for at in (0, 1):
         held = np.flatnonzero(fold[0] == at)
-        evaluation.add(held, probabilities[held], task="type", method="model", n_cells=3, seed=0, fold=at)
+        evaluation.add(held, probabilities[held], task="type", method="model", n_cells=3, repeat=0, fold=at)
     tables = evaluation.tables(3, rng())
     assert set(tables["metrics"]["fold"]) == {0}
     assert set(tables["metrics"]["n"]) == {3}
@@ -316,7 +316,7 @@ def test_a_table_of_curves_may_be_empty() -> None:
     for at in (0, 1):
         held = np.flatnonzero(truth["type"] == at)
         said = np.full((3, 2), 0.5, dtype=np.float32)
-        evaluation.add(held, said, task="type", method="model", n_cells=3, seed=0, fold=at)
+        evaluation.add(held, said, task="type", method="model", n_cells=3, repeat=0, fold=at)
     tables = evaluation.tables(3, rng())
     assert list(tables["roc"]) == ROC
     assert tables["roc"].empty
@@ -346,7 +346,7 @@ def test_cells_that_are_not_used_widen_no_interval(with_donors: bool) -> None:
         for at in range(3):
             held = here[fold[0] == at]
             said = probabilities[fold[0] == at]
-            evaluation.add(held, said, task="type", method="model", n_cells=9, seed=0, fold=at)
+            evaluation.add(held, said, task="type", method="model", n_cells=9, repeat=0, fold=at)
         tables.append(evaluation.tables(9, rng())["summary"])
     pd.testing.assert_frame_equal(*tables)
     assert tables[0]["low"].notna().all()
@@ -364,7 +364,7 @@ def test_donors_widen_the_intervals() -> None:
         evaluation = Evaluation("cell", {"type": TASKS["type"]}, truth, fold, groups)
         for at in range(3):
             held = np.flatnonzero(fold[0] == at)
-            evaluation.add(held, probabilities[held], task="type", method="model", n_cells=9, seed=0, fold=at)
+            evaluation.add(held, probabilities[held], task="type", method="model", n_cells=9, repeat=0, fold=at)
         summary = evaluation.tables(9, rng())["summary"]
         widths.append((summary["high"] - summary["low"]).to_numpy())
     assert (widths[0] > 2 * widths[1]).all()

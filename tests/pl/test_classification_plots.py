@@ -113,7 +113,7 @@ def test_roc_has_the_auc_of_the_summary_in_its_legend(genes: ad.AnnData) -> None
 
 def test_roc_of_one_curve_has_no_band(genes: ad.AnnData) -> None:
     adata = genes.copy()
-    adata.uns["gfx_gene_class"]["roc"] = genes.uns["gfx_gene_class"]["roc"].query("seed == 0 and fold == 0")
+    adata.uns["gfx_gene_class"]["roc"] = genes.uns["gfx_gene_class"]["roc"].query("repeat == 0 and fold == 0")
     ax = gfx.pl.roc(adata, show=False)
     assert not bands(ax)
     assert len(lines(ax)) == 3

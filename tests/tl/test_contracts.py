@@ -180,7 +180,7 @@ TOOLS = {
         "gfx_predicted_genes",
         CLASSES,
         tables=GENE_TABLES,
-        others=("var:{key}", "var:{key}_learnt"),
+        others=("var:{key}", "var:{key}_in_training"),
         of="genes",
     ),
     "predict_genes, groups": Tool(
@@ -189,7 +189,7 @@ TOOLS = {
         CLASSES | {"varm:{key}_groups": ("float32", (3, 2)), "varm:{key}_groups_n_cells": ("int32", (3,))},
         {"groupby": "cell_type"},
         tables=GENE_TABLES,
-        others=("var:{key}", "var:{key}_learnt"),
+        others=("var:{key}", "var:{key}_in_training"),
         of="genes",
     ),
     "predict_cells": Tool(
