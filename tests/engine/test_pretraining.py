@@ -309,18 +309,21 @@ def test_bars_and_losses_are_shown_on_request(
         ("learnig_rate", r"`training` takes no 'learnig_rate'.* Did you mean 'learning_rate'"),
         ("xyzzy", r"`training` takes no 'xyzzy': it is no field of transformers.TrainingArguments"),
         ("output_dir", r"`training` takes no 'output_dir'.* or is settled here"),
+        ("seed", r"`training` takes no 'seed'.* or is settled here"),
     ],
 )
 def test_unknown_arguments_are_refused(tmp_path: Path, name: str, text: str) -> None:
     with pytest.raises(ValueError, match=text):
-        trainer.training_arguments(tmp_path / "run", 1, {"weight_decay": 0.1, name: 1}, lambda _: {})
+        trainer.training_arguments(tmp_path / "run", 1, {"weight_decay": 0.1, name: 1}, lambda _: {}, 0)
     assert not (tmp_path / "run").exists()
 
 
 def test_given_arguments_replace_planned_and_default_ones(tmp_path: Path) -> None:
     with settings.override(verbosity=0):
         given = {"learning_rate": 3e-4, "disable_tqdm": False, "use_cpu": True}
-        found = trainer.training_arguments(tmp_path, 1, given, lambda _: {"learning_rate": 1.0, "max_grad_norm": 2.0})
+        planned = {"learning_rate": 1.0, "max_grad_norm": 2.0}
+        found = trainer.training_arguments(tmp_path, 1, given, lambda _: planned, 4)
+    assert found.seed == 4
     assert found.max_grad_norm == 2.0
     assert found.learning_rate == 3e-4
     assert found.disable_tqdm is False

@@ -161,3 +161,11 @@ def test_genes_of_all_ranks_are_those_of_the_start(cells, toy_model):
     shifts = few.obsm["every"][0]
     distance = abs(few.uns["gfx_delete"]["genes_of_all_ranks"]["shift"].to_numpy()[:, None] - shifts).min(axis=1)
     assert distance.max() < 1e-6
+
+
+def test_random_weights_alone_are_in_the_table_and_drawn(cells, toy_model):
+    gfx.tl.delete_genes(cells, [GENE, OTHER], model=toy_model, controls="random_weights")
+    table = gfx.get.deletion_df(cells)
+    assert table["random_weights_shift_mean"].notna().all()
+    assert "random_mean" not in table
+    assert gfx.pl.rank_trend(cells, show=False) is not None

@@ -264,6 +264,7 @@ QUARTILES = "Genes move by 1, 2 or 3 quartiles, or by fewer than 0 to inhibit th
 FOLD_CHANGE = "A fold change multiplies counts: a positive number other than 1, found "
 WRONG = {
     "a number": (-1, f"{PAIR}-1"),
+    "nothing given": (None, f"{PAIR}None"),
     "a word": ("quartiles", f"{PAIR}'quartiles'"),
     "two words": (("quartiles", "one"), PAIR),
     "a truth value": (("quartiles", True), PAIR),

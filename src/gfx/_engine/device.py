@@ -115,7 +115,8 @@ def ran_out_of_memory(error: RuntimeError) -> bool:
 def halving(batches: list[np.ndarray], run: Callable[[np.ndarray], T]) -> Iterator[tuple[np.ndarray, T]]:
     """Run every batch; one that does not fit in memory is cut in two and run again.
 
-    All that `run` does for a batch must be undone by its failing: it returns results and adds to nothing.
+    All that `run` does for a batch must be undone by its failing: it adds to nothing, and writes only what a repetition
+    overwrites.
     """
     waiting, is_known = list(reversed(batches)), False
     while waiting:

@@ -77,7 +77,7 @@ def arguments_for(
     folder: Path, cells: int, *, of: str, given: Mapping[str, Any], evaluates: bool, adapter: str | None, seed: int
 ) -> TrainingArguments:
     """Make arguments for one training; with a validation set (`evaluates`), the best epoch is kept."""
-    ours = DEFAULTS | {"num_train_epochs": EPOCHS[of], "seed": seed}
+    ours = DEFAULTS | {"num_train_epochs": EPOCHS[of]}
     if adapter is not None:
         ours["learning_rate"] = ADAPTER_RATE
     if evaluates:
@@ -89,7 +89,7 @@ def arguments_for(
             planned |= {"save_strategy": "steps", "save_steps": max(1, min(500, int(steps / 4)))}
         return planned
 
-    return training_arguments(folder, cells, ours | dict(given), plan)
+    return training_arguments(folder, cells, ours | dict(given), plan, seed)
 
 
 @quiet_surroundings()
@@ -174,7 +174,8 @@ def _quantized(start: Classifier, adapter: Adapter, settings: TrainingArguments)
             "bnb_4bit_use_double_quant": True,
             "bnb_4bit_compute_dtype": torch.bfloat16,
         }
-    with TemporaryDirectory() as folder:
+    Path(settings.output_dir).mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=settings.output_dir) as folder:  # where there is room for checkpoints
         start.save_pretrained(folder)
         model = Classifier.from_pretrained(
             folder,

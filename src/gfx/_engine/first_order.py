@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from gfx._core.edits import Edits
     from gfx._core.vocabulary import Vocabulary
+    from gfx._engine.blocks import Block
     from gfx._types import Positions
 
 #: A pass that derivatives are taken of keeps what every block computes: so many times fewer tokens at once.
@@ -72,7 +73,7 @@ def estimate_deletions(
     device, width, n_states = encoder.device, encoder.config.hidden_size, 0 if goals is None else len(goals)
     targets = torch.from_numpy(np.zeros((0, width)) if goals is None else np.asarray(goals)).to(device, torch.float32)
     effects = unknown_effects(len(edits), shift=(), rank=(), toward=(n_states,))
-    special = special_tokens(vocabulary, device)
+    special, blocks = special_tokens(vocabulary, device), blocks_of(encoder)
     concerned = np.where(np.isin(np.arange(len(lengths)), edits.cell), lengths, 0)
     batches = batches_by_length(concerned, max(1, batch_tokens(device) // _KEPT))
 
@@ -83,6 +84,7 @@ def estimate_deletions(
         with torch.enable_grad():
             slopes = _slopes(
                 encoder,
+                blocks,
                 tokens,
                 valid,
                 valid & ~special[tokens],
@@ -107,6 +109,7 @@ def estimate_deletions(
 
 def _slopes(
     encoder: BertModel,
+    blocks: list[Block],
     tokens: torch.Tensor,
     valid: torch.Tensor,
     is_gene: torch.Tensor,
@@ -117,7 +120,7 @@ def _slopes(
     probes: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Second-order shifts `(n, l)` and first-order shifts toward states `(n, l, n_states)`."""
-    (n, longest), n_probes, blocks = tokens.shape, probes.shape[-1], blocks_of(encoder)
+    (n, longest), n_probes = tokens.shape, probes.shape[-1]
     turned = torch.zeros(n, longest, device=tokens.device)
     toward = torch.zeros(n, longest, len(goals), device=tokens.device)
     if how == "cls" and not blocks:

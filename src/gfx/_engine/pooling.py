@@ -80,8 +80,9 @@ def sum_genes(
         row = torch.from_numpy(group[batch.rows]).to(device)[:, None] * n_tokens + batch.tokens
         sums.index_add_(0, row[is_gene], batch.output[is_gene].to(sums.dtype))
         counts += torch.bincount(row[is_gene], minlength=len(counts))
-    slot = counts.nonzero()[:, 0]
-    return {"slot": slot.cpu().numpy(), "sum": sums[slot].cpu().double().numpy(), "n": counts[slot].cpu().numpy()}
+    counts = counts.cpu().numpy()
+    slot = np.flatnonzero(counts)  # chosen here: the device may have no room for a second copy
+    return {"slot": slot, "sum": sums.cpu().double().numpy()[slot], "n": counts[slot]}
 
 
 def sums_of_genes(results: Iterable[Mapping[str, np.ndarray]], n_slots: int) -> tuple[np.ndarray, np.ndarray]:

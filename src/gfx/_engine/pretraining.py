@@ -192,7 +192,7 @@ def stage_arguments(
     folder: Path, n_cells: int, *, epochs: float, arguments: Mapping[str, Any], patience: int | None, seed: int
 ) -> TrainingArguments:
     """Make arguments for one stage of training."""
-    given = DEFAULTS | {"num_train_epochs": epochs, "seed": seed} | dict(arguments)
+    given = DEFAULTS | {"num_train_epochs": epochs} | dict(arguments)
     if patience is not None:
         given |= KEEP_BEST
 
@@ -201,7 +201,7 @@ def stage_arguments(
         every = given.get("eval_steps", given.get("save_steps", every))  # the best model is one that was saved
         return {"eval_steps": every, "save_steps": every}
 
-    return training_arguments(folder, n_cells, given, plan)
+    return training_arguments(folder, n_cells, given, plan, seed)
 
 
 def check_configuration(fields: Mapping[str, Any]) -> None:

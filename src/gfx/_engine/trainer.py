@@ -104,10 +104,10 @@ def check_names(argument: str, given: Iterable[str], known: Collection[str], of:
 
 
 def training_arguments(
-    folder: Path, n_cells: int, given: Mapping[str, Any], plan: Callable[[float], Mapping[str, Any]]
+    folder: Path, n_cells: int, given: Mapping[str, Any], plan: Callable[[float], Mapping[str, Any]], seed: int
 ) -> OneDevice:
     """Make arguments for the Trainer: what is given, else what `plan` derives from the number of steps, else ours."""
-    fixed = {"output_dir": str(folder), "remove_unused_columns": False}
+    fixed = {"output_dir": str(folder), "remove_unused_columns": False, "seed": seed}
     known = {field.name for field in fields(TrainingArguments) if field.init} - set(fixed)
     check_names("training", given, known, "TrainingArguments")
     ours = COMMON | {

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 #: Columns that describe the perturbation, not its effect: they stay where too few cells were perturbed.
 _DESCRIPTIVE = ("perturbation", "n_cells", "n_donors", "state", "role", "detection", "expression_mean", "logfc")
 
-#: Columns that compare with random sets or with random weights.
-_RANDOM = ("random_mean", "random_sd", "n_random", "random_n_cells", "z", "p", "fdr", "random_weights_shift_mean")
+#: Columns that compare with random sets.
+_RANDOM = ("random_mean", "random_sd", "n_random", "random_n_cells", "z", "p", "fdr")
 
 #: Non-target genes that each target is matched with.
 N_MATCHED = 10
@@ -70,8 +70,9 @@ def deletion_df(
 
     - `perturbation`; `n_cells`, the number of perturbed cells;
     - `shift_mean` and `shift_sd`: mean and standard deviation over these cells of the shift (1 - cosine between the
-      embedding before and after); `composition_mean`, `position_mean` and `context_mean`, the parts of `shift_mean`,
-      which add up to it; `rank_mean`, the mean rank of the genes (0 is the first gene of a cell, 1 the last);
+      embedding before and after); with the control ``"parts"`` `composition_mean`, `position_mean` and `context_mean`,
+      the parts of `shift_mean`, which add up to it; `rank_mean`, the mean rank of the genes (0 is the first gene of a
+      cell, 1 the last);
     - with random sets, which are rank-matched random gene sets perturbed in the same cells: `random_mean`, their mean
       effect; `random_sd`, the standard deviation over sets of the difference from the perturbation in the same cells;
       `n_random`, the number of sets; `random_n_cells`, the median number of cells of a set (with one or two cells, only
@@ -119,6 +120,8 @@ def deletion_df(
     table = _with_fdr(table, min_cells)
     if not (table["n_random"] > 0).any():
         table = table.drop(columns=[column for column in table if column.removeprefix("toward_") in _RANDOM])
+        if table["random_weights_shift_mean"].isna().all():
+            table = table.drop(columns="random_weights_shift_mean")
     z = f"{prefix}z"
     by = z if z in table and table[z].notna().any() else f"{measure}_mean"
     # A perturbation is where its goal belongs; its other states follow.
@@ -545,7 +548,7 @@ def random_sets_df(adata: Data, *, key: str | None = None, mod: str | None = Non
     if "random_states" not in result.uns:
         return table
     of_states = result.uns["random_states"]  # the same sets in the same order, state after state
-    repeated = pd.concat([table] * (len(of_states) // len(table)))
+    repeated = pd.concat([table] * max(1, len(of_states) // max(1, len(table))))
     columns = {name: of_states[name].to_numpy() for name in ("state", "toward_mean", "toward_difference")}
     return repeated.assign(**columns).sort_index(kind="stable").reset_index(drop=True)
 

@@ -29,10 +29,10 @@ def vocabulary_in(folder: Path, registry: Registry) -> Vocabulary | None:
     """Read the vocabulary that lies in a folder, if any: our table, or the published dictionaries."""
     if (folder / VOCABULARY_FILE).is_file():
         return read_vocabulary(folder / VOCABULARY_FILE)
-    names = ("token_dictionary", "gene_median_dictionary", "gene_name_id_dict", "ensembl_mapping_dict")
-    tokens, medians, symbols, mapping = (_only(folder, f"{name}*.pkl") for name in names)
+    tokens, medians = (_only(folder, f"{name}*.pkl") for name in ("token_dictionary", "gene_median_dictionary"))
     if tokens is None or medians is None:
         return None
+    symbols, mapping = (_only(folder, f"{name}*.pkl") for name in ("gene_name_id_dict", "ensembl_mapping_dict"))
     hashes = {file_sha256(tokens), file_sha256(medians)}
     known = [card.name for card in registry.vocabularies.values() if hashes <= {file.sha256 for file in card.files}]
     name = known[0] if known else folder.resolve().name

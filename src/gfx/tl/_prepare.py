@@ -209,8 +209,9 @@ def vectors_of(results: Iterable[tuple[Job, CellBlock, Result]], n_obs: int) -> 
     """Lay the vectors of embedding jobs where their cells are, float32 `(n_obs, d)`; NaN for all others."""
     vectors: dict[str, np.ndarray] = {}
     for job, cells, result in results:
-        missing = np.full((n_obs, result["vectors"].shape[1]), np.nan, dtype=np.float32)
-        vectors.setdefault(job.name, missing)[cells.number] = result["vectors"]
+        if job.name not in vectors:
+            vectors[job.name] = np.full((n_obs, result["vectors"].shape[1]), np.nan, dtype=np.float32)
+        vectors[job.name][cells.number] = result["vectors"]
     return vectors
 
 

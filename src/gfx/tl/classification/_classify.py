@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from gfx._types import Data, Mask, ModelLike, Pooling
+    from gfx.models import FineTuning, LinearProbe
     from gfx.tl.classification._labels import GeneLabels
     from gfx.tl.classification._training import Method
     from gfx.tl.classification._units import Units
@@ -346,6 +347,7 @@ def fine_tune_genes(
     """
     max_cells, rng = check_whole(max_cells, "max_cells", 1), check_seed(rng)
     prepared = _read(adata, model, folder, function="models.fine_tune_genes", layer=layer, mod=mod)
+    method = settle_method(method, prepared.model, "genes")
     how = {"max_cells": max_cells, "n_splits": 1, "rng": rng}
     genes = draw_genes(prepared, labels, unknown, prepared.lengths(mask_obs), **how)
     return _train(genes, method, folder, rng, mask_obs=mask_name(mask_obs))
@@ -411,6 +413,7 @@ def fine_tune_cells(
     """
     max_cells, rng = None if max_cells is None else check_whole(max_cells, "max_cells", 1), check_seed(rng)
     prepared = _read(adata, model, folder, function="models.fine_tune_cells", layer=layer, mod=mod)
+    method = settle_method(method, prepared.model, "cells")
     how = {"pooling": prepared.pooling(pooling), "max_cells": max_cells, "n_splits": 1, "rng": rng}
     cells = draw_cells(prepared, groupby, donor_key, prepared.lengths(mask_obs), **how)
     how = {"groupby": list(cells.tasks), "donor_key": donor_key, "pooling": cells.pooling}
@@ -427,8 +430,8 @@ def _read(
     return Prepared(model=loaded, tokens=tokens, slots=Slots(adata, function, ""))
 
 
-def _train(units: Units, method: Method, folder: str | Path, rng: int, **params: object) -> Path:
-    method, place = settle_method(method, units.prepared.model, units.of), Path(folder)
+def _train(units: Units, method: FineTuning | LinearProbe, folder: str | Path, rng: int, **params: object) -> Path:
+    place = Path(folder)
     how = record(units.prepared.slots.function, **classification_params(units, method, rng=rng, **params))
     keep_to_the_plan(place, units, method, how)
     train_on_all(make_learners(units, method, (), place / UNFINISHED, rng)[0], place, how, rng=rng)

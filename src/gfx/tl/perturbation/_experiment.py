@@ -95,9 +95,11 @@ class Runs:
         run = cells.given["run"]
         own = run < len(self)
         for name, values in result.items():
-            if not name.startswith("gene_"):
-                missing = np.full((len(self), *values.shape[1:]), np.nan, values.dtype)
-                self.effects.setdefault(name, missing)[run[own]] = values[own]
+            if name.startswith("gene_"):
+                continue
+            if name not in self.effects:
+                self.effects[name] = np.full((len(self), *values.shape[1:]), np.nan, values.dtype)
+            self.effects[name][run[own]] = values[own]
         if "gene_sums" in result:
             self.gene_sums[:, result["gene_token"], result["gene_group"]] += result["gene_sums"]
 

@@ -66,7 +66,7 @@ def perturb(
 ) -> Data | None:
     """Do what :func:`gfx.tl.delete_genes` and its sisters say, which pass all of their arguments; it warns for them."""
     function = f"tl.{operator}_genes"
-    change = None if by is None else check_change(by)
+    change = check_change(by) if operator == "shift" else None
     check_choice("positions", positions, ("close", "keep"))
     controls = check_controls(controls, ALL_CONTROLS)
     seed = check_seed(rng)
