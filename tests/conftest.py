@@ -7,6 +7,7 @@ import gc
 import gzip
 import json
 import os
+import random
 import shutil
 from dataclasses import dataclass
 from functools import wraps
@@ -28,7 +29,7 @@ import gfx
 from gfx._core.vocabulary import SPECIALS, Vocabulary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from mudata import MuData
 
@@ -100,6 +101,28 @@ def official_v1(shared: Path) -> Vocabulary:
 def official_v2(shared: Path) -> Vocabulary:
     """Published vocabulary of the 104M family, read from text."""
     return _official(shared, "V2", "gc104M")
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Any]:
+    """Dask on two workers that are threads of this process."""
+    distributed = pytest.importorskip("distributed")
+    arguments = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0"}
+    with distributed.LocalCluster(processes=False, **arguments) as cluster, distributed.Client(cluster) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def random_states() -> Callable[[], list[Any]]:
+    """Read the states of all generators of random numbers that are the user's."""
+
+    def read() -> list[Any]:
+        import torch
+
+        name, keys, *rest = np.random.get_state()
+        return [torch.get_rng_state().tolist(), name, keys.tolist(), rest, random.getstate()]
+
+    return read
 
 
 # --- toys -----------------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -32,7 +31,7 @@ from gfx._engine.fine_tuning import (
 from gfx._engine.surroundings import quiet_surroundings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.conftest import StopInStep
@@ -266,15 +265,11 @@ def test_class_weights_reach_the_training(run: Run, task: Task, tmp_path: Path) 
 
 
 def test_random_states_are_left_alone_and_nothing_is_printed(
-    run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str], random_states: Callable[[], list]
 ) -> None:
-    def states() -> list:
-        name, keys, *rest = np.random.get_state()
-        return [torch.get_rng_state().tolist(), name, keys.tolist(), rest, random.getstate()]
-
-    before = states()
+    before = random_states()
     run(tmp_path, stops=True)
-    assert states() == before
+    assert random_states() == before
     assert capfd.readouterr() == ("", "")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from gfx._engine.examples import MaskedCells, Padded, SimilarLengths
 from gfx._engine.pretraining import MaskedGeneModel, make_model
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.conftest import StopInStep
@@ -265,16 +265,12 @@ def test_bfloat16_on_a_cpu_without_matrix_units(
 
 
 def test_random_numbers_are_left_alone_and_nothing_is_printed(
-    run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str], random_states: Callable[[], list]
 ) -> None:
-    def states() -> list:
-        name, keys, *rest = np.random.get_state()
-        return [torch.get_rng_state().tolist(), name, keys.tolist(), rest, random.getstate()]
-
-    before = states()
+    before = random_states()
     run(tmp_path)
     run(tmp_path)  # reads the finished stage
-    assert states() == before
+    assert random_states() == before
     assert capfd.readouterr() == ("", "")
 
 

@@ -20,7 +20,7 @@ from gfx._run_store import FORMAT, RunStore, RunStoreError
 from gfx._settings import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from gfx._engine.run import CellBlock
@@ -270,14 +270,6 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
 
 
 # --- dask ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[Any]:
-    distributed = pytest.importorskip("distributed")
-    arguments = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0"}
-    with distributed.LocalCluster(processes=False, **arguments) as cluster, distributed.Client(cluster) as client:
-        yield client
 
 
 def test_workers_give_the_same_in_the_same_order(toy: Any, client: Any) -> None:

@@ -177,14 +177,6 @@ def assert_close(found: AnnData, expected: AnnData) -> None:
                 pd.testing.assert_frame_equal(found.uns[key][name], table, rtol=1e-3, atol=1e-6, obj=name)
 
 
-@pytest.fixture(scope="module")
-def client():
-    distributed = pytest.importorskip("distributed")
-    arguments = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0"}
-    with distributed.LocalCluster(processes=False, **arguments) as cluster, distributed.Client(cluster) as client:
-        yield client
-
-
 @pytest.mark.parametrize("name", TOOLS)
 def test_devices_and_workers_share_the_cells(cells, toy_model, calls, client, name):
     expected, n_layers = call(name, cells, model=toy_model), calls.n

@@ -548,7 +548,7 @@ def random_sets_df(adata: Data, *, key: str | None = None, mod: str | None = Non
     if "random_states" not in result.uns:
         return table
     of_states = result.uns["random_states"]  # the same sets in the same order, state after state
-    repeated = pd.concat([table] * max(1, len(of_states) // max(1, len(table))))
+    repeated = pd.concat([table] * len(names_of(result, "states")))
     columns = {name: of_states[name].to_numpy() for name in ("state", "toward_mean", "toward_difference")}
     return repeated.assign(**columns).sort_index(kind="stable").reset_index(drop=True)
 

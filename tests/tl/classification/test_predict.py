@@ -22,7 +22,6 @@ from gfx.models import FineTuning
 from gfx.models._vocabulary_file import write_vocabulary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     import anndata as ad
@@ -264,14 +263,6 @@ def test_columns_of_tasks_of_an_earlier_call_are_dropped(teach: Any, others: ad.
 
 
 # --- several devices and workers ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[Any]:
-    distributed = pytest.importorskip("distributed")
-    arguments = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0"}
-    with distributed.LocalCluster(processes=False, **arguments) as cluster, distributed.Client(cluster) as client:
-        yield client
 
 
 @pytest.mark.parametrize("name", ["predict_genes", "predict_cells", "classify_cells"])
