@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import warnings
 from functools import partial
 
@@ -242,7 +243,7 @@ def test_no_perturbation_in_any_cell(cells, toy_model, tmp_path, value_of, state
     assert result["random_sets"].empty
     assert result["donors"].empty
     assert "synergy" not in result
-    assert value_of(result["controls"], "rank", "slope", column="n") == 200  # of genes that are there
+    assert value_of(result["controls"], "rank", "slope", column="n") == 100  # of genes that are there
     assert np.isnan(cells.varm["gfx_delete_null"]).all()
     assert gfx.get.deletion_df(cells)["donor_p"].isna().all()
     cells.write_h5ad(tmp_path / "cells.h5ad")
@@ -361,3 +362,14 @@ def test_the_model_gives_up_at_the_very_end(cells, toy_model, slots, monkeypatch
     with pytest.raises(RuntimeError, match="the device was lost"):
         gfx.tl.delete_genes(cells, GENE, **arguments)
     assert slots(cells) == before
+
+
+def test_a_long_call_says_what_it_costs_before_it_is_paid(cells, toy_model, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="gfx")
+    delete_genes(cells, [GENE, OTHER], model=toy_model)
+    assert not [message for message in caplog.messages if "passes" in message]
+    monkeypatch.setattr("gfx.tl._prepare.LONG_CALL", 5)
+    delete_genes(cells, [GENE, OTHER], model=toy_model)
+    n = int(cells.uns["gfx_delete"]["table"]["n_cells"].sum())
+    (message,) = [message for message in caplog.messages if "passes" in message]
+    assert re.fullmatch(rf"{n} passes of the network, about \d+ s", message)

@@ -10,6 +10,7 @@ from scipy import stats
 from transformers import BertForMaskedLM
 
 import gfx
+from gfx._engine import run
 from gfx.models._vocabulary_file import write_vocabulary
 
 # The toy cells' states are drawn at random, and most of the time nothing separates them.
@@ -212,12 +213,35 @@ def test_a_number_of_random_sets(cells, toy_model, n_random):
     assert cells.uns["gfx_delete"]["params"]["n_random"] == n_random
 
 
-def test_all_controls_run_with_a_hundred_random_sets_by_default(cells, toy_model):
+def test_all_controls_run_by_default(cells, toy_model):
     gfx.tl.delete_genes(cells, GENE, model=toy_model)
     result = cells.uns["gfx_delete"]
-    assert len(result["random_sets"]) == result["params"]["n_random"] == 100
+    assert len(result["random_sets"]) == 50
+    assert "n_random" not in result["params"]
     assert result["params"]["controls"] == ["parts", "random_sets", "random_weights", "baselines"]
     assert {"random_weights", "rank", "detection"} < set(result["controls"]["control"])
+
+
+@pytest.mark.parametrize("genes", [[GENE], [GENE, (GENE, OTHER), "TOY21"], ...], ids=["one", "some", "all"])
+def test_controls_take_at_most_as_many_passes_as_perturbations_and_500(cells, toy_model, monkeypatch, genes):
+    """However many perturbations there are, rare ones too; the parts are a second pass of the perturbations."""
+    compute, n = run._compute, []
+
+    def counting(task, block, *args):
+        if "set" in block.given:
+            n.append(len(block.given["set"]))
+        return compute(task, block, *args)
+
+    monkeypatch.setattr(run, "_compute", counting)
+    delete_genes(cells, genes, model=toy_model, key_added="alone")
+    own = sum(n)
+    gfx.tl.delete_genes(cells, genes, model=toy_model)
+    assert own < sum(n) - own <= 2 * own + 500  # the perturbations again, and their controls
+    table, sets = cells.uns["gfx_delete"]["table"], cells.uns["gfx_delete"]["random_sets"]
+    for name, n_cells in table[["perturbation", "n_cells"]].itertuples(index=False):
+        n_sets = (sets["perturbation"] == name).sum()
+        assert (n_sets > 0) == (n_cells > 0)
+        assert n_sets <= 50
 
 
 def test_without_random_sets_none_are_counted(cells, toy_model):

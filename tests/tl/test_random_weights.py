@@ -41,9 +41,10 @@ def changed(model, folder, change):
 
 @pytest.mark.parametrize(("hidden_layer", "states"), [(-2, {}), (-1, {}), (-2, WITH_STATES)])
 def test_random_weights_are_those_of_the_seed_in_the_same_cells(
-    cells, toy_model, tmp_path, value_of, hidden_layer, states
+    cells, toy_model, tmp_path, value_of, monkeypatch, hidden_layer, states
 ):
     """Shifts are those of a model of the same shape, whose weights were drawn with the seed."""
+    monkeypatch.setattr("gfx.tl.perturbation._controls.SHARE_OF_RANDOM_WEIGHTS", 1)  # of ten cells
     genes = [GENE, OTHER, "TOY21", (GENE, OTHER)]
     arguments = {"hidden_layer": hidden_layer, **states}
     delete_genes(cells, genes, model=toy_model, controls="random_weights", rng=3, **arguments)
@@ -99,7 +100,7 @@ def test_random_weights_see_some_cells_of_a_perturbation(cells, toy_model, monke
         return compare(perturbed, model, random, goal)
 
     monkeypatch.setattr("gfx.tl.perturbation._controls.compare_networks", kept)
-    monkeypatch.setattr("gfx.tl.perturbation._controls.CELLS_OF_RANDOM_WEIGHTS", 10)
+    monkeypatch.setattr("gfx.tl.perturbation._controls.SHARE_OF_RANDOM_WEIGHTS", 1)
     chosen = []
     for genes in ([GENE, OTHER], [OTHER, "TOY21", GENE]):
         delete_genes(cells, genes, model=toy_model, controls="random_weights")
@@ -132,7 +133,7 @@ def test_genes_of_all_ranks(cells, toy_model):
     one = cells[[1]].copy()
     delete_genes(one, GENE, model=toy_model, controls="random_weights")
     sample, controls = one.uns["gfx_delete"]["genes_of_all_ranks"], one.uns["gfx_delete"]["controls"]
-    assert len(sample) == 200
+    assert len(sample) == 100
     gfx.pp.tokenize(one, model=toy_model)
     tokens = one.obsm["gfx_tokens"][0]
     tokens = tokens[tokens > 3]
@@ -148,7 +149,7 @@ def test_genes_of_all_ranks(cells, toy_model):
         rows = controls[controls["control"] == control].set_index("statistic")
         for statistic, value in expected.items():
             assert rows.loc[f"{prefix}{statistic}", "value"] == pytest.approx(value, rel=1e-4)
-            assert rows.loc[f"{prefix}{statistic}", "n"] == 200
+            assert rows.loc[f"{prefix}{statistic}", "n"] == 100
 
 
 @UNTESTED

@@ -57,8 +57,8 @@ def against_random(differences: np.ndarray) -> tuple[float, np.ndarray]:
 def by_chance(z: np.ndarray, random_z: np.ndarray) -> np.ndarray:
     """Two-sided p-value of each z: the fraction of the z of random sets that are at least as extreme.
 
-    The null is pooled over perturbations, because z is on the same scale in all of them, and 100 sets of one alone
-    would bound p at 2 / 101. No p is below 2 / (number of random sets + 1). NaN for NaN, and without random sets.
+    The null is pooled over perturbations, because z is on the same scale in all of them, and 50 sets of one alone
+    would bound p at 2 / 51. No p is below 2 / (number of random sets + 1). NaN for NaN, and without random sets.
     """
     out = np.full(len(z), np.nan)
     known = ~np.isnan(z)

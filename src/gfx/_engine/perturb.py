@@ -20,7 +20,7 @@ from gfx._core.edits import Edits, pad_sets, ranks_of
 from gfx._engine.blocks import WithoutKey, blocks_of, embed
 from gfx._engine.device import batch_tokens, halving, sum_dtype, workers
 from gfx._engine.edited import edit_cells, find_positions, place_edits
-from gfx._engine.forward import put_cells
+from gfx._engine.forward import batch_listener, put_cells
 from gfx._engine.pooling import pool, special_tokens
 
 if TYPE_CHECKING:
@@ -51,6 +51,11 @@ _FEWEST_LOST = 8
 def unknown_effects(n_edits: int, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
     """Make arrays of effects to be filled, float32 `(n_edits, *shape)`: NaN, as edits of cells without tokens stay."""
     return {name: np.full((n_edits, *shape), np.nan, np.float32) for name, shape in shapes.items()}
+
+
+def n_passes(*, split: bool, positions: Positions) -> int:
+    """Count the passes that a perturbation of a cell takes: where others close up, its parts take a second one."""
+    return 2 if split and positions == "close" else 1
 
 
 def run_edits(
@@ -126,7 +131,7 @@ def run_edits(
         number = np.where(gene_groups >= 0, np.searchsorted(groups, gene_groups), -1)
         group_of = torch.from_numpy(number).to(device)
         genes = torch.zeros(3, len(vocabulary) * len(groups), dtype=sum_dtype(device), device=device)
-    limit, is_cpu = batch_tokens(device), device.type == "cpu"
+    limit, is_cpu, listener = batch_tokens(device), device.type == "cpu", batch_listener.get() or (lambda _n: None)
     blocks = batches_by_length(np.where(np.isin(np.arange(len(lengths)), edits.cell), lengths, 0), limit)
     n_workers = min(torch.get_num_threads(), max(1, limit // _CACHED_TOKENS)) if is_cpu else 1
     with workers(n_workers) as mapped, torch.inference_mode():
@@ -139,7 +144,8 @@ def run_edits(
             effects["rank"][numbers] = ranks_of(placed.positions.cpu().numpy(), lengths[rows[row]], vocabulary)
             new_lengths = placed.new_lengths.cpu().numpy()
             stretches = batches_by_length(new_lengths, limit * (_SHARED_BATCHES if is_cpu else 1))
-            for _, passes in halving(stretches, partial(reader.perturb, cells, placed, numbers)):
+            for stretch, passes in halving(stretches, partial(reader.perturb, cells, placed, numbers)):
+                listener(n_passes(split=split, positions=positions) * len(stretch))
                 for slot, shifts in passes if groups is not None else ():
                     for sums, values in zip(genes, (shifts, shifts**2, torch.ones_like(shifts)), strict=True):
                         sums.index_add_(0, slot, values)

@@ -148,6 +148,8 @@ class Job:
         Rows of the AnnData, block by block.
     given
         Makes what else a task needs to know of a block, from its number.
+    passes
+        Passes of the network that each block takes; `None`: one a cell.
     """
 
     name: str
@@ -156,6 +158,7 @@ class Job:
     lengths: np.ndarray
     blocks: Sequence[np.ndarray]
     given: Callable[[int], Mapping[str, np.ndarray]] | None = None
+    passes: Sequence[int] | None = None
 
     def cells(self, number: int) -> CellBlock:
         """Take the cells of a block, no wider than they need."""
@@ -167,6 +170,11 @@ class Job:
     @property
     def n_cells(self) -> int:
         return sum(map(len, self.blocks))
+
+    def n_passes(self, number: int | None = None) -> int:
+        """Count the passes of a block, or of all."""
+        passes = [len(rows) for rows in self.blocks] if self.passes is None else self.passes
+        return sum(passes) if number is None else passes[number]
 
 
 def by_length(lengths: np.ndarray, size: int) -> list[np.ndarray]:
@@ -180,15 +188,16 @@ def run(
 ) -> Iterator[tuple[Job, CellBlock, Result]]:
     """Run jobs block by block, one job after the other; results come in order, whoever computes them.
 
-    One progress bar counts the cells of all jobs. What the store has is not run again.
+    One progress bar counts the passes of all jobs. What the store has is not run again.
     """
     finished = {job.name: set() if store is None else store.finished(job.name) for job in jobs}
     if store is not None and any(finished.values()):
         n = sum(map(len, finished.values()))
         _log.info(f"{store.path} has {n:,} of {sum(len(job.blocks) for job in jobs):,} blocks of cells; going on.")
-    shown = {"desc": description, "unit": "cell", "leave": False, "delay": 1, "disable": not _log.shows_progress()}
+    unit = "cell" if all(job.passes is None for job in jobs) else "pass"
+    shown = {"desc": description, "unit": unit, "leave": False, "delay": 1, "disable": not _log.shows_progress()}
     blocks = [(job, number) for job in jobs for number in range(len(job.blocks))]
-    with networks(), tqdm(total=sum(job.n_cells for job in jobs), **shown) as bar:
+    with networks(), tqdm(total=sum(job.n_passes() for job in jobs), **shown) as bar:
         missing = ((job.task, job.cells(number)) for job, number in blocks if number not in finished[job.name])
         fresh = _in_order(missing, bar.update)
         n_finished = 0
@@ -203,7 +212,7 @@ def run(
                 if store is not None:
                     store.write(job.name, number, result)
             yield job, cells, result
-            n_finished += len(cells)
+            n_finished += job.n_passes(number)
             bar.update(n_finished - bar.n)  # what no batch has told
 
 

@@ -474,7 +474,7 @@ def controls_df(adata: Data, *, key: str | None = None, mod: str | None = None) 
     -------
     Columns `control`; `measure`, ``"shift"`` (shift of the cell) or ``"toward"`` (shift toward the goal); `statistic`;
     `value`; and `n`, the number of genes, perturbations, folds or cells from which the value was computed. After
-    perturbations, correlations are over 200 random genes of all ranks (if these were not run, over the perturbations);
+    perturbations, correlations are over 100 random genes of all ranks (if these were not run, over the perturbations);
     after a screen, they are over all genes. The rows of each control are:
 
     ``"random_weights"``

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from gfx._adata import cell_mask, gene_names, obs_column
 from gfx._core.batching import pieces
 from gfx._core.manifest import fingerprint
+from gfx._log import info
 from gfx._results import Slots, claim, record
 from gfx._settings import settings
 from gfx._tokens import find_tokens
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
     from gfx._tokens import Tokens
     from gfx._types import Data, Mask, ModelLike, Pooling, PoolingOfShifts
     from gfx.models import Model
+
+
+#: Passes from which on a call says what it costs, and cells that are timed for that.
+LONG_CALL, CELLS_TIMED = 500, 8
 
 
 @dataclass(frozen=True)
@@ -152,6 +158,25 @@ class Prepared:
         job = Job("genes", task, self.tokens.ids, lengths, blocks, lambda number: {"group": group[blocks[number]]})
         results = (result for _, _, result in run([job], description=description, store=store))
         return sums_of_genes(results, task.n_groups * len(self.model.vocabulary))
+
+    def announce(self, n_passes: int, network: Network) -> None:
+        """Say what a long call costs before it is paid: passes of the network, and how long they take here."""
+        from gfx._engine.device import choose_devices
+        from gfx._engine.run import run
+
+        if n_passes < LONG_CALL:
+            return
+        expected = ""
+        if settings.client is None and len(choose_devices()) == 1:
+            by_length = np.argsort(self.tokens.lengths, kind="stable")[np.count_nonzero(self.tokens.lengths == 0) :]
+            sample = by_length[np.linspace(0, len(by_length) - 1, CELLS_TIMED).astype(int)]
+            job = self.embedding("timed", network, "mean", self.lengths_of(np.unique(sample)))
+            for _ in range(2):  # the first time loads the network
+                start = perf_counter()
+                list(run([job], description="timing"))
+            seconds = (perf_counter() - start) * n_passes / job.n_cells
+            expected = f", about {seconds / 60:.0f} min" if seconds >= 90 else f", about {seconds:.0f} s"
+        info(f"{n_passes:,} passes of the network{expected}")
 
     def provenance(self, network: Network) -> dict[str, Any]:
         """Note which model ran, on what, and how precisely."""

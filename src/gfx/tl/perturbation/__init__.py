@@ -84,7 +84,7 @@ def delete_genes(
     goal: str | None = None,
     positions: Literal["close", "keep"] = "close",
     controls: Iterable[str] | None = CONTROLS,
-    n_random: int = 100,
+    n_random: int | None = None,
     donor_key: str | None = None,
     hidden_layer: int = -2,
     pooling: Literal["auto", "mean", "cls", "genes"] = "auto",
@@ -111,10 +111,10 @@ def delete_genes(
     :func:`gfx.get.synergy_df`. To delete all genes in turn, use :func:`gfx.tl.screen_genes`.
 
     Cost: one forward pass for each perturbation and each cell in which it is possible. The parts of the shift need one
-    more, except with ``positions="keep"``. Random sets need up to ``8 * n_random`` passes for each perturbation, and
-    the random-weights model 50 for each perturbation and 400 for genes of all ranks. For sets of genes, each gene is
-    also perturbed by itself, in the random sets as well: a pair needs three times as many passes. Memory: seven numbers
-    for each cell and perturbation, and four for each gene and perturbation.
+    more, except with ``positions="keep"``. For sets of genes, each gene is also perturbed by itself: a pair needs three
+    times as many passes. Random sets and the random-weights model together need at most as many passes as the
+    perturbations, without their parts, and 500 more. A call of 500 passes or more says how long it will take. Memory:
+    seven numbers for each cell and perturbation, and four for each gene and perturbation.
 
     Parameters
     ----------
@@ -162,7 +162,7 @@ def overexpress_genes(
     goal: str | None = None,
     positions: Literal["close", "keep"] = "close",
     controls: Iterable[str] | None = CONTROLS,
-    n_random: int = 100,
+    n_random: int | None = None,
     donor_key: str | None = None,
     hidden_layer: int = -2,
     pooling: Literal["auto", "mean", "cls", "genes"] = "auto",
@@ -221,7 +221,7 @@ def shift_genes(
     start: str | None = None,
     goal: str | None = None,
     controls: Iterable[str] | None = CONTROLS,
-    n_random: int = 100,
+    n_random: int | None = None,
     donor_key: str | None = None,
     hidden_layer: int = -2,
     pooling: Literal["auto", "mean", "cls", "genes"] = "auto",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,14 +16,17 @@ if TYPE_CHECKING:
 
     from gfx.tl.perturbation._experiment import Experiment, Runs
 
-#: Cells that each random set is perturbed in at most.
-CELLS_PER_SET = 8
+#: Random sets of a perturbation at most, and cells that each is perturbed in, at least and at most.
+N_SETS, CELLS_PER_SET = 50, (2, 8)
 
 #: Random genes of all ranks, perturbed by the model and by the random-weights model.
-N_RANK_SAMPLE = 200
+N_RANK_SAMPLE = 100
 
-#: Cells of each perturbation that the random-weights model sees.
-CELLS_OF_RANDOM_WEIGHTS = 50
+#: Cells of each perturbation that the random-weights model sees, and their largest share of all.
+CELLS_OF_RANDOM_WEIGHTS, SHARE_OF_RANDOM_WEIGHTS = 10, 0.25
+
+#: Passes that random sets of a call may take where its perturbations take fewer.
+SPARE_PASSES = 300
 
 #: Streams of random numbers: what is drawn for one purpose must not depend on what else is asked for.
 AXIS, RANDOM_WEIGHTS, SETS, BOOTSTRAP = range(4)
@@ -34,26 +38,45 @@ def stream(seed: int, use: int, genes: Sequence[int] = ()) -> np.random.Generato
 
 
 def random_set_runs(
-    experiment: Experiment, sets: Sequence[np.ndarray], cells_of: Sequence[np.ndarray], *, n_sets: int, seed: int
+    experiment: Experiment,
+    sets: Sequence[np.ndarray],
+    cells_of: Sequence[np.ndarray],
+    *,
+    n_sets: int | None,
+    seed: int,
 ) -> Runs:
-    """Draw, for each perturbation, random sets of neighbouring rank in the same cells."""
+    """Draw, for each perturbation, random sets of neighbouring rank in the same cells; `None`: as many as pay."""
     tokens, vocabulary = experiment.cells.tokens, experiment.cells.model.vocabulary
     random, rows_of, n_drawn = [], [], []
     for genes, rows in zip(sets, cells_of, strict=True):
+        n, n_cells = (n_sets, CELLS_PER_SET[1]) if n_sets is not None else _affordable(genes, rows, len(sets))
         drawn = draw_matched_sets(
             tokens.ids,
             tokens.lengths,
             genes,
             rows,
             vocabulary,
-            n_sets=n_sets,
-            cells_per_set=CELLS_PER_SET,
+            n_sets=n,
+            cells_per_set=n_cells,
             rng=stream(seed, SETS, genes),
         )
         random += map(np.array, drawn)
         rows_of += drawn.values()
         n_drawn.append(len(drawn))
     return experiment.runs(random, rows_of, np.repeat(np.arange(len(sets)), n_drawn), len(sets))
+
+
+def _affordable(genes: np.ndarray, rows: np.ndarray, n_perturbations: int) -> tuple[int, int]:
+    """Choose how many random sets a perturbation in some cells is compared with, and in how many cells each.
+
+    They take no more passes than the perturbation itself, less those of the random-weights model, or than its part of
+    :data:`SPARE_PASSES` if that is more.
+    """
+    passes_of_run = 1 if len(genes) == 1 else 1 + len(genes)
+    spare = SPARE_PASSES // (n_perturbations * passes_of_run)
+    n_runs = max(len(rows) - _n_of_random_weights(rows), spare)
+    n_sets = max(1, min(N_SETS, n_runs // CELLS_PER_SET[0]))
+    return n_sets, int(np.clip(n_runs // n_sets, *CELLS_PER_SET))
 
 
 def random_weights_runs(
@@ -66,11 +89,16 @@ def random_weights_runs(
     """
     cell, genes = _genes_of_all_ranks(experiment, stream(seed, RANDOM_WEIGHTS))
     chosen = [
-        stream(seed, RANDOM_WEIGHTS, genes).choice(rows, min(CELLS_OF_RANDOM_WEIGHTS, len(rows)), replace=False)
+        stream(seed, RANDOM_WEIGHTS, genes).choice(rows, _n_of_random_weights(rows), replace=False)
         for genes, rows in zip(sets, cells_of, strict=True)
     ]
     genes, cell = list(genes[:, None]), list(cell[:, None])
     return experiment.runs(genes, cell), experiment.runs([*genes, *sets], [*cell, *chosen])
+
+
+def _n_of_random_weights(rows: np.ndarray) -> int:
+    """Count the cells of a perturbation that the random-weights model sees."""
+    return min(CELLS_OF_RANDOM_WEIGHTS, ceil(SHARE_OF_RANDOM_WEIGHTS * len(rows)))
 
 
 def _genes_of_all_ranks(experiment: Experiment, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

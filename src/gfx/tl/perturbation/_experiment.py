@@ -183,7 +183,8 @@ class Experiment:
 
         what = (self.cells.model.vocabulary, self.operator, self.positions, self.pooling)
         task = Perturbation(network or self.network, *what, sets, goals, split=split, keep_vectors=keep_vectors)
-        return Job(name, task, tokens.ids, tokens.lengths, blocks, given)
+        passes = [len(of_block) * task.passes_of_run for of_block in runs_of]
+        return Job(name, task, tokens.ids, tokens.lengths, blocks, given, passes)
 
 
 def embed_states(

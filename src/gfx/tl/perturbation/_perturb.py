@@ -52,7 +52,7 @@ def perturb(
     start: str | None,
     goal: str | None,
     controls: Iterable[str] | None,
-    n_random: int,
+    n_random: int | None,
     donor_key: str | None,
     hidden_layer: int,
     pooling: PoolingOfShifts,
@@ -70,7 +70,7 @@ def perturb(
     check_choice("positions", positions, ("close", "keep"))
     controls = check_controls(controls, ALL_CONTROLS)
     seed = check_seed(rng)
-    n_random = check_whole(n_random, "n_random", 3)
+    n_random = None if n_random is None else check_whole(n_random, "n_random", 3)
     if "centroids" in controls and goal is None:
         msg = '`controls="centroids"` recomputes the centroids of states: give `groupby`, `start` and `goal`.'
         raise ValueError(msg)
@@ -148,7 +148,7 @@ def _run(
     states: States | None,
     controls: Collection[str],
     *,
-    n_random: int,
+    n_random: int | None,
     donor: np.ndarray | None,
     seed: int,
     store: RunStore | None,
@@ -184,6 +184,7 @@ def _run(
             )
             for name, table in runs.items()
         ]
+        experiment.cells.announce(sum(job.n_passes() for job in jobs), experiment.network)
         for job, cells, result in run(jobs, description="perturbing", store=store):
             runs[job.name].add(cells, result)
     return runs, axis
