@@ -83,7 +83,7 @@ def test_rank_trend(perturbed, key, measures):
     table, stored = gfx.get.rank_trend_df(perturbed, key=key), perturbed.uns[key]["genes_of_all_ranks"]
     assert table.columns.tolist() == ["rank", *[f"{of}{m}" for m in measures for of in ("", "random_weights_")]]
     np.testing.assert_array_equal(table, stored)
-    assert len(table) == 200
+    assert len(table) == 100
     assert table["rank"].between(0, 1).all()
     assert table["rank"].min() < 0.1
     assert table["rank"].max() > 0.9
@@ -143,7 +143,7 @@ def test_controls(perturbed):
         assert slope["n"] == len(drawn)
     both = rows.loc[("random_weights", "shift", "spearman")]
     assert both["value"] == pytest.approx(rank_correlation(sample["shift"], sample["random_weights_shift"]))
-    assert both["n"] == 200
+    assert both["n"] == 100
     # Four single genes and a pair: the pair is left out.
     assert rows.loc[("random_weights", "shift", "spearman_perturbations"), "n"] == 4
     assert rows["value"].notna().all()

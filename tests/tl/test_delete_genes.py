@@ -366,10 +366,10 @@ def test_the_model_gives_up_at_the_very_end(cells, toy_model, slots, monkeypatch
 
 def test_a_long_call_says_what_it_costs_before_it_is_paid(cells, toy_model, monkeypatch, caplog):
     caplog.set_level("INFO", logger="gfx")
-    delete_genes(cells, [GENE, OTHER], model=toy_model)
+    gfx.tl.delete_genes(cells, [GENE, OTHER], model=toy_model, controls=None)
     assert not [message for message in caplog.messages if "passes" in message]
     monkeypatch.setattr("gfx.tl._prepare.LONG_CALL", 5)
-    delete_genes(cells, [GENE, OTHER], model=toy_model)
+    gfx.tl.delete_genes(cells, [GENE, OTHER], model=toy_model, controls=None)
     n = int(cells.uns["gfx_delete"]["table"]["n_cells"].sum())
     (message,) = [message for message in caplog.messages if "passes" in message]
     assert re.fullmatch(rf"{n} passes of the network, about \d+ s", message)
