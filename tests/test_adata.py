@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import anndata as ad
 import dask.array as da
 import h5py
@@ -182,7 +184,9 @@ ON_DISK = ["h5 dense", "h5 csr", "h5 csc", "zarr dense", "zarr csr", "zarr csc"]
 
 @pytest.mark.parametrize("size", [1, 10, 2048])
 @pytest.mark.parametrize("kind", [*IN_MEMORY, *ON_DISK])
-def test_row_blocks_give_every_row_once(kind, size, tmp_path):
+def test_row_blocks_give_every_row_once(kind, size, tmp_path, monkeypatch):
+    for values in ("_SPARSE_PIECE", "_DENSE_PIECE"):
+        monkeypatch.setattr(f"gfx._adata.{values}", 100)  # of about 500 that are not 0
     x = IN_MEMORY[kind]() if kind in IN_MEMORY else on_disk(kind, tmp_path)
     seen = 0
     for rows, block in row_blocks(x, size):
@@ -192,6 +196,35 @@ def test_row_blocks_give_every_row_once(kind, size, tmp_path):
         np.testing.assert_array_equal(block.toarray(), X[rows])
         seen = rows.stop
     assert seen == len(X)
+
+
+def test_rows_on_disk_are_read_one_piece_ahead(monkeypatch):
+    monkeypatch.setattr("gfx._adata._DENSE_PIECE", 10 * X.shape[1])
+    starts, is_read = [], [threading.Event() for _ in range(6)]
+
+    class OnDisk:
+        shape = X.shape
+
+        def __getitem__(self, rows):
+            starts.append(rows.start)
+            is_read[rows.start // 10].set()
+            return X[rows]
+
+    blocks = row_blocks(OnDisk())
+    for number in range(3):
+        assert next(blocks)[0].start == 10 * number
+        assert is_read[number + 1].wait(10)  # while the caller has the block before
+    blocks.close()
+    assert starts == [0, 10, 20, 30]
+
+
+def test_a_file_with_missing_values_is_refused(tmp_path):
+    x = on_disk("h5 csr", tmp_path)
+    values = x.group["data"][:-3]
+    del x.group["data"]
+    x.group["data"] = values
+    with pytest.raises(ValueError, match="same size"):
+        list(row_blocks(x))
 
 
 def test_dask_chunks_are_computed_once():

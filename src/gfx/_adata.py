@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -14,13 +16,15 @@ from gfx._core.gene_names import foreign_species
 from gfx._core.scales import UNDO, recover_counts, scale_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from anndata import AnnData
 
     from gfx._core.scales import Scale
     from gfx._core.vocabulary import Vocabulary
     from gfx._types import Data, Mask
+
+T = TypeVar("T")
 
 Counts = Literal["raw", "normalized", "log1p"]
 COUNTS: tuple[str, ...] = ("raw", "normalized", "log1p")
@@ -156,31 +160,64 @@ def gene_names(names: pd.Index | pd.Series) -> np.ndarray:
     return np.where(none, "", texts)
 
 
+#: Values that are read from disk together, and of a dense matrix those that are looked at together.
+_SPARSE_PIECE, _DENSE_PIECE = 1 << 22, 1 << 23
+
+
 def row_blocks(x: object, size: int = 2048) -> Iterator[tuple[slice, sparse.csr_array]]:
     """Walk over any matrix in blocks of rows, each a CSR array; no other function looks at the matrix type.
 
-    A CSC matrix is turned into CSR once, one on disk is read into memory for that. A block may share its values with
-    `x`: do not change them.
+    A CSC matrix is turned into CSR once, one on disk is read into memory for that. From other matrices on disk, rows
+    are read while the caller works on those before. A block may share its values with `x`: do not change them.
     """
-    if getattr(x, "format", None) == "csc" and not sparse.issparse(x):
-        x = x.to_memory()
-    # A dask array is walked along its own chunks, so that none is computed twice.
-    chunks = x.chunks[0] if hasattr(x, "compute") else (x.shape[0],)
     first = 0
-    for n_rows in chunks:
-        piece = x[first : first + n_rows].compute() if hasattr(x, "compute") else x
+    for piece in _pieces(x):
         if sparse.issparse(piece) and piece.format != "csr":
-            piece = piece.tocsr()  # once, not per block
+            piece = piece.tocsr()  # noqa: PLW2901 - once, not per block
         # A block of a dense matrix is looked at as a whole: keep it as small as a sparse one.
-        step = size if sparse.issparse(piece) else max(1, min(size, _DENSE_BLOCK // max(1, piece.shape[1])))
-        for start in range(0, n_rows, step):
-            stop = min(start + step, n_rows)
+        step = size if sparse.issparse(piece) else max(1, min(size, _DENSE_PIECE // max(1, piece.shape[1])))
+        for start in range(0, piece.shape[0], step):
+            stop = min(start + step, piece.shape[0])
             yield slice(first + start, first + stop), _as_csr(_rows(piece, start, stop))
-        first += n_rows
+        first += piece.shape[0]
 
 
-#: Values of a dense matrix that are looked at together.
-_DENSE_BLOCK = 1 << 24
+def _pieces(x: object) -> Iterator[object]:
+    """Bring a matrix into memory, as many rows at a time as are best read together."""
+    if sparse.issparse(x) or isinstance(x, np.ndarray):
+        yield x
+    elif getattr(x, "format", None) == "csc":
+        yield x.to_memory()
+    elif hasattr(x, "compute"):  # dask: along its own chunks, so that none is computed twice
+        for start, stop in pairwise(np.cumsum((0, *x.chunks[0]))):
+            yield x[start:stop].compute()
+    elif getattr(x, "format", None) == "csr":
+        # Slices of the stored arrays: to index the matrix of anndata takes twice as long.
+        data, indices, indptr = x.group["data"], x.group["indices"], x.group["indptr"][:]
+
+        def read(start: int, stop: int) -> sparse.csr_array:
+            stored = slice(indptr[start], indptr[stop])
+            arrays = data[stored], indices[stored], indptr[start : stop + 1] - indptr[start]
+            return sparse.csr_array(arrays, shape=(stop - start, x.shape[1]))
+
+        yield from _read_ahead(read, indptr, _SPARSE_PIECE)
+    else:
+        begins = np.arange(x.shape[0] + 1) * max(1, x.shape[1])
+        yield from _read_ahead(lambda start, stop: x[start:stop], begins, _DENSE_PIECE)
+
+
+def _read_ahead(read: Callable[[int, int], T], begins: np.ndarray, most: int) -> Iterator[T]:
+    """Read rows, at most `most` values together, in a thread that is one piece ahead; row `i` is at `begins[i]`."""
+    with ThreadPoolExecutor(1) as pool:
+        start, pending = 0, None
+        while start < len(begins) - 1:
+            stop = max(start + 1, int(np.searchsorted(begins, begins[start] + most, side="right")) - 1)
+            following = pool.submit(read, start, stop)
+            if pending is not None:
+                yield pending.result()
+            start, pending = stop, following
+        if pending is not None:
+            yield pending.result()
 
 
 def _rows(x: object, start: int, stop: int) -> object:
