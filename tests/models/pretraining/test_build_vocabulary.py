@@ -393,7 +393,7 @@ def test_ranks_in_real_cells_hardly_depend_on_the_bound(shared):
 def test_memory_is_bounded_while_a_file_is_read(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     n_cells, n_genes = 40_000, 60
-    monkeypatch.setattr("gfx._adata._SPARSE_PIECE", 2048 * n_genes)  # a file much larger than what is read together
+    monkeypatch.setattr("gfx._adata._SPARSE_PIECE", 1024 * n_genes)  # that in hand and that ahead are one block
     adata = ad.AnnData(sparse.csr_matrix(rng.integers(1, 9, (n_cells, n_genes)).astype(np.float32)))
     adata.var_names = gene_ids(n_genes)
     adata.write_h5ad(tmp_path / "cells.h5ad")
