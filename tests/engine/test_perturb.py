@@ -666,6 +666,29 @@ def test_no_pass_too_many(toy, positions, split, n_passes):
     assert sum(n_run) == (1 + n_passes) * len(edits)
 
 
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_edits_in_full_and_others(toy, positions):
+    """Others have neither parts nor other genes, nor a pass for them; all else is the same."""
+    edits, encoder, n_run = make_edits(toy, "delete"), toy.encoder(), []
+    in_full = np.arange(len(edits)) % 3 > 0
+    each_pass(encoder).register_forward_pre_hook(lambda _module, args: n_run.append(len(args[0])))
+    for how in hows(toy):
+        given = {"how": how, "positions": positions, "encoder": encoder}
+        expected, n_expected = run(toy, edits, **given), sum(n_run)
+        n_run.clear()
+        found, n_found = run(toy, edits, in_full=in_full, **given), sum(n_run)
+        n_run.clear()
+        same(found, expected, fields=("shift", "toward", "rank", "vectors"))
+        for field in ("parts", "toward_parts"):
+            values = getattr(found, field)
+            np.testing.assert_allclose(values[in_full], getattr(expected, field)[in_full], rtol=0, atol=TOLERANCE)
+            assert np.isnan(values[~in_full]).all()
+        of_full = run(toy, some_of(edits, in_full), **given)
+        same(found, of_full, fields=("genes",))
+        n_run.clear()
+        assert n_expected - n_found == (0 if positions == "keep" else (~in_full).sum())
+
+
 def test_cut_cells_are_read_once_more(full):
     encoder, n_run = full.encoder(), []
     each_pass(encoder).register_forward_pre_hook(lambda _module, args: n_run.append(len(args[0])))

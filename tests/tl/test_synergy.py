@@ -10,6 +10,7 @@ import pytest
 from scipy import sparse, stats
 
 import gfx
+from gfx._engine import run
 
 #: In nearly all of the toy cells, in some, in some.
 GENE, OTHER, THIRD = "TOY90", "TOY48", "TOY165"
@@ -210,3 +211,18 @@ def test_pairs_in_the_start_alone(cells, toy_model):
     found, expected = cells.uns["x"]["synergy"], sick.uns["gfx_delete"]["synergy"]
     means = [column for column in found if column.endswith("_mean")]
     np.testing.assert_allclose(found[["n_cells", *means]], expected[["n_cells", *means]], atol=1e-6)
+
+
+def test_genes_of_sets_that_run_anyway_run_once(cells, toy_model, monkeypatch):
+    compute, runs = run._compute, []
+
+    def counting(task, block, *args):
+        runs.append(len(block.given["set"]))
+        return compute(task, block, *args)
+
+    monkeypatch.setattr(run, "_compute", counting)
+    delete_genes(cells, [(GENE, OTHER), GENE, (OTHER, THIRD)], model=toy_model)
+    first, _, second = ~np.isnan(cells.obsm["gfx_delete"]).T
+    assert first.sum() > second.sum() > 0
+    of_other, of_third = (first | second).sum(), second.sum()
+    assert sum(runs) == cells.uns["gfx_delete"]["table"]["n_cells"].sum() + of_other + of_third

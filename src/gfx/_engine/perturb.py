@@ -71,6 +71,7 @@ def run_edits(
     goals: np.ndarray | None = None,
     gene_groups: np.ndarray | None = None,
     keep_vectors: bool = False,
+    in_full: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Perturb genes in a block of cells and measure how far each cell, and each of its other genes, shifts.
 
@@ -96,6 +97,8 @@ def run_edits(
         Group of each edit, int `(n_edits,)`, to sum the shifts of the remaining genes in, -1 for none.
     keep_vectors
         Return the cell before and after each edit, too.
+    in_full
+        Edits whose parts and other genes are wanted, if any are, bool `(n_edits,)`; `None`: all.
 
     Returns
     -------
@@ -143,12 +146,16 @@ def run_edits(
             placed = place_edits(edits, numbers, row, lengths=cells.lengths, table=table, most=most)
             effects["rank"][numbers] = ranks_of(placed.positions.cpu().numpy(), lengths[rows[row]], vocabulary)
             new_lengths = placed.new_lengths.cpu().numpy()
-            stretches = batches_by_length(new_lengths, limit * (_SHARED_BATCHES if is_cpu else 1))
-            for stretch, passes in halving(stretches, partial(reader.perturb, cells, placed, numbers)):
-                listener(n_passes(split=split, positions=positions) * len(stretch))
-                for slot, shifts in passes if groups is not None else ():
-                    for sums, values in zip(genes, (shifts, shifts**2, torch.ones_like(shifts)), strict=True):
-                        sums.index_add_(0, slot, values)
+            is_wanted = np.ones(len(numbers), dtype=bool) if in_full is None else in_full[numbers]
+            for is_full in (True, False):
+                of_kind = np.where(is_wanted == is_full, new_lengths, 0)
+                stretches = batches_by_length(of_kind, limit * (_SHARED_BATCHES if is_cpu else 1))
+                perturb = partial(reader.perturb, cells, placed, numbers, in_full=is_full)
+                for stretch, passes in halving(stretches, perturb):
+                    listener(n_passes(split=split and is_full, positions=positions) * len(stretch))
+                    for slot, shifts in passes if groups is not None and is_full else ():
+                        for sums, values in zip(genes, (shifts, shifts**2, torch.ones_like(shifts)), strict=True):
+                            sums.index_add_(0, slot, values)
     if groups is None:
         return effects
     sums = genes.cpu().double().numpy()
@@ -209,14 +216,15 @@ class _Reader:
     def __post_init__(self) -> None:
         self.device, self.split = self.encoder.device, "parts" in self.effects
         self.blocks, self.special = blocks_of(self.encoder), special_tokens(self.vocabulary, self.device)
-        self.only_first = self.how == "cls" and self.group_of is None
+        self.measures_genes = self.group_of is not None
+        self.only_first = self.how == "cls" and not self.measures_genes
 
     def lay_out(self, tokens: torch.Tensor, positions: torch.Tensor) -> _Copies:
         """Embed every distinct pair of token and position, and project it for the first network layer."""
         table = self.encoder.embeddings.position_embeddings.weight
         pairs, index = torch.unique(tokens * len(table) + positions, return_inverse=True)
         inputs = embed(self.encoder, pairs // len(table), table[pairs % len(table)])
-        is_projected = len(self.blocks) > self.only_first
+        is_projected = len(self.blocks) > (self.how == "cls")
         return _Copies(index, inputs, self.blocks[0].project(inputs) if is_projected else None)
 
     def run(
@@ -226,23 +234,25 @@ class _Reader:
         longest: int,
         valid: torch.Tensor | None,
         attended: torch.Tensor | None = None,
+        *,
+        only_first: bool,
     ) -> torch.Tensor:
-        """Run some of the copies, `(n, l, d)`, or `(n, 1, d)` of `<cls>` alone.
+        """Run some of the copies, `(n, l, d)`, or `(n, 1, d)` of `<cls>` alone (`only_first`).
 
         `attended` is what attention in the first network layer gives, if that is known.
         """
         index = copies.index[rows, :longest]
         hidden = copies.inputs[index]
         for number, block in enumerate(self.blocks, start=1):
-            if self.only_first and number == len(self.blocks):
+            if only_first and number == len(self.blocks):
                 hidden = block.run_first(hidden, valid=valid)
-            elif number > 1:
+            elif number > 1 or copies.projected is None:
                 hidden = block.run(hidden, valid=valid)
             elif attended is not None:
                 hidden = block.finish(hidden, attended.to(hidden.dtype))
             else:
                 hidden = block.run(hidden, projected=copies.projected[index], valid=valid)
-        return hidden[:, :1] if self.only_first else hidden
+        return hidden[:, :1] if only_first else hidden
 
     def read(self, ids: np.ndarray, lengths: np.ndarray, rows: np.ndarray) -> _Cells:
         """Read whole cells."""
@@ -256,7 +266,7 @@ class _Reader:
         def run(numbers: np.ndarray) -> None:
             longest, copy_rows = int(lengths[numbers].max()), torch.from_numpy(numbers).to(self.device)
             padding = valid[copy_rows, :longest] if lengths[numbers].min() < longest else None
-            hidden = self.run(copies, copy_rows, longest, padding)
+            hidden = self.run(copies, copy_rows, longest, padding, only_first=self.only_first)
             states[copy_rows, : hidden.shape[1]] = hidden
 
         list(self.mapped(run, _passes(lengths, self.device)))
@@ -264,19 +274,21 @@ class _Reader:
         return _Cells(tokens, valid.sum(1), is_gene, states, self._vector(states, is_gene))
 
     def perturb(
-        self, cells: _Cells, placed: PlacedEdits, numbers: np.ndarray, stretch: np.ndarray
+        self, cells: _Cells, placed: PlacedEdits, numbers: np.ndarray, stretch: np.ndarray, *, in_full: bool
     ) -> list[tuple[torch.Tensor, torch.Tensor] | None]:
         """Run some edits, whose copies share their first projections, in as many passes as they need.
 
-        Effects are written to the rows `numbers` of the edits. For sums over genes each pass gives the slot of every
-        remaining gene among tokens and groups, and its shift, both `(n,)`.
+        Effects are written to the rows `numbers` of the edits, those of parts only `in_full`. So are other genes: for
+        their sums each pass gives the slot of every one among tokens and groups, and its shift, both `(n,)`.
         """
         placed, numbers = placed.take(torch.from_numpy(stretch).to(self.device)), numbers[stretch]
         new_lengths, cell = placed.new_lengths.cpu().numpy(), placed.row.cpu().numpy()
         most = self.encoder.config.max_position_embeddings
         edited = edit_cells(cells.tokens[placed.row], placed, self.vocabulary, is_special=self.special, most=most)
         closed = torch.arange(edited.tokens.shape[1], device=self.device).expand_as(edited.tokens)
-        kept_copies = self.lay_out(edited.tokens, edited.kept) if self.positions == "keep" or self.split else None
+        split, measures_genes = self.split and in_full, self.measures_genes and in_full
+        only_first = self.how == "cls" and not measures_genes
+        kept_copies = self.lay_out(edited.tokens, edited.kept) if self.positions == "keep" or split else None
         closed_copies = self.lay_out(edited.tokens, closed) if self.positions == "close" else None
         lost = {} if kept_copies is None else self._without_keys(cells, placed, cell, new_lengths)
 
@@ -291,12 +303,14 @@ class _Reader:
                 without, gone = lost.get(cell[chosen[0]]) if is_one else None, placed.positions[rows, 0]
                 is_known = without is not None and without.can_lose(gone)
                 attended = without(gone, edited.source[rows, :length]) if is_known else None
-                kept = self.run(kept_copies, rows, length, padding, attended)
+                is_part = self.how == "cls" and closed_copies is not None  # of which only the cell is compared
+                kept = self.run(kept_copies, rows, length, padding, attended, only_first=only_first or is_part)
             if closed_copies is not None:
-                closed = self.run(closed_copies, rows, length, padding)
+                closed = self.run(closed_copies, rows, length, padding, only_first=only_first)
             after = kept if closed is None else closed
             of_pass = edited.take(rows, length), placed.take(rows), numbers[chosen]
-            return self._compare(cells, *of_pass, valid=valid, kept=kept, after=after)
+            how = {"split": split, "measures_genes": measures_genes}
+            return self._compare(cells, *of_pass, valid=valid, kept=kept, after=after, **how)
 
         return list(self.mapped(run, _passes(new_lengths, self.device)))
 
@@ -305,7 +319,7 @@ class _Reader:
     ) -> dict[int, WithoutKey]:
         """Attention in the first network layer of cells that lose many genes, one at a time, in place."""
         is_single = placed.operator == "delete" and placed.genes.shape[1] == 1
-        if not is_single or len(self.blocks) <= self.only_first or bool((placed.positions < 0).any()):
+        if not is_single or len(self.blocks) <= (self.how == "cls") or bool((placed.positions < 0).any()):
             return {}
         lost = {}
         for row, edit, n_edits in zip(*np.unique(cell, return_index=True, return_counts=True), strict=True):
@@ -327,6 +341,8 @@ class _Reader:
         valid: torch.Tensor,
         kept: torch.Tensor | None,
         after: torch.Tensor,
+        split: bool,
+        measures_genes: bool,
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Compare the edits of a pass with their cells; see :meth:`perturb`."""
         how, row = self.how, placed.row
@@ -338,38 +354,38 @@ class _Reader:
             before = self._vector(states, cells.is_gene[row] & ~edited.cut)
             row = torch.arange(len(row), device=self.device)
         stayed = None
-        if self.group_of is not None or how == "genes" or (self.split and how == "mean"):
+        if measures_genes or how == "genes" or (split and how == "mean"):
             stayed = states[row[:, None], edited.source.clamp(min=0)]
 
         path = [before, self._vector(after, is_gene)]
-        if self.split:
+        if split:
             # Only the perturbed genes' own vectors change; then the network reads; then the others close up.
             own = before if how == "cls" else self._vector(torch.where(is_other[..., None], stayed, kept), is_gene)
             path[1:1] = [own, self._vector(kept, is_gene)]
-        if self.group_of is not None or how == "genes":
+        if measures_genes or how == "genes":
             gene_shift = _apart(stayed.float(), after.float())
         if how == "genes":
             shifts = [_mean(gene_shift, is_other)]
-            if self.split:
+            if split:
                 in_context = shifts[0] if after is kept else _mean(_apart(stayed.float(), kept.float()), is_other)
                 shifts = [torch.zeros_like(shifts[0]), in_context, *shifts]
         else:
             # What did not change is at 0, not at the rounding of a cosine.
             shifts = [torch.where((vector == before).all(-1), 0, _apart(before, vector)) for vector in path[1:]]
         measured = {"shift": shifts[-1], "vectors": torch.stack([before, path[-1]], dim=1)}
-        if self.split:
+        if split:
             measured["parts"] = _parts(*shifts)
         if self.goals is not None:
             goals = self.goals[placed.which] if self.goals.ndim == 3 else self.goals[None]
             cosines = [functional.cosine_similarity(vector[:, None], goals, dim=-1) for vector in path]
             changes = [cosine - cosines[0] for cosine in cosines[1:]]
             measured["toward"] = changes[-1]
-            if self.split:
+            if split:
                 measured["toward_parts"] = _parts(*changes)
         # Now: results that wait for those of other passes would keep the memory around them from being used again.
         for name in measured.keys() & self.effects.keys():
             self.effects[name][numbers] = measured[name].float().cpu().numpy()
-        if self.group_of is None:
+        if not measures_genes:
             return None
         group = self.group_of[torch.from_numpy(numbers).to(self.device)][:, None]
         counted = is_other & (group >= 0)
@@ -391,7 +407,8 @@ class _Reader:
         valid = position[:longest] < n_left[:, None]
         tokens = torch.where(valid, tokens[chosen].gather(1, order), self.vocabulary.pad)
         copies = self.lay_out(tokens, position[:longest].expand_as(tokens))
-        again = self.run(copies, slice(None), longest, None if bool(valid.all()) else valid)
+        padding = None if bool(valid.all()) else valid
+        again = self.run(copies, slice(None), longest, padding, only_first=self.only_first)
         places = order[:, : again.shape[1], None].expand_as(again)
         return states.index_copy(0, chosen, torch.zeros_like(states[chosen]).scatter(1, places, again))
 

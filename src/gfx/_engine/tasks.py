@@ -97,7 +97,8 @@ class Perturbation(NetworkTask):
 
     Blocks are given, for each run, `cell`, its row in the block, and `set`, int `(n_runs,)`; for moved genes `to`, see
     :class:`gfx._core.edits.Edits`; `members`, the runs of the genes of a set one by one, `(n_runs, largest)`, -1
-    where there is none; and `group`, in which the shifts of other genes are added up, -1 for none.
+    where there is none, and `own`, False for runs that serve for nothing else; and `group`, in which the shifts of
+    other genes are added up, -1 for none.
 
     Parameters
     ----------
@@ -140,6 +141,7 @@ class Perturbation(NetworkTask):
             goals=self.goals,
             gene_groups=given.get("group"),
             keep_vectors=self.keep_vectors or members is not None,
+            in_full=given.get("own"),
         )
         vectors = result.pop("vectors", None)
         if self.keep_vectors:

@@ -177,13 +177,14 @@ class Experiment:
                 number_in_block = np.full(len(cell) + 1, -1, dtype=np.int64)  # of -1, too
                 number_in_block[run] = np.arange(len(run))
                 values["members"] = number_in_block[members[run]]
+                values["own"] = run < len(runs)
             if group is not None:
                 values["group"] = group[np.minimum(run, len(runs))]
             return values
 
         what = (self.cells.model.vocabulary, self.operator, self.positions, self.pooling)
         task = Perturbation(network or self.network, *what, sets, goals, split=split, keep_vectors=keep_vectors)
-        passes = [len(of_block) * task.passes_of_run for of_block in runs_of]
+        passes = [len(run) + int((run < len(runs)).sum()) * (task.passes_of_run - 1) for run in runs_of]
         return Job(name, task, tokens.ids, tokens.lengths, blocks, given, passes)
 
 
@@ -202,24 +203,32 @@ def embed_states(
 def _with_single_genes(
     runs: Runs,
 ) -> tuple[Sequence[np.ndarray], np.ndarray, np.ndarray, np.ndarray | None]:
-    """Add the genes of larger sets one by one, each once in a cell however many sets it is in.
+    """Add the genes of larger sets one by one, each once in a cell however many sets it is in, unless it runs anyway.
 
-    Returns sets, cells and numbers of sets of all runs, those of single genes last; and for each run those of its
-    genes, int `(n_runs, largest)`, -1 where there is none.
+    Returns sets, cells and numbers of sets of all runs, added ones last; and for each run those of its genes, int
+    `(n_runs, largest)`, -1 where there is none.
     """
     sizes = np.array([len(genes) for genes in runs.sets], dtype=np.int64)[runs.which]
     several = np.flatnonzero(sizes > 1)
     if not len(several):
         return runs.sets, runs.cell, runs.which, None
     n_genes = sizes[several]
-    genes = np.concatenate([runs.sets[number] for number in runs.which[several]])
-    wanted = np.column_stack([np.repeat(runs.cell[several], n_genes), genes])
-    unique, number = np.unique(wanted, axis=0, return_inverse=True)
-    single, which = np.unique(unique[:, 1], return_inverse=True)
-    cell = np.concatenate([runs.cell, unique[:, 0]])
+    alone = np.flatnonzero(sizes == 1)
+    genes, first = (
+        np.concatenate([runs.sets[0][:0], *(runs.sets[number] for number in runs.which[some])]).astype(np.int64)
+        for some in (several, alone)
+    )
+    key = np.concatenate([runs.cell[alone], np.repeat(runs.cell[several], n_genes)]), np.concatenate([first, genes])
+    # Of the same gene in the same cell the first stands for all: a run there is, or the one that is added.
+    pairs, at, number = np.unique(np.column_stack(key), axis=0, return_index=True, return_inverse=True)
+    is_new = at >= len(alone)
+    run_of = np.empty(len(pairs), dtype=np.int64)
+    run_of[~is_new], run_of[is_new] = alone[at[~is_new]], len(runs) + np.arange(is_new.sum())
+    single, which = np.unique(pairs[is_new, 1], return_inverse=True)
+    cell = np.concatenate([runs.cell, pairs[is_new, 0]])
     members = np.full((len(cell), int(n_genes.max())), -1, dtype=np.int64)
     place = np.concatenate([np.arange(n) for n in n_genes])
-    members[np.repeat(several, n_genes), place] = len(runs) + number.ravel()
+    members[np.repeat(several, n_genes), place] = run_of[number.ravel()[len(alone) :]]
     return [*runs.sets, *single[:, None]], cell, np.concatenate([runs.which, len(runs.sets) + which]), members
 
 
