@@ -10,8 +10,11 @@ the same cells; how many times the time of an exact `gfx.tl.screen_genes` a `gfx
 for the same deletions. Each is measured in a process of its own. About ten minutes on two cores; nothing else should
 run.
 
-With DATA, an h5ad file with raw counts and `var["ensembl_id"]`, such as pbmc3k, also the embedded model: exact results
-and estimates in `--cells` real cells, gene means and single cells; half an hour on two cores for 200.
+With DATA, an h5ad file with raw counts and `var["ensembl_id"]`, such as pbmc3k, also the embedded model. First, whole
+calls of a first-order screen of `--whole-cells` real cells (again and again the same ones) toward a goal: seconds,
+those of its checks, and the time in embeddings of the same cells. Then exact results and estimates in `--cells` real
+cells: gene means, single cells, and agreement as a screen estimates it from a sample of genes; half an hour on two
+cores for 200.
 """
 
 from __future__ import annotations
@@ -253,7 +256,7 @@ def estimates_of_random_weights(folder: Path, n_cells: int = 2) -> dict[str, dic
                 for cell in range(n_cells)
             ]
         )
-        told[positions] = {"cell_spearman": float(each[:, 0].mean()), "cell_recall": float(each[:, 1].mean())}
+        told[positions] = {"cell_spearman": float(each[:, 0].mean()), "cell_precision": float(each[:, 1].mean())}
     return told
 
 
@@ -357,20 +360,68 @@ def screened(adata: ad.AnnData, store: Path, **how: object) -> tuple[ad.AnnData,
 
 
 def beside(exact: tuple[ad.AnnData, Path], found: tuple[ad.AnnData, Path], measure: str) -> dict[str, float]:
-    """Spearman of gene means, and in single cells Spearman and the share of the 50 largest in 100 candidates."""
+    """Spearman of gene means, and Spearman and precision in single cells, of all genes and of those a screen draws."""
     from gfx._core.screening import agreement as in_cell
+    from gfx._core.screening import draw_checked
 
     tables = [adata.varm["gfx_screen"] for adata, _ in (exact, found)]
     often = tables[0]["n_cells"] >= 10
     means = [table.loc[often, f"{measure}_mean"] for table in tables]
     effects = [gfx.get.screen_cells(adata, store, measure=measure) for adata, store in (exact, found)]
-    cells = np.array([in_cell(other.data, one.data) for one, other in zip(*effects, strict=True) if one.nnz])
+    pairs = [(other.data, one.data) for one, other in zip(*effects, strict=True) if one.nnz]
+    rng, drawn = np.random.default_rng(0), []
+    for estimate, effect in pairs:
+        weight = draw_checked(estimate[None], rng)
+        drawn.append(in_cell(estimate, np.where(weight > 0, effect, np.nan), weight))
+    cells, drawn = np.array([in_cell(*pair) for pair in pairs]), np.array(drawn)
     return {
         "gene_means_spearman": float(spearmanr(*means)[0]),
         "genes": int(often.sum()),
         "cell_spearman": float(cells[:, 0].mean()),
-        "cell_recall": float(np.nanmean(cells[:, 1])),
+        "cell_precision": float(np.nanmean(cells[:, 1])),
+        "cell_spearman_of_drawn_genes": float(drawn[:, 0].mean()),
+        "cell_precision_of_drawn_genes": float(np.nanmean(drawn[:, 1])),
     }
+
+
+def whole_call(data: Path, n_cells: int) -> dict[str, float]:
+    """Time a first-order screen toward a goal from end to end, with and without random weights, and its checks."""
+    from gfx.tl.screen import _run
+
+    adata = ad.read_h5ad(data)
+    types = adata.obs["cell_type"].astype(str).to_numpy()
+    start, goal = pd.Series(types).value_counts().index[:2]
+    rows = [np.resize(np.flatnonzero(types == start), n_cells), np.flatnonzero(types == goal)[:200]]
+    adata = adata[np.concatenate(rows)].copy()
+    adata.obs_names = np.arange(adata.n_obs).astype(str)
+    gfx.pp.tokenize(adata, model="mini", gene_ids="ensembl_id")
+    gfx.tl.embed(adata[:32], model="mini", copy=True)  # loads what a first call loads
+    told = {"cells": n_cells, "embedding": timed(gfx.tl.embed, adata, model="mini")}
+    seconds = dict.fromkeys(("check_estimates", "run_candidates"), 0.0)
+
+    def counting(name: str, function: object) -> object:
+        def run(*given: object) -> object:
+            begun = time.perf_counter()
+            result = function(*given)
+            seconds[name] = time.perf_counter() - begun
+            return result
+
+        return run
+
+    for name in seconds:
+        setattr(_run, name, counting(name, getattr(_run, name)))
+    how = {"groupby": "cell_type", "start": start, "goal": goal, "method": gfx.tl.FirstOrder(n_probes=0)}
+    for name, controls in (("screen", None), ("with_random_weights", "random_weights")):
+        told[name] = timed(gfx.tl.screen_genes, adata, model="mini", controls=controls, **how)
+        told |= {f"{name}_{check}": value for check, value in seconds.items()}
+        told[f"{name}_in_embeddings"] = told[name] / told["embedding"]
+    return told
+
+
+def timed(function: object, *given: object, **how: object) -> float:
+    start = time.perf_counter()
+    function(*given, **how)
+    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -381,6 +432,8 @@ def main() -> None:
     parser.add_argument("--probes", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--store", type=Path, help="where the exact screen is kept; a stopped one goes on")
     parser.add_argument("--only-agreement", action="store_true", help="leave the timing out")
+    parser.add_argument("--only-whole", action="store_true", help="time whole calls alone")
+    parser.add_argument("--whole-cells", type=int, nargs="*", default=[200, 2000])
     parser.add_argument("--measure")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--length", type=int, default=512)
@@ -391,10 +444,12 @@ def main() -> None:
         measure(given.measure, given.folder, given.length, given.n_cells, given.result)
         return
     told: dict[str, object] = {}
-    if not given.only_agreement:
+    if given.data is not None and not given.only_agreement:
+        told["whole"] = [whole_call(given.data, n_cells) for n_cells in given.whole_cells]
+    if not (given.only_agreement or given.only_whole):
         with tempfile.TemporaryDirectory() as folder:
             told["speed"] = compare(Path(folder))
-    if given.data is not None:
+    if given.data is not None and not given.only_whole:
         told["agreement"] = agreement(given.data, given.cells, given.positions, given.probes, given.store)
     print(json.dumps(told, indent=1))
 

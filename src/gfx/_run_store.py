@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 #: Version of the layout; a store of another one is not read.
-FORMAT = 3
+FORMAT = 4
 
 #: Attributes of the store and of a block: what was asked for, and checksums of the block's arrays.
 MANIFEST, CHECKSUMS = "gfx", "crc32"

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import pytest
+import zarr
 from scipy import stats
 
 import gfx
+from gfx._core.screening import agreement, draw_checked
 from gfx.tl.screen._run import CANDIDATES, CELLS_PER_CANDIDATE, FEWEST_CELLS
 
 if TYPE_CHECKING:
@@ -136,36 +138,90 @@ def test_estimates_are_reported_with_exact_results(
     candidates = table[is_candidate]
     assert table["exact_n_cells"].dtype == np.int32
     assert 0 < len(candidates) <= CANDIDATES
-    assert (candidates["exact_n_cells"] == candidates["n_cells"].clip(upper=CELLS_PER_CANDIDATE)).all()
     assert (candidates["n_cells"] >= FEWEST_CELLS).all()
     assert table.loc[~is_candidate, ["exact_shift_mean", "exact_toward_mean"]].isna().all(axis=None)
-    # Candidates are run in all cells that have them, for there are fewer than are drawn.
+    in_all_cells = candidates["exact_n_cells"] == candidates["n_cells"]
+    assert in_all_cells.any()
     for measure in ("shift", "toward"):
-        expected = exact.table.loc[is_candidate, f"{measure}_mean"]
-        np.testing.assert_allclose(candidates[f"exact_{measure}_mean"], expected, rtol=1e-3, atol=1e-7)
+        found, expected = candidates[f"exact_{measure}_mean"], exact.table.loc[is_candidate, f"{measure}_mean"]
+        np.testing.assert_allclose(found[in_all_cells], expected[in_all_cells], rtol=1e-3, atol=1e-7)
     estimates, effects = estimated.effects("toward"), exact.effects("toward")
     is_deleted = ~np.isnan(estimates)
     assert stats.spearmanr(estimates[is_deleted], effects[is_deleted]).statistic > 0.9
 
 
-def test_candidates_are_run_exactly_in_some_of_their_cells(
+def test_candidates_are_run_in_as_many_cells_as_tell_them_from_others(
     toy_cells: ToyCells, toy_model: Model, screen: Screen
 ) -> None:
-    table = screen(toy_cells(30), toy_model, positions="keep", **FIRST_ORDER).table.query("exact_n_cells > 0")
-    assert (table["n_cells"] > CELLS_PER_CANDIDATE).any()
-    assert (table["exact_n_cells"] == table["n_cells"].clip(upper=CELLS_PER_CANDIDATE)).all()
-    assert stats.spearmanr(table["exact_shift_mean"], table["shift_mean"]).statistic > 0.8
+    """A gene that stands out farther, in units of its spread over cells, runs in fewer cells."""
+    method = gfx.tl.FirstOrder(n_probes=15)
+    found = screen(toy_cells(100), toy_model, positions="keep", method=method)
+    table = found.table[(found.table["n_cells"] >= FEWEST_CELLS) & (found.table["exact_n_cells"] > 0)]
+    fewest, most = CELLS_PER_CANDIDATE
+    assert table["exact_n_cells"].between(fewest, most).mean() > 0.9  # the others are rare
+    z = gfx.get.screen_df(found.adata).set_index("gene")
+    excess = z["shift_excess"] - (z["shift_low"] + z["shift_high"]) / 2
+    needed = np.ceil((2 * z["shift_sd"] / excess) ** 2).clip(fewest, most)[table.index]
+    assert needed.nunique() > 3
+    assert (table["exact_n_cells"] <= needed + 1).all()
+    assert (np.abs(table["exact_n_cells"] - np.minimum(needed, table["n_cells"])) <= 1).mean() > 0.8
+    assert stats.spearmanr(table["exact_shift_mean"], table["shift_mean"]).statistic > 0.6
+
+
+@pytest.mark.parametrize("n_probes", [0, 12])
+def test_checks_take_a_bounded_number_of_passes(
+    toy_cells: ToyCells, toy_model: Model, screen: Screen, n_probes: int
+) -> None:
+    """At most half of those of the estimates, or 300, and never more than 1,500; a pass backward counts twice."""
+    method = gfx.tl.FirstOrder(n_probes=n_probes)
+    found = screen(toy_cells(480), toy_model, stored=True, positions="keep", method=method, **STATES)
+    n_passes = 0
+    for job in ("checked", "candidates"):
+        for block in (found.store / job).iterdir():
+            cell = np.asarray(zarr.open_group(block, mode="r")["cell"])
+            n_passes += len(cell) + len(np.unique(cell))
+    most = {0: 300, 12: 1500}[n_probes]  # of 160 cells: 160 * 3 / 2, and 160 * 27 / 2
+    assert 0.5 * most < n_passes <= most
+    controls = found.adata.uns["gfx_screen"]["controls"].query("control == 'exact'")
+    assert (controls["n"] == most // 2 // 31).all()
 
 
 def test_agreement_of_estimates_with_exact_results_is_a_control(estimated: Screened) -> None:
     controls = estimated.adata.uns["gfx_screen"]["controls"]
     exact = controls[controls["control"] == "exact"].set_index(["measure", "statistic"])
     assert exact.index.tolist() == [
-        *(("shift", "spearman"), ("shift", "recall"), ("toward", "spearman"), ("toward", "recall"))
+        *(("shift", "spearman"), ("shift", "precision"), ("toward", "spearman"), ("toward", "precision"))
     ]
     assert (exact["n"] == 4).all()
     assert exact.loc[("toward", "spearman"), "value"] > 0.9
     assert 0 < exact.loc[("shift", "spearman"), "value"] < 1
+
+
+def test_agreement_in_some_genes_is_that_of_cells_screened_whole(
+    estimated: Screened, toy_cells: ToyCells, toy_model: Model, screen: Screen
+) -> None:
+    """The mean over many draws of genes is that over the whole cells; precision to a hundredth in cells so small."""
+    whole_cells = screen(toy_cells(48), toy_model, stored=True, positions="keep", **STATES)
+    effects = {
+        measure: [
+            [row[~np.isnan(row)] for row in found.effects(measure) if not np.isnan(row).all()]
+            for found in (estimated, whole_cells)
+        ]
+        for measure in ("shift", "toward")
+    }
+    rng, n_cells = np.random.default_rng(0), len(effects["shift"][0])
+    for measure, (estimates, exact) in effects.items():
+        whole = np.mean([agreement(*pair) for pair in zip(estimates, exact, strict=True)], axis=0)
+        draws = []
+        for _ in range(100):
+            sampled = []
+            for cell in range(n_cells):
+                weight = draw_checked(np.stack([effects[name][0][cell] for name in effects]), rng)
+                of_drawn = np.where(weight > 0, exact[cell], np.nan)
+                sampled.append(agreement(estimates[cell], of_drawn, weight))
+            draws.append(np.nanmean(sampled, axis=0))
+        assert np.std(draws, axis=0).max() < 0.05, measure
+        np.testing.assert_array_less(np.abs(np.mean(draws, axis=0) - whole), 3 * stats.sem(draws) + [0, 0.01])
 
 
 def test_estimates_that_do_not_agree_are_warned_of(toy_cells: ToyCells, toy_model: Model, screen: Screen) -> None:

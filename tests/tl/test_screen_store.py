@@ -349,14 +349,14 @@ def test_a_damaged_block_of_estimates_is_run_again(
 ) -> None:
     """Random directions are drawn for each cell by itself; exact checks and candidates are blocks as well."""
     monkeypatch.setitem(_run.CELLS_PER_BLOCK, False, 16)
-    monkeypatch.setattr(_run, "CELLS_PER_CANDIDATE", 2)
+    monkeypatch.setattr(_run, "CHECKED_PER_BLOCK", 1)
     store = tmp_path / "store"
     chosen = {"model": toy_folder, "method": gfx.tl.FirstOrder(n_probes=2), "controls": None, "store": store}
     first, second = toy_cells(30), toy_cells(30)
     gfx.tl.screen_genes(first, **chosen)
     before = files(store)
     assert {path.name for path in (store / "model").iterdir()} == {"0", "1"}
-    for block in ("model/0", "exact_check/2", "candidates/0"):
+    for block in ("model/0", "checked/2", "candidates/0"):
         (store / block / "shift/c/0").unlink()
     gfx.tl.screen_genes(second, **chosen)
     assert slots(second) == slots(first)

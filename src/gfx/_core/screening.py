@@ -20,6 +20,12 @@ NEIGHBOURS = 20
 #: Genes alike in rank and in number of cells, among which one may stand out; with fewer than 20 none does.
 ALIKE, FEWEST_ALIKE = 100, 20
 
+#: The fraction of the genes of a cell with the largest estimates, and the fraction with the largest exact effects.
+TOP, TOP_EXACT = 0.1, 0.2
+
+#: Genes of a cell whose estimates are checked, and how many of them are top genes, if there are enough others.
+CHECKED, CHECKED_TOP = 30, 10
+
 
 def wanted_places(ids: np.ndarray, lengths: np.ndarray, genes: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     """Find the tokens that are to be deleted, bool `(n_cells, longest)`: another gene has to be left.
@@ -101,18 +107,49 @@ def standing_out(
     return z, centre, spread
 
 
-def agreement(estimate: np.ndarray, exact: np.ndarray, *, top: int = 50, candidates: int = 100) -> tuple[float, float]:
-    """Spearman of estimates with what they estimate, and how many of the `top` are among the `candidates`.
+def draw_checked(estimates: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw the genes of a cell whose estimates are compared with exact results: top genes, and some of all others.
 
-    The largest by absolute value; NaN with fewer genes than candidates.
+    `estimates` are `(n_measures, n_genes)`; a gene is a top gene if it is among the largest by any measure.
+
+    Returns
+    -------
+    How many genes of the cell each drawn gene stands for, the inverse of its probability to be drawn, float64
+    `(n_genes,)`; 0 for genes that were not drawn.
     """
-    there = ~np.isnan(estimate) & ~np.isnan(exact)
-    estimate, exact = estimate[there], exact[there]
-    if len(exact) < 3 or np.ptp(estimate) == 0 or np.ptp(exact) == 0:
+    is_top = np.any([_is_top(of_measure) for of_measure in estimates], axis=0)
+    top, others = (rng.permutation(np.flatnonzero(of)) for of in (is_top, ~is_top))
+    n_top = min(len(top), max(CHECKED_TOP, CHECKED - len(others)))
+    weight = np.zeros(len(is_top))
+    for genes, n in ((top, n_top), (others, CHECKED - n_top)):
+        weight[genes[:n]] = len(genes) / max(min(n, len(genes)), 1)
+    return weight
+
+
+def agreement(estimate: np.ndarray, exact: np.ndarray, weight: np.ndarray | None = None) -> tuple[float, float]:
+    """Compare estimates with exact results over the genes of a cell: Spearman, and precision of the largest estimates.
+
+    Spearman is a mean over pairs of genes: 1 where estimates and exact effects are in the same order, else -1, weighted
+    by the distance of the estimates in rank. Precision is the fraction of the largest tenth of the estimates that is
+    among the largest fifth of the exact effects, both by absolute value. Arguments are of each gene, `(n,)`. If exact
+    effects of a sample are known, and NaN for all other genes, each gene counts as often as its `weight` says, and each
+    pair by the product: both values estimate those of the whole cell.
+    """
+    known = ~np.isnan(exact)
+    weight = np.ones(known.sum()) if weight is None else weight[known]
+    effect = exact[known]
+    if len(effect) < 3 or np.ptp(estimate[known]) == 0 or np.ptp(effect) == 0:
         return np.nan, np.nan
-    correlation = float(stats.spearmanr(estimate, exact).statistic)
-    if len(exact) <= candidates:
-        return correlation, np.nan
-    chosen = np.argsort(-np.abs(estimate), kind="stable")[:candidates]
-    wanted = np.argsort(-np.abs(exact), kind="stable")[:top]
-    return correlation, float(np.isin(wanted, chosen).mean())
+    rank = stats.rankdata(estimate)[known]
+    by_rank, sign = (values[:, None] - values for values in (rank, effect))
+    by_rank *= np.outer(weight, weight)
+    correlation = (by_rank * np.sign(sign)).sum() / np.abs(by_rank).sum()
+    mid_rank = (np.abs(effect) > np.abs(effect)[:, None]) @ weight + weight / 2  # half of those a gene stands for
+    is_top = _is_top(estimate)[known]
+    if not is_top.any():
+        return float(correlation), np.nan
+    return float(correlation), float(np.average(mid_rank[is_top] < TOP_EXACT * len(exact), weights=weight[is_top]))
+
+
+def _is_top(estimate: np.ndarray) -> np.ndarray:
+    return np.argsort(np.argsort(-np.abs(estimate), kind="stable")) + 0.5 < TOP * len(estimate)

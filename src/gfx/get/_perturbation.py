@@ -490,11 +490,14 @@ def controls_df(adata: Data, *, key: str | None = None, mod: str | None = None) 
         (last gene).
     ``"exact"``
         After first-order estimates: `spearman`, the rank correlation of estimates with exact effects over the genes of
-        a cell, and `recall`, the fraction of the 50 largest effects in a cell that are among the 100 largest estimates;
-        both are means over `n` cells.
+        a cell, and `precision`, the fraction of the largest 10 % of the estimates in a cell that are among the largest
+        20 % of the exact effects, by absolute value. Both are means over `n` cells. In each cell they are estimated
+        from 30 genes: at least 10 are drawn from the largest estimates and the rest from the others, and each gene is
+        weighted by the inverse of its probability of being drawn.
     ``"state_axis"``
         With a goal, `auc`: area under the ROC curve for distinguishing start from goal along the line between their
         centroids, in held-out donors (without `donor_key`, in held-out cells), averaged over `n` folds; 0.5 is chance.
+        A screen uses up to 1,000 cells of the start.
 
     Raises
     ------

@@ -45,6 +45,9 @@ CONTROLS = ("random_weights", "baselines")
 #: warned of.
 LOWEST_AGREEMENT = 0.9
 
+#: Cells of the start that show whether states are separable.
+AXIS_CELLS = 1000
+
 #: Streams of random numbers.
 _PROBES, _WEIGHTS, _CHECK, _CANDIDATES, _AXIS = range(5)
 
@@ -113,13 +116,16 @@ def screen_genes(
     backward pass. For shifts the first derivative is 0, because the cosine of a cell to itself is at its maximum; they
     are half the square of the rate at which the direction of the cell's vector changes, which is measured along random
     directions (probes). These estimates are noisy in single cells, but unbiased, so means over many cells are accurate.
-    Four cells are also screened exactly, and the result reports how well the estimates agree with the exact effects.
-    The 50 genes with the most extreme z-scores are also deleted exactly, each in up to 20 cells.
+    In some cells a sample of the genes is also deleted exactly, and the result reports how well the estimates agree
+    with the exact effects. Up to 50 genes with the most extreme z-scores are also deleted exactly, each in 5 to 20
+    cells: in more cells, the less it stands out.
 
     Cost: ``"exact"`` needs one forward pass for each gene of each cell; ``"first_order"`` needs about three passes for
-    each cell, and two more for each probe. The random-weights model needs one more screen by derivatives. Memory: two
-    bytes for each gene and cell for tokens, and some numbers for each gene and group; with a goal, also the vectors of
-    the cells of both states.
+    each cell, and two more for each probe. The exact deletions that check the estimates may take half as many passes as
+    the estimates, but at least 300 and at most 1,500 in all (a backward pass counts as two). The random-weights model
+    needs one more screen by derivatives. With a goal, the cells of the goal are embedded, and up to 1,000 cells of the
+    start. Memory: two bytes for each gene and cell for tokens, and some numbers for each gene and group; with a goal,
+    also one vector for each cell.
 
     Parameters
     ----------
@@ -269,10 +275,10 @@ def screen_genes(
         if states is not None:
             goals, axis = _goals(plan, cells, states, store, rng)
             plan = plan.toward(goals)
-        checked = np.random.default_rng(_seed(rng, _CHECK)).permutation(plan.number)[: _run.CHECKED_CELLS]
-        sums, of_checked = _run.run_screen(plan, store, checked)
+        check_rng = np.random.default_rng(_seed(rng, _CHECK))
+        sums, of_checked = _run.run_screen(plan, store, check_rng.permutation(plan.number)[: plan.n_checked])
         if not is_exact:
-            agreement = _run.check_estimates(plan, of_checked, store)
+            agreement = _run.check_estimates(plan, of_checked, store, check_rng)
             exact = _run.run_candidates(plan, sums, store, np.random.default_rng(_seed(rng, _CANDIDATES)))
     table = _run.gene_columns(plan, sums, 0)
     if "baselines" in controls:
@@ -334,14 +340,22 @@ def _goals(
     plan: Plan, cells: Prepared, states: States, store: RunStore | None, rng: int
 ) -> tuple[dict[str, np.ndarray], dict[str, object]]:
     """Find the centroid of the goal in each network, and whether start and goal are separable in the model."""
-    networks_of = {name: task.network for name, task in plan.tasks.items()}
-    vectors = embed_states(cells, networks_of, plan.tasks[MODEL].pooling, states.is_start | states.is_goal, store)
-    has_vector = states.is_goal & (cells.tokens.lengths > 0)
-    if not has_vector.any():
+    axis_rng = np.random.default_rng(_seed(rng, _AXIS))
+    has_tokens = cells.tokens.lengths > 0
+    if not (states.is_goal & has_tokens).any():
         msg = f"No cell of the state {states.goal!r} has a gene that the model knows."
         raise ValueError(msg)
-    goals = {name: values[has_vector].mean(axis=0, dtype=np.float64)[None] for name, values in vectors.items()}
-    return goals, states.axis(vectors[MODEL], None, np.random.default_rng(_seed(rng, _AXIS)))
+    # Whether states are separable is known from some cells of the start; random weights need none.
+    on_axis = np.zeros(len(has_tokens), dtype=bool)
+    on_axis[axis_rng.permutation(np.flatnonzero(states.is_start & has_tokens))[:AXIS_CELLS]] = True
+    goals, axis = {}, {}
+    for name, task in plan.tasks.items():
+        rows = states.is_goal | on_axis if name == MODEL else states.is_goal
+        vectors = embed_states(cells, {name: task.network}, task.pooling, rows, store)[name]
+        goals[name] = vectors[states.is_goal & has_tokens].mean(axis=0, dtype=np.float64)[None]
+        if name == MODEL:
+            axis = states.axis(vectors, None, axis_rng)
+    return goals, axis
 
 
 def _open_store(

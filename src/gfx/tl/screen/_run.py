@@ -10,7 +10,15 @@ import numpy as np
 import pandas as pd
 
 from gfx._core.batching import pieces
-from gfx._core.screening import GeneSums, agreement, excess_over_neighbours, standing_out, wanted_places
+from gfx._core.screening import (
+    CHECKED,
+    GeneSums,
+    agreement,
+    draw_checked,
+    excess_over_neighbours,
+    standing_out,
+    wanted_places,
+)
 from gfx._core.statistics import spearman
 from gfx.tl._baselines import CONTROL_COLUMNS, compare_with_baselines
 
@@ -24,11 +32,14 @@ if TYPE_CHECKING:
 #: Cells in a block, which is what a stopped run loses at most: some thousand passes each.
 CELLS_PER_BLOCK = {True: 2, False: 128}
 
-#: Cells in which estimates are compared with exact results.
-CHECKED_CELLS = 4
+#: Cells in a block of checks, some hundred passes.
+CHECKED_PER_BLOCK = 8
 
-#: Genes that are run exactly after estimates, and cells of each.
-CANDIDATES, CELLS_PER_CANDIDATE = 50, 20
+#: Passes that all checks of estimates may take, at least and at most.
+PASSES_OF_CHECKS = 300, 1500
+
+#: Genes that are run exactly after estimates, and cells of each, at least and at most.
+CANDIDATES, CELLS_PER_CANDIDATE = 50, (5, 20)
 
 #: Genes in fewer cells are no candidates, and are left out of comparisons.
 FEWEST_CELLS = 10
@@ -64,10 +75,35 @@ class Plan:
         """Say what a network measures; without probes, estimates have no shifts."""
         return [measure for measure in self.measures if measure != "shift" or self.tasks[name].measures_shifts]
 
+    @property
+    def passes_per_check(self) -> int:
+        """How many passes each of the two checks of estimates may take.
+
+        Both together take half of the passes of the estimates, within bounds; a backward pass counts as two.
+        """
+        per_cell = 1 + 2 * (self.tasks[MODEL].n_probes + self.measures.count("toward"))
+        return int(np.clip(len(self.number) * per_cell // 2, *PASSES_OF_CHECKS)) // 2
+
+    @property
+    def n_checked(self) -> int:
+        """In how many cells estimates are compared with exact results; the cell as it is takes a pass, too."""
+        return self.passes_per_check // (1 + CHECKED)
+
     def job(self, name: str, task: Screen, rows: np.ndarray, size: int) -> Job:
         from gfx._engine.run import Job
 
         return Job(name, task, self.ids, self.lengths, pieces(rows, size))
+
+    def exact_job(self, name: str, tokens_of: Mapping[int, np.ndarray]) -> Job:
+        """Delete the given tokens of the given cells, exactly."""
+        job = self.job(name, replace(self.tasks[MODEL], is_exact=True), np.array(sorted(tokens_of)), CHECKED_PER_BLOCK)
+
+        def given(number: int) -> dict[str, np.ndarray]:
+            rows = job.blocks[number]
+            ids, places = self.places(rows)
+            return {"wanted": places & [np.isin(row, tokens_of[cell]) for row, cell in zip(ids, rows, strict=True)]}
+
+        return replace(job, given=given)
 
     def places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tokens of some cells, and which of them are deleted, both `(n_cells, longest)`."""
@@ -109,65 +145,76 @@ def _values(runs: Result, measure: str) -> np.ndarray:
 
 
 def check_estimates(
-    plan: Plan, estimates: Mapping[int, Result], store: RunStore | None
+    plan: Plan, estimates: Mapping[int, Result], store: RunStore | None, rng: np.random.Generator
 ) -> list[tuple[str, str, str, float, int]]:
-    """Compare estimates with exact results, over the genes of each of some cells: rows of the table of controls."""
+    """Compare estimates with exact results, in some genes of each of some cells: rows of the table of controls."""
     from gfx._engine.run import run
 
-    job = plan.job("exact_check", replace(plan.tasks[MODEL], is_exact=True), np.array(sorted(estimates)), 1)
-    exact = {int(cells.number[0]): runs for _, cells, runs in run([job], description="checking estimates", store=store)}
-    rows = []
-    for measure in plan.measures_of(MODEL):
-        pairs = [(_values(estimates[cell], measure), _values(exact[cell], measure)) for cell in exact]
-        values = pd.DataFrame([agreement(*pair) for pair in pairs], columns=["spearman", "recall"])
-        rows += [("exact", measure, name, mean, len(exact)) for name, mean in values.mean().items()]
-    return rows
+    measures = plan.measures_of(MODEL)
+    estimated = {
+        cell: np.stack([_values(estimates[cell], measure) for measure in measures]) for cell in sorted(estimates)
+    }
+    weights = {cell: draw_checked(values, rng) for cell, values in estimated.items()}
+    job = plan.exact_job("checked", {cell: estimates[cell]["token"][weights[cell] > 0] for cell in estimates})
+    compared = []  # measure by statistic, of each cell
+    for _, cells, runs in run([job], description="checking estimates", store=store):
+        for cell in cells.number:
+            exact = np.full(estimated[cell].shape, np.nan)
+            of_cell = runs["cell"] == cell
+            exact[:, weights[cell] > 0] = [_values(runs, measure)[of_cell] for measure in measures]
+            compared.append([agreement(*pair, weights[cell]) for pair in zip(estimated[cell], exact, strict=True)])
+    means = pd.DataFrame(np.reshape(compared, (len(compared), -1))).mean()  # leaves out cells that tell nothing
+    names = [(measure, statistic) for measure in measures for statistic in ("spearman", "precision")]
+    return [("exact", *name, mean, len(compared)) for name, mean in zip(names, means, strict=True)]
 
 
 def run_candidates(plan: Plan, sums: GeneSums, store: RunStore | None, rng: np.random.Generator) -> GeneSums:
     """Delete the genes that stand out most exactly, in some of their cells."""
     from gfx._engine.run import run
 
-    measure = plan.measures[-1]
-    n = sums.n(f"{MODEL}/{measure}")[:, 0]
-    excess = np.where(n >= FEWEST_CELLS, sums.mean(f"{MODEL}/{measure}_excess")[:, 0], np.nan)
-    distance = np.abs(standing_out(excess, sums.mean("rank")[:, 0], n)[0])
-    candidates = np.argsort(np.where(np.isnan(distance), -1, distance), kind="stable")[::-1][:CANDIDATES]
-    candidates = candidates[~np.isnan(distance[candidates])]
-    exact = GeneSums(len(distance), 1)
-    if not len(candidates):
+    measure = f"{MODEL}/{plan.measures[-1]}"
+    n = sums.n(measure)[:, 0]
+    excess = np.where(n >= FEWEST_CELLS, sums.mean(f"{measure}_excess")[:, 0], np.nan)
+    z, centre, _ = standing_out(excess, sums.mean("rank")[:, 0], n)
+    candidates = np.argsort(-np.abs(z), kind="stable")[:CANDIDATES]
+    candidates = candidates[np.abs(z[candidates]) > 0]  # neither NaN
+    # In so many cells, twice the standard error of a mean is its distance from the mean of genes like it.
+    n_cells = (2 * sums.sd(measure)[candidates, 0] / (excess - centre)[candidates]) ** 2
+    n_cells = np.ceil(np.clip(n_cells, *CELLS_PER_CANDIDATE)).astype(np.int64)
+    n_passes = np.cumsum(n_cells) + np.maximum.accumulate(n_cells)  # cells as they are take passes, too
+    is_run = n_passes <= plan.passes_per_check
+    exact = GeneSums(len(z), 1)
+    if not is_run.any():
         return exact
-    wanted = _draw_cells(plan, candidates, sums.n("rank")[candidates, 0], rng)
-    task = replace(plan.tasks[MODEL], is_exact=True)
-    job = plan.job("candidates", task, np.array(sorted(wanted)), CELLS_PER_BLOCK[True])
-    job = replace(job, given=lambda number: {"wanted": _wanted(plan, job.blocks[number], wanted)})
+    job = plan.exact_job("candidates", _draw_cells(plan, candidates[is_run], n_cells[is_run], rng))
     for _, _, runs in run([job], description="candidates, exactly", store=store):
         for measured in plan.measures:
             exact.add(measured, runs["token"], np.zeros(len(runs["token"]), np.int64), _values(runs, measured))
     return exact
 
 
-def _wanted(plan: Plan, rows: np.ndarray, tokens_of: Mapping[int, Sequence[int]]) -> np.ndarray:
-    """Find the places of the given tokens in some cells, bool `(n_cells, longest)`."""
-    ids, places = plan.places(rows)
-    return places & np.stack([np.isin(row, tokens_of[int(cell)]) for row, cell in zip(ids, rows, strict=True)])
-
-
 def _draw_cells(
     plan: Plan, candidates: np.ndarray, n_cells: np.ndarray, rng: np.random.Generator
-) -> dict[int, list[int]]:
-    """Draw some of the cells that have each candidate: which candidates to delete in each cell."""
-    chosen = [set(rng.permutation(n)[:CELLS_PER_CANDIDATE].tolist()) for n in n_cells]
-    numbers = {int(token): number for number, token in enumerate(candidates)}
-    n_seen = [0] * len(candidates)
-    drawn: dict[int, list[int]] = {}
-    for cell in plan.number:  # one at a time: all candidates of all cells take memory
-        ids, places = plan.places(cell[None])
-        for token in ids[places & np.isin(ids, candidates)].tolist():
-            if n_seen[numbers[token]] in chosen[numbers[token]]:
-                drawn.setdefault(int(cell), []).append(token)
-            n_seen[numbers[token]] += 1
-    return drawn
+) -> dict[int, np.ndarray]:
+    """Draw some of the cells that have each candidate: which candidates to delete in each cell.
+
+    They are the first ones in one order of all cells, so that few cells serve all candidates.
+    """
+    number = np.full(len(plan.tasks[MODEL].vocabulary), -1)
+    number[candidates] = np.arange(len(candidates))
+    drawn: dict[int, np.ndarray] = {}
+    for rows in pieces(rng.permutation(plan.number)):
+        ids, places = plan.places(rows)
+        cell, place = np.nonzero(places & (number[ids] >= 0))
+        has = np.zeros((len(rows), len(candidates)), dtype=bool)
+        has[cell, number[ids[cell, place]]] = True
+        chosen = has & (np.cumsum(has, axis=0) <= n_cells)
+        drawn |= {int(rows[cell]): candidates[chosen[cell]] for cell in np.flatnonzero(chosen.any(axis=1))}
+        n_cells = n_cells - has.sum(axis=0)
+        if (n_cells <= 0).all():
+            break
+    n_passes = np.cumsum([1 + len(tokens) for tokens in drawn.values()])
+    return {cell: drawn[cell] for cell, n in zip(drawn, n_passes, strict=True) if n <= plan.passes_per_check}
 
 
 # --- tables --------------------------------------------------------------------------------------------------------
