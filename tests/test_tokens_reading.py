@@ -5,6 +5,7 @@ from __future__ import annotations
 import anndata as ad
 import numpy as np
 import pytest
+from scipy import sparse
 
 import gfx
 from gfx._tokens import find_tokens
@@ -37,6 +38,26 @@ def read(adata, model, **kwargs):
     return find_tokens(adata, model.vocabulary, model.max_length, **kwargs)
 
 
+def padded(tokens):
+    return tokens.padded(np.arange(len(tokens)))
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------
+
+
+def test_one_deep_cell_costs_the_others_nothing(toy_cells, toy_model):
+    adata = toy_cells(12)
+    shallow = adata.X[1:].multiply(np.arange(adata.n_vars) % 4 == 0)
+    adata.X = sparse.vstack([np.ones((1, adata.n_vars), dtype=np.float32), shallow]).tocsr()
+    found = read(adata, toy_model)
+    assert found.lengths[0] == toy_model.max_length > found.lengths[1:].max()
+    assert found.values.nbytes == 2 * found.lengths.sum()
+
+
+def test_stored_tokens_are_not_copied(tokens, toy_model):
+    assert np.shares_memory(read(tokens, toy_model).values, tokens.obsm["gfx_tokens"])
+
+
 # --- joined tables --------------------------------------------------------------------------------------------------
 
 
@@ -46,11 +67,10 @@ def test_an_outer_join_keeps_tokens(tables, toy_model, order):
     joined = ad.concat(parts[::order], join="outer", **MERGE)
     assert joined.obsm["gfx_tokens"].dtype == np.float64  # NaN fills what is narrower
     found = read(joined, toy_model)
-    assert found.ids.dtype == np.uint16
+    assert found.values.dtype == np.uint16
     for part in parts:
         rows, ids = joined.obs_names.isin(part.obs_names), part.obsm["gfx_tokens"]
-        np.testing.assert_array_equal(found.ids[rows][:, : ids.shape[1]], ids)
-        assert not found.ids[rows][:, ids.shape[1] :].any()
+        np.testing.assert_array_equal(found.padded(np.flatnonzero(rows)), ids)
         np.testing.assert_array_equal(found.lengths[rows], part.obs["gfx_tokens_n"])
 
 
@@ -78,7 +98,7 @@ def test_an_inner_join_cuts_tokens_and_is_refused(tables, toy_model):
 
 def test_a_join_of_equal_widths_needs_nothing(tokens, toy_model):
     joined = ad.concat([tokens, tokens], index_unique="-", **MERGE)
-    np.testing.assert_array_equal(read(joined, toy_model).ids, np.tile(tokens.obsm["gfx_tokens"], (2, 1)))
+    np.testing.assert_array_equal(padded(read(joined, toy_model)), np.tile(tokens.obsm["gfx_tokens"], (2, 1)))
 
 
 def test_cells_that_joined_without_tokens_are_not_empty_cells(tokens, toy_cells, toy_model):
@@ -133,7 +153,7 @@ def test_the_same_numbers_of_another_kind_are_the_same_tokens(tokens, toy_model,
     expected = read(tokens, toy_model)
     tokens.obsm["gfx_tokens"] = tokens.obsm["gfx_tokens"].astype(dtype)
     found = read(tokens, toy_model)
-    np.testing.assert_array_equal(found.ids, expected.ids)
+    np.testing.assert_array_equal(padded(found), padded(expected))
     np.testing.assert_array_equal(found.lengths, expected.lengths)
 
 
@@ -151,24 +171,24 @@ def test_tokens_are_found_by_their_vocabulary(tokens, toy_model, toy_model_v1, c
     tokens.uns["params"] = {"params": "something else"}
     capsys.readouterr()
     with gfx.settings.override(verbosity=2):
-        np.testing.assert_array_equal(read(tokens, toy_model).ids, tokens.obsm["gfx_tokens"])
+        np.testing.assert_array_equal(padded(read(tokens, toy_model)), tokens.obsm["gfx_tokens"])
         assert capsys.readouterr().out == ""
-        np.testing.assert_array_equal(read(tokens, toy_model_v1).ids, tokens.obsm["older"])
+        np.testing.assert_array_equal(padded(read(tokens, toy_model_v1)), tokens.obsm["older"])
         assert "'older' (adata.obsm)" in capsys.readouterr().out
 
 
 def test_tokens_are_found_by_their_layer(tokens, toy_model):
     tokens.layers["reversed"] = tokens.X[::-1].copy()
     gfx.pp.tokenize(tokens, model=toy_model, layer="reversed", key_added="other")
-    np.testing.assert_array_equal(read(tokens, toy_model).ids, tokens.obsm["gfx_tokens"])
+    np.testing.assert_array_equal(padded(read(tokens, toy_model)), tokens.obsm["gfx_tokens"])
     found = read(tokens, toy_model, layer="reversed")
-    np.testing.assert_array_equal(found.ids, tokens.obsm["other"])
+    np.testing.assert_array_equal(padded(found), tokens.obsm["other"])
     assert found.source["layer"] == "reversed"
 
 
 def test_tokens_of_other_models_alone_are_refused_by_name(tokens, toy_model, toy_model_v1):
     tokens.obsm["mine"] = tokens.obsm.pop("gfx_tokens")
     tokens.uns["mine"] = tokens.uns.pop("gfx_tokens")
-    np.testing.assert_array_equal(read(tokens, toy_model).ids, tokens.obsm["mine"])
+    np.testing.assert_array_equal(padded(read(tokens, toy_model)), tokens.obsm["mine"])
     with pytest.raises(ValueError, match=r"`adata\.obsm\['mine'\]` were made for the vocabulary 'toy', .*`key_added=`"):
         read(tokens, toy_model_v1)

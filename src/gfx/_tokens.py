@@ -10,6 +10,7 @@ import pandas as pd
 from scipy.sparse import csr_array
 
 from gfx._adata import COUNTS, match_genes, obs_column, open_counts, row_blocks, to_counts, usable_calls
+from gfx._core.encodings import Encodings
 from gfx._core.ranking import rank_cells
 from gfx._log import info
 from gfx._results import TABLE, Slots, made_by
@@ -30,11 +31,9 @@ _SOURCE = ("layer", "use_raw", "gene_ids", "counts", "max_length")
 
 
 @dataclass(frozen=True)
-class Tokens:
+class Tokens(Encodings):
     """Rank value encodings of cells, and what they were made from, as far as recorded."""
 
-    ids: np.ndarray  # uint16, or uint32 for a vocabulary that needs it, `(n_cells, longest)`, padded with 0
-    lengths: np.ndarray  # int32 `(n_cells,)`, special tokens included; 0 for a cell without any known gene
     source: Mapping[str, Any] = field(default_factory=dict)  # layer, use_raw, gene_ids, counts, max_length
 
 
@@ -48,8 +47,12 @@ def make_tokens(
     gene_ids: str | None = None,
     counts: Counts = "raw",
     n_counts: str | None = None,
+    padded: bool = False,
 ) -> tuple[Tokens, dict[str, int | float]]:
-    """Encode all cells, a block of rows at a time, and report what was recognised; writes nothing."""
+    """Encode all cells, a block of rows at a time, and report what was recognised; writes nothing.
+
+    The cells lie one behind the other, or, `padded`, in rows that are all as long as the longest cell.
+    """
     if counts not in COUNTS:
         msg = f"`counts` is one of {list(COUNTS)}, found {counts!r}."
         raise ValueError(msg)
@@ -61,7 +64,7 @@ def make_tokens(
     totals = None if n_counts is None else _totals(adata, n_counts)
     n_cells = matrix.x.shape[0]
     lengths = np.zeros(n_cells, dtype=np.int32)
-    blocks: list[tuple[slice, np.ndarray]] = []
+    blocks: list[tuple[slice, Encodings]] = []
     known_counts = all_counts = 0.0
     n_truncated = 0
     for rows, stored in row_blocks(matrix.x):
@@ -71,18 +74,21 @@ def make_tokens(
             msg = f"{problem} {usable_calls(adata)}".strip()
             raise ValueError(msg) from None
         ranked = rank_cells(block, match.tokens, vocabulary, max_length)
-        blocks.append((rows, ranked.tokens))
+        encoded = Encodings.of(ranked.tokens, ranked.lengths)
+        blocks.append((rows, encoded if padded else encoded.without_padding()))
         lengths[rows] = ranked.lengths
         n_truncated += int((ranked.n_detected > max_length - vocabulary.n_specials).sum())
         known_counts += ranked.known_totals.sum()
         if totals is not None:
             _check_totals(adata, totals, rows, ranked.totals, n_counts)
         all_counts += (ranked.totals if totals is None else totals[rows]).sum()
-    dtype = blocks[0][1].dtype if blocks else np.uint16
-    ids = np.zeros((n_cells, int(lengths.max(initial=0))), dtype=dtype)
+    source = {"layer": layer, "use_raw": use_raw, "gene_ids": gene_ids, "counts": counts, "max_length": max_length}
+    room = np.full(n_cells, lengths.max(initial=0), dtype=np.int64) if padded else lengths.astype(np.int64)
+    tokens = Tokens(np.zeros(room.sum(), dtype=vocabulary.token_dtype), np.cumsum(room) - room, lengths, source)
     while blocks:  # give each block back as soon as it is copied
-        rows, block_ids = blocks.pop()
-        ids[rows, : block_ids.shape[1]] = block_ids
+        rows, encoded = blocks.pop()
+        for cell, row in zip(range(rows.start, rows.stop), encoded, strict=True):
+            tokens[cell][:] = row
     report = {
         "n_cells": n_cells,
         "n_cells_empty": int((lengths == 0).sum()),
@@ -92,8 +98,7 @@ def make_tokens(
         "n_genes_repeated": match.n_repeated,
         "share_of_counts": float(known_counts / all_counts) if all_counts else 0.0,
     }
-    source = {"layer": layer, "use_raw": use_raw, "gene_ids": gene_ids, "counts": counts, "max_length": max_length}
-    return Tokens(ids=ids, lengths=lengths, source=source), report
+    return tokens, report
 
 
 def recognised(report: Mapping[str, int | float], vocabulary: Vocabulary) -> str:
@@ -172,13 +177,13 @@ def find_tokens(adata: AnnData, vocabulary: Vocabulary, max_length: int, *, laye
         params = slots.uns["params"] if made_by(adata.uns.get(key)) else {}
         problem = _another_kind(where, params, vocabulary, layer)
         if problem is None:
-            ids, lengths = _stored(slots, vocabulary)
-            problem = _another_length(where, params, lengths, max_length)
+            stored = _stored(slots, vocabulary)
+            problem = _another_length(where, params, stored.lengths, max_length)
         if problem is None:
             if key != _DEFAULT:
                 info(f"Tokens read from {key!r} (adata.obsm): they were made for this model's vocabulary.")
             source = {name: params[name] for name in _SOURCE if name in params}
-            return Tokens(ids=ids, lengths=lengths, source=source)
+            return Tokens(stored.values, stored.begins, stored.lengths, source)
         problems.append(problem)
     if problems:
         wanted = "" if layer is None else f", layer={layer!r}"
@@ -217,8 +222,8 @@ def _another_length(where: str, params: Mapping[str, Any], lengths: np.ndarray, 
     return None
 
 
-def _stored(slots: Slots, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
-    """Read tokens and their lengths, and refuse what is not as it was written."""
+def _stored(slots: Slots, vocabulary: Vocabulary) -> Encodings:
+    """Read tokens, and refuse what is not as it was written."""
     where = f"`adata.obsm[{slots.key!r}]`"
     ids = np.asarray(slots.read("obsm"))
     if ids.dtype.kind == "f":  # an outer join fills with NaN
@@ -233,7 +238,7 @@ def _stored(slots: Slots, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarra
         raise ValueError(msg)
     if ids.dtype.kind == "f":
         ids = ids.astype(vocabulary.token_dtype)
-    lengths = (ids != vocabulary.pad).sum(axis=1).astype(np.int32)
+    lengths = (ids != vocabulary.pad).sum(axis=1)
     if slots.has("obs", "n") and not np.array_equal(slots.read("obs", "n"), lengths):
         n = int((slots.read("obs", "n") != lengths).sum())
         msg = (
@@ -242,4 +247,4 @@ def _stored(slots: Slots, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarra
             "`gfx.pp.tokenize` again."
         )
         raise ValueError(msg)
-    return ids, lengths
+    return Encodings.of(ids, lengths)

@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from gfx._core import matched_sets
+from gfx._core.encodings import Encodings
 from gfx._core.matched_sets import NEAR_IN_DETECTION, NEAR_RANKS, NEAR_SHARE, draw_matched_sets
 from gfx._core.vocabulary import SPECIALS, Vocabulary
 
@@ -48,10 +49,10 @@ def noisy_rankings(vocab: Vocabulary, n_cells: int, *, noise: float, detected: f
 
 
 def draw(vocab, rankings, genes, cells=None, *, n_sets=40, cells_per_set=5, seed=0):
-    ids, lengths = laid_out(vocab, rankings)
+    tokens = Encodings.of(*laid_out(vocab, rankings))
     cells = np.arange(len(rankings)) if cells is None else np.array(cells, dtype=np.int64)
     size = {"n_sets": n_sets, "cells_per_set": cells_per_set}
-    return draw_matched_sets(ids, lengths, np.array(genes), cells, vocab, rng=np.random.default_rng(seed), **size)
+    return draw_matched_sets(tokens, np.array(genes), cells, vocab, rng=np.random.default_rng(seed), **size)
 
 
 def fits(ranking: list[int], genes: list[int], others: list[int]) -> bool:
@@ -239,7 +240,7 @@ def test_genes_that_fit_many_cells_are_drawn_more_often():
     n_draws, one = 3000, {"n_sets": 1, "cells_per_set": 1, "rng": rng}
     drawn = Counter()
     for _ in range(n_draws):
-        ((other,),) = draw_matched_sets(ids, lengths, np.array([gene]), np.arange(4), vocab, **one)
+        ((other,),) = draw_matched_sets(Encodings.of(ids, lengths), np.array([gene]), np.arange(4), vocab, **one)
         drawn[other] += 1
     found = np.array([drawn[other] for other in covers])
     expected = np.array([n / 80 for n in covers.values()]) * n_draws

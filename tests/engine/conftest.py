@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from gfx._core.encodings import Encodings
 from gfx._engine.encoder import layers_needed, load_encoder
 
 if TYPE_CHECKING:
@@ -61,6 +62,10 @@ class Toy:
     @property
     def vocabulary(self) -> Vocabulary:
         return self.model.vocabulary
+
+    @property
+    def tokens(self) -> Encodings:
+        return Encodings.of(self.ids, self.lengths)
 
     @property
     def poolings(self) -> tuple[str, ...]:

@@ -53,12 +53,12 @@ def batch_of(toy: Toy, head: Head, seed: int = 0) -> Batch:
     if head.of == "genes":
         of_token = rng.integers(0, head.n_logits, len(toy.vocabulary))
         of_token[toy.vocabulary.is_special | (rng.random(len(of_token)) < 1 / 3)] = NOTHING
-        cells = LabelledCells(toy.ids, toy.lengths, rows, of_token=of_token)
+        cells = LabelledCells(toy.tokens, rows, of_token=of_token)
     else:
         sizes = list(map(len, head.tasks.values()))
         of_cell = rng.integers(0, sizes, (len(toy.ids), len(sizes)))
         of_cell[rng.random(of_cell.shape) < 0.2] = NOTHING
-        cells = LabelledCells(toy.ids, toy.lengths, rows, of_cell=of_cell)
+        cells = LabelledCells(toy.tokens, rows, of_cell=of_cell)
     return Padded(toy.vocabulary, of_cells=head.of == "cells")([cells[at] for at in range(len(cells))])
 
 

@@ -323,7 +323,7 @@ def test_where_genes_can_be_perturbed(case, few):
         ranking = {token for token in row[:n] if not vocab.is_special[token]}
         present = set(some.tolist()) <= ranking
         expected.append((present or operator == "overexpress") and bool(ranking - set(some.tolist())))
-    assert can_be_perturbed(rows, lengths, some, vocab, operator).tolist() == expected
+    assert can_be_perturbed(find_places(rows, some), lengths, vocab, operator).tolist() == expected
 
 
 # --- quartiles -----------------------------------------------------------------------------------------------------

@@ -270,11 +270,11 @@ def classes_of_cells(toy: Toy) -> np.ndarray:
 
 
 def of_genes(toy: Toy, rows: np.ndarray = CELLS) -> LabelledCells:
-    return LabelledCells(toy.ids, toy.lengths, rows, of_token=classes_of_tokens(toy))
+    return LabelledCells(toy.tokens, rows, of_token=classes_of_tokens(toy))
 
 
 def of_cells(toy: Toy, rows: np.ndarray = CELLS) -> LabelledCells:
-    return LabelledCells(toy.ids, toy.lengths, rows, of_cell=classes_of_cells(toy))
+    return LabelledCells(toy.tokens, rows, of_cell=classes_of_cells(toy))
 
 
 def test_a_cell_has_its_tokens_and_the_classes_of_its_genes(toy: Toy) -> None:

@@ -14,6 +14,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from transformers import Trainer, TrainingArguments
 
 from gfx import settings
+from gfx._core.encodings import Encodings
 from gfx._engine import fine_tuning
 from gfx._engine.class_scores import of_cells, of_occurrences, probabilities
 from gfx._engine.classifier import Classifier, Head, freeze, make_classifier, weigh_classes
@@ -74,9 +75,13 @@ class Task:
     def vocabulary(self) -> Vocabulary:
         return self.model.vocabulary
 
+    @property
+    def tokens(self) -> Encodings:
+        return Encodings.of(self.ids, self.lengths)
+
     def cells(self, start: int, stop: int, head: Head) -> LabelledCells:
         labels = {"of_token": self.of_token} if head.of == "genes" else {"of_cell": self.sick[:, None]}
-        return LabelledCells(self.ids, self.lengths, np.arange(start, stop), **labels)
+        return LabelledCells(self.tokens, np.arange(start, stop), **labels)
 
     def learnt(self, head: Head = CELLS) -> LabelledCells:
         return self.cells(0, N_LEARNT, head)
@@ -86,7 +91,7 @@ class Task:
 
     def misleading(self) -> LabelledCells:
         """The cells to stop by under wrong labels: each pass that teaches something is a worse one."""
-        return LabelledCells(self.ids, self.lengths, np.arange(N_LEARNT, 60), of_cell=1 - self.sick[:, None])
+        return LabelledCells(self.tokens, np.arange(N_LEARNT, 60), of_cell=1 - self.sick[:, None])
 
     def make(self, head: Head = CELLS, *, seed: int = 0, frozen: int = 0, **config: Any) -> Classifier:
         model = make_classifier(self.model.weights, self.model.config | config, head, seed=seed, n_layers=3)

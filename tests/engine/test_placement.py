@@ -239,7 +239,7 @@ def labelled(toy, model):
     of_cell = np.stack([np.arange(len(toy.ids)) % 3, np.where(np.arange(len(toy.ids)) % 4, 1, -100)], axis=1)
     of_genes = model.head.of == "genes"
     labels = {"of_token": of_token} if of_genes else {"of_cell": of_cell}
-    cells = LabelledCells(toy.ids, toy.lengths, np.flatnonzero(toy.lengths), **labels)
+    cells = LabelledCells(toy.tokens, np.flatnonzero(toy.lengths), **labels)
     return Padded(toy.vocabulary, of_cells=not of_genes)([cells[at] for at in range(len(cells))])
 
 

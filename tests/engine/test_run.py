@@ -14,6 +14,7 @@ import pytest
 import zarr
 
 from gfx import _settings
+from gfx._core.encodings import Encodings
 from gfx._engine.run import Job, by_length, networks, run
 from gfx._engine.tasks import CellEmbedding
 from gfx._run_store import FORMAT, RunStore, RunStoreError
@@ -44,7 +45,7 @@ def job(name: str = "sums", task: Any = None, size: int = 3) -> Job:
     rng = np.random.default_rng(0)
     lengths = rng.integers(0, 9, N_CELLS).astype(np.int32)
     ids = np.where(np.arange(9) < lengths[:, None], rng.integers(1, 50, (N_CELLS, 9)), 0).astype(np.uint16)
-    return Job(name, task or RowSums(), ids, lengths, by_length(lengths, size))
+    return Job(name, task or RowSums(), Encodings.of(ids, lengths), by_length(lengths, size))
 
 
 def sums(jobs: list[Job], **chosen: Any) -> dict[str, np.ndarray]:
@@ -56,14 +57,14 @@ def sums(jobs: list[Job], **chosen: Any) -> dict[str, np.ndarray]:
 
 
 def expected(each: Job) -> np.ndarray:
-    return np.where(each.lengths > 0, each.ids.sum(axis=1, dtype=np.float64), np.nan)
+    return np.array([row.sum(dtype=np.float64) if len(row) else np.nan for row in each.tokens])
 
 
 def test_blocks_hold_each_cell_with_tokens_once_longest_first() -> None:
     each = job()
     rows = np.concatenate(each.blocks)
-    assert sorted(rows) == np.flatnonzero(each.lengths).tolist()
-    assert (np.diff(each.lengths[rows]) <= 0).all()
+    assert sorted(rows) == np.flatnonzero(each.tokens.lengths).tolist()
+    assert (np.diff(each.tokens.lengths[rows]) <= 0).all()
     block = each.cells(len(each.blocks) - 1)
     assert block.ids.shape[1] == block.lengths.max()
 
@@ -79,7 +80,7 @@ def test_jobs_run_one_after_the_other_in_the_order_of_their_blocks() -> None:
 
 def test_what_a_task_is_given_belongs_to_its_block() -> None:
     given = job()
-    given = Job("a", RowSums(), given.ids, given.lengths, given.blocks, lambda number: {"number": np.array([number])})
+    given = Job("a", RowSums(), given.tokens, given.blocks, lambda number: {"number": np.array([number])})
     assert [int(cells.given["number"][0]) for _, cells, _ in run([given], description="x")] == [
         *range(len(given.blocks))
     ]
@@ -120,7 +121,7 @@ def test_a_network_is_loaded_once_and_let_go(toy: Any, monkeypatch: pytest.Monke
     monkeypatch.setattr(module, "load_encoder", lambda *args, **chosen: loads.append(1) or original(*args, **chosen))
     network = module.Network(toy.model.weights, toy.model.config, 1, "float32")
     task = CellEmbedding(network, toy.vocabulary, "mean")
-    each = Job("vectors", task, toy.ids, toy.lengths, by_length(toy.lengths, 2))
+    each = Job("vectors", task, toy.tokens, by_length(toy.lengths, 2))
     with networks():
         for _ in range(2):
             assert all(np.isfinite(result["vectors"]).all() for _, _, result in run([each], description="x"))
@@ -141,7 +142,7 @@ def test_one_bar_counts_all_cells_batch_by_batch(toy: Any, monkeypatch: pytest.M
     monkeypatch.setattr(module, "tqdm", Bar)
     network = module.Network(toy.model.weights, toy.model.config, 1, "float32")
     blocks = by_length(toy.lengths, 10)
-    embedding = Job("vectors", CellEmbedding(network, toy.vocabulary, "mean"), toy.ids, toy.lengths, blocks)
+    embedding = Job("vectors", CellEmbedding(network, toy.vocabulary, "mean"), toy.tokens, blocks)
     with settings.override(batch_tokens=70, verbosity=2):
         n_cells = [len(cells) for _, cells, _ in run([embedding, job()], description="x")]
     assert len({bar for bar, _ in seen}) == 1
@@ -276,7 +277,7 @@ def test_workers_give_the_same_in_the_same_order(toy: Any, client: Any) -> None:
     from gfx._engine.run import Network
 
     task = CellEmbedding(Network(toy.model.weights, toy.model.config, 1, "float32"), toy.vocabulary, "mean")
-    each = Job("vectors", task, toy.ids, toy.lengths, by_length(toy.lengths, 2))
+    each = Job("vectors", task, toy.tokens, by_length(toy.lengths, 2))
     here = [(cells.number.tolist(), result["vectors"]) for _, cells, result in run([each], description="x")]
     with settings.override(client=client):
         there = [(cells.number.tolist(), result["vectors"]) for _, cells, result in run([each], description="x")]

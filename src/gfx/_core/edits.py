@@ -98,16 +98,14 @@ def find_places(rows: np.ndarray, genes: np.ndarray) -> np.ndarray:
     return out
 
 
-def can_be_perturbed(
-    ids: np.ndarray, lengths: np.ndarray, genes: np.ndarray, vocabulary: Vocabulary, operator: str
-) -> np.ndarray:
+def can_be_perturbed(places: np.ndarray, lengths: np.ndarray, vocabulary: Vocabulary, operator: str) -> np.ndarray:
     """Say in which cells a set of genes can be perturbed, bool `(n_cells,)`.
 
-    Inserting needs no presence; deleting and moving need all genes of the set; all need another gene to compare.
+    `places` are the positions of its genes, `(n_cells, n_genes)`, -1 where absent. Inserting needs no presence;
+    deleting and moving need all genes of the set; all need another gene to compare.
     """
-    places = find_places(ids, genes)
     n_others = lengths - vocabulary.n_specials - (places >= 0).sum(axis=1)
-    present = np.ones(len(ids), dtype=bool) if operator == "overexpress" else (places >= 0).all(axis=1)
+    present = np.ones(len(places), dtype=bool) if operator == "overexpress" else (places >= 0).all(axis=1)
     return present & (lengths > 0) & (n_others > 0)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from gfx._core.encodings import Encodings
     from gfx._core.vocabulary import Vocabulary
 
 #: Ranks that count as neighbouring: this many, or this share of the cell's genes if that is more.
@@ -24,8 +25,7 @@ PATIENCE = 10
 
 
 def draw_matched_sets(
-    ids: np.ndarray,
-    lengths: np.ndarray,
+    tokens: Encodings,
     genes: np.ndarray,
     cells: np.ndarray,
     vocabulary: Vocabulary,
@@ -36,7 +36,7 @@ def draw_matched_sets(
 ) -> dict[tuple[int, ...], np.ndarray]:
     """Draw rank-matched random sets: rows of the cells in which all genes of a set match, by the tokens of the set.
 
-    The set to match are tokens `(n_genes,)`, perturbed in some rows (`cells`) of `ids` `(n_obs, longest)`. A set is
+    The set to match are tokens `(n_genes,)`, perturbed in some `cells`. A set is
     drawn from a random cell, so those that fit many cells are drawn more often. Each is one replicate: a gene shifts
     cells in its own way, so the same gene is followed through its cells, and not another one drawn in each. A gene that
     a cell lacks is matched by genes that it lacks, too, and that are detected about as often. There are fewer sets than
@@ -44,8 +44,8 @@ def draw_matched_sets(
     """
     if len(cells) > MOST_CELLS:
         cells = np.sort(rng.choice(cells, MOST_CELLS, replace=False))
-    first, n = vocabulary.first_gene, lengths[cells] - vocabulary.n_specials
-    rows = ids[cells, first:].astype(np.int64)
+    first, n = vocabulary.first_gene, tokens.lengths[cells] - vocabulary.n_specials
+    rows = tokens.padded(cells)[:, first:].astype(np.int64)
     ranks = np.full((len(cells), len(vocabulary)), -1, dtype=np.int16)  # the longest input is 4,096 tokens
     np.put_along_axis(ranks, rows, np.arange(rows.shape[1], dtype=np.int16)[None], axis=1)
     ranks[:, vocabulary.is_special] = -1

@@ -107,29 +107,27 @@ class MaskedCells(Dataset):
 class LabelledCells(Dataset):
     """Cells with known classes of their genes or of themselves.
 
-    `ids` are tokens `(n_obs, longest)`, `lengths` `(n_obs,)`, and `cells` those to take, int `(n_cells,)`. Classes are
-    those of each token, int `(n_tokens,)`, or those of each cell in each task, int `(n_obs, n_tasks)`; -100 is none.
+    `rows` are the tokens of all cells, and `cells` those to take, int `(n_cells,)`. Classes are those of each token,
+    int `(n_tokens,)`, or those of each cell in each task, int `(n_obs, n_tasks)`; -100 is none.
     """
 
     def __init__(
         self,
-        ids: np.ndarray,
-        lengths: np.ndarray,
+        rows: TokenRows,
         cells: np.ndarray,
         *,
         of_token: np.ndarray | None = None,
         of_cell: np.ndarray | None = None,
     ) -> None:
-        self.ids, self.cells, self.lengths = ids, cells, lengths[cells]
+        self.rows, self.cells, self.lengths = rows, cells, rows.lengths[cells]
         self.of_token, self.of_cell = of_token, of_cell
 
     def __len__(self) -> int:
         return len(self.cells)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        number = index % len(self.cells)  # the index names the epoch, too, see SimilarLengths
-        cell = self.cells[number]
-        row = self.ids[cell, : self.lengths[number]].astype(np.int64)
+        cell = self.cells[index % len(self.cells)]  # the index names the epoch, too, see SimilarLengths
+        row = self.rows[cell].astype(np.int64)
         return {"input_ids": row, "labels": self.of_cell[cell] if self.of_token is None else self.of_token[row]}
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import BertModel
 
+    from gfx._core.encodings import Encodings
     from gfx._engine.classifier import Classifier
     from gfx._run_store import RunStore
 
@@ -142,8 +143,8 @@ class Job:
 
     Parameters
     ----------
-    ids, lengths
-        Tokens of all cells of the AnnData, `(n_obs, longest)`, which are not copied as a whole, and lengths.
+    tokens
+        Tokens of all cells of the AnnData.
     blocks
         Rows of the AnnData, block by block.
     given
@@ -154,8 +155,7 @@ class Job:
 
     name: str
     task: Task
-    ids: np.ndarray
-    lengths: np.ndarray
+    tokens: Encodings
     blocks: Sequence[np.ndarray]
     given: Callable[[int], Mapping[str, np.ndarray]] | None = None
     passes: Sequence[int] | None = None
@@ -163,9 +163,8 @@ class Job:
     def cells(self, number: int) -> CellBlock:
         """Take the cells of a block, no wider than they need."""
         rows = self.blocks[number]
-        lengths = self.lengths[rows]
-        ids = self.ids[rows, : int(lengths.max(initial=0))]
-        return CellBlock(rows, ids, lengths, {} if self.given is None else self.given(number))
+        given = {} if self.given is None else self.given(number)
+        return CellBlock(rows, self.tokens.padded(rows), self.tokens.lengths[rows], given)
 
     @property
     def n_cells(self) -> int:

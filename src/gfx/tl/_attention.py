@@ -85,7 +85,7 @@ def attention(
     lengths = cells.lengths(mask_obs)
     network = replace(cells.network(-1, attention="eager"), dtype="float32")
     task = Attention(network, cells.model.vocabulary)
-    job = Job("attention", task, cells.tokens.ids, lengths, by_length(lengths, CELLS_PER_SUM))
+    job = Job("attention", task, cells.tokens, by_length(lengths, CELLS_PER_SUM))
     results = (result for _, _, result in run([job], description="reading attention"))
     means = mean_attention(results, job.n_cells)
     n_layers, n_heads = means["entropy"].shape

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gfx import _log
+from gfx._core.batching import pieces
 from gfx._core.edits import ranks_of
 from gfx._core.statistics import correlate_with_baselines
 from gfx._tokens import CountsNotAtHandError, counts_by_token
-from gfx.tl._prepare import pieces
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -86,7 +86,7 @@ def _detection_and_rank(cells: Prepared, lengths: np.ndarray) -> tuple[np.ndarra
     vocabulary, n_tokens = cells.model.vocabulary, len(cells.model.vocabulary)
     n_cells, ranks = np.zeros(n_tokens, dtype=np.int64), np.zeros(n_tokens)
     for rows in pieces(np.flatnonzero(lengths > 0)):
-        ids = cells.tokens.ids[rows]
+        ids = cells.tokens.padded(rows)
         cell, place = np.nonzero((np.arange(ids.shape[1]) < lengths[rows][:, None]) & ~vocabulary.is_special[ids])
         rank = ranks_of(place[:, None], lengths[rows][cell], vocabulary)
         n_cells += np.bincount(ids[cell, place], minlength=n_tokens)

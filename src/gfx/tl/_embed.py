@@ -80,7 +80,7 @@ def embed(
     job = cells.embedding("cells", cells.network(hidden_layer), cells.pooling(pooling))
     params = cells.provenance(job.task.network) | {"hidden_layer": hidden_layer, "pooling": job.task.pooling}
     kept = None if store is None else open_store(store, "tl.embed", cells, params)
-    vectors = vectors_of(run([job], description="embedding", store=kept), len(job.lengths))["cells"]
+    vectors = vectors_of(run([job], description="embedding", store=kept), len(cells.tokens))["cells"]
     n_empty = int(np.isnan(vectors[:, 0]).sum())
     if n_empty:
         warnings.warn(

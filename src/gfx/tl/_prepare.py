@@ -139,10 +139,9 @@ class Prepared:
         from gfx._engine.run import CELLS_PER_BLOCK, Job, by_length
         from gfx._engine.tasks import CellEmbedding
 
-        tokens = self.tokens
         task = CellEmbedding(network, self.model.vocabulary, "cls" if pooling == "cls" else "mean")
-        blocks = by_length(tokens.lengths if lengths is None else lengths, CELLS_PER_BLOCK)
-        return Job(name, task, tokens.ids, tokens.lengths, blocks)
+        blocks = by_length(self.tokens.lengths if lengths is None else lengths, CELLS_PER_BLOCK)
+        return Job(name, task, self.tokens, blocks)
 
     def sums_of_genes(
         self, task: GeneEmbedding, lengths: np.ndarray, group: np.ndarray, *, description: str, store: RunStore | None
@@ -155,7 +154,7 @@ class Prepared:
         from gfx._engine.run import CELLS_PER_SUM, Job, by_length, run
 
         blocks = by_length(lengths, CELLS_PER_SUM)
-        job = Job("genes", task, self.tokens.ids, lengths, blocks, lambda number: {"group": group[blocks[number]]})
+        job = Job("genes", task, self.tokens, blocks, lambda number: {"group": group[blocks[number]]})
         results = (result for _, _, result in run([job], description=description, store=store))
         return sums_of_genes(results, task.n_groups * len(self.model.vocabulary))
 
@@ -218,7 +217,7 @@ def open_store(store: str | Path, function: str, cells: Prepared, depends: Mappi
         "device": choose_device().type,
         "batch_tokens": settings.batch_tokens,
         "cells": fingerprint(names),
-        "tokens": fingerprint(tokens.lengths, (tokens.ids[rows] for rows in pieces(np.arange(len(names))))),
+        "tokens": fingerprint(tokens.lengths, (tokens.padded(rows) for rows in pieces(np.arange(len(names))))),
     }
     return RunStore.open(store, manifest)
 

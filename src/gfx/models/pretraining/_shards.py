@@ -16,6 +16,7 @@ import numpy as np
 
 from gfx import _log
 from gfx._adata import match_genes
+from gfx._core.encodings import Encodings
 from gfx._core.ranking import rank_cells
 from gfx.models.pretraining._sources import each_source, raw_blocks
 
@@ -126,8 +127,7 @@ def _write_shard(path: Path, source: Source, vocabulary: Vocabulary, max_length:
             for encoded, lengths in blocks:
                 n_read += len(lengths)
                 kept = lengths[lengths >= fewest]
-                tokens = encoded[lengths >= fewest]
-                tokens = tokens[np.arange(tokens.shape[1]) < kept[:, None]]
+                tokens = Encodings.of(encoded[lengths >= fewest], kept).without_padding().values
                 all_lengths.update(kept.tobytes())
                 all_tokens.update(tokens.tobytes())
                 kept_lengths.append(kept.astype(np.int32))

@@ -196,7 +196,7 @@ def predict_cells(
     cells.slots.claim(head.tasks, reads=[("obs", mask_obs)])
     lengths = cells.lengths(mask_obs)
     task = CellClasses(replace(cells.network(-1), classifies=True), loaded.vocabulary)
-    job = Job("cells", task, cells.tokens.ids, lengths, by_length(lengths, CELLS_PER_BLOCK))
+    job = Job("cells", task, cells.tokens, by_length(lengths, CELLS_PER_BLOCK))
     (scores,) = vectors_of(run([job], description="classifying cells"), len(lengths)).values()
     cells.slots.write(
         f"classified {int((~np.isnan(scores[:, 0])).sum()):,} cells with {loaded.name!r}",

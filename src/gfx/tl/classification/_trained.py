@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from gfx import _log
+from gfx._core.manifest import fingerprint
 from gfx.models import FineTuning, load
 from gfx.models._plan import PLAN_FILE, keep_to_plan
 from gfx.models._registry import file_sha256
@@ -90,14 +91,14 @@ def keep_to_the_plan(
     """Refuse to go on in a folder with other cells, labels or settings; other versions are a warning."""
     from gfx._engine.trainer import HARMLESS
 
-    used = np.ascontiguousarray(units.prepared.tokens.ids[np.sort(units.rows)])
+    tokens, rows = units.prepared.tokens, np.sort(units.rows)
     training = method.training if isinstance(method, FineTuning) else {}
     parts = (units.where, np.ascontiguousarray(units.truth), units.donor)
     labels = b"".join(part.tobytes() for part in parts if part is not None)
     plan = {
         **params,
         "training": {key: value for key, value in training.items() if key not in HARMLESS},
-        "cells": hashlib.sha256(used.tobytes()).hexdigest(),
+        "cells": fingerprint(tokens.lengths[rows], (tokens[row] for row in rows)),
         "classes": units.tasks,
         "first": units.first,  # it decides the folds, and tasks are sorted by name
         "labels": hashlib.sha256(labels).hexdigest(),

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from gfx import _log
+from gfx._core.batching import pieces
 from gfx._core.folds import folds, validation_part
-from gfx.tl._prepare import pieces, vectors_of
+from gfx.tl._prepare import vectors_of
 from gfx.tl.classification._labels import check_classes_of_cells, find_cell_labels, find_donors, find_gene_labels
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from transformers import BertModel
 
@@ -27,6 +28,9 @@ NOTHING = -100
 
 #: Which states a linear head reads: those that embed cells.
 HIDDEN_LAYER = -2
+
+#: Cells that are padded together where this process scores them.
+CELLS_TOGETHER = 8192
 
 #: Folds of the training genes to choose the strength of a penalty by, or hyperparameters.
 INNER_FOLDS = 5
@@ -151,10 +155,10 @@ class Units:
         tokens = self.prepared.tokens
         if self.of == "genes":
             cells = self.rows[np.unique(self.cell[self.occurrences_of(units, split)])]
-            return LabelledCells(tokens.ids, tokens.lengths, cells, of_token=self._classes_of_tokens(units))
+            return LabelledCells(tokens, cells, of_token=self._classes_of_tokens(units))
         of_cell = np.full((len(tokens.lengths), len(self.tasks)), NOTHING, dtype=np.int64)
         of_cell[self.where] = self.truth
-        return LabelledCells(tokens.ids, tokens.lengths, self.where[units], of_cell=of_cell)
+        return LabelledCells(tokens, self.where[units], of_cell=of_cell)
 
     def _classes_of_tokens(self, units: np.ndarray) -> np.ndarray:
         """Class of each token, int64 `(n_tokens,)`, for some of the genes; -100 for all else."""
@@ -208,7 +212,7 @@ class Units:
                 return self._read_out(encoder, np.arange(len(self)), states, f"states of labelled genes{how}")
             lengths = self.prepared.lengths_of(self.where)
             task = CellEmbedding(network, self.prepared.model.vocabulary, self.pooling)
-            job = Job("states", task, self.prepared.tokens.ids, lengths, by_length(lengths, CELLS_PER_BLOCK))
+            job = Job("states", task, self.prepared.tokens, by_length(lengths, CELLS_PER_BLOCK))
             return vectors_of(run([job], description=f"embedding{how}"), len(lengths))["states"][self.where]
 
     def scores(self, classifier: Classifier, units: np.ndarray) -> np.ndarray:
@@ -217,15 +221,22 @@ class Units:
 
         if self.of == "genes":
             return self._read_out(classifier, units, probabilities, "scoring held-out genes")
-        prepared, rows = self.prepared, self.where[units]
-        return of_cells(classifier, prepared.tokens.ids, prepared.lengths_of(rows), prepared.model.vocabulary)[rows]
+        vocabulary = self.prepared.model.vocabulary
+        return np.concatenate([of_cells(classifier, *cells, vocabulary) for cells in self._padded(self.where[units])])
 
     def _read_out(self, model: Classifier | BertModel, genes: np.ndarray, forward: Any, description: str) -> np.ndarray:
         from gfx._engine.class_scores import of_occurrences
 
-        lengths = self.prepared.lengths_of(self.rows[np.unique(self.cell[self.occurrences_of(genes)])])
+        rows = np.sort(self.rows[np.unique(self.cell[self.occurrences_of(genes)])])
         wanted = self._classes_of_tokens(genes) >= 0
-        return of_occurrences(model, self.prepared.tokens.ids, lengths, wanted, forward, description=description)[2]
+        return np.concatenate(
+            [of_occurrences(model, *cells, wanted, forward, description=description)[2] for cells in self._padded(rows)]
+        )
+
+    def _padded(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Tokens and lengths of some cells, so many at a time that they fit into memory and fill batches."""
+        tokens = self.prepared.tokens
+        return ((tokens.padded(some), tokens.lengths[some]) for some in pieces(rows, CELLS_TOGETHER))
 
 
 def inner_folds(truth: np.ndarray, seed: int) -> np.ndarray:
@@ -288,7 +299,7 @@ def _occurrences(prepared: Prepared, given: np.ndarray, rows: np.ndarray) -> tup
     """Find every occurrence of labelled genes in some cells: the row of the cell, and the token."""
     cells, tokens = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
     for some in pieces(np.sort(rows)):
-        ids = prepared.tokens.ids[some]
+        ids = prepared.tokens.padded(some)
         is_token = np.arange(ids.shape[1]) < prepared.tokens.lengths[some][:, None]
         number, rank = np.nonzero(is_token & (given[ids] >= 0))
         cells.append(some[number])

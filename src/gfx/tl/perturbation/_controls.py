@@ -51,8 +51,7 @@ def random_set_runs(
     for genes, rows in zip(sets, cells_of, strict=True):
         n, n_cells = (n_sets, CELLS_PER_SET[1]) if n_sets is not None else _affordable(genes, rows, len(sets))
         drawn = draw_matched_sets(
-            tokens.ids,
-            tokens.lengths,
+            tokens,
             genes,
             rows,
             vocabulary,
@@ -110,7 +109,7 @@ def _genes_of_all_ranks(experiment: Experiment, rng: np.random.Generator) -> tup
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     cell = rng.choice(usable, N_RANK_SAMPLE)
     place = vocabulary.first_gene + rng.integers(n_genes[cell])
-    return cell, tokens.ids[cell, place].astype(np.int64)
+    return cell, tokens.values[tokens.begins[cell] + place].astype(np.int64)
 
 
 def compare_networks(

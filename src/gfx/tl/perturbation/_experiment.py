@@ -118,8 +118,8 @@ class Experiment:
 
     def where(self, genes: np.ndarray) -> np.ndarray:
         """Rows of the cells in which a set of genes can be perturbed."""
-        vocabulary = self.cells.model.vocabulary
-        return np.flatnonzero(can_be_perturbed(self.cells.tokens.ids, self.lengths, genes, vocabulary, self.operator))
+        places = self.cells.tokens.places(genes)
+        return np.flatnonzero(can_be_perturbed(places, self.lengths, self.cells.model.vocabulary, self.operator))
 
     def runs(
         self,
@@ -185,7 +185,7 @@ class Experiment:
         what = (self.cells.model.vocabulary, self.operator, self.positions, self.pooling)
         task = Perturbation(network or self.network, *what, sets, goals, split=split, keep_vectors=keep_vectors)
         passes = [len(run) + int((run < len(runs)).sum()) * (task.passes_of_run - 1) for run in runs_of]
-        return Job(name, task, tokens.ids, tokens.lengths, blocks, given, passes)
+        return Job(name, task, tokens, blocks, given, passes)
 
 
 def embed_states(

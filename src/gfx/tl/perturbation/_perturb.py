@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from gfx._adata import obs_column
-from gfx._core.edits import find_places
+from gfx._core.batching import pieces
 from gfx._core.manifest import fingerprint
 from gfx._core.seeds import check_seed, check_whole
 from gfx._core.statistics import moments
@@ -130,8 +130,10 @@ def _donors(cells: Prepared, donor_key: str) -> np.ndarray:
 def _find_sets(genes: Genes, cells: Prepared, lengths: np.ndarray) -> GeneSets:
     """Find the sets of genes; one that leaves no other gene in what the model reads is refused."""
     vocabulary = cells.model.vocabulary
-    detected = np.setdiff1d(cells.tokens.ids[lengths > 0], np.flatnonzero(vocabulary.is_special)).astype(np.int64)
-    sets = find_gene_sets(genes, vocabulary, detected)
+    is_detected = np.zeros(len(vocabulary), dtype=bool)
+    for rows in pieces(np.flatnonzero(lengths > 0)):
+        is_detected[cells.tokens.padded(rows)] = True
+    sets = find_gene_sets(genes, vocabulary, np.flatnonzero(is_detected & ~vocabulary.is_special))
     room, largest = cells.model.max_length - vocabulary.n_specials, max(map(len, sets.tokens))
     if largest >= room:
         msg = f"A set of {largest} genes leaves no other to compare: {cells.model.name!r} reads {room} genes a cell."
@@ -200,7 +202,7 @@ def _centroids_without_genes(
     in_a_state = np.where(states.group >= 0, tokens.lengths, 0)
     rows_of = []
     for genes in sets.tokens:  # cells that have some genes of a set lose these
-        n_present = (find_places(tokens.ids, genes) >= 0).sum(axis=1)
+        n_present = (tokens.places(genes) >= 0).sum(axis=1)
         rows_of.append(np.flatnonzero((n_present > 0) & (in_a_state - vocabulary.n_specials > n_present)))
     runs = experiment.runs(sets.tokens, rows_of)
     deletion = replace(experiment, operator="delete", new_ranks=None)

@@ -41,7 +41,7 @@ def rank_finder(cells: Prepared, unit: str, change: float) -> NewRanks:
     tokens, vocabulary = cells.tokens, cells.model.vocabulary
 
     def by_quartiles(cell: np.ndarray, genes: np.ndarray) -> np.ndarray:
-        return quartile_ranks(find_places(tokens.ids[cell], genes), tokens.lengths[cell], change, vocabulary)
+        return quartile_ranks(find_places(tokens.padded(cell), genes), tokens.lengths[cell], change, vocabulary)
 
     return by_quartiles
 

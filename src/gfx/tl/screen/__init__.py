@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
+from gfx._core.batching import pieces
 from gfx._core.manifest import fingerprint
 from gfx._core.screening import wanted_places
 from gfx._core.seeds import check_seed, check_whole
@@ -16,7 +17,7 @@ from gfx._docs import shared
 from gfx._results import mask_name
 from gfx.tl._baselines import find_baselines
 from gfx.tl._gene_sets import find_gene_sets
-from gfx.tl._prepare import check_choice, check_controls, groups, open_store, pieces, prepare
+from gfx.tl._prepare import check_choice, check_controls, groups, open_store, prepare
 from gfx.tl._states import find_states
 from gfx.tl.perturbation._experiment import embed_states
 from gfx.tl.screen import _run
@@ -248,7 +249,7 @@ def screen_genes(
             pooling="mean" if task.pooling == "genes" else task.pooling,
         )
     plan = Plan(
-        ids=cells.tokens.ids,
+        tokens=cells.tokens,
         lengths=_screened(lengths, cells, task.genes),
         tasks=tasks,
         measures=["shift"] if states is None else ["shift", "toward"],
@@ -327,9 +328,10 @@ def _genes(genes: Iterable[str] | EllipsisType | None, cells: Prepared) -> np.nd
 
 def _screened(lengths: np.ndarray, cells: Prepared, genes: np.ndarray) -> np.ndarray:
     """Lengths of the cells that have any of the genes and another one, 0 for all others, int `(n_obs,)`."""
-    ids, screened = cells.tokens.ids, np.zeros(len(lengths), dtype=bool)
+    screened = np.zeros(len(lengths), dtype=bool)
     for rows in pieces(np.flatnonzero(lengths > 0)):
-        screened[rows] = wanted_places(ids[rows], lengths[rows], genes, cells.model.vocabulary).any(axis=1)
+        ids = cells.tokens.padded(rows)
+        screened[rows] = wanted_places(ids, lengths[rows], genes, cells.model.vocabulary).any(axis=1)
     if not screened.any():
         msg = "No cell that is screened has any of the genes and another one beside it."
         raise ValueError(msg)

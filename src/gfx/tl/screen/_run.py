@@ -25,6 +25,7 @@ from gfx.tl._baselines import CONTROL_COLUMNS, compare_with_baselines
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from gfx._core.encodings import Encodings
     from gfx._engine.run import Job, Result
     from gfx._engine.tasks import Screen
     from gfx._run_store import RunStore
@@ -51,8 +52,8 @@ MODEL, RANDOM = "model", "random_weights"
 class Plan:
     """What is screened: tasks by network, the model and one with random weights; ``"shift"`` and ``"toward"``."""
 
-    ids: np.ndarray  # tokens of all cells, (n_obs, longest)
-    lengths: np.ndarray  # and how many, 0 for cells that are not screened
+    tokens: Encodings
+    lengths: np.ndarray  # numbers of tokens, 0 for cells that are not screened
     tasks: dict[str, Screen]
     measures: Sequence[str]
     group: np.ndarray  # of each cell of the AnnData, -1 for none
@@ -92,7 +93,7 @@ class Plan:
     def job(self, name: str, task: Screen, rows: np.ndarray, size: int) -> Job:
         from gfx._engine.run import Job
 
-        return Job(name, task, self.ids, self.lengths, pieces(rows, size))
+        return Job(name, task, self.tokens, pieces(rows, size))
 
     def exact_job(self, name: str, tokens_of: Mapping[int, np.ndarray]) -> Job:
         """Delete the given tokens of the given cells, exactly."""
@@ -107,7 +108,7 @@ class Plan:
 
     def places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tokens of some cells, and which of them are deleted, both `(n_cells, longest)`."""
-        ids, task = self.ids[rows, : int(self.lengths[rows].max())], self.tasks[MODEL]
+        ids, task = self.tokens.padded(rows), self.tasks[MODEL]
         return ids, wanted_places(ids, self.lengths[rows], task.genes, task.vocabulary)
 
 
