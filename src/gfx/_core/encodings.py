@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Encodings:
             row[: self.lengths[cell]] = self[cell]
         return out
 
-    def places(self, genes: Iterable[int]) -> np.ndarray:
+    def places(self, genes: Sequence[int]) -> np.ndarray:
         """Find the position of each gene in every cell, int64 `(n_cells, n_genes)`; -1 where it is absent."""
         out = np.full((len(self), len(genes)), -1, dtype=np.int64)
         for of_gene, gene in zip(out.T, genes, strict=True):
