@@ -19,7 +19,7 @@ from gfx._core.edits import pad_sets, ranks_of
 from gfx._engine.blocks import blocks_of, embed
 from gfx._engine.device import batch_tokens, halving
 from gfx._engine.edited import find_positions
-from gfx._engine.forward import put_cells
+from gfx._engine.forward import batch_listener, put_cells
 from gfx._engine.perturb import unknown_effects
 from gfx._engine.pooling import Pooling, special_tokens
 
@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 
 #: A pass that derivatives are taken of keeps what every block computes: so many times fewer tokens at once.
 _KEPT = 8
+
+
+def n_passes(n_probes: int, n_goals: int) -> int:
+    """Count the passes that estimates take in a cell, where a backward pass counts as two."""
+    return 1 + 2 * (n_probes + n_goals)
 
 
 def estimate_deletions(
@@ -57,7 +62,7 @@ def estimate_deletions(
     along random directions, orthogonal to the vector and to each other; with as many as there are, exactly, with fewer
     without bias. Where `<cls>` is compared in the embedding, no gene has an effect, and all estimates are 0.
 
-    Cost: one pass forward, one backward for each state and each direction.
+    Cost: one pass forward, one backward for each state and each direction, see :func:`n_passes`.
 
     Parameters
     ----------
@@ -96,7 +101,9 @@ def estimate_deletions(
         return find_positions(torch.where(valid, tokens, vocabulary.pad), special), *slopes
 
     genes = pad_sets(edits.sets)[:, 0]
+    listener = batch_listener.get() or (lambda _n: None)
     for rows, (table, turned, toward) in halving(batches, run):
+        listener(n_passes(n_probes, n_states) * len(rows))
         numbers, row = edits.of_cells(rows)
         cell = torch.from_numpy(row).to(device)
         position = table[cell, torch.from_numpy(genes[edits.which[numbers]]).to(device)].long()

@@ -277,7 +277,9 @@ def screen_genes(
             goals, axis = _goals(plan, cells, states, store, rng)
             plan = plan.toward(goals)
         check_rng = np.random.default_rng(_seed(rng, _CHECK))
-        sums, of_checked = _run.run_screen(plan, store, check_rng.permutation(plan.number)[: plan.n_checked])
+        jobs = _run.make_jobs(plan)
+        cells.announce(sum(job.n_passes() for job in jobs), task.network)
+        sums, of_checked = _run.run_screen(plan, jobs, store, check_rng.permutation(plan.number)[: plan.n_checked])
         if not is_exact:
             agreement = _run.check_estimates(plan, of_checked, store, check_rng)
             exact = _run.run_candidates(plan, sums, store, np.random.default_rng(_seed(rng, _CANDIDATES)))

@@ -82,8 +82,13 @@ class Plan:
 
         Both together take half of the passes of the estimates, within bounds; a backward pass counts as two.
         """
-        per_cell = 1 + 2 * (self.tasks[MODEL].n_probes + self.measures.count("toward"))
-        return int(np.clip(len(self.number) * per_cell // 2, *PASSES_OF_CHECKS)) // 2
+        return int(np.clip(len(self.number) * self.passes_per_cell(MODEL) // 2, *PASSES_OF_CHECKS)) // 2
+
+    def passes_per_cell(self, name: str) -> int:
+        """Count the passes of estimates, as :func:`gfx._engine.first_order.n_passes` does."""
+        from gfx._engine.first_order import n_passes
+
+        return n_passes(self.tasks[name].n_probes, self.measures.count("toward"))
 
     @property
     def n_checked(self) -> int:
@@ -112,7 +117,19 @@ class Plan:
         return ids, wanted_places(ids, self.lengths[rows], task.genes, task.vocabulary)
 
 
-def run_screen(plan: Plan, store: RunStore | None, checked: np.ndarray) -> tuple[GeneSums, dict[int, Result]]:
+def make_jobs(plan: Plan) -> list[Job]:
+    """Make the jobs that screen all cells with all networks."""
+    jobs = [plan.job(name, task, plan.number, plan.cells_per_block) for name, task in plan.tasks.items()]
+
+    def passes(job: Job, rows: np.ndarray) -> int:
+        return int(plan.places(rows)[1].sum()) if job.task.is_exact else len(rows) * plan.passes_per_cell(job.name)
+
+    return [replace(job, passes=[passes(job, rows) for rows in job.blocks]) for job in jobs]
+
+
+def run_screen(
+    plan: Plan, jobs: Sequence[Job], store: RunStore | None, checked: np.ndarray
+) -> tuple[GeneSums, dict[int, Result]]:
     """Screen all cells with all networks, in order.
 
     Returns sums, of which group 0 is all cells and the groups of the plan follow, and the runs of the model in each of
@@ -122,7 +139,6 @@ def run_screen(plan: Plan, store: RunStore | None, checked: np.ndarray) -> tuple
 
     n_tokens = len(plan.tasks[MODEL].vocabulary)
     sums, of_checked = GeneSums(n_tokens, 1 + plan.n_groups), {}
-    jobs = [plan.job(name, task, plan.number, plan.cells_per_block) for name, task in plan.tasks.items()]
     for job, cells, runs in run(jobs, description="screening", store=store):
         measured = {"rank": runs["rank"]} if job.name == MODEL else {}
         for measure in plan.measures_of(job.name):
