@@ -1,8 +1,10 @@
-"""Cell embedding against a naive loop, in one run: `python benchmarks/bench_embed.py [--model NAME] [--cells N]`.
+"""Cell embedding compared with a naive loop, in one run: `python benchmarks/bench_embed.py [--cells N]`.
 
 The naive loop is what most scripts do: the masked-LM model with its head, float32, all hidden states kept, batches of
 cells in the order they come, padded to the longest of the batch. Prints JSON: cells per second of both, their ratio,
-how far the vectors are apart, and the peak memory of each (each measured in a process of its own).
+how far the vectors are apart, and the peak memory of each (each measured in a process of its own), for cells of uneven
+lengths; and for cells of equal lengths the ratio, and the share of the measured peak of matrix products that the
+products of the network reach in float32, products that give `<cls>` alone left out.
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ import gfx
 
 BATCH = 32
 V1_TOKENS = 25_426
+LENGTHS = (128, 512, 1024, 2048)
+#: Tokens of the cells of equal length that each contender embeds.
+N_TOKENS = {"naive": 1 << 15, "gfx-float32": 1 << 17}
 SHAPES = {
     # V1-10M's shape with random weights; `mini` is read from the package.
     "V1-shape": {
@@ -37,11 +42,14 @@ SHAPES = {
 }
 
 
-def make_cells(n_cells: int, vocabulary: gfx.models.Model, seed: int = 0) -> ad.AnnData:
-    """Counts with as uneven numbers of detected genes as tissues have: log-normal around 700."""
+def make_cells(n_cells: int, vocabulary: gfx.models.Model, seed: int = 0, *, length: int | None = None) -> ad.AnnData:
+    """Counts of cells of so many tokens, or with as uneven numbers of genes as tissues have: log-normal around 700."""
     rng = np.random.default_rng(seed)
     n_genes = vocabulary.n_genes
-    detected = np.clip(rng.lognormal(np.log(700), 0.5, n_cells), 100, 4000).astype(int)
+    if length is None:
+        detected = np.clip(rng.lognormal(np.log(700), 0.5, n_cells), 100, 4000).astype(int)
+    else:
+        detected = np.full(n_cells, length - vocabulary.n_specials)
     columns = np.concatenate([rng.choice(n_genes, n, replace=False) for n in detected])
     counts = rng.geometric(0.5, len(columns)).astype(np.float32)
     x = sparse.csr_matrix((counts, columns, np.concatenate([[0], np.cumsum(detected)])), shape=(n_cells, n_genes))
@@ -92,10 +100,33 @@ def naive(folder: Path, ids: np.ndarray, lengths: np.ndarray, *, cls: bool) -> n
     return np.concatenate(out)
 
 
-def measure(which: str, name: str, n_cells: int, result: Path) -> None:
+def matmul_peak(dtype: object) -> float:
+    """Giga operations per second in the best of some large products of matrices."""
+    import torch
+
+    best = 0.0
+    for rows, inner, columns in ((2048, 2048, 2048), (8192, 1024, 1024), (16384, 256, 768)):
+        a, b = torch.randn(rows, inner).to(dtype), torch.randn(inner, columns).to(dtype)
+        a @ b
+        for _ in range(5):
+            start = time.perf_counter()
+            a @ b
+            best = max(best, 2e-9 * rows * inner * columns / (time.perf_counter() - start))
+    return best
+
+
+def layer_gflop(config: dict[str, int], length: int) -> float:
+    """Products of matrices in one layer, for a cell of so many tokens."""
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    return 1e-9 * (2 * length * width * (4 * width + 2 * inner) + 4 * length**2 * width)
+
+
+def measure(which: str, name: str, n_cells: int, result: Path, length: int | None) -> None:
     """Run one contender in this process."""
+    import torch
+
     model = gfx.models.load(Path(name))
-    adata = make_cells(n_cells, model.vocabulary)
+    adata = make_cells(n_cells, model.vocabulary, length=length)
     gfx.pp.tokenize(adata, model=model)
     ids, lengths = adata.obsm["gfx_tokens"], adata.obs["gfx_tokens_n"].to_numpy()
     gfx.settings.dtype = None if which == "naive" else which.removeprefix("gfx-")
@@ -110,19 +141,40 @@ def measure(which: str, name: str, n_cells: int, result: Path) -> None:
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     np.save(result, vectors)
-    print(json.dumps({"seconds": seconds, "peak_mb": peak / 1024, "before_mb": before / 1024}))
+    told = {"seconds": seconds, "peak_mb": peak / 1024, "before_mb": before / 1024}
+    if length is not None and which != "naive":
+        # Of the layers up to the one before the last, the last gives `<cls>` alone.
+        gflops = layer_gflop(model.config, length) * (model.n_layers - 2) * n_cells / seconds
+        told["share_of_peak"] = gflops / matmul_peak(torch.float32)
+    print(json.dumps(told))
+
+
+def run_alone(which: str, folder: Path, n_cells: int, result: Path, length: int | None = None) -> dict[str, float]:
+    call = [sys.executable, __file__, "--measure", which, "--folder", str(folder), "--cells", str(n_cells)]
+    call += ["--result", str(result), *([] if length is None else ["--length", str(length)])]
+    out = subprocess.run(call, check=True, capture_output=True, text=True, env=os.environ | {"GFX_VERBOSITY": "1"})
+    return json.loads(out.stdout.strip().splitlines()[-1])
+
+
+def compare_by_length(folder: Path, result: Path) -> dict[int, dict[str, float]]:
+    """Cells of equal length."""
+    report = {}
+    for length in LENGTHS:
+        runs = {which: run_alone(which, folder, n // length, result, length) for which, n in N_TOKENS.items()}
+        speed = {which: N_TOKENS[which] / length / run["seconds"] for which, run in runs.items()}
+        report[length] = {
+            "cells_per_second": round(speed["gfx-float32"], 1),
+            "times_naive": round(speed["gfx-float32"] / speed["naive"], 2),
+            "share_of_peak": round(runs["gfx-float32"]["share_of_peak"], 2),
+        }
+    return report
 
 
 def compare(name: str, folder: Path, n_cells: int) -> dict[str, object]:
     runs, vectors = {}, {}
     for which in ("naive", "gfx-float32", "gfx-bfloat16"):
         result = folder / f"{name}-{which}.npy"
-        call = [sys.executable, __file__, "--measure", which, "--folder", str(folder / name), "--cells", str(n_cells)]
-        environment = os.environ | {"GFX_VERBOSITY": "1"}
-        out = subprocess.run(
-            [*call, "--result", str(result)], check=True, capture_output=True, text=True, env=environment
-        )
-        runs[which] = json.loads(out.stdout.strip().splitlines()[-1])
+        runs[which] = run_alone(which, folder / name, n_cells, result)
         vectors[which] = np.load(result)
     reference = vectors["naive"]
 
@@ -138,6 +190,7 @@ def compare(name: str, folder: Path, n_cells: int) -> dict[str, object]:
             "peak_mb": round(run["peak_mb"]),
             "largest_cosine_gap_to_naive": cosine_gap(vectors[which]),
         }
+    report["by_length"] = compare_by_length(folder / name, folder / "x.npy")
     return report
 
 
@@ -147,9 +200,10 @@ def main() -> None:
     parser.add_argument("--measure")
     parser.add_argument("--folder")
     parser.add_argument("--result", type=Path)
+    parser.add_argument("--length", type=int)
     given = parser.parse_args()
     if given.measure:
-        measure(given.measure, given.folder, given.cells, given.result)
+        measure(given.measure, given.folder, given.cells, given.result, given.length)
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

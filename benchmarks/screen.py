@@ -33,7 +33,7 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pandas as pd
-from bench_embed import SHAPES, random_model
+from bench_embed import SHAPES, matmul_peak, random_model
 from scipy.stats import spearmanr
 
 import gfx
@@ -203,21 +203,6 @@ def measure(which: str, folder: Path, length: int, n_cells: int, result: Path) -
         told["gflops"] = deletion_gflop(model.config, length - 1, how, positions) * told["deletions"] / told["seconds"]
         told["share_of_peak"] = told["gflops"] / told["matmul_peak_gflops"]
     print(json.dumps(told))
-
-
-def matmul_peak(dtype: object) -> float:
-    """Giga operations per second in the best of some large products of matrices."""
-    import torch
-
-    best = 0.0
-    for rows, inner, columns in ((2048, 2048, 2048), (8192, 1024, 1024), (16384, 256, 768)):
-        a, b = torch.randn(rows, inner).to(dtype), torch.randn(inner, columns).to(dtype)
-        a @ b
-        for _ in range(5):
-            start = time.perf_counter()
-            a @ b
-            best = max(best, 2e-9 * rows * inner * columns / (time.perf_counter() - start))
-    return best
 
 
 def deletion_gflop(config: dict[str, int], length: int, how: str, positions: str) -> float:

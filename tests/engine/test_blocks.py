@@ -22,6 +22,23 @@ def test_blocks_are_the_encoder(toy):
     torch.testing.assert_close(first, expected[:, :1])
 
 
+def test_frozen_encoders_are_taken_apart_once(toy):
+    """In whatever mode that is; those that are trained, each time."""
+    encoder = toy.encoder()
+    with torch.inference_mode():
+        blocks = blocks_of(encoder)
+    assert blocks_of(encoder) is blocks
+    hidden = torch.randn(1, 5, encoder.config.hidden_size, requires_grad=True)
+    blocks[0].run(hidden).sum().backward()
+    assert hidden.grad is not None
+    trained = toy.encoder().requires_grad_(requires_grad=True)
+    before = blocks_of(trained)[0].weight
+    with torch.no_grad():
+        trained.encoder.layer[0].attention.self.key.weight.zero_()
+    assert not torch.equal(blocks_of(trained)[0].weight, before)
+    assert not before.requires_grad
+
+
 @pytest.mark.parametrize(("scale", "error"), [(0.3, 0.01), (1.0, 0.03), (30.0, np.inf)])
 def test_attention_in_the_cache_is_attention(scale, error):
     """In bfloat16 on a CPU; with scores in the thousands, which must not overflow, the largest still decides."""

@@ -194,12 +194,12 @@ def test_other_errors_pass_and_are_not_tried_again(toy):
     encoder = toy.encoder()
     calls = []
 
-    def check(_module, _inputs, kwargs):
-        calls.append(kwargs)
+    def check(_module, inputs):
+        calls.append(inputs)
         msg = "expected scalar type Float"
         raise RuntimeError(msg)
 
-    encoder.register_forward_pre_hook(check, with_kwargs=True)
+    encoder.encoder.layer[0].intermediate.dense.register_forward_pre_hook(check)
     with pytest.raises(RuntimeError, match="expected scalar type"):
         embed_cells(encoder, toy.ids, toy.lengths, toy.vocabulary, how="mean")
     assert len(calls) == 1
@@ -221,6 +221,20 @@ def test_halving_keeps_the_order_and_tells_once(capsys):
     assert capsys.readouterr().out == "out of memory with 7 cells at a time: halving\n"
 
 
+def test_halving_keeps_the_order_among_workers(threads):
+    threads(2)
+
+    def run(batch):
+        if len(batch) > 2:
+            raise_out_of_memory()
+        return batch.sum()
+
+    with workers(2) as mapped:
+        pairs = list(halving([np.arange(7), np.arange(7, 9), np.arange(9, 14)], run, mapped))
+    assert np.concatenate([batch for batch, _ in pairs]).tolist() == list(range(14))
+    assert all(batch.sum() == total for batch, total in pairs)
+
+
 @pytest.mark.parametrize(("n", "each"), [(1, 4), (2, 2), (3, 1), (4, 1)])
 def test_workers_share_the_threads_and_give_them_back(threads, n, each):
     threads(4)
@@ -232,6 +246,17 @@ def test_workers_share_the_threads_and_give_them_back(threads, n, each):
         found = list(mapped(square, list(range(20))))
     assert found == [(x * x, each) for x in range(20)]
     assert torch.get_num_threads() == 4
+
+
+def test_workers_begin_few_batches_before_results_are_taken(threads):
+    """Results of many batches would not fit in memory together."""
+    threads(2)
+    begun = []
+    with workers(2) as mapped:
+        results = mapped(begun.append, range(100))
+        for n_taken, _ in enumerate(results):
+            assert len(begun) <= n_taken + 4
+    assert sorted(begun) == list(range(100))
 
 
 def test_a_failing_worker_stops_the_others_and_gives_the_threads_back(threads):

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from gfx import settings
+from gfx._engine import blocks, device
+from gfx._engine.blocks import attend
 from gfx._engine.forward import run_cells
 from gfx._engine.pooling import embed_cells, mean_genes, sum_genes, sums_of_genes
 
@@ -157,13 +159,34 @@ def test_batches_hold_each_cell_once_without_needless_padding(toy):
     assert sorted(rows) == np.flatnonzero(toy.lengths).tolist()
 
 
-def test_a_forward_pass_needs_no_gradient_and_no_mask_where_nothing_is_padded(toy):
+def test_a_forward_pass_needs_no_gradient_and_no_mask_where_nothing_is_padded(toy, monkeypatch):
     encoder, masks = toy.encoder(), []
-    encoder.register_forward_pre_hook(lambda _m, _i, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True)
+
+    def watched(projected, **how):
+        masks.append(how["valid"])
+        return attend(projected, **how)
+
+    monkeypatch.setattr(blocks, "attend", watched)
     with settings.override(batch_tokens=1):
         batches = list(run_cells(encoder, toy.ids, toy.lengths))
     assert not any(batch.output.requires_grad for batch in batches)
-    assert masks == [None] * len(batches)
+    assert masks == [None] * len(batches) * toy.model.n_layers
+
+
+def test_workers_change_nothing(toy, threads, monkeypatch):
+    """Batches that several threads run at a time come in order, without gradients."""
+    encoder, group = toy.encoder(), np.arange(len(toy.ids)) % 2
+    expected = both(toy, encoder), *embed_genes(encoder, toy.ids, toy.lengths, toy.vocabulary, group=group, n_groups=2)
+    monkeypatch.setattr(device, "_MIXED_TOKENS", 70)
+    threads(3)
+    found = both(toy, encoder), *embed_genes(encoder, toy.ids, toy.lengths, toy.vocabulary, group=group, n_groups=2)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    batches = list(run_cells(encoder, toy.ids, toy.lengths))
+    assert len(batches) > 4
+    assert not any(batch.output.requires_grad for batch in batches)
+    longest = [toy.lengths[batch.rows].max() for batch in batches]
+    assert longest == sorted(longest, reverse=True)
 
 
 def test_a_large_vocabulary_has_wide_tokens(toy):

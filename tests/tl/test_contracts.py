@@ -785,8 +785,7 @@ def test_failing_halfway_writes_nothing(tool, cells, toy_model, slots, monkeypat
 
     from gfx._engine.blocks import Block
 
-    by_block = {"delete_genes", "overexpress_genes", "shift_genes", "screen_genes"}
-    runner, name = (Block, "run") if tool.function in by_block else (BertModel, "forward")
+    runner, name = (BertModel, "forward") if tool.function == "attention" else (Block, "finish")
     forward, n_calls = getattr(runner, name), []
 
     def until_the_fifth(self, *args, **kwargs):

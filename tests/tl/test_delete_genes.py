@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
-from transformers import BertModel
 
 import gfx
 
@@ -344,7 +343,9 @@ def test_arguments_that_cannot_be(cells, toy_model, slots, wrong):
 
 def test_the_model_gives_up_at_the_very_end(cells, toy_model, slots, monkeypatch):
     """When all effects are there, and random genes are run."""
-    forward, calls = BertModel.forward, []
+    from gfx._engine.blocks import Block
+
+    forward, calls = Block.finish, []
 
     def counted(self, *args, **kwargs):
         calls.append(1)
@@ -353,7 +354,7 @@ def test_the_model_gives_up_at_the_very_end(cells, toy_model, slots, monkeypatch
             raise RuntimeError(msg)
         return forward(self, *args, **kwargs)
 
-    monkeypatch.setattr(BertModel, "forward", counted)
+    monkeypatch.setattr(Block, "finish", counted)
     arguments = {"model": toy_model, "n_random": 3, **WITH_STATES}
     last = None
     gfx.tl.delete_genes(cells, GENE, copy=True, **arguments)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from gfx._engine.device import sum_dtype
-from gfx._engine.forward import run_cells, states
+from gfx._engine.forward import run_cells
 from gfx._engine.pooling import special_tokens
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def attend(encoder: BertModel, tokens: torch.Tensor, valid: torch.Tensor) -> tup
 
     hooks = [layer.attention.self.register_forward_hook(collect) for layer in encoder.encoder.layer]
     try:
-        states(encoder, tokens, valid)
+        encoder(input_ids=tokens, attention_mask=None if bool(valid.all()) else valid.long())
     finally:
         for hook in hooks:
             hook.remove()

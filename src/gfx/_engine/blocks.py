@@ -7,7 +7,9 @@ in part, and attention that stays in a CPU's cache.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -81,15 +83,27 @@ class Block:
         return self.finish(hidden[:, :1], attended[:, None])
 
 
+#: Blocks of encoders whose weights are frozen; and threads of one process put them together once.
+_blocks: WeakKeyDictionary[BertModel, list[Block]] = WeakKeyDictionary()
+_ONE_AT_A_TIME = Lock()
+
+
 def blocks_of(encoder: BertModel) -> list[Block]:
-    """Take an encoder apart."""
-    blocks = []
-    for layer in encoder.encoder.layer:
-        parts = [layer.attention.self.query, layer.attention.self.key, layer.attention.self.value]
-        blocks.append(
-            Block(layer, torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts]))
-        )
-    return blocks
+    """Take an encoder apart: once, if its weights are frozen."""
+    with _ONE_AT_A_TIME:
+        blocks = _blocks.get(encoder)
+        if blocks is None:
+            blocks = [_block_of(layer) for layer in encoder.encoder.layer]
+            if not any(parameter.requires_grad for parameter in encoder.parameters()):
+                _blocks[encoder] = blocks
+        return blocks
+
+
+@torch.inference_mode(mode=False)  # first order takes derivatives with the same blocks
+@torch.no_grad()
+def _block_of(layer: BertLayer) -> Block:
+    parts = [layer.attention.self.query, layer.attention.self.key, layer.attention.self.value]
+    return Block(layer, torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts]))
 
 
 def embed(encoder: BertModel, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from gfx._engine.device import sum_dtype
-from gfx._engine.forward import mask_of, run_cells
+from gfx._engine.forward import run_cells, states
 from gfx._engine.pooling import special_tokens
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def probabilities(model: Classifier, tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     """Probability of each class for each position, float32 `(b, l, n_logits)`."""
-    return model.head.probabilities(model(tokens, mask_of(valid)).logits)
+    return model.head.probabilities(model.read_out(states(model.bert, tokens, valid)))
 
 
 def probabilities_and_squares(model: Classifier, tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
@@ -62,8 +62,8 @@ def of_cells(model: Classifier, ids: np.ndarray, lengths: np.ndarray, vocabulary
     special = special_tokens(vocabulary, model.device)
 
     def forward(model: Classifier, tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        is_gene = valid & ~special[tokens]
-        return model.head.probabilities(model(tokens, mask_of(valid), is_gene=is_gene).logits)
+        hidden = states(model.bert, tokens, valid, only_first=model.head.pooling != "mean")
+        return model.head.probabilities(model.read_out(hidden, valid & ~special[tokens]))
 
     out = np.full((len(lengths), model.head.n_logits), np.nan, dtype=np.float32)
     for batch in run_cells(model, ids, lengths, forward=forward, description="classifying cells"):

@@ -114,14 +114,17 @@ class Classifier(BertPreTrainedModel):
 
     def forward(self, input_ids, attention_mask=None, is_gene=None, labels=None, **kwargs):
         """Logits `(b, l, n_logits)` of genes or `(b, n_logits)` of cells; labels `(b, l)` or `(b, n_tasks)`."""
-        hidden = self.bert(input_ids, attention_mask=attention_mask).last_hidden_state
+        logits = self.read_out(self.bert(input_ids, attention_mask=attention_mask).last_hidden_state, is_gene)
+        return TokenClassifierOutput(loss=None if labels is None else self._loss(logits, labels), logits=logits)
+
+    def read_out(self, hidden: torch.Tensor, is_gene: torch.Tensor | None = None) -> torch.Tensor:
+        """Turn states into logits; which positions are genes is needed for a mean over them."""
         match self.head.pooling:
             case "pooler":
                 hidden = self.pooler(hidden)
             case "cls" | "mean":
                 hidden = pool(hidden, is_gene, self.head.pooling)
-        logits = self.classifier(self.dropout(hidden))
-        return TokenClassifierOutput(loss=None if labels is None else self._loss(logits, labels), logits=logits)
+        return self.classifier(self.dropout(hidden))
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy of each task over its labels, added up; one without a label in the batch adds 0."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from gfx import _log
+from gfx._core.batching import batches_by_length
 from gfx._settings import DTYPES as PRECISIONS
 from gfx._settings import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import Future
 
     import numpy as np
 
@@ -24,6 +27,12 @@ DTYPES = {name: getattr(torch, name) for name in PRECISIONS}
 
 #: Padded tokens in one forward pass: what keeps a device busy without filling its memory.
 _BATCH_TOKENS = {"cpu": 16_384, "mps": 32_768, "cuda": 131_072}
+
+#: Tokens in a pass that a CPU still runs out of its cache; more are slower, and take more memory.
+_CACHED_TOKENS = 4_096
+
+#: Cells of different lengths are padded to share a pass of a CPU until it has so many tokens.
+_MIXED_TOKENS = 1_024
 
 
 def choose_devices() -> list[torch.device]:
@@ -87,11 +96,50 @@ def sum_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def passes(lengths: np.ndarray, device: torch.device) -> list[np.ndarray]:
+    """Share cells out to passes of the network, longest first: the numbers of the cells of each.
+
+    Passes of a CPU are small, and hold cells of one length, which need no mask, unless these are short.
+    """
+    limit = batch_tokens(device)
+    if device.type != "cpu":
+        return batches_by_length(lengths, limit)
+    n_passes = max(1, limit // _CACHED_TOKENS)  # whatever the number of threads
+    mixed = min(limit, _MIXED_TOKENS)
+    most = min(limit, _CACHED_TOKENS, max(mixed, -(-int(lengths.sum()) // n_passes)))
+    return batches_by_length(lengths, most, mixed_tokens=mixed)
+
+
+def n_workers(device: torch.device) -> int:
+    """Count the workers that run :func:`passes` at a time: on a CPU as many as there are threads, within a batch."""
+    if device.type != "cpu":
+        return 1
+    return min(torch.get_num_threads(), max(1, batch_tokens(device) // _CACHED_TOKENS))
+
+
+def ahead(futures: Iterable[tuple[T, Future]], most: int) -> Iterator[tuple[T, Any]]:
+    """Give what is computed with its result, in order; no more than `most` are under way or wait to be taken."""
+    waiting: deque[tuple[T, Future]] = deque()
+    try:
+        for submitted in futures:
+            waiting.append(submitted)
+            if len(waiting) >= most:
+                what, future = waiting.popleft()
+                yield what, future.result()
+        while waiting:
+            what, future = waiting.popleft()
+            yield what, future.result()
+    finally:
+        for _, future in waiting:
+            future.cancel()
+
+
 @contextmanager
-def workers(n: int) -> Iterator[Callable[[Callable[[T], U], list[T]], Iterator[U]]]:
+def workers(n: int) -> Iterator[Callable[[Callable[[T], U], Iterable[T]], Iterator[U]]]:
     """Share the CPU's threads out to `n` workers; gives what maps batches over them, results in order.
 
     Threads that share each operation of one small batch wait for each other at each. With a batch each they do not.
+    Batches are begun as results are taken, so that few of these are in memory.
     """
     if n == 1:
         yield map
@@ -99,7 +147,12 @@ def workers(n: int) -> Iterator[Callable[[Callable[[T], U], list[T]], Iterator[U
     n_threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(n_threads // n,)) as pool:
-            yield pool.map
+
+            def mapped(function: Callable[[T], U], batches: Iterable[T]) -> Iterator[U]:
+                submitted = ((batch, pool.submit(function, batch)) for batch in batches)
+                return (result for _, result in ahead(submitted, 2 * n))
+
+            yield mapped
     finally:
         torch.set_num_threads(n_threads)  # each of them set it for threads to come, too
 
@@ -112,30 +165,41 @@ def ran_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
-def halving(batches: list[np.ndarray], run: Callable[[np.ndarray], T]) -> Iterator[tuple[np.ndarray, T]]:
+def halving(
+    batches: list[np.ndarray], run: Callable[[np.ndarray], T], mapped: Callable[..., Iterator[T]] = map
+) -> Iterator[tuple[np.ndarray, T]]:
     """Run every batch; one that does not fit in memory is cut in two and run again.
 
     All that `run` does for a batch must be undone by its failing: it adds to nothing, and writes only what a repetition
-    overwrites.
+    overwrites. `mapped` maps it over batches, as :func:`workers` do.
     """
-    waiting, is_known = list(reversed(batches)), False
-    while waiting:
-        batch = waiting.pop()
+    is_known = False
+
+    def attempt(batch: np.ndarray) -> T | RuntimeError:
         try:
-            result = run(batch)
+            return run(batch)
         except RuntimeError as error:
             if not ran_out_of_memory(error):
                 raise
-            if len(batch) == 1:
-                msg = (
-                    "A single cell does not fit in memory. Use a smaller model, fewer genes per cell (a model with a "
-                    "shorter input), or another device."
-                )
-                raise RuntimeError(msg) from error
-            if not is_known:
-                _log.info(f"out of memory with {len(batch)} cells at a time: halving")
-            is_known = True
-            half = len(batch) // 2
-            waiting += [batch[half:], batch[:half]]
-            continue
-        yield batch, result
+            return error.with_traceback(None)  # which would keep what the attempt has made
+
+    def finish(batch: np.ndarray, result: T | RuntimeError) -> Iterator[tuple[np.ndarray, T]]:
+        nonlocal is_known
+        if not isinstance(result, RuntimeError):
+            yield batch, result
+            return
+        if len(batch) == 1:
+            msg = (
+                "A single cell does not fit in memory. Use a smaller model, fewer genes per cell (a model with a "
+                "shorter input), or another device."
+            )
+            raise RuntimeError(msg) from result
+        if not is_known:
+            _log.info(f"out of memory with {len(batch)} cells at a time: halving")
+        is_known = True
+        half = len(batch) // 2
+        for part in (batch[:half], batch[half:]):
+            yield from finish(part, attempt(part))
+
+    for batch, result in zip(batches, mapped(attempt, batches), strict=True):
+        yield from finish(batch, result)

@@ -11,7 +11,8 @@ from tqdm.auto import tqdm
 
 from gfx import _log
 from gfx._core.batching import batches_by_length
-from gfx._engine.device import batch_tokens, halving
+from gfx._engine.blocks import blocks_of, embed
+from gfx._engine.device import batch_tokens, halving, n_workers, passes, workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,14 +36,15 @@ class Batch(NamedTuple):
     output: Any
 
 
-def states(encoder: BertModel, tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Run the encoder, `(b, l)` -> `(b, l, d)`."""
-    return encoder(input_ids=tokens, attention_mask=mask_of(valid)).last_hidden_state
-
-
-def mask_of(valid: torch.Tensor) -> torch.Tensor | None:
-    """Say which positions may be attended to; a batch without padding needs no mask."""
-    return None if bool(valid.all()) else valid.long()
+def states(encoder: BertModel, tokens: torch.Tensor, valid: torch.Tensor, *, only_first: bool = False) -> torch.Tensor:
+    """Run the encoder, `(b, l)` -> `(b, l, d)`; `(b, 1, d)` of the first position alone, which costs a layer less."""
+    blocks, padding = blocks_of(encoder), None if bool(valid.all()) else valid
+    hidden = embed(encoder, tokens, encoder.embeddings.position_embeddings.weight[: tokens.shape[1]])
+    for block in blocks[: len(blocks) - only_first]:
+        hidden = block.run(hidden, valid=padding)
+    if only_first:
+        return blocks[-1].run_first(hidden, valid=padding) if blocks else hidden[:, :1]
+    return hidden
 
 
 def put_cells(
@@ -60,24 +62,27 @@ def run_cells(
     ids: np.ndarray,
     lengths: np.ndarray,
     *,
-    max_pairs: int | None = None,
     forward: Callable[[BertModel, torch.Tensor, torch.Tensor], Any] = states,
+    max_pairs: int | None = None,
     description: str = "cells",
 ) -> Iterator[Batch]:
     """Yield what `forward` makes of all cells that have tokens, longest cells first.
 
-    `max_pairs` limits the padded pairs of positions in a batch, for a `forward` that makes something for each pair;
-    `description` is that of the progress bar.
+    On a CPU each of several workers runs a batch of its own; one worker if `max_pairs` limits the padded pairs of
+    positions in a batch, for a `forward` that makes something for each pair. `description` is that of the progress bar.
     """
     device, listener = encoder.device, batch_listener.get()
 
+    @torch.inference_mode()  # which holds for one thread only
     def run(rows: np.ndarray) -> Batch:
         tokens, valid = put_cells(ids, lengths, rows, device)
         return Batch(rows, tokens, valid, forward(encoder, tokens, valid))
 
+    is_shared = max_pairs is None
+    batches = passes(lengths, device) if is_shared else batches_by_length(lengths, batch_tokens(device), max_pairs)
     is_hidden = listener is not None or not _log.shows_progress()
     shown = {"desc": description, "unit": "cell", "leave": False, "delay": 1, "disable": is_hidden}
-    with tqdm(total=int((lengths > 0).sum()), **shown) as bar:
-        for rows, batch in halving(batches_by_length(lengths, batch_tokens(device), max_pairs), run):
+    with tqdm(total=int((lengths > 0).sum()), **shown) as bar, workers(n_workers(device) if is_shared else 1) as mapped:
+        for rows, batch in halving(batches, run, mapped):
             yield batch
             (listener or bar.update)(len(rows))

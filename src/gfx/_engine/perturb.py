@@ -18,7 +18,7 @@ from torch.nn import functional
 from gfx._core.batching import batches_by_length
 from gfx._core.edits import Edits, pad_sets, ranks_of
 from gfx._engine.blocks import WithoutKey, blocks_of, embed
-from gfx._engine.device import batch_tokens, halving, sum_dtype, workers
+from gfx._engine.device import batch_tokens, halving, n_workers, passes, sum_dtype, workers
 from gfx._engine.edited import edit_cells, find_positions, place_edits
 from gfx._engine.forward import batch_listener, put_cells
 from gfx._engine.pooling import pool, special_tokens
@@ -34,12 +34,6 @@ if TYPE_CHECKING:
 
 #: How far a cell is shifted: `<cls>`, the mean of its genes, or the mean over its genes of each one's own shift.
 Comparison = Literal["cls", "mean", "genes"]
-
-#: Tokens in a pass that a CPU still runs out of its cache; more are slower, and take more memory.
-_CACHED_TOKENS = 4_096
-
-#: Copies of different lengths are padded to share a pass of a CPU until it has so many tokens.
-_MIXED_TOKENS = 1_024
 
 #: Passes of a CPU whose copies share their first projections, in batches of tokens.
 _SHARED_BATCHES = 8
@@ -136,8 +130,7 @@ def run_edits(
         genes = torch.zeros(3, len(vocabulary) * len(groups), dtype=sum_dtype(device), device=device)
     limit, is_cpu, listener = batch_tokens(device), device.type == "cpu", batch_listener.get() or (lambda _n: None)
     blocks = batches_by_length(np.where(np.isin(np.arange(len(lengths)), edits.cell), lengths, 0), limit)
-    n_workers = min(torch.get_num_threads(), max(1, limit // _CACHED_TOKENS)) if is_cpu else 1
-    with workers(n_workers) as mapped, torch.inference_mode():
+    with workers(n_workers(device)) as mapped, torch.inference_mode():
         n_groups = 0 if groups is None else len(groups)
         reader = _Reader(encoder, vocabulary, mapped, effects, how, positions, targets, group_of, n_groups)
         for rows, cells in halving(blocks, lambda rows: reader.read(ids, lengths, rows)):
@@ -151,9 +144,9 @@ def run_edits(
                 of_kind = np.where(is_wanted == is_full, new_lengths, 0)
                 stretches = batches_by_length(of_kind, limit * (_SHARED_BATCHES if is_cpu else 1))
                 perturb = partial(reader.perturb, cells, placed, numbers, in_full=is_full)
-                for stretch, passes in halving(stretches, perturb):
+                for stretch, of_passes in halving(stretches, perturb):
                     listener(n_passes(split=split and is_full, positions=positions) * len(stretch))
-                    for slot, shifts in passes if groups is not None and is_full else ():
+                    for slot, shifts in of_passes if groups is not None and is_full else ():
                         for sums, values in zip(genes, (shifts, shifts**2, torch.ones_like(shifts)), strict=True):
                             sums.index_add_(0, slot, values)
     if groups is None:
@@ -165,17 +158,6 @@ def run_edits(
 
 
 # --- passes of the network -----------------------------------------------------------------------------------------
-
-
-def _passes(lengths: np.ndarray, device: torch.device) -> list[np.ndarray]:
-    """Share copies out to passes of the network, longest first: the numbers of the copies of each."""
-    limit = batch_tokens(device)
-    if device.type != "cpu":
-        return batches_by_length(lengths, limit)
-    n_passes = max(1, limit // _CACHED_TOKENS)  # whatever the number of threads
-    mixed = min(limit, _MIXED_TOKENS)
-    most = min(limit, _CACHED_TOKENS, max(mixed, -(-int(lengths.sum()) // n_passes)))
-    return batches_by_length(lengths, most, mixed_tokens=mixed)
 
 
 class _Cells(NamedTuple):
@@ -269,7 +251,7 @@ class _Reader:
             hidden = self.run(copies, copy_rows, longest, padding, only_first=self.only_first)
             states[copy_rows, : hidden.shape[1]] = hidden
 
-        list(self.mapped(run, _passes(lengths, self.device)))
+        list(self.mapped(run, passes(lengths, self.device)))
         is_gene = valid & ~self.special[tokens]
         return _Cells(tokens, valid.sum(1), is_gene, states, self._vector(states, is_gene))
 
@@ -312,7 +294,7 @@ class _Reader:
             how = {"split": split, "measures_genes": measures_genes}
             return self._compare(cells, *of_pass, valid=valid, kept=kept, after=after, **how)
 
-        return list(self.mapped(run, _passes(new_lengths, self.device)))
+        return list(self.mapped(run, passes(new_lengths, self.device)))
 
     def _without_keys(
         self, cells: _Cells, placed: PlacedEdits, cell: np.ndarray, new_lengths: np.ndarray

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -39,7 +40,8 @@ def embed_cells(
     """Embed cells, float32 `(n_cells, d)`; NaN for cells without tokens."""
     out = np.full((len(lengths), encoder.config.hidden_size), np.nan, dtype=np.float32)
     special = special_tokens(vocabulary, encoder.device)
-    for batch in run_cells(encoder, ids, lengths, description="embedding"):
+    forward = partial(states, only_first=how == "cls")
+    for batch in run_cells(encoder, ids, lengths, forward=forward, description="embedding"):
         is_gene = batch.valid & ~special[batch.tokens]
         out[batch.rows] = pool(batch.output, is_gene, how).cpu().numpy()
     return out
@@ -77,9 +79,9 @@ def sum_genes(
     special = special_tokens(vocabulary, device)
     for batch in run_cells(encoder, ids, np.where(group >= 0, lengths, 0), forward=forward):
         is_gene = batch.valid & ~special[batch.tokens]
-        row = torch.from_numpy(group[batch.rows]).to(device)[:, None] * n_tokens + batch.tokens
-        sums.index_add_(0, row[is_gene], batch.output[is_gene].to(sums.dtype))
-        counts += torch.bincount(row[is_gene], minlength=len(counts))
+        slot = (torch.from_numpy(group[batch.rows]).to(device)[:, None] * n_tokens + batch.tokens)[is_gene]
+        sums.index_add_(0, slot, batch.output[is_gene].to(sums.dtype))
+        counts.index_add_(0, slot, torch.ones_like(slot))
     counts = counts.cpu().numpy()
     slot = np.flatnonzero(counts)  # chosen here: the device may have no room for a second copy
     return {"slot": slot, "sum": sums.cpu().double().numpy()[slot], "n": counts[slot]}

@@ -8,7 +8,6 @@ there is one.
 
 from __future__ import annotations
 
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,7 +22,7 @@ from tqdm.auto import tqdm
 from gfx import _log
 from gfx._core.batching import pieces
 from gfx._engine.classifier import load_classifier
-from gfx._engine.device import DTYPES, choose_device, choose_devices
+from gfx._engine.device import DTYPES, ahead, choose_device, choose_devices
 from gfx._engine.encoder import load_encoder, random_encoder
 from gfx._engine.forward import batch_listener
 from gfx._settings import settings
@@ -220,7 +219,8 @@ def _in_order(
 ) -> Iterator[tuple[CellBlock, Result]]:
     """Run tasks where the settings say; cells come with their results."""
     if settings.client is not None:
-        yield from _ahead(_on_workers(calls, settings.client), max(1, len(settings.client.ncores())))
+        n_calls = (1 + BLOCKS_AHEAD) * max(1, len(settings.client.ncores()))
+        yield from ahead(_on_workers(calls, settings.client), n_calls)
         return
     devices = choose_devices()
     if len(devices) == 1:
@@ -239,7 +239,8 @@ def _in_order(
             free.put(device)
 
     with ThreadPoolExecutor(len(devices)) as pool:
-        yield from _ahead(((cells, pool.submit(on_free_device, task, cells)) for task, cells in calls), len(devices))
+        submitted = ((cells, pool.submit(on_free_device, task, cells)) for task, cells in calls)
+        yield from ahead(submitted, (1 + BLOCKS_AHEAD) * len(devices))
 
 
 def _on_workers(calls: Iterable[tuple[Task, CellBlock]], client: Any) -> Iterator[tuple[CellBlock, Future]]:
@@ -252,23 +253,6 @@ def _on_workers(calls: Iterable[tuple[Task, CellBlock]], client: Any) -> Iterato
             sent[id(task)] = task, client.submit(lambda task: task, task, pure=False)
         place = device, settings.batch_tokens
         yield cells, client.submit(_compute_on_worker, sent[id(task)][1], cells, *place, pure=False)
-
-
-def _ahead(futures: Iterable[tuple[CellBlock, Future]], n_workers: int) -> Iterator[tuple[CellBlock, Result]]:
-    """Keep a few blocks under way for each worker, so that no more than these are in memory."""
-    waiting: deque[tuple[CellBlock, Future]] = deque()
-    try:
-        for submitted in futures:
-            waiting.append(submitted)
-            if len(waiting) >= (1 + BLOCKS_AHEAD) * n_workers:
-                cells, future = waiting.popleft()
-                yield cells, future.result()
-        while waiting:
-            cells, future = waiting.popleft()
-            yield cells, future.result()
-    finally:
-        for _, future in waiting:
-            future.cancel()
 
 
 def _compute_on_worker(task: Task, cells: CellBlock, device: str | None, batch_tokens: int | None) -> Result:
