@@ -52,6 +52,28 @@ def test_attention_in_the_cache_is_attention(scale, error):
     assert torch.corrcoef(torch.stack([found.float().flatten(), expected.flatten()]))[0, 1] > 0.99
 
 
+def test_packed_attention_is_attention(monkeypatch):
+    """As flash attention on CUDA takes cells of several lengths; here one that reads each cell by itself plays it."""
+
+    def by_cell(query, key, value, query_ends, key_ends, longest, longest_key):
+        assert query.shape == key.shape == value.shape
+        assert query_ends.dtype == key_ends.dtype == torch.int32
+        cells = list(zip(query_ends[:-1].tolist(), query_ends[1:].tolist(), strict=True))
+        assert max(end - start for start, end in cells) == longest == longest_key
+        parts = [[x[start:end].transpose(0, 1) for x in (query, key, value)] for start, end in cells]
+        return torch.cat([torch.nn.functional.scaled_dot_product_attention(*part).transpose(0, 1) for part in parts])
+
+    projected = torch.randn(4, 21, 3, 2, 8, generator=torch.Generator().manual_seed(0))
+    valid = torch.arange(21) < torch.tensor([21, 3, 1, 8])[:, None]
+    expected = attend(projected, valid=valid)
+    varlen = pytest.importorskip("torch.nn.attention.varlen", reason="torch is older than packed attention")
+    monkeypatch.setattr(varlen, "varlen_attn", by_cell)
+    monkeypatch.setattr("gfx._engine.blocks._has_packed_attention", lambda _projected: True)
+    found = attend(projected, valid=valid)
+    torch.testing.assert_close(found[valid], expected[valid])
+    assert not found[~valid].any()
+
+
 def softmax_without(projected, gone):
     """Attend from every other position to every other one, key by key of softmax."""
     left = [at for at in range(len(projected)) if at != gone]

@@ -7,6 +7,7 @@ in part, and attention that stays in a CPU's cache.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from threading import Lock
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -128,6 +129,8 @@ def attend(
     is_slow = projected.device.type == "cpu" and projected.dtype == torch.bfloat16
     if log_keep is None and valid is None and is_slow:
         return _attend_in_cache(query, key, value).transpose(1, 2)
+    if log_keep is None and valid is not None and _has_packed_attention(projected):
+        return _attend_packed(projected, valid)
     scale = query.shape[-1] ** -0.5
     if log_keep is not None:
         # One more feature, 1/scale in queries and the weight in keys, adds it to the scores in any fused kernel.
@@ -139,6 +142,24 @@ def attend(
     mask = None if valid is None else valid[:, None, None, :]
     attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     return (attended if log_keep is None else attended[..., :-8]).transpose(1, 2)
+
+
+def _has_packed_attention(projected: torch.Tensor) -> bool:
+    """Whether flash attention takes cells of different lengths in one row: on CUDA, in half precision."""
+    is_half = projected.dtype in {torch.bfloat16, torch.float16}
+    return is_half and projected.device.type == "cuda" and find_spec("torch.nn.attention.varlen") is not None
+
+
+def _attend_packed(projected: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Attend within each cell without its padding: flash attention takes no mask, and what takes one is slower."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    ends = valid.sum(1).cumsum(0)
+    offsets, longest = functional.pad(ends, (1, 0)).int(), valid.shape[1]
+    query, key, value = projected[valid].unbind(1)  # (n_tokens, heads, d) each
+    out = torch.zeros_like(projected[:, :, 0])
+    out[valid] = varlen_attn(query, key, value, offsets, offsets, longest, longest)
+    return out
 
 
 class WithoutKey:
