@@ -122,15 +122,20 @@ def open_file(path: Path) -> ad.AnnData:
 
 
 def time_file(path: Path, model: gfx.models.Model) -> dict[str, object]:
-    """Measure reading alone and tokenizing from the file, in turn."""
-    reading, tokenizing = Stopwatch(), Stopwatch()
+    """Measure in turn: reading alone, tokenizing what was read, and tokenizing from the file."""
+    reading, in_memory, from_file = Stopwatch(), Stopwatch(), Stopwatch()
     for _ in range(REPEATS):
         with reading:
-            n_cells = (ad.read_h5ad if path.suffix == ".h5ad" else ad.read_zarr)(path).n_obs
-        with tokenizing:
+            cells = (ad.read_h5ad if path.suffix == ".h5ad" else ad.read_zarr)(path)
+        with in_memory:
+            gfx.pp.tokenize(cells, model=model)
+        with from_file:
             gfx.pp.tokenize(open_file(path), model=model)
-    figures = {"read": reading.rates(n_cells), "tokenize": tokenizing.rates(n_cells)}
-    return figures | {"tokenize_over_read": reading.clock / tokenizing.clock}
+    watches = {"read": reading, "tokenize_in_memory": in_memory, "tokenize": from_file}
+    figures = {name: watch.rates(cells.n_obs) for name, watch in watches.items()}
+    # The two run at the same time, so that the slower one decides, as far as there are processors for both.
+    slower = max(reading.clock, in_memory.clock)
+    return figures | {"over_read": reading.clock / from_file.clock, "over_slower": slower / from_file.clock}
 
 
 def plain_loop(x: sparse.csr_matrix, tokens: np.ndarray, medians: np.ndarray, kind: str) -> list[np.ndarray]:
@@ -246,7 +251,7 @@ def main(n_cells: int) -> None:
                 of_process["over_input_and_tokens_mb"] < 200
                 for of_process in (memory, *(figures["memory"] for figures in files.values()))
             ),
-            "four_fifths_of_reading": {file: figures["tokenize_over_read"] >= 0.8 for file, figures in files.items()},
+            "four_fifths_of_reading": {file: figures["over_read"] >= 0.8 for file, figures in files.items()},
         },
     }
     print(json.dumps(figures, indent=2))

@@ -61,7 +61,7 @@ def test_detection_expression_and_rank(cells, toy_model):
     }
     found = baselines_of(result["controls"])
     assert sorted(found.index) == [("shift", name) for name in ("detection", "expression", "rank")]
-    assert (found["n"] == 200).all()
+    assert (found["n"] == 100).all()
     found = found.loc["shift"]
     shifts = result["genes_of_all_ranks"]["shift"]
     columns = pd.DataFrame({"detection": detection, "expression": expression, "rank": ranks}).loc[of_genes]
@@ -136,7 +136,7 @@ def test_fold_change_is_that_of_scanpy(cells, toy_model):
         # Ties of the fold change by scanpy's float32 and ours need not be the same.
         expected = stats.spearmanr(sample[measure], of_genes).statistic
         assert found.loc[(measure, "logfc"), "spearman"] == pytest.approx(expected, abs=1e-6)
-        assert found.loc[(measure, "logfc"), "n"] == 200
+        assert found.loc[(measure, "logfc"), "n"] == 100
 
 
 def test_states_of_one_cell_have_no_fold_change(cells, toy_model, value_of):
