@@ -21,6 +21,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.metrics.pairwise import cosine_distances
 
 import gfx
+from gfx._engine import run as run_cells
 from gfx.tl.perturbation import _controls
 
 if TYPE_CHECKING:
@@ -439,12 +440,12 @@ def test_blood_is_asked_by_lineage(validation: ModuleType, tmp_path: Path, monke
     adata.write_h5ad(tmp_path / "cells/eval/pbmc3k_10x.h5ad")
     for name, value in {
         "N_CELLS": 14,
-        "N_RANDOM": 3,
         "LINEAGES": {"T": ("CD4 T",), "B": ("B",)},
         "MARKERS": {"T": ("CD3D", "CD3E"), "B": ("CD79A", "absent")},
     }.items():
         monkeypatch.setattr(validation, name, value)
     monkeypatch.setattr(_controls, "N_RANK_SAMPLE", 20)
+    monkeypatch.setattr(_controls, "N_SETS", 3)
     report = validation.blood(tmp_path, "mini", None)
     assert [row["gene"] for row in report["markers"]] == ["CD3D", "CD3E", "CD79A"]
     assert report["own lineage above others, z"]["genes"] <= 3
@@ -454,6 +455,23 @@ def test_blood_is_asked_by_lineage(validation: ModuleType, tmp_path: Path, monke
             "random_weights: shift, spearman_perturbations",
             "detection: shift, partial_spearman",
         } <= set(report[f"controls in {name}"])
+
+
+# --- the four lines -------------------------------------------------------------------------------------------------
+
+
+def test_four_lines_are_timed_and_their_passes_counted(
+    script: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(run_cells, "_compute", run_cells._compute)  # the script counts there
+    adata = gfx.datasets.toy()
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    out = run(script("laptop"), monkeypatch, capsys, tmp_path / "cells.h5ad", "--cells", 12)
+    report = json.loads(out[out.index("{\n") :])
+    assert report["cells"] == report["embed"]["passes"] == report["attention"]["passes"] == 12
+    alone, controlled = report["delete_genes, no controls"]["passes"], report["delete_genes"]["passes"]
+    assert 2 <= alone < controlled <= 3 * alone + 500
+    assert report["embed"]["share_of_peak"] >= 0
 
 
 # --- classifiers ----------------------------------------------------------------------------------------------------
