@@ -161,7 +161,7 @@ def gene_names(names: pd.Index | pd.Series) -> np.ndarray:
 
 
 #: Values that are read from disk together, and of a dense matrix those that are looked at together.
-_SPARSE_PIECE, _DENSE_PIECE = 1 << 22, 1 << 23
+_SPARSE_PIECE, _DENSE_PIECE = 1 << 21, 1 << 23
 
 
 def row_blocks(x: object, size: int = 2048) -> Iterator[tuple[slice, sparse.csr_array]]:
