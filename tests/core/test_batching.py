@@ -35,23 +35,6 @@ def test_batches_are_as_full_as_the_limit_allows(lengths, max_tokens):
         assert (len(batch) + 1) * lengths[batch].max() > max_tokens
 
 
-@given(LENGTHS, st.integers(1, 200), st.integers(1, 4000))
-def test_pairs_stay_within_their_limit_and_fill_it(lengths, max_tokens, max_pairs):
-    lengths = np.array(lengths, dtype=np.int32)
-    batches = batches_by_length(lengths, max_tokens, max_pairs=max_pairs)
-    assert sorted(row for batch in batches for row in batch) == np.flatnonzero(lengths).tolist()
-    for at, batch in enumerate(batches):
-        longest = int(lengths[batch].max())
-        assert len(batch) == 1 or len(batch) * longest**2 <= max_pairs
-        one_more = len(batch) + 1
-        assert at == len(batches) - 1 or one_more * longest > max_tokens or one_more * longest**2 > max_pairs
-
-
-def test_a_long_cell_does_not_cut_the_batches_of_short_ones():
-    batches = batches_by_length(np.array([10] * 50 + [100]), 10_000, max_pairs=10_000)
-    assert [len(batch) for batch in batches] == [1, 50]
-
-
 def test_cells_of_equal_length_keep_their_order():
     batches = batches_by_length(np.array([3, 5, 3, 5, 3]), 1000)
     assert [batch.tolist() for batch in batches] == [[1, 3, 0, 2, 4]]

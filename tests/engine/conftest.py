@@ -77,14 +77,13 @@ class Toy:
     def is_gene(self, token: int) -> bool:
         return not self.vocabulary.is_special[token]
 
-    def encoder(self, layer: int = -1, *, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> BertModel:
+    def encoder(self, layer: int = -1, *, dtype: torch.dtype = torch.float32) -> BertModel:
         return load_encoder(
             self.model.weights,
             self.model.config,
             n_layers=layers_needed(layer, self.model.n_layers),
             device=CPU,
             dtype=dtype,
-            attention=attention,
         )
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import weakref
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from gfx import settings
-from gfx._engine.attention import attend, mean_attention, sum_attention
+from gfx._engine import attention, device
+from gfx._engine.attention import mean_attention, sum_attention
+from gfx._engine.blocks import blocks_of
 
 
 def attention_of(encoder, ids, lengths, vocabulary):
@@ -44,7 +46,7 @@ def naive(toy):
 
 
 def sums(toy, encoder=None, rows=slice(None)):
-    encoder = encoder or toy.encoder(attention="eager")
+    encoder = encoder or toy.encoder()
     return attention_of(encoder, toy.ids[rows], toy.lengths[rows], toy.vocabulary)
 
 
@@ -82,7 +84,7 @@ def test_attention_of_a_cell_adds_up_to_one(toy):
 
 def test_even_attention(toy):
     """Queries of zero make all weights equal: entropy 1, and everything as even attention gives."""
-    encoder = toy.encoder(attention="eager")
+    encoder = toy.encoder()
     with torch.no_grad():
         for block in encoder.encoder.layer:
             block.attention.self.query.weight.zero_()
@@ -108,67 +110,67 @@ def test_batches_and_order_do_not_matter(toy, batch_tokens):
         np.testing.assert_allclose(getattr(found, name), value, atol=1e-6, err_msg=name)
 
 
-def test_batches_follow_the_length_of_their_cells(toy, monkeypatch):
-    """The weights of a block stay within their limit, and one long cell does not make all batches small."""
+class LargestTensor(TorchFunctionMode):
+    """Counts the numbers in the largest tensor that is made."""
+
+    size = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.size = max(self.size, result.numel())
+        return result
+
+
+def test_the_weights_of_a_cell_are_never_whole(toy, monkeypatch):
+    """Blocks of queries change nothing, and are all that there is at a time."""
     expected = sums(toy)
-    n_heads, longest = 2, int(toy.lengths.max())
-    limit = n_heads * longest**2  # room for one of the longest cells
-    monkeypatch.setattr("gfx._engine.attention._MAX_WEIGHTS", limit)
-    encoder, seen = toy.encoder(attention="eager"), []
-    encoder.encoder.layer[0].attention.self.register_forward_hook(
-        lambda _module, _inputs, outputs: seen.append(outputs[1].shape)
-    )
-    found = sums(toy, encoder)
-    assert all(shape.numel() <= limit for shape in seen)
-    assert seen[0][0] == 1
-    assert max(shape[0] for shape in seen) > 3
+    encoder, n_heads, length = toy.encoder(), 2, int(toy.lengths.max())
+    monkeypatch.setitem(attention._SCORES, "cpu", 3 * n_heads * length)
+    found = sums(toy)
     for name, value in vars(expected).items():
         np.testing.assert_allclose(getattr(found, name), value, atol=1e-6, err_msg=name)
+    projected = blocks_of(encoder)[0].project(torch.randn(1, length, encoder.config.hidden_size))
+    with LargestTensor() as largest:
+        attention.attend_and_sum(projected, torch.ones(1, length, dtype=torch.bool))
+    assert largest.size <= projected.numel() < n_heads * length**2 / 2
 
 
-def test_fused_attention_is_refused(toy):
-    with pytest.raises(ValueError, match="need an encoder with attention=\"eager\", found 'sdpa'"):
-        sums(toy, toy.encoder())
+@pytest.mark.parametrize("scale", [0.1, 1.0, 20.0])
+def test_padded_cells_together_are_each_by_itself(scale):
+    """As they are on a GPU; with scores in the hundreds, too, of which powers would overflow."""
+    generator = torch.Generator().manual_seed(0)
+    projected = torch.randn(3, 9, 3, 2, 8, generator=generator) * torch.tensor([scale, scale, 1.0])[:, None, None]
+    lengths = torch.tensor([9, 1, 5])
+    valid = torch.arange(9) < lengths[:, None]
+    alone = attention.attend_and_sum(projected, valid)
+    attended, received, entropy = (torch.zeros_like(value) for value in alone)
+    attention._attend_by_queries(projected, valid, attended, received, entropy)
+    for cell, length in enumerate(lengths.tolist()):
+        query, key, value = projected[cell, :length].double().permute(1, 2, 0, 3)
+        weights = (query @ key.transpose(-1, -2) / 8**0.5).softmax(-1)
+        for one in (attended, alone[0]):
+            torch.testing.assert_close(
+                one[cell, :length].double(), (weights @ value).transpose(0, 1), atol=1e-5, rtol=0
+            )
+        for one in (received, alone[1]):
+            torch.testing.assert_close(one[cell, :, :length].double(), weights.sum(1), atol=1e-5, rtol=0)
+            assert (one[cell, :, length:] == 0).all()
+        for one in (entropy, alone[2]):
+            expected = torch.special.entr(weights).sum((1, 2))
+            torch.testing.assert_close(one[cell].double(), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_no_weights_are_kept(toy):
-    """When a block has its weights, those of the block before are gone: memory does not grow with cells or blocks."""
-    encoder = toy.encoder(attention="eager")
-    alive, most = [], []
-
-    def watch(_module, _inputs, outputs):
-        alive.append(weakref.ref(outputs[1]))
-        most.append(sum(weights() is not None for weights in alive))
-
-    for block in encoder.encoder.layer:
-        block.attention.self.register_forward_hook(watch)
-    with settings.override(batch_tokens=70):
-        sums(toy, encoder)
-    assert len(most) >= 5 * 3  # batches × blocks
-    assert max(most) <= 2
-    assert not any(weights() is not None for weights in alive)
+def test_workers_change_nothing(toy, threads, monkeypatch):
+    expected = sums(toy)
+    monkeypatch.setattr(device, "_MIXED_TOKENS", 70)
+    threads(3)
+    found = sums(toy)
+    for name, value in vars(expected).items():
+        np.testing.assert_allclose(getattr(found, name), value, atol=1e-6, err_msg=name)
 
 
 def test_what_is_kept_does_not_grow_with_cells(toy):
     once, thrice = sums(toy), sums(toy, rows=np.tile(np.arange(len(toy.ids)), 3))
     for name, value in vars(once).items():
         assert getattr(thrice, name).shape == value.shape
-
-
-def hooks(encoder):
-    return sum(len(module._forward_hooks) for module in encoder.modules())
-
-
-def test_hooks_are_removed(toy):
-    encoder = toy.encoder(attention="eager")
-    sums(toy, encoder)
-    assert hooks(encoder) == 0
-
-
-def test_hooks_are_removed_after_a_failure(toy):
-    encoder = toy.encoder(attention="eager")
-    encoder.encoder.layer[1].output.LayerNorm.weight = torch.nn.Parameter(torch.ones(3))  # does not fit
-    tokens = torch.tensor([[2, 5, 6]])
-    with pytest.raises(RuntimeError), torch.no_grad():
-        attend(encoder, tokens, torch.ones_like(tokens, dtype=torch.bool))
-    assert hooks(encoder) == 0

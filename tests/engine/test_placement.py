@@ -145,9 +145,9 @@ def test_attention(toy):
     def results(encoder):
         return attention_of(encoder, toy.ids, toy.lengths, toy.vocabulary).values()
 
-    near = list(results(toy.encoder(attention="eager")))
+    near = list(results(toy.encoder()))
     with FarDevice():
-        check(near, results(far_encoder(toy, attention="eager")))
+        check(near, results(far_encoder(toy)))
 
 
 CPU = torch.device("cpu")
@@ -178,7 +178,7 @@ def test_a_near_encoder_is_noticed(toy):
 
 def test_new_tensors_name_their_device(toy):
     """Tensors made without saying where would land on this other device, and fail or hold nothing."""
-    encoder, eager = toy.encoder(), toy.encoder(attention="eager")
+    encoder = toy.encoder()
     cells = toy.ids, toy.lengths, toy.vocabulary
     with torch.device("meta"):
         embed_cells(encoder, *cells, how="mean")
@@ -186,7 +186,7 @@ def test_new_tensors_name_their_device(toy):
         for operator in ("delete", "overexpress", "shift"):
             for split in (True, False):
                 everything(toy, encoder, edits(toy, operator), how="mean", split=split)
-        attention_of(eager, *cells)
+        attention_of(encoder, *cells)
 
 
 @pytest.mark.parametrize("positions", ["keep", "close"])

@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def batches_by_length(
-    lengths: np.ndarray, max_tokens: int, max_pairs: int | None = None, *, mixed_tokens: int | None = None
-) -> list[np.ndarray]:
+def batches_by_length(lengths: np.ndarray, max_tokens: int, *, mixed_tokens: int | None = None) -> list[np.ndarray]:
     """Cut cells into batches, longest cells first, so that memory runs out at once or never.
 
     Parameters
@@ -16,8 +14,6 @@ def batches_by_length(
         Tokens of each cell, int `(n_cells,)`; cells of length 0 are left out.
     max_tokens
         Cells times longest cell of a batch stays within this; a longer cell makes a batch of its own.
-    max_pairs
-        Pairs of positions: cells times the square of the longest cell stays within this, too.
     mixed_tokens
         Cells of different lengths share a batch only until it has so many tokens.
 
@@ -32,8 +28,6 @@ def batches_by_length(
     while start < len(order):
         longest = -int(descending[start])
         limits = [max_tokens // longest]
-        if max_pairs is not None:
-            limits.append(max_pairs // longest**2)
         if mixed_tokens is not None:
             n_alike = int(np.searchsorted(descending, -longest, "right")) - start
             limits.append(max(n_alike, mixed_tokens // longest))

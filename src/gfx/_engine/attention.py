@@ -1,12 +1,14 @@
-"""Attention, summed into genes and ranks as each layer computes it: never cells × length × length."""
+"""Attention, summed into genes and ranks as it is computed, some queries at a time: never length × length."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from gfx._engine.blocks import blocks_of, embed, scores_are_small
 from gfx._engine.device import sum_dtype
 from gfx._engine.forward import run_cells
 from gfx._engine.pooling import special_tokens
@@ -18,43 +20,93 @@ if TYPE_CHECKING:
 
     from gfx._core.vocabulary import Vocabulary
 
-#: Attention weights of one layer held at once, in numbers; eager attention needs about three arrays of this size.
-_MAX_WEIGHTS = 32_000_000
+#: Scores of a block of queries that are held at once: what a CPU core's cache takes, and few calls elsewhere.
+_SCORES = {"cpu": 1 << 19}
+_SCORES_ELSEWHERE = 1 << 25
+
+#: Score of padding, whose weight is 0, as is its product with the score.
+_LOWEST = -1e30
 
 
-def attend(encoder: BertModel, tokens: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run cells and keep, layer by layer, what their attention sums to; the weights themselves are let go.
+def read_attention(encoder: BertModel, tokens: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run cells and keep, layer by layer, what their attention sums to; no weights are kept.
 
     Returns
     -------
-    Mean weight that each position receives, float32 `(n_layers, b, n_heads, l)`; entropy of a position's attention
-    over the logarithm of the length, mean over positions, float32 `(n_layers, b, n_heads)`.
+    Mean weight that each position receives, `(n_layers, b, n_heads, l)`; entropy of a position's attention over the
+    logarithm of the length, mean over positions, `(n_layers, b, n_heads)`.
     """
-    received, entropies = [], []
-    query = valid.float()
-    n = query.sum(1)
+    blocks, all_sums = blocks_of(encoder), []
+    hidden = embed(encoder, tokens, encoder.embeddings.position_embeddings.weight[: tokens.shape[1]])
+    for block in blocks:
+        attended, *sums = attend_and_sum(block.project(hidden), valid)
+        all_sums.append(sums)
+        if block is not blocks[-1]:
+            hidden = block.finish(hidden, attended)
+    received, entropies = map(torch.stack, zip(*all_sums, strict=True))
+    n = valid.sum(1)
+    return received / n[:, None, None], entropies / (n * torch.log(n.clamp(min=2)))[:, None]
 
-    def collect(_module: object, _inputs: object, outputs: tuple[torch.Tensor, torch.Tensor]) -> None:
-        weights = outputs[1].float()  # (b, h, query, key)
-        received.append(torch.einsum("bhqk,bq->bhk", weights, query) / n[:, None, None])
-        entropy = torch.special.entr(weights).sum(-1)
-        entropies.append(torch.einsum("bhq,bq->bh", entropy, query) / (n * torch.log(n.clamp(min=2)))[:, None])
 
-    hooks = [layer.attention.self.register_forward_hook(collect) for layer in encoder.encoder.layer]
-    try:
-        encoder(input_ids=tokens, attention_mask=None if bool(valid.all()) else valid.long())
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return torch.stack(received), torch.stack(entropies)
+def attend_and_sum(projected: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Attend, `(n, l, 3, heads, d)` -> `(n, l, heads, d)`, and add up over the queries of each cell.
+
+    Sums are the weight that each key receives, `(n, heads, l)`, and the entropies, `(n, heads)`.
+    """
+    n, longest, _, heads, _ = projected.shape
+    attended = torch.zeros_like(projected[:, :, 0])
+    received, entropy = projected.new_zeros(n, heads, longest), projected.new_zeros(n, heads)
+    if projected.device.type == "cpu":
+        for cell, length in enumerate(valid.sum(1).cpu().tolist()):
+            one = slice(cell, cell + 1)
+            of_cell = attended[one, :length], received[one, :, :length], entropy[one]
+            _attend_by_queries(projected[one, :length], None, *of_cell)
+    else:
+        _attend_by_queries(projected, None if bool(valid.all()) else valid, attended, received, entropy)
+    return attended, received, entropy
+
+
+def _attend_by_queries(
+    projected: torch.Tensor,
+    valid: torch.Tensor | None,
+    attended: torch.Tensor,
+    received: torch.Tensor,
+    entropy: torch.Tensor,
+) -> None:
+    """Attend some queries of some cells at a time; fills the outputs of :func:`attend_and_sum`."""
+    query, key, value = projected.transpose(1, 3).unbind(2)  # (n, heads, l, d) each
+    # Powers of 2 take two thirds of the time of powers of e.
+    query = query * (math.log2(math.e) * query.shape[-1] ** -0.5)
+    are_small = scores_are_small(query, key)
+    key, value = key.transpose(-1, -2).contiguous(), value.contiguous()
+    n, heads, length = received.shape
+    rows = max(1, _SCORES.get(projected.device.type, _SCORES_ELSEWHERE) // (n * heads * length))
+    for start in range(0, length, rows):
+        part = slice(start, start + rows)
+        scores = query[:, :, part] @ key
+        if valid is not None:
+            scores.masked_fill_(~valid[:, None, None], _LOWEST)
+        if not are_small:
+            scores.sub_(scores.amax(-1, keepdim=True))
+        weights = scores.exp2()
+        total = weights.sum(-1, keepdim=True)
+        weights.div_(total)
+        attended[:, part] = (weights @ value).transpose(1, 2)
+        surprise = total.log2()
+        if valid is not None:  # queries that are padding count for nothing
+            is_query = valid[:, None, part, None]
+            weights.mul_(is_query)
+            surprise.mul_(is_query)
+        received += weights.sum(2)
+        entropy += math.log(2) * (surprise.sum((2, 3)) - scores.mul_(weights).sum((2, 3)))
 
 
 def sum_attention(
     encoder: BertModel, ids: np.ndarray, lengths: np.ndarray, vocabulary: Vocabulary
 ) -> dict[str, np.ndarray]:
-    """Add up attention over cells, with an encoder that was loaded with ``attention="eager"``.
+    """Add up attention over cells.
 
-    Memory: sums of heads × (tokens + ranks), and the attention of one layer in one batch.
+    Memory: sums of heads × (tokens + ranks), and what a pass takes.
 
     Returns
     -------
@@ -67,11 +119,6 @@ def sum_attention(
         Weight that special tokens receive; entropy of a position's attention over the logarithm of the length, 1 for
         uniform attention; `(n_layers, n_heads)`.
     """
-    if encoder.config._attn_implementation != "eager":
-        msg = (
-            f'Attention weights need an encoder with attention="eager", found {encoder.config._attn_implementation!r}.'
-        )
-        raise ValueError(msg)
     device, dtype = encoder.device, sum_dtype(encoder.device)
     shape = encoder.config.num_hidden_layers, encoder.config.num_attention_heads
     width = shape[0] * shape[1] + 2
@@ -79,7 +126,7 @@ def sum_attention(
     genes, ranks = (torch.zeros(n, width, dtype=dtype, device=device) for n in (len(vocabulary), n_ranks))
     to_special, entropies = torch.zeros(2, *shape, dtype=dtype, device=device)
     special = special_tokens(vocabulary, device)
-    for batch in run_cells(encoder, ids, lengths, max_pairs=_MAX_WEIGHTS // shape[1], forward=attend):
+    for batch in run_cells(encoder, ids, lengths, forward=read_attention):
         received, entropy = batch.output
         by_head = received.permute(1, 3, 0, 2).flatten(2).to(dtype)  # (b, l, layers * heads)
         uniform = (1 / batch.valid.sum(1).to(dtype))[:, None, None].expand(-1, by_head.shape[1], 1)

@@ -198,19 +198,24 @@ class WithoutKey:
         return self.attended[source].addcmul_(lost, self.value[gone][:, None], value=-1).div_(1 - lost)
 
 
+def scores_are_small(query: torch.Tensor, key: torch.Tensor) -> bool:
+    """Whether all products of these vectors, `(..., d)`, can be exponentiated as they are."""
+    largest = torch.stack([torch.linalg.vector_norm(x, dim=-1).amax().float() for x in (query, key)]).prod()
+    return bool(largest < _SAFE_SCORE)
+
+
 def _attend_in_cache(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Attend some queries of one cell at a time, so that scores stay in the cache, `(n, heads, l, d)`."""
     query, key, value = query * query.shape[-1] ** -0.5, key.contiguous(), value.contiguous()
     out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
-    largest = torch.stack([torch.linalg.vector_norm(x, dim=-1).amax().float() for x in (query, key)]).prod()
-    is_safe = largest < _SAFE_SCORE
+    are_small = scores_are_small(query, key)
     n_heads, length = key.shape[1:3]
     rows = max(1, _CACHED // (n_heads * length))
     for cell in range(len(query)):
         for start in range(0, query.shape[2], rows):
             part = slice(start, start + rows)
             scores = query[cell, :, part] @ key[cell].transpose(-1, -2)
-            weights = (scores if is_safe else scores.sub_(scores.amax(-1, keepdim=True))).exp_()
+            weights = (scores if are_small else scores.sub_(scores.amax(-1, keepdim=True))).exp_()
             total = weights.sum(-1, keepdim=True, dtype=torch.float32)
             torch.div(weights @ value[cell], total, out=out[cell, :, part])
     return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -39,11 +39,10 @@ def load_encoder(
     n_layers: int,
     device: torch.device,
     dtype: torch.dtype,
-    attention: Literal["sdpa", "eager"] = "sdpa",
 ) -> BertModel:
     """Read the first `n_layers` layers of a checkpoint; pickled weights only as plain tensors."""
     settings = BertConfig(**{**config, "num_hidden_layers": n_layers})
-    settings._attn_implementation = attention
+    settings._attn_implementation = "sdpa"
     with torch.device("meta"):  # no time spent on random weights that are replaced at once
         encoder = BertModel(settings, add_pooling_layer=False)
     expected = encoder.state_dict()

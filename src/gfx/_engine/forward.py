@@ -10,9 +10,8 @@ import torch
 from tqdm.auto import tqdm
 
 from gfx import _log
-from gfx._core.batching import batches_by_length
 from gfx._engine.blocks import blocks_of, embed
-from gfx._engine.device import batch_tokens, halving, n_workers, passes, workers
+from gfx._engine.device import halving, n_workers, passes, workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,13 +62,11 @@ def run_cells(
     lengths: np.ndarray,
     *,
     forward: Callable[[BertModel, torch.Tensor, torch.Tensor], Any] = states,
-    max_pairs: int | None = None,
     description: str = "cells",
 ) -> Iterator[Batch]:
     """Yield what `forward` makes of all cells that have tokens, longest cells first.
 
-    On a CPU each of several workers runs a batch of its own; one worker if `max_pairs` limits the padded pairs of
-    positions in a batch, for a `forward` that makes something for each pair. `description` is that of the progress bar.
+    On a CPU each of several workers runs a batch of its own. `description` is that of the progress bar.
     """
     device, listener = encoder.device, batch_listener.get()
 
@@ -78,11 +75,9 @@ def run_cells(
         tokens, valid = put_cells(ids, lengths, rows, device)
         return Batch(rows, tokens, valid, forward(encoder, tokens, valid))
 
-    is_shared = max_pairs is None
-    batches = passes(lengths, device) if is_shared else batches_by_length(lengths, batch_tokens(device), max_pairs)
     is_hidden = listener is not None or not _log.shows_progress()
     shown = {"desc": description, "unit": "cell", "leave": False, "delay": 1, "disable": is_hidden}
-    with tqdm(total=int((lengths > 0).sum()), **shown) as bar, workers(n_workers(device) if is_shared else 1) as mapped:
-        for rows, batch in halving(batches, run, mapped):
+    with tqdm(total=int((lengths > 0).sum()), **shown) as bar, workers(n_workers(device)) as mapped:
+        for rows, batch in halving(passes(lengths, device), run, mapped):
             yield batch
             (listener or bar.update)(len(rows))

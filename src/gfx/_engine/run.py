@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from queue import SimpleQueue
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -83,8 +83,6 @@ class Network:
     ----------
     weights, config
         File of the checkpoint, which workers find under the same path, and its configuration.
-    attention
-        ``"eager"`` gives the weights of attention.
     random_weights
         Seed of weights that are drawn anew; `None`: those of the checkpoint.
     classifies
@@ -95,7 +93,6 @@ class Network:
     config: Mapping[str, Any] = field(hash=False)
     n_layers: int
     dtype: str
-    attention: Literal["sdpa", "eager"] = "sdpa"
     random_weights: int | None = None
     classifies: bool = False
 
@@ -116,8 +113,7 @@ def _load(network: Network, _changed: int, device: torch.device) -> BertModel | 
         return load_classifier(network.weights, network.config, **chosen)
     if network.random_weights is not None:
         return random_encoder(network.config, n_layers=network.n_layers, seed=network.random_weights, **chosen)
-    shape = {"n_layers": network.n_layers, "attention": network.attention}
-    return load_encoder(network.weights, network.config, **shape, **chosen)
+    return load_encoder(network.weights, network.config, n_layers=network.n_layers, **chosen)
 
 
 #: One entry for each call of :func:`networks` that has not ended.

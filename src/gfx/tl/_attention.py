@@ -32,8 +32,8 @@ def attention(
     which is the mean of 1 / length over the same cells. Attention shows which genes a model attends to, not which gene
     regulates which: published comparisons found no regulatory information in attention beyond that in expression.
 
-    The cost is one forward pass in float32 that computes all attention weights, which is a few times slower than
-    :func:`gfx.tl.embed`. Memory does not depend on the number of cells, because weights are summed layer by layer.
+    The cost is one forward pass in float32 through all layers. Memory does not depend on the number of cells, because
+    weights are summed as they are computed.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def attention(
 
     cells = prepare(adata, model, function="tl.attention", layer=layer, key_added=key_added, mod=mod, copy=copy)
     lengths = cells.lengths(mask_obs)
-    network = replace(cells.network(-1, attention="eager"), dtype="float32")
+    network = replace(cells.network(-1), dtype="float32")
     task = Attention(network, cells.model.vocabulary)
     job = Job("attention", task, cells.tokens, by_length(lengths, CELLS_PER_SUM))
     results = (result for _, _, result in run([job], description="reading attention"))

@@ -96,9 +96,7 @@ class Prepared:
         tokens = self.gene_tokens
         return np.where((tokens >= 0).reshape(-1, *[1] * (counts.ndim - 1)), counts[tokens], 0).astype(np.int32)
 
-    def network(
-        self, hidden_layer: int, dtype: str | None = None, *, attention: Literal["sdpa", "eager"] = "sdpa"
-    ) -> Network:
+    def network(self, hidden_layer: int, dtype: str | None = None) -> Network:
         """Name the layers of the model up to the wanted one, for tasks of the runner.
 
         `dtype` is the precision where the settings name none; `None` is bfloat16 where that is fast, else float32.
@@ -112,7 +110,6 @@ class Prepared:
             self.model.config,
             layers_needed(hidden_layer, self.model.n_layers),
             str(choose_dtype(settings.dtype or dtype, choose_device())).removeprefix("torch."),
-            attention,
         )
 
     def pooling(self, pooling: Pooling, choices: tuple[str, ...] = ("auto", "mean", "cls")) -> Literal["mean", "cls"]:

@@ -1,0 +1,117 @@
+"""Attention summed over cells compared with a naive loop, in one run: `python benchmarks/attention.py`.
+
+The naive loop asks transformers for all attention weights of a cell (`output_attentions=True`, which needs eager
+attention) and adds up what each gene receives. The model has V1-10M's shape and number of tokens, with random weights;
+cells are of equal length. Prints JSON: cells per second of `gfx.tl.attention`, of the naive loop, and of `gfx.tl.embed`
+through the same layers (means over genes); peak memory beyond that before, each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from bench_embed import SHAPES, make_cells, random_model
+
+import gfx
+
+LENGTHS = (512, 2048)
+#: Tokens of the cells that each contender reads.
+N_TOKENS = {"naive": 1 << 13, "attention": 1 << 15, "embed": 1 << 15}
+
+
+def naive(model: gfx.models.Model, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Mean attention that each gene receives, cell by cell, `(n_tokens, n_layers * n_heads)`."""
+    import torch
+    from transformers import BertModel
+
+    encoder = BertModel.from_pretrained(model.folder, attn_implementation="eager", add_pooling_layer=False).eval()
+    sums = np.zeros((len(model.vocabulary), model.n_layers * model.config["num_attention_heads"]))
+    counts = np.zeros(len(sums))
+    with torch.no_grad():
+        for cell, length in zip(ids, lengths, strict=True):
+            tokens = torch.tensor(cell[None, :length].astype(np.int64))
+            attentions = encoder(input_ids=tokens, output_attentions=True).attentions
+            received = torch.cat([weights[0].mean(1) for weights in attentions])  # (layers * heads, length)
+            sums[cell[:length]] += received.T.numpy()
+            counts[cell[:length]] += 1
+    return sums / np.maximum(counts, 1)[:, None]
+
+
+def measure(which: str, folder: Path, length: int, result: Path) -> None:
+    """Run one contender in this process."""
+    model = gfx.models.load(folder)
+    adata = make_cells(N_TOKENS[which] // length, model.vocabulary, length=length)
+    gfx.pp.tokenize(adata, model=model)
+    gfx.settings.dtype = "float32"
+    call = {
+        "naive": lambda: naive(model, adata.obsm["gfx_tokens"], adata.obs["gfx_tokens_n"].to_numpy()),
+        "attention": lambda: gfx.tl.attention(adata, model=model),
+        "embed": lambda: gfx.tl.embed(adata, model=model, hidden_layer=-1, pooling="mean"),
+    }[which]
+    gfx.tl.embed(adata[:2].copy(), model=model)  # warm up
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    found = call()
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # The first cells are the same for all: they are compared where both have read them.
+    if which == "attention":
+        few = make_cells(N_TOKENS["naive"] // length, model.vocabulary, length=length)
+        gfx.tl.attention(few, model=model)
+        found = few.varm["gfx_attention"]
+    elif which == "naive":
+        found = found[~model.vocabulary.is_special]
+    if which != "embed":
+        np.save(result, found)
+    told = {"cells_per_second": N_TOKENS[which] / length / seconds}
+    print(json.dumps(told | {"peak_mb": peak / 1024, "more_mb": (peak - before) / 1024}))
+
+
+def run_alone(which: str, folder: Path, length: int, result: Path) -> dict[str, float]:
+    call = [sys.executable, __file__, "--measure", which, "--folder", str(folder), "--length", str(length)]
+    call += ["--result", str(result)]
+    out = subprocess.run(call, check=True, capture_output=True, text=True, env=os.environ | {"GFX_VERBOSITY": "1"})
+    return json.loads(out.stdout.strip().splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--measure")
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--length", type=int)
+    parser.add_argument("--result", type=Path)
+    given = parser.parse_args()
+    if given.measure:
+        measure(given.measure, given.folder, given.length, given.result)
+        return
+    report = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        random_model(folder / "model", SHAPES["V1-shape"])
+        for length in LENGTHS:
+            results = {which: folder / f"{which}-{length}.npy" for which in N_TOKENS}
+            runs = {which: run_alone(which, folder / "model", length, results[which]) for which in N_TOKENS}
+            speed = {which: run["cells_per_second"] for which, run in runs.items()}
+            ours, theirs = np.load(results["attention"]), np.load(results["naive"])
+            seen = ~np.isnan(ours[:, 0])
+            report[length] = {
+                "runs": runs,
+                "times_naive": speed["attention"] / speed["naive"],
+                "times_time_of_embed": speed["embed"] / speed["attention"],
+                "share_of_naive_memory": runs["attention"]["more_mb"] / runs["naive"]["more_mb"],
+                "largest_difference": float(np.abs(ours[seen] - theirs[seen]).max()),
+            }
+    print(json.dumps({"benchmark": "attention", "cores": os.cpu_count(), **report}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
