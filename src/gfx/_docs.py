@@ -88,7 +88,8 @@ controls [controls_of_perturbations]
     the cells of all states for each perturbation.
 n_random
     Number of rank-matched random gene sets for each perturbation, each of which is perturbed in up to eight cells.
-    `None` takes 50, or fewer sets and cells where they would need more passes than the perturbation itself.
+    `None` takes 50 sets, or fewer if the perturbation itself is done in fewer cells, and so many cells that the
+    sets need no more passes than the perturbation.
 donor_key
     Column of `obs` with the donor of each cell. Means, intervals and tests are then over donors. Without donors
     there are no p-values over replicates, because cells are not replicates.

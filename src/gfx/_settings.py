@@ -85,7 +85,8 @@ class Settings:
     """Precision of forward passes, ``"float32"``, ``"bfloat16"`` or ``"float16"``. `None`: bfloat16 for embeddings
     where it is fast, else float32; float32 for perturbations, because rounding hides the shifts of single genes."""
     batch_tokens: int | None = None
-    """Padded tokens in one forward pass. `None`: chosen by device. Halved automatically when memory runs out."""
+    """Padded tokens in one forward pass; on a CPU, in all passes that run at the same time, of at most 4,096 tokens
+    each. `None`: chosen by device. Halved automatically when memory runs out."""
     client: Any = None
     """A `dask.distributed.Client`: blocks of cells run on its workers, which must find the model under the same path.
     `None`: this process runs them."""

@@ -20,6 +20,7 @@ from gfx._core.statistics import (
     partial_spearman,
     rank_trend,
     spearman,
+    tail,
 )
 
 
@@ -520,3 +521,17 @@ def test_random_sets_without_z_are_no_sets() -> None:
         by_chance(np.array([5.0, 0.3]), with_missing), by_chance(np.array([5.0, 0.3]), random_z)
     )
     assert np.isnan(by_chance(np.array([5.0]), np.full(3, np.nan))).all()
+
+
+@pytest.mark.parametrize("n", [3, 6, 50])
+def test_p_is_uniform_whatever_the_number_of_random_sets(n):
+    """Of a random gene compared with n sets, beside twenty genes that are compared with fifty."""
+    rng = np.random.default_rng(0)
+    p = []
+    for _ in range(400):
+        others = [against_random(rng.normal(size=50) - rng.normal()) for _ in range(20)]
+        z, null = against_random(rng.normal(size=n) - rng.normal())
+        pool = np.concatenate([tail(null, n - 1), *(tail(of_other, 49) for _, of_other in others)])
+        p.append(by_chance(np.array([tail(z, n)]), pool)[0])
+    for level in (0.05, 0.2, 0.5):
+        assert np.mean(np.array(p) <= level) < level + 3 * np.sqrt(level * (1 - level) / len(p))

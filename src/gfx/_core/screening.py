@@ -130,10 +130,10 @@ def agreement(estimate: np.ndarray, exact: np.ndarray, weight: np.ndarray | None
     """Compare estimates with exact results over the genes of a cell: Spearman, and precision of the largest estimates.
 
     Spearman is a mean over pairs of genes: 1 where estimates and exact effects are in the same order, else -1, weighted
-    by the distance of the estimates in rank. Precision is the fraction of the largest tenth of the estimates that is
-    among the largest fifth of the exact effects, both by absolute value. Arguments are of each gene, `(n,)`. If exact
-    effects of a sample are known, and NaN for all other genes, each gene counts as often as its `weight` says, and each
-    pair by the product: both values estimate those of the whole cell.
+    by the distance of the estimates in rank; pairs with equal exact effects are left out. Precision is the fraction of
+    the largest tenth of the estimates that is among the largest fifth of the exact effects, both by absolute value.
+    Arguments are of each gene, `(n,)`. If exact effects of a sample are known, and NaN for all other genes, each gene
+    counts as often as its `weight` says, and each pair by the product: both values estimate those of the whole cell.
     """
     known = ~np.isnan(exact)
     weight = np.ones(known.sum()) if weight is None else weight[known]
@@ -142,7 +142,7 @@ def agreement(estimate: np.ndarray, exact: np.ndarray, weight: np.ndarray | None
         return np.nan, np.nan
     rank = stats.rankdata(estimate)[known]
     by_rank, sign = (values[:, None] - values for values in (rank, effect))
-    by_rank *= np.outer(weight, weight)
+    by_rank *= np.outer(weight, weight) * (sign != 0)
     correlation = (by_rank * np.sign(sign)).sum() / np.abs(by_rank).sum()
     mid_rank = (np.abs(effect) > np.abs(effect)[:, None]) @ weight + weight / 2  # half of those a gene stands for
     is_top = _is_top(estimate)[known]

@@ -39,7 +39,7 @@ def against_random(differences: np.ndarray) -> tuple[float, np.ndarray]:
     Returns z of the effect, its distance from the mean random set in standard deviations of random sets, positive for a
     larger effect; and the leave-one-out z of each random set, the null distribution of z. NaN with fewer than three
     sets, or where they do not differ. The replicates are sets of genes, not cells. The spread of random sets includes
-    the noise of the few cells behind each, so z is conservative.
+    the noise of the few cells behind each, so z is conservative. See :func:`tail` for z from different numbers of sets.
     """
     values = differences[~np.isnan(differences)].astype(np.float64)
     n = len(values)
@@ -54,11 +54,19 @@ def against_random(differences: np.ndarray) -> tuple[float, np.ndarray]:
     return float(-values.mean() / values.std(ddof=1)), null[~np.isnan(null)]
 
 
+def tail(z: np.ndarray | float, n: np.ndarray | int) -> np.ndarray | float:
+    """Put z that come from `n` random sets each on one scale: from few sets, large ones are frequent by chance.
+
+    Of normal effects, z is Student's t with `n` - 1 degrees of freedom, widened by the error of the mean of the sets.
+    """
+    return np.sign(z) * stats.norm.isf(stats.t.sf(np.abs(z) / np.sqrt(1 + 1 / n), n - 1))
+
+
 def by_chance(z: np.ndarray, random_z: np.ndarray) -> np.ndarray:
     """Two-sided p-value of each z: the fraction of the z of random sets that are at least as extreme.
 
-    The null is pooled over perturbations, because z is on the same scale in all of them, and 50 sets of one alone
-    would bound p at 2 / 51. No p is below 2 / (number of random sets + 1). NaN for NaN, and without random sets.
+    The null is pooled over perturbations, on the scale of :func:`tail`, because 50 sets of one alone would bound p at
+    2 / 51. No p is below 2 / (number of random sets + 1). NaN for NaN, and without random sets.
     """
     out = np.full(len(z), np.nan)
     known = ~np.isnan(z)

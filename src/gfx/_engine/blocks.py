@@ -145,9 +145,11 @@ def attend(
 
 
 def _has_packed_attention(projected: torch.Tensor) -> bool:
-    """Whether flash attention takes cells of different lengths in one row: on CUDA, in half precision."""
-    is_half = projected.dtype in {torch.bfloat16, torch.float16}
-    return is_half and projected.device.type == "cuda" and find_spec("torch.nn.attention.varlen") is not None
+    """Whether flash attention takes cells of different lengths in one row: on recent CUDA, in half precision."""
+    if projected.device.type != "cuda" or projected.dtype not in {torch.bfloat16, torch.float16}:
+        return False
+    is_recent = torch.cuda.get_device_capability(projected.device) >= (8, 0)
+    return is_recent and find_spec("torch.nn.attention.varlen") is not None
 
 
 def _attend_packed(projected: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -144,9 +145,11 @@ def workers(n: int) -> Iterator[Callable[[Callable[[T], U], Iterable[T]], Iterat
     if n == 1:
         yield map
         return
-    n_threads = torch.get_num_threads()
+    n_threads, shares = torch.get_num_threads(), SimpleQueue()
+    for number in range(n):
+        shares.put(n_threads // n + (number < n_threads % n))
     try:
-        with ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(n_threads // n,)) as pool:
+        with ThreadPoolExecutor(n, initializer=lambda: torch.set_num_threads(shares.get())) as pool:
 
             def mapped(function: Callable[[T], U], batches: Iterable[T]) -> Iterator[U]:
                 submitted = ((batch, pool.submit(function, batch)) for batch in batches)

@@ -20,7 +20,7 @@ from gfx._tokens import find_tokens
 from gfx.models import load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from anndata import AnnData
@@ -155,22 +155,32 @@ class Prepared:
         results = (result for _, _, result in run([job], description=description, store=store))
         return sums_of_genes(results, task.n_groups * len(self.model.vocabulary))
 
-    def announce(self, n_passes: int, network: Network) -> None:
-        """Say what a long call costs before it is paid: passes of the network, and how long they take here."""
+    def announce(self, jobs: Sequence[Job], network: Network, store: RunStore | None, n_more: int = 0) -> None:
+        """Say what a long call costs before it is paid: passes of the network, and how long they take here.
+
+        Blocks that the store has are not counted; `n_more` are passes that are not among the jobs.
+        """
         from gfx._engine.device import choose_devices
         from gfx._engine.run import run
 
+        missing = [
+            (job, number)
+            for job in jobs
+            for number in set(range(len(job.blocks))) - (set() if store is None else store.finished(job.name))
+        ]
+        n_passes = sum(job.n_passes(number) for job, number in missing) + n_more
         if n_passes < LONG_CALL:
             return
         expected = ""
-        if settings.client is None and len(choose_devices()) == 1:
-            by_length = np.argsort(self.tokens.lengths, kind="stable")[np.count_nonzero(self.tokens.lengths == 0) :]
-            sample = by_length[np.linspace(0, len(by_length) - 1, CELLS_TIMED).astype(int)]
-            job = self.embedding("timed", network, "mean", self.lengths_of(np.unique(sample)))
+        if missing and settings.client is None and len(choose_devices()) == 1:
+            rows = np.unique(np.concatenate([job.blocks[number] for job, number in missing]))
+            by_length = rows[np.argsort(self.tokens.lengths[rows], kind="stable")]
+            sample = np.unique(by_length[np.linspace(0, len(by_length) - 1, CELLS_TIMED).astype(int)])
+            timed = self.embedding("timed", network, "mean", self.lengths_of(sample))
             for _ in range(2):  # the first time loads the network
                 start = perf_counter()
-                list(run([job], description="timing"))
-            seconds = (perf_counter() - start) * n_passes / job.n_cells
+                list(run([timed], description="timing"))
+            seconds = (perf_counter() - start) * n_passes / timed.n_cells
             expected = f", about {seconds / 60:.0f} min" if seconds >= 90 else f", about {seconds:.0f} s"
         info(f"{n_passes:,} passes of the network{expected}")
 

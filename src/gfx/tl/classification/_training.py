@@ -154,7 +154,9 @@ class FineTunedNetwork:
             arguments |= self._hyperparameters(make, search, place, **how)
         examples, validation = search if stops_early and search else (units.examples(train, split), None)
         how |= {"validation": validation, "arguments": arguments, "patience": method.patience}
-        return fine_tuning.fine_tune(make, examples, vocabulary, place, **how).eval()
+        return (
+            fine_tuning.fine_tune(make, examples, vocabulary, place, **how).eval().requires_grad_(requires_grad=False)
+        )
 
     def _start(self, class_weight: np.ndarray | None, seed: int) -> Classifier:
         from gfx._engine.classifier import freeze, make_classifier, weigh_classes

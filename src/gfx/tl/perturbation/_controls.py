@@ -16,17 +16,14 @@ if TYPE_CHECKING:
 
     from gfx.tl.perturbation._experiment import Experiment, Runs
 
-#: Random sets of a perturbation at most, and cells that each is perturbed in, at least and at most.
-N_SETS, CELLS_PER_SET = 50, (2, 8)
+#: Random sets of a perturbation, and cells that each is perturbed in, at most.
+N_SETS, CELLS_PER_SET = 50, 8
 
 #: Random genes of all ranks, perturbed by the model and by the random-weights model.
 N_RANK_SAMPLE = 100
 
 #: Cells of each perturbation that the random-weights model sees, and their largest share of all.
 CELLS_OF_RANDOM_WEIGHTS, SHARE_OF_RANDOM_WEIGHTS = 10, 0.25
-
-#: Passes that random sets of a call may take where its perturbations take fewer.
-SPARE_PASSES = 300
 
 #: Streams of random numbers: what is drawn for one purpose must not depend on what else is asked for.
 AXIS, RANDOM_WEIGHTS, SETS, BOOTSTRAP = range(4)
@@ -45,11 +42,17 @@ def random_set_runs(
     n_sets: int | None,
     seed: int,
 ) -> Runs:
-    """Draw, for each perturbation, random sets of neighbouring rank in the same cells; `None`: as many as pay."""
+    """Draw, for each perturbation, random sets of neighbouring rank in the same cells.
+
+    If their number is not given, they take as many passes as the perturbation itself, less those of the random-weights
+    model, or fewer.
+    """
     tokens, vocabulary = experiment.cells.tokens, experiment.cells.model.vocabulary
     random, rows_of, n_drawn = [], [], []
     for genes, rows in zip(sets, cells_of, strict=True):
-        n, n_cells = (n_sets, CELLS_PER_SET[1]) if n_sets is not None else _affordable(genes, rows, len(sets))
+        n_runs = len(rows) - _n_of_random_weights(rows)
+        n = min(N_SETS, n_runs) if n_sets is None else n_sets
+        n_cells = CELLS_PER_SET if n_sets is not None or not n else min(n_runs // n, CELLS_PER_SET)
         drawn = draw_matched_sets(
             tokens,
             genes,
@@ -63,19 +66,6 @@ def random_set_runs(
         rows_of += drawn.values()
         n_drawn.append(len(drawn))
     return experiment.runs(random, rows_of, np.repeat(np.arange(len(sets)), n_drawn), len(sets))
-
-
-def _affordable(genes: np.ndarray, rows: np.ndarray, n_perturbations: int) -> tuple[int, int]:
-    """Choose how many random sets a perturbation in some cells is compared with, and in how many cells each.
-
-    They take no more passes than the perturbation itself, less those of the random-weights model, or than its part of
-    :data:`SPARE_PASSES` if that is more.
-    """
-    passes_of_run = 1 if len(genes) == 1 else 1 + len(genes)
-    spare = SPARE_PASSES // (n_perturbations * passes_of_run)
-    n_runs = max(len(rows) - _n_of_random_weights(rows), spare)
-    n_sets = max(1, min(N_SETS, n_runs // CELLS_PER_SET[0]))
-    return n_sets, int(np.clip(n_runs // n_sets, *CELLS_PER_SET))
 
 
 def random_weights_runs(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
     from pathlib import Path
 
+    from gfx._engine.run import Job
     from gfx._run_store import RunStore
     from gfx._types import Data, ModelLike, PoolingOfShifts, Positions
     from gfx.tl._gene_sets import Genes, GeneSets
@@ -167,15 +168,9 @@ def _run(
         weights = int(stream(seed, RANDOM_WEIGHTS).integers(2**31))
         networks_of["random_weights"] = experiment.network.randomized(weights)
         runs["model"], runs["random_weights"] = _controls.random_weights_runs(experiment, sets_of, cells_of, seed)
-    with networks():
-        goals, axis = {}, None
-        if states is not None:
-            vectors = embed_states(experiment.cells, networks_of, experiment.pooling, states.group >= 0, store)
-            goals = {name: states.centroids(of_network) for name, of_network in vectors.items()}
-            axis = states.axis(vectors["model"], donor, stream(seed, AXIS))
-            if "centroids" in controls:
-                goals["perturbations"] = _centroids_without_genes(experiment, states, sets, vectors["model"], store)
-        jobs = [
+
+    def make_jobs(goals: Mapping[str, np.ndarray]) -> list[Job]:
+        return [
             experiment.job(
                 name,
                 table,
@@ -186,7 +181,20 @@ def _run(
             )
             for name, table in runs.items()
         ]
-        experiment.cells.announce(sum(job.n_passes() for job in jobs), experiment.network)
+
+    with networks():
+        n_embedded = 0 if states is None else int((states.group >= 0).sum()) * len(networks_of)
+        if "centroids" in controls:
+            n_embedded += n_embedded // len(networks_of) * len(sets)
+        experiment.cells.announce(make_jobs({}), experiment.network, store, n_embedded)
+        goals, axis = {}, None
+        if states is not None:
+            vectors = embed_states(experiment.cells, networks_of, experiment.pooling, states.group >= 0, store)
+            goals = {name: states.centroids(of_network) for name, of_network in vectors.items()}
+            axis = states.axis(vectors["model"], donor, stream(seed, AXIS))
+            if "centroids" in controls:
+                goals["perturbations"] = _centroids_without_genes(experiment, states, sets, vectors["model"], store)
+        jobs = make_jobs(goals)
         for job, cells, result in run(jobs, description="perturbing", store=store):
             runs[job.name].add(cells, result)
     return runs, axis

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from gfx._core.edits import PARTS
-from gfx._core.statistics import against_random, by_chance, over_cells, over_donors
+from gfx._core.statistics import against_random, by_chance, over_cells, over_donors, tail
 from gfx.tl._gene_sets import set_name
 from gfx.tl.perturbation._controls import BOOTSTRAP, stream
 
@@ -96,14 +96,17 @@ def compare_with_random(
         sets = {"number": random.perturbation, "n_cells": random.n_cells, "difference": difference}
     groups = pd.DataFrame(sets, dtype=float).dropna().groupby("number")
     of_sets = groups["difference"].agg(["mean", "std", "count"]).reindex(range(n))
-    z, null = np.full(n, np.nan), {}
+    z, place, null = np.full(n, np.nan), np.full(n, np.nan), {}
     for number, values in groups["difference"]:
-        z[int(number)], null[int(number)] = against_random(values.to_numpy())
+        at, n_sets = int(number), len(values)
+        z[at], of_random = against_random(values.to_numpy())
+        if n_sets > 2:
+            place[at], null[at] = tail(z[at], n_sets), tail(of_random, n_sets - 1)
     sizes, p = np.array([len(genes) for genes in perturbed.sets]), np.full(n, np.nan)
     for size in np.unique(sizes):  # what z is by chance is taken from random sets of the same size
         same = np.flatnonzero(sizes == size)
         pool = [null[number] for number in same if number in null]
-        p[same] = by_chance(z[same], np.concatenate([np.zeros(0), *pool]))
+        p[same] = by_chance(place[same], np.concatenate([np.zeros(0), *pool]))
     return {
         "random_mean": effect + of_sets["mean"].to_numpy(),
         "random_sd": of_sets["std"].to_numpy(),

@@ -278,8 +278,10 @@ def screen_genes(
             plan = plan.toward(goals)
         check_rng = np.random.default_rng(_seed(rng, _CHECK))
         jobs = _run.make_jobs(plan)
-        cells.announce(sum(job.n_passes() for job in jobs), task.network)
-        sums, of_checked = _run.run_screen(plan, jobs, store, check_rng.permutation(plan.number)[: plan.n_checked])
+        cells.announce(jobs, task.network, store, 0 if is_exact else 2 * plan.passes_per_check)
+        sums, of_checked = _run.run_screen(
+            plan, jobs, store, check_rng.permutation(plan.number)[: 0 if is_exact else plan.n_checked]
+        )
         if not is_exact:
             agreement = _run.check_estimates(plan, of_checked, store, check_rng)
             exact = _run.run_candidates(plan, sums, store, np.random.default_rng(_seed(rng, _CANDIDATES)))

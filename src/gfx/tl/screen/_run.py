@@ -109,7 +109,7 @@ class Plan:
             ids, places = self.places(rows)
             return {"wanted": places & [np.isin(row, tokens_of[cell]) for row, cell in zip(ids, rows, strict=True)]}
 
-        return replace(job, given=given)
+        return replace(job, given=given, passes=[sum(len(tokens_of[cell]) for cell in rows) for rows in job.blocks])
 
     def places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tokens of some cells, and which of them are deleted, both `(n_cells, longest)`."""
@@ -219,19 +219,23 @@ def _draw_cells(
     """
     number = np.full(len(plan.tasks[MODEL].vocabulary), -1)
     number[candidates] = np.arange(len(candidates))
-    drawn: dict[int, np.ndarray] = {}
+    cells, chosen = [], []
     for rows in pieces(rng.permutation(plan.number)):
         ids, places = plan.places(rows)
         cell, place = np.nonzero(places & (number[ids] >= 0))
         has = np.zeros((len(rows), len(candidates)), dtype=bool)
         has[cell, number[ids[cell, place]]] = True
-        chosen = has & (np.cumsum(has, axis=0) <= n_cells)
-        drawn |= {int(rows[cell]): candidates[chosen[cell]] for cell in np.flatnonzero(chosen.any(axis=1))}
+        cells.append(rows)
+        chosen.append(has & (np.cumsum(has, axis=0) <= n_cells))
         n_cells = n_cells - has.sum(axis=0)
         if (n_cells <= 0).all():
             break
-    n_passes = np.cumsum([1 + len(tokens) for tokens in drawn.values()])
-    return {cell: drawn[cell] for cell, n in zip(drawn, n_passes, strict=True) if n <= plan.passes_per_check}
+    is_chosen = np.concatenate(chosen)
+    # As many candidates as there are passes for, each in all of its cells; cells as they are take passes, too.
+    n_passes = is_chosen.sum(axis=0).cumsum() + np.logical_or.accumulate(is_chosen, axis=1).sum(axis=0)
+    is_chosen &= n_passes <= plan.passes_per_check
+    drawn = zip(np.concatenate(cells).tolist(), is_chosen, strict=True)
+    return {cell: candidates[of_cell] for cell, of_cell in drawn if of_cell.any()}
 
 
 # --- tables --------------------------------------------------------------------------------------------------------
