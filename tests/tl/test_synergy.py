@@ -178,7 +178,9 @@ def test_p_is_pooled_over_sets_of_one_size(cells, toy_model):
             each.append([(one - o.mean()) / o.std(ddof=1) for one, o in zip(values, rest, strict=True)])
         for at in range(3):
             pool = np.concatenate([each[other] for other in range(3) if size[other] == size[at]])
-            expected = min(1, 2 * (1 + min((pool >= z[at]).sum(), (pool <= z[at]).sum())) / (len(pool) + 1))
+            place = stats.norm.ppf(stats.t.cdf(z[at] / np.sqrt(1 + 1 / 8), df=7))
+            pool = stats.norm.ppf(stats.t.cdf(pool / np.sqrt(1 + 1 / 7), df=6))
+            expected = min(1, 2 * (1 + min((pool >= place).sum(), (pool <= place).sum())) / (len(pool) + 1))
             assert found[f"{name}_z"][at] == pytest.approx(z[at])
             assert found[f"{name}_p"][at] == pytest.approx(expected)
 

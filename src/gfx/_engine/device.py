@@ -148,8 +148,13 @@ def workers(n: int) -> Iterator[Callable[[Callable[[T], U], Iterable[T]], Iterat
     n_threads, shares = torch.get_num_threads(), SimpleQueue()
     for number in range(n):
         shares.put(n_threads // n + (number < n_threads % n))
+
+    def begin() -> None:
+        torch.get_num_threads()  # else the first operation takes over what another worker has set
+        torch.set_num_threads(shares.get())
+
     try:
-        with ThreadPoolExecutor(n, initializer=lambda: torch.set_num_threads(shares.get())) as pool:
+        with ThreadPoolExecutor(n, initializer=begin) as pool:
 
             def mapped(function: Callable[[T], U], batches: Iterable[T]) -> Iterator[U]:
                 submitted = ((batch, pool.submit(function, batch)) for batch in batches)
