@@ -232,7 +232,7 @@ def test_all_controls_run_by_default(cells, toy_model):
 
 
 @pytest.mark.parametrize("genes", [[GENE], [GENE, (GENE, OTHER), "TOY21"], ...], ids=["one", "some", "all"])
-def test_controls_take_at_most_as_many_passes_as_perturbations_and_200(cells, toy_model, monkeypatch, genes):
+def test_controls_take_at_most_as_many_passes_as_perturbations_and_500(cells, toy_model, monkeypatch, genes):
     """However many perturbations there are, rare ones too; beside the parts, a second pass of the perturbations."""
     compute, n = run._compute, []
 
@@ -245,7 +245,7 @@ def test_controls_take_at_most_as_many_passes_as_perturbations_and_200(cells, to
     delete_genes(cells, genes, model=toy_model, key_added="alone")
     own = sum(n)
     gfx.tl.delete_genes(cells, genes, model=toy_model)
-    assert own < sum(n) - own <= 2 * own + 200  # the perturbations again, and their controls
+    assert own < sum(n) - own <= 2 * own + 500  # the perturbations again, and their controls
     table, sets = cells.uns["gfx_delete"]["table"], cells.uns["gfx_delete"]["random_sets"]
     for name, n_cells in table[["perturbation", "n_cells"]].itertuples(index=False):
         n_sets = (sets["perturbation"] == name).sum()

@@ -113,7 +113,7 @@ def delete_genes(
     Cost: one forward pass for each perturbation and each cell in which it is possible. The parts of the shift need one
     more, except with ``positions="keep"``. For sets of genes, each gene is also perturbed by itself: a pair needs three
     times as many passes. Random sets and the random-weights model together need at most as many passes as the
-    perturbations, without their parts, and 200 more. A call of 500 passes or more says how long it will take. Memory:
+    perturbations, without their parts, and 500 more. A call of 500 passes or more says how long it will take. Memory:
     seven numbers for each cell and perturbation, and four for each gene and perturbation.
 
     Parameters
