@@ -29,7 +29,7 @@ BATCH = 32
 V1_TOKENS = 25_426
 LENGTHS = (128, 512, 1024, 2048)
 #: Tokens of the cells of equal length that each contender embeds.
-N_TOKENS = {"naive": 1 << 15, "gfx-float32": 1 << 17}
+N_TOKENS = {"naive": 1 << 14, "gfx-float32": 1 << 16}
 SHAPES = {
     # V1-10M's shape with random weights; `mini` is read from the package.
     "V1-shape": {
