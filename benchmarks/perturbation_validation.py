@@ -151,13 +151,19 @@ def calibration(folder: Path, model: str | None, figures: Path | None) -> dict[s
     often = cells.var_names[known & (detected >= 0.1)]
     genes = np.random.default_rng(0).choice(often, N_CALIBRATION, replace=False).tolist()
     gfx.tl.delete_genes(cells, genes, model=model)
-    table = gfx.get.deletion_df(cells)
+    table = gfx.get.deletion_df(cells, min_cells=1)
     shift, rank, z, p = (table[column].to_numpy() for column in ("shift_mean", "rank_mean", "z", "p"))
+    n_sets = np.where(np.isfinite(p), table["n_random"], 0)
+    strata = {"3 to 9": (n_sets > 2) & (n_sets < 10), "10 to 29": (n_sets > 9) & (n_sets < 30), "30 to 50": n_sets > 29}
     return {
         "random genes": int(np.isfinite(z).sum()),
         "mean z": rounded(np.nanmean(z)),
         "sd of z": rounded(np.nanstd(z, ddof=1)),
         "share with p at most 0.1": rounded(np.nanmean(p <= 0.1)),
+        "genes without p": int(np.isnan(p).sum()),
+        "share with p at most 0.1, by number of random sets": {
+            name: [int(of.sum()), rounded(np.mean(p[of] <= 0.1))] for name, of in strata.items() if of.any()
+        },
         "genes by p, in tenths": np.histogram(p[np.isfinite(p)], np.linspace(0, 1, 11))[0].tolist(),
         "fdr below 0.05": int((table["fdr"] < 0.05).sum()),
         "Spearman of shift with rank": rounded(stats.spearmanr(shift, rank, nan_policy="omit").statistic),
