@@ -374,3 +374,20 @@ def test_a_long_call_says_what_it_costs_before_it_is_paid(cells, toy_model, monk
     n = int(cells.uns["gfx_delete"]["table"]["n_cells"].sum())
     (message,) = [message for message in caplog.messages if "passes" in message]
     assert re.fullmatch(rf"{n} passes of the network, about \d+ s", message)
+
+
+def test_blocks_that_are_there_cost_nothing(cells, toy_model, monkeypatch, caplog, tmp_path):
+    caplog.set_level("INFO", logger="gfx")
+    monkeypatch.setattr("gfx.tl._prepare.LONG_CALL", 5)
+    for _ in range(2):
+        gfx.tl.delete_genes(cells, GENE, model=toy_model, controls=None, store=tmp_path / "store")
+    assert sum("passes of the network" in message for message in caplog.messages) == 1
+
+
+def test_embedding_states_is_part_of_the_cost(cells, toy_model, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="gfx")
+    monkeypatch.setattr("gfx.tl._prepare.LONG_CALL", 5)
+    gfx.tl.delete_genes(cells, GENE, model=toy_model, controls=None, **WITH_STATES)
+    (message,) = [message for message in caplog.messages if "passes of the network" in message]
+    n_perturbed = int(cells.uns["gfx_delete"]["table"]["n_cells"].sum())
+    assert int(message.split()[0]) == n_perturbed + cells.n_obs
