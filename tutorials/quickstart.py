@@ -1,4 +1,4 @@
-"""Four lines beside scanpy: tokenize, embed, delete genes, read attention. Runs offline in about two minutes.
+"""Four lines beside scanpy: tokenize, embed, delete genes, read attention. Runs offline in about a minute.
 
 Real cells: 700 blood cells that scanpy carries (`pbmc68k_reduced`). Their raw counts are lost, only log-normalised
 values are left; the order of genes within a cell is still that of the counts, which is all that a Geneformer reads.
