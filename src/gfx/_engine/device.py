@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -139,22 +138,16 @@ def ahead(futures: Iterable[tuple[T, Future]], most: int) -> Iterator[tuple[T, A
 def workers(n: int) -> Iterator[Callable[[Callable[[T], U], Iterable[T]], Iterator[U]]]:
     """Share the CPU's threads out to `n` workers; gives what maps batches over them, results in order.
 
-    Threads that share each operation of one small batch wait for each other at each. With a batch each they do not.
+    Threads that share each operation of one small batch wait for each other at each. With a batch each they do not. All
+    workers have equally many threads: sums round as these are many, and any worker may take any batch.
     Batches are begun as results are taken, so that few of these are in memory.
     """
     if n == 1:
         yield map
         return
-    n_threads, shares = torch.get_num_threads(), SimpleQueue()
-    for number in range(n):
-        shares.put(n_threads // n + (number < n_threads % n))
-
-    def begin() -> None:
-        torch.get_num_threads()  # else the first operation takes over what another worker has set
-        torch.set_num_threads(shares.get())
-
+    n_threads = torch.get_num_threads()
     try:
-        with ThreadPoolExecutor(n, initializer=begin) as pool:
+        with ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(n_threads // n,)) as pool:
 
             def mapped(function: Callable[[T], U], batches: Iterable[T]) -> Iterator[U]:
                 submitted = ((batch, pool.submit(function, batch)) for batch in batches)
