@@ -12,11 +12,13 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from gfx._core.batching import ahead
 from gfx._core.gene_names import foreign_species
 from gfx._core.scales import UNDO, recover_counts, scale_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import Future
 
     from anndata import AnnData
 
@@ -209,15 +211,16 @@ def _pieces(x: object) -> Iterator[object]:
 def _read_ahead(read: Callable[[int, int], T], begins: np.ndarray, most: int) -> Iterator[T]:
     """Read rows, at most `most` values together, in a thread that is one piece ahead; row `i` is at `begins[i]`."""
     with ThreadPoolExecutor(1) as pool:
-        start, pending = 0, None
-        while start < len(begins) - 1:
-            stop = max(start + 1, int(np.searchsorted(begins, begins[start] + most, side="right")) - 1)
-            following = pool.submit(read, start, stop)
-            if pending is not None:
-                yield pending.result()
-            start, pending = stop, following
-        if pending is not None:
-            yield pending.result()
+
+        def submitted() -> Iterator[tuple[int, Future[T]]]:
+            start = 0
+            while start < len(begins) - 1:
+                stop = max(start + 1, int(np.searchsorted(begins, begins[start] + most, side="right")) - 1)
+                yield start, pool.submit(read, start, stop)
+                start = stop
+
+        for _, piece in ahead(submitted(), 2):
+            yield piece
 
 
 def _rows(x: object, start: int, stop: int) -> object:

@@ -1,8 +1,17 @@
-"""Batches of cells of similar length, so that little padding is computed."""
+"""Batches of cells of similar length, so that little padding is computed; and batches under way in other threads."""
 
 from __future__ import annotations
 
+from collections import deque
+from typing import TYPE_CHECKING, Any, TypeVar
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from concurrent.futures import Future
+
+T = TypeVar("T")
 
 
 def batches_by_length(lengths: np.ndarray, max_tokens: int, *, mixed_tokens: int | None = None) -> list[np.ndarray]:
@@ -40,3 +49,20 @@ def batches_by_length(lengths: np.ndarray, max_tokens: int, *, mixed_tokens: int
 def pieces(rows: np.ndarray, size: int = 1024) -> list[np.ndarray]:
     """Cut rows into pieces of so many, for instance so that nothing about all of them is in memory at once."""
     return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def ahead(futures: Iterable[tuple[T, Future]], most: int) -> Iterator[tuple[T, Any]]:
+    """Give what is computed with its result, in order; no more than `most` are under way or wait to be taken."""
+    waiting: deque[tuple[T, Future]] = deque()
+    try:
+        for submitted in futures:
+            waiting.append(submitted)
+            if len(waiting) >= most:
+                what, future = waiting.popleft()
+                yield what, future.result()
+        while waiting:
+            what, future = waiting.popleft()
+            yield what, future.result()
+    finally:
+        for _, future in waiting:
+            future.cancel()

@@ -36,10 +36,10 @@ def draw_matched_sets(
 ) -> dict[tuple[int, ...], np.ndarray]:
     """Draw rank-matched random sets: rows of the cells in which all genes of a set match, by the tokens of the set.
 
-    The set to match are tokens `(n_genes,)`, perturbed in some `cells`. A set is
-    drawn from a random cell, so those that fit many cells are drawn more often. Each is one replicate: a gene shifts
-    cells in its own way, so the same gene is followed through its cells, and not another one drawn in each. A gene that
-    a cell lacks is matched by genes that it lacks, too, and that are detected about as often. There are fewer sets than
+    `genes` are the tokens to match, `(n_genes,)`, and `cells` the rows in which they are perturbed. A set is drawn from
+    a random cell, so those that fit many cells are drawn more often. Each is one replicate: a gene shifts cells in its
+    own way, so the same gene is followed through its cells, and not another one drawn in each. A gene that a cell lacks
+    is matched by genes that it lacks, too, and that are detected about as often. There are fewer sets than
     `n_sets`, in fewer than `cells_per_set` cells, where little matches.
     """
     if len(cells) > MOST_CELLS:

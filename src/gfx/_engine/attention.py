@@ -37,7 +37,7 @@ def read_attention(encoder: BertModel, tokens: torch.Tensor, valid: torch.Tensor
     logarithm of the length, mean over positions, `(n_layers, b, n_heads)`.
     """
     blocks, all_sums = blocks_of(encoder), []
-    hidden = embed(encoder, tokens, encoder.embeddings.position_embeddings.weight[: tokens.shape[1]])
+    hidden = embed(encoder, tokens)
     for block in blocks:
         attended, *sums = attend_and_sum(block.project(hidden), valid)
         all_sums.append(sums)

@@ -107,9 +107,11 @@ def _block_of(layer: BertLayer) -> Block:
     return Block(layer, torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts]))
 
 
-def embed(encoder: BertModel, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Embed tokens at position vectors, `(..., l)` and `(..., l, d)` -> `(..., l, d)`."""
+def embed(encoder: BertModel, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+    """Embed tokens at position vectors, or at those of their places: `(..., l)` and `(..., l, d)` -> `(..., l, d)`."""
     parts = encoder.embeddings
+    if positions is None:
+        positions = parts.position_embeddings.weight[: tokens.shape[-1]]
     return parts.LayerNorm(parts.word_embeddings(tokens) + parts.token_type_embeddings.weight[0] + positions)
 
 

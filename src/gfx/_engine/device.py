@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from gfx import _log
-from gfx._core.batching import batches_by_length
+from gfx._core.batching import ahead, batches_by_length
 from gfx._settings import DTYPES as PRECISIONS
 from gfx._settings import settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from concurrent.futures import Future
 
     import numpy as np
 
@@ -115,23 +113,6 @@ def n_workers(device: torch.device) -> int:
     if device.type != "cpu":
         return 1
     return min(torch.get_num_threads(), max(1, batch_tokens(device) // _CACHED_TOKENS))
-
-
-def ahead(futures: Iterable[tuple[T, Future]], most: int) -> Iterator[tuple[T, Any]]:
-    """Give what is computed with its result, in order; no more than `most` are under way or wait to be taken."""
-    waiting: deque[tuple[T, Future]] = deque()
-    try:
-        for submitted in futures:
-            waiting.append(submitted)
-            if len(waiting) >= most:
-                what, future = waiting.popleft()
-                yield what, future.result()
-        while waiting:
-            what, future = waiting.popleft()
-            yield what, future.result()
-    finally:
-        for _, future in waiting:
-            future.cancel()
 
 
 @contextmanager

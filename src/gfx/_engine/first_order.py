@@ -19,7 +19,7 @@ from gfx._core.edits import pad_sets, ranks_of
 from gfx._engine.blocks import blocks_of, embed
 from gfx._engine.device import batch_tokens, halving
 from gfx._engine.edited import find_positions
-from gfx._engine.forward import batch_listener, put_cells
+from gfx._engine.forward import put_cells, tell
 from gfx._engine.perturb import unknown_effects
 from gfx._engine.pooling import Pooling, special_tokens
 
@@ -101,9 +101,8 @@ def estimate_deletions(
         return find_positions(torch.where(valid, tokens, vocabulary.pad), special), *slopes
 
     genes = pad_sets(edits.sets)[:, 0]
-    listener = batch_listener.get() or (lambda _n: None)
     for rows, (table, turned, toward) in halving(batches, run):
-        listener(n_passes(n_probes, n_states) * len(rows))
+        tell(n_passes(n_probes, n_states) * len(rows))
         numbers, row = edits.of_cells(rows)
         cell = torch.from_numpy(row).to(device)
         position = table[cell, torch.from_numpy(genes[edits.which[numbers]]).to(device)].long()

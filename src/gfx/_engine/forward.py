@@ -18,8 +18,14 @@ if TYPE_CHECKING:
 
     from transformers import BertModel
 
-#: Where there is one, it is told the number of cells of each batch that is finished, and no bar is shown for batches.
+#: Where there is one, it is told the number of passes of each batch that is finished, and no bar is shown for batches.
 batch_listener: ContextVar[Callable[[int], object] | None] = ContextVar("batch_listener", default=None)
+
+
+def tell(n_passes: int) -> None:
+    """Tell the listener, if there is one, that a batch of so many passes is finished."""
+    if (listener := batch_listener.get()) is not None:
+        listener(n_passes)
 
 
 class Batch(NamedTuple):
@@ -38,7 +44,7 @@ class Batch(NamedTuple):
 def states(encoder: BertModel, tokens: torch.Tensor, valid: torch.Tensor, *, only_first: bool = False) -> torch.Tensor:
     """Run the encoder, `(b, l)` -> `(b, l, d)`; `(b, 1, d)` of the first position alone, which costs a layer less."""
     blocks, padding = blocks_of(encoder), None if bool(valid.all()) else valid
-    hidden = embed(encoder, tokens, encoder.embeddings.position_embeddings.weight[: tokens.shape[1]])
+    hidden = embed(encoder, tokens)
     for block in blocks[: len(blocks) - only_first]:
         hidden = block.run(hidden, valid=padding)
     if only_first:

@@ -20,7 +20,7 @@ from gfx._core.edits import Edits, pad_sets, ranks_of
 from gfx._engine.blocks import WithoutKey, blocks_of, embed
 from gfx._engine.device import batch_tokens, halving, n_workers, passes, sum_dtype, workers
 from gfx._engine.edited import edit_cells, find_positions, place_edits
-from gfx._engine.forward import batch_listener, put_cells
+from gfx._engine.forward import put_cells, tell
 from gfx._engine.pooling import pool, special_tokens
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def run_edits(
         number = np.where(gene_groups >= 0, np.searchsorted(groups, gene_groups), -1)
         group_of = torch.from_numpy(number).to(device)
         genes = torch.zeros(3, len(vocabulary) * len(groups), dtype=sum_dtype(device), device=device)
-    limit, is_cpu, listener = batch_tokens(device), device.type == "cpu", batch_listener.get() or (lambda _n: None)
+    limit, is_cpu = batch_tokens(device), device.type == "cpu"
     blocks = batches_by_length(np.where(np.isin(np.arange(len(lengths)), edits.cell), lengths, 0), limit)
     with workers(n_workers(device)) as mapped, torch.inference_mode():
         n_groups = 0 if groups is None else len(groups)
@@ -145,7 +145,7 @@ def run_edits(
                 stretches = batches_by_length(of_kind, limit * (_SHARED_BATCHES if is_cpu else 1))
                 perturb = partial(reader.perturb, cells, placed, numbers, in_full=is_full)
                 for stretch, of_passes in halving(stretches, perturb):
-                    listener(n_passes(split=split and is_full, positions=positions) * len(stretch))
+                    tell(n_passes(split=split and is_full, positions=positions) * len(stretch))
                     for slot, shifts in of_passes if groups is not None and is_full else ():
                         for sums, values in zip(genes, (shifts, shifts**2, torch.ones_like(shifts)), strict=True):
                             sums.index_add_(0, slot, values)

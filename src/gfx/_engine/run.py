@@ -20,9 +20,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from gfx import _log
-from gfx._core.batching import pieces
+from gfx._core.batching import ahead, pieces
 from gfx._engine.classifier import load_classifier
-from gfx._engine.device import DTYPES, ahead, choose_device, choose_devices
+from gfx._engine.device import DTYPES, choose_device, choose_devices
 from gfx._engine.encoder import load_encoder, random_encoder
 from gfx._engine.forward import batch_listener
 from gfx._settings import settings

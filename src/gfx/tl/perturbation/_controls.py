@@ -50,9 +50,11 @@ def random_set_runs(
     tokens, vocabulary = experiment.cells.tokens, experiment.cells.model.vocabulary
     random, rows_of, n_drawn = [], [], []
     for genes, rows in zip(sets, cells_of, strict=True):
-        n_runs = len(rows) - _n_of_random_weights(rows)
-        n = min(N_SETS, n_runs) if n_sets is None else n_sets
-        n_cells = CELLS_PER_SET if n_sets is not None or not n else min(n_runs // n, CELLS_PER_SET)
+        n, n_cells = n_sets, CELLS_PER_SET
+        if n_sets is None:
+            n_runs = len(rows) - _n_of_random_weights(rows)
+            n = min(N_SETS, n_runs)
+            n_cells = min(n_runs // max(n, 1), CELLS_PER_SET)
         drawn = draw_matched_sets(
             tokens,
             genes,

@@ -186,15 +186,15 @@ def _run(
         n_embedded = 0 if states is None else int((states.group >= 0).sum()) * len(networks_of)
         if "centroids" in controls:
             n_embedded += n_embedded // len(networks_of) * len(sets)
-        experiment.cells.announce(make_jobs({}), experiment.network, store, n_embedded)
-        goals, axis = {}, None
+        jobs, goals, axis = make_jobs({}), {}, None
+        experiment.cells.announce(jobs, experiment.network, store, n_embedded)
         if states is not None:
             vectors = embed_states(experiment.cells, networks_of, experiment.pooling, states.group >= 0, store)
             goals = {name: states.centroids(of_network) for name, of_network in vectors.items()}
             axis = states.axis(vectors["model"], donor, stream(seed, AXIS))
             if "centroids" in controls:
                 goals["perturbations"] = _centroids_without_genes(experiment, states, sets, vectors["model"], store)
-        jobs = make_jobs(goals)
+            jobs = make_jobs(goals)
         for job, cells, result in run(jobs, description="perturbing", store=store):
             runs[job.name].add(cells, result)
     return runs, axis

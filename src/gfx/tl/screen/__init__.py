@@ -250,7 +250,7 @@ def screen_genes(
         )
     plan = Plan(
         tokens=cells.tokens,
-        lengths=_screened(lengths, cells, task.genes),
+        n_deletions=_count_deletions(lengths, cells, task.genes),
         tasks=tasks,
         measures=["shift"] if states is None else ["shift", "toward"],
         group=group,
@@ -330,16 +330,16 @@ def _genes(genes: Iterable[str] | EllipsisType | None, cells: Prepared) -> np.nd
     return np.isin(np.arange(len(vocabulary)), np.concatenate(tokens))
 
 
-def _screened(lengths: np.ndarray, cells: Prepared, genes: np.ndarray) -> np.ndarray:
-    """Lengths of the cells that have any of the genes and another one, 0 for all others, int `(n_obs,)`."""
-    screened = np.zeros(len(lengths), dtype=bool)
+def _count_deletions(lengths: np.ndarray, cells: Prepared, genes: np.ndarray) -> np.ndarray:
+    """Count the genes to delete in each cell, int64 `(n_obs,)`: 0 where there is none, or no other one is left."""
+    n_deletions = np.zeros(len(lengths), dtype=np.int64)
     for rows in pieces(np.flatnonzero(lengths > 0)):
         ids = cells.tokens.padded(rows)
-        screened[rows] = wanted_places(ids, lengths[rows], genes, cells.model.vocabulary).any(axis=1)
-    if not screened.any():
+        n_deletions[rows] = wanted_places(ids, lengths[rows], genes, cells.model.vocabulary).sum(axis=1)
+    if not n_deletions.any():
         msg = "No cell that is screened has any of the genes and another one beside it."
         raise ValueError(msg)
-    return np.where(screened, lengths, 0)
+    return n_deletions
 
 
 def _goals(

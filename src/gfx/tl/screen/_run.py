@@ -53,7 +53,7 @@ class Plan:
     """What is screened: tasks by network, the model and one with random weights; ``"shift"`` and ``"toward"``."""
 
     tokens: Encodings
-    lengths: np.ndarray  # numbers of tokens, 0 for cells that are not screened
+    n_deletions: np.ndarray  # genes to delete in each cell, 0 for cells that are not screened
     tasks: dict[str, Screen]
     measures: Sequence[str]
     group: np.ndarray  # of each cell of the AnnData, -1 for none
@@ -62,7 +62,12 @@ class Plan:
     @cached_property
     def number(self) -> np.ndarray:
         """Which cells of the AnnData are screened, int `(n_cells,)`."""
-        return np.flatnonzero(self.lengths)
+        return np.flatnonzero(self.n_deletions)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Numbers of tokens, 0 for cells that are not screened, int `(n_obs,)`."""
+        return np.where(self.n_deletions > 0, self.tokens.lengths, 0)
 
     @property
     def cells_per_block(self) -> int:
@@ -122,7 +127,7 @@ def make_jobs(plan: Plan) -> list[Job]:
     jobs = [plan.job(name, task, plan.number, plan.cells_per_block) for name, task in plan.tasks.items()]
 
     def passes(job: Job, rows: np.ndarray) -> int:
-        return int(plan.places(rows)[1].sum()) if job.task.is_exact else len(rows) * plan.passes_per_cell(job.name)
+        return int(plan.n_deletions[rows].sum()) if job.task.is_exact else len(rows) * plan.passes_per_cell(job.name)
 
     return [replace(job, passes=[passes(job, rows) for rows in job.blocks]) for job in jobs]
 
