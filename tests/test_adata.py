@@ -227,6 +227,96 @@ def test_a_file_with_missing_values_is_refused(tmp_path):
         list(row_blocks(x))
 
 
+BIG_ENDIAN = {
+    "dense": lambda: X.astype(">f4"),
+    "int dense": lambda: X.astype(">i2"),
+    "csr": lambda: with_arrays(sparse.csr_matrix(X), lambda values: values.astype(values.dtype.newbyteorder(">"))),
+    "csc": lambda: with_arrays(sparse.csc_array(X), lambda values: values.astype(values.dtype.newbyteorder(">"))),
+    "dask": lambda: da.from_array(X.astype(">f8"), chunks=(20, 13)),
+}
+
+
+def with_arrays(matrix, change):
+    """Change the stored arrays themselves: constructors of scipy would mend or refuse them."""
+    for name in ("data", "indices", "indptr"):
+        setattr(matrix, name, change(getattr(matrix, name)))
+    return matrix
+
+
+@pytest.mark.parametrize("kind", BIG_ENDIAN)
+def test_numbers_of_machines_with_the_other_byte_order_are_read(kind):
+    for rows, block in row_blocks(BIG_ENDIAN[kind](), 10):
+        assert all(getattr(block, name).dtype.isnative for name in ("data", "indices", "indptr"))
+        np.testing.assert_array_equal(block.toarray(), X[rows])
+
+
+@pytest.mark.parametrize("form", ["csr", "csc"])
+def test_a_file_of_a_machine_with_the_other_byte_order_is_read(form, tmp_path):
+    x = on_disk(f"h5 {form}", tmp_path)
+    for name in ("data", "indices", "indptr"):
+        values = x.group[name][:]
+        del x.group[name]
+        x.group.create_dataset(name, data=values.astype(values.dtype.newbyteorder(">")))
+    blocks = [block for _, block in row_blocks(x, 10)]
+    assert all(block.data.dtype.isnative for block in blocks)
+    np.testing.assert_array_equal(sparse.vstack(blocks).toarray(), X)
+
+
+def test_masked_values_are_missing_values():
+    masked = np.ma.masked_array(X.astype(np.int64), mask=np.zeros(X.shape, dtype=bool))
+    np.testing.assert_array_equal(sparse.vstack([block for _, block in row_blocks(masked)]).toarray(), X)
+    masked[40, 3] = np.ma.masked
+    for x in (masked, da.from_array(masked, chunks=(20, -1))):
+        blocks = [block.toarray() for _, block in row_blocks(x, 10)]
+        np.testing.assert_array_equal(np.argwhere(np.isnan(np.concatenate(blocks))), [[40, 3]])
+
+
+def column_too_high(data, indices, indptr):
+    indices[-1] = 10_000
+
+
+def column_below_0(data, indices, indptr):
+    indices[100] = -7
+
+
+def falling(data, indices, indptr):
+    indptr[20] = indptr[24]
+
+
+def beyond_the_end(data, indices, indptr):
+    indptr[-1] += 50
+
+
+def before_the_start(data, indices, indptr):
+    indptr[0] = -3
+
+
+DAMAGE = {
+    column_too_high: "`indices` go from 0 to 10000, and there are",
+    column_below_0: "`indices` go from -7 to",
+    falling: "`indptr` falls",
+    beyond_the_end: "`indptr` does not lead through",
+    before_the_start: "`indptr` does not lead through",
+}
+
+
+@pytest.mark.parametrize("place", ["memory", "h5", "zarr"])
+@pytest.mark.parametrize("form", ["csr", "csc"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_sparse_matrix_that_points_outside_itself_is_refused(damage, form, place, tmp_path):
+    if place == "memory":
+        x = getattr(sparse, f"{form}_array")(X)
+        damage(x.data, x.indices, x.indptr)
+    else:
+        x = on_disk(f"{place} {form}", tmp_path)
+        arrays = {name: x.group[name][:] for name in ("data", "indices", "indptr")}
+        damage(**arrays)
+        for name, values in arrays.items():
+            x.group[name][:] = values
+    with pytest.raises(ValueError, match=rf"sparse matrix is damaged: {DAMAGE[damage]}.*from where it came"):
+        list(row_blocks(x, 10))
+
+
 def test_dask_chunks_are_computed_once():
     calls = []
 
@@ -301,6 +391,7 @@ def bad(kind: str) -> sparse.csr_array:
     ("kind", "counts", "text"),
     [
         ("nan", "raw", "`adata.X` holds NaN values; counts are finite.*`layer=`"),
+        ("nan", "raw", r"outer join of dense matrices.*join=\"outer\", fill_value=0\)"),
         ("inf", "log1p", "holds infinite values"),
         ("-3", "raw", r"negative values \(as low as -3\): scaled or batch-corrected.*`layer=`"),
         ("-3", "normalized", "negative values"),

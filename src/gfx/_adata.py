@@ -174,8 +174,7 @@ def row_blocks(x: object, size: int = 2048) -> Iterator[tuple[slice, sparse.csr_
     """
     first = 0
     for piece in _pieces(x):
-        if sparse.issparse(piece) and piece.format != "csr":
-            piece = piece.tocsr()  # noqa: PLW2901 - once, not per block
+        piece = _sorted_by_rows(piece)  # noqa: PLW2901 - once, not per block
         # A block of a dense matrix is looked at as a whole: keep it as small as a sparse one.
         step = size if sparse.issparse(piece) else max(1, min(size, _DENSE_PIECE // max(1, piece.shape[1])))
         for start in range(0, piece.shape[0], step):
@@ -189,18 +188,18 @@ def _pieces(x: object) -> Iterator[object]:
     if sparse.issparse(x) or isinstance(x, np.ndarray):
         yield x
     elif getattr(x, "format", None) == "csc":
-        yield x.to_memory()
+        yield _from_columns(*(x.group[name][:] for name in ("data", "indices", "indptr")), x.shape)
     elif hasattr(x, "compute"):  # dask: along its own chunks, so that none is computed twice
         for start, stop in pairwise(np.cumsum((0, *x.chunks[0]))):
             yield x[start:stop].compute()
     elif getattr(x, "format", None) == "csr":
         # Slices of the stored arrays: to index the matrix of anndata takes twice as long.
-        data, indices, indptr = x.group["data"], x.group["indices"], x.group["indptr"][:]
+        data, indices, indptr = x.group["data"], x.group["indices"], _native(x.group["indptr"][:])
+        _check_pointers(indptr, x.shape[0], data, indices)
 
         def read(start: int, stop: int) -> sparse.csr_array:
             stored = slice(indptr[start], indptr[stop])
-            arrays = data[stored], indices[stored], indptr[start : stop + 1] - indptr[start]
-            return sparse.csr_array(arrays, shape=(stop - start, x.shape[1]))
+            return _csr(data[stored], indices[stored], indptr[start : stop + 1], x.shape[1])
 
         yield from _read_ahead(read, indptr, _SPARSE_PIECE)
     else:
@@ -223,16 +222,72 @@ def _read_ahead(read: Callable[[int, int], T], begins: np.ndarray, most: int) ->
             yield piece
 
 
+def _sorted_by_rows(x: object) -> object:
+    """Turn any sparse matrix into CSR, and check where its rows begin."""
+    if not sparse.issparse(x):
+        return x
+    if x.format == "csc":
+        return _from_columns(x.data, x.indices, x.indptr, x.shape)
+    if x.format == "csr":
+        _check_pointers(x.indptr, x.shape[0], x.data, x.indices)
+    return x.tocsr()  # CSR itself if it is that
+
+
+def _from_columns(
+    data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, shape: tuple[int, int]
+) -> sparse.csr_array:
+    """Turn the stored arrays of a CSC matrix into CSR."""
+    _check_pointers(indptr, shape[1], data, indices)
+    _check_indices(indices, shape[0])
+    return sparse.csc_array((_native(data), _native(indices), _native(indptr)), shape=shape).tocsr()
+
+
 def _rows(x: object, start: int, stop: int) -> object:
     """Take rows; those of a sparse matrix in memory without a copy."""
     if not sparse.issparse(x):
         return x[start:stop]
-    first, last = x.indptr[start], x.indptr[stop]
+    stored = slice(x.indptr[start], x.indptr[stop])
+    return _csr(x.data[stored], x.indices[stored], x.indptr[start : stop + 1], x.shape[1])
+
+
+def _csr(data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, n_columns: int) -> sparse.csr_array:
+    """Make rows of the stored arrays, and check that each value is in a column."""
+    _check_indices(indices, n_columns)
+    data = _native(data)
     # Set, not given to the constructor, which copies what is a small part of a large array.
-    block = sparse.csr_array((stop - start, x.shape[1]), dtype=x.dtype)
-    block.data, block.indices = x.data[first:last], x.indices[first:last]
-    block.indptr = x.indptr[start : stop + 1] - first
+    block = sparse.csr_array((len(indptr) - 1, n_columns), dtype=data.dtype)
+    block.data, block.indices, block.indptr = data, _native(indices), _native(indptr) - indptr[0]
     return block
+
+
+def _native(values: np.ndarray) -> np.ndarray:
+    """Bring numbers into the byte order of this machine, and half precision into one that scipy knows."""
+    return values.astype(np.float32 if values.dtype == np.float16 else values.dtype.newbyteorder("="), copy=False)
+
+
+# Compiled code follows indices without a look at them: one that points outside the matrix would end the interpreter.
+
+
+def _check_pointers(indptr: np.ndarray, n: int, data: object, indices: object) -> None:
+    """Refuse a sparse matrix whose rows, or columns, do not lie one behind the other within its values."""
+    if data.shape != indices.shape:
+        _refuse_damaged(f"`data` and `indices` are not of the same size, {data.shape[0]:,} and {indices.shape[0]:,}")
+    if indptr.dtype.kind not in "iu" or indptr.shape != (n + 1,) or indptr[0] != 0 or indptr[-1] > data.shape[0]:
+        _refuse_damaged(f"`indptr` does not lead through its {data.shape[0]:,} values")
+    if (indptr[1:] < indptr[:-1]).any():
+        _refuse_damaged("`indptr` falls")
+
+
+def _check_indices(indices: np.ndarray, n: int) -> None:
+    """Refuse indices outside a matrix that has `n` columns, or rows."""
+    lowest, highest = indices.min(initial=0), indices.max(initial=0)
+    if indices.dtype.kind not in "iu" or lowest < 0 or (highest >= n and indices.size):
+        _refuse_damaged(f"`indices` go from {lowest} to {highest}, and there are {n:,}")
+
+
+def _refuse_damaged(what: str) -> None:
+    msg = f"This sparse matrix is damaged: {what}. Make the matrix, or copy the file, again from where it came from."
+    raise ValueError(msg)
 
 
 def _as_csr(block: object) -> sparse.csr_array:
@@ -245,9 +300,9 @@ def _as_csr(block: object) -> sparse.csr_array:
     if block.dtype.kind not in "biuf":
         msg = f"Counts are numbers, found values of type {block.dtype}."
         raise TypeError(msg)
-    if block.dtype == np.float16:  # scipy knows no such sparse matrix
-        block = block.astype(np.float32)
-    return block if isinstance(block, sparse.csr_array) else sparse.csr_array(block)
+    if np.ma.is_masked(block):  # what is masked is not known
+        block = block.astype(np.float64).filled(np.nan)
+    return block if isinstance(block, sparse.csr_array) else sparse.csr_array(_native(np.asarray(block)))
 
 
 def to_counts(block: sparse.csr_array, counts: Counts, where: str) -> sparse.csr_array:
@@ -293,6 +348,10 @@ def counts_problem(scale: Scale, counts: Counts, values: np.ndarray, where: str)
     match scale:
         case "missing":
             found = "NaN values; counts are finite"
+            remedy += (
+                " Masked values count as NaN. An outer join of dense matrices with different genes makes NaN: join again "
+                'with `anndata.concat(..., join="outer", fill_value=0)`, or with `join="inner"`.'
+            )
         case "infinite":
             found = "infinite values; counts are finite"
         case "negative":
@@ -328,7 +387,10 @@ def usable_calls(adata: AnnData) -> str:
         places.append((", use_raw=True", adata.raw.X))
     calls: dict[str, list[str]] = {"counts": [], "log1p": [], "normalized": []}
     for where, x in places:
-        block = None if x is None else next(row_blocks(x[:256]), (None, None))[1]
+        try:
+            block = None if x is None else next(row_blocks(x, 256), (None, None))[1]
+        except (NotImplementedError, TypeError, ValueError):  # cannot be read, so cannot be used
+            continue
         scale = None if block is None else scale_of(block)
         if scale in calls:
             how = where if scale == "counts" else f"{where}, counts={scale!r}"

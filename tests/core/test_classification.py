@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from scipy.stats import rankdata
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_score
 
 from gfx._core import classification
@@ -84,6 +85,18 @@ def test_the_area_of_all_classes(n_classes: int, n: int) -> None:
     expected = roc_auc_score(truth, scores, multi_class="ovr", average="macro")
     assert measure(truth, probabilities)["auc"] == pytest.approx(expected, abs=1e-6)
     assert 0.6 < expected < 0.95
+
+
+def test_the_area_is_exact_where_ranks_have_the_precision_of_what_is_ranked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest scipy ranks float32 in float32."""
+    truth, probabilities = predictions(5_000, 3)
+    expected = measure(truth, probabilities)["auc"]
+
+    def of_the_newest_scipy(values: np.ndarray, axis: int) -> np.ndarray:
+        return rankdata(values, axis=axis).astype(values.dtype)
+
+    monkeypatch.setattr("gfx._core.classification.rankdata", of_the_newest_scipy)
+    assert measure(truth, probabilities.astype(np.float32))["auc"] == expected
 
 
 def test_the_area_of_two_classes_is_that_of_the_second() -> None:

@@ -6,6 +6,7 @@ import json
 
 import anndata as ad
 import dask.array as da
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -528,6 +529,21 @@ def test_failed_calls_leave_the_object_untouched(toy, toy_cells, what, arguments
     with pytest.raises(error, match=text):
         gfx.pp.tokenize(cells, model=toy, **arguments)
     assert_untouched(cells, before)
+
+
+@pytest.mark.parametrize("backed", [None, "r"])
+def test_a_file_whose_matrix_points_outside_itself_is_refused(toy, toy_cells, tmp_path, backed):
+    """Compiled code would follow the indices and end the interpreter."""
+    toy_cells(20).write_h5ad(tmp_path / "hostile.h5ad")
+    with h5py.File(tmp_path / "hostile.h5ad", "r+") as file:
+        file["X/indices"][3:9] = 2**31 - 1
+    cells = ad.read_h5ad(tmp_path / "hostile.h5ad", backed=backed)
+    for function in (gfx.pp.tokenize, gfx.pp.check):
+        with pytest.raises(ValueError, match=r"damaged: `indices` go from \d+ to 2147483647, and there are 205"):
+            function(cells, model=toy)
+    assert set(cells.obsm) == set()
+    if backed:
+        cells.file.close()
 
 
 # --- tokens for the tools -------------------------------------------------------------------------------------------

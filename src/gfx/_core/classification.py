@@ -67,7 +67,7 @@ def scored_classes(n_classes: int) -> list[int]:
 def _area(truth: np.ndarray, probabilities: np.ndarray) -> float:
     scored = scored_classes(probabilities.shape[1])
     areas = []
-    for number, ranks in zip(scored, rankdata(probabilities[:, scored], axis=0).T, strict=True):
+    for number, ranks in zip(scored, rankdata(probabilities[:, scored].astype(np.float64), axis=0).T, strict=True):
         is_class = truth == number
         n = is_class.sum()
         if 0 < n < len(truth):

@@ -98,7 +98,7 @@ def standing_out(
     if len(there) <= FEWEST_ALIKE:
         return z, centre, spread
     values = excess[there]
-    places = np.column_stack([stats.rankdata(of[there]) for of in (rank, n_cells)])
+    places = np.column_stack([stats.rankdata(of[there].astype(np.float64)) for of in (rank, n_cells)])
     _, alike = KDTree(places).query(places, k=min(ALIKE + 1, len(there)))
     others = np.where(alike == np.arange(len(there))[:, None], np.nan, values[alike])  # a gene is not its own null
     centre[there] = np.nanmedian(others, axis=1)
@@ -140,7 +140,7 @@ def agreement(estimate: np.ndarray, exact: np.ndarray, weight: np.ndarray | None
     effect = exact[known]
     if len(effect) < 3 or np.ptp(estimate[known]) == 0 or np.ptp(effect) == 0:
         return np.nan, np.nan
-    rank = stats.rankdata(estimate)[known]
+    rank = stats.rankdata(estimate.astype(np.float64))[known]
     by_rank, sign = (values[:, None] - values for values in (rank, effect))
     by_rank *= np.outer(weight, weight) * (sign != 0)
     correlation = (by_rank * np.sign(sign)).sum() / np.abs(by_rank).sum()
