@@ -349,8 +349,8 @@ def counts_problem(scale: Scale, counts: Counts, values: np.ndarray, where: str)
         case "missing":
             found = "NaN values; counts are finite"
             remedy += (
-                " Masked values count as NaN. An outer join of dense matrices with different genes makes NaN: join again "
-                'with `anndata.concat(..., join="outer", fill_value=0)`, or with `join="inner"`.'
+                " Masked values count as NaN. An outer join of dense matrices with different genes makes NaN: join "
+                'again with `anndata.concat(..., join="outer", fill_value=0)`, or with `join="inner"`.'
             )
         case "infinite":
             found = "infinite values; counts are finite"
