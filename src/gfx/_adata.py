@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -13,11 +14,11 @@ import pandas as pd
 from scipy import sparse
 
 from gfx._core.batching import ahead
-from gfx._core.gene_names import foreign_species
+from gfx._core.gene_names import Species, foreign_species, name_kind, no_gene, numbered, shared_prefix
 from gfx._core.scales import UNDO, recover_counts, scale_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from concurrent.futures import Future
 
     from anndata import AnnData
@@ -40,6 +41,14 @@ _LOG_CEILING = 15.0
 
 #: What tables write where they have no gene; in a column full of them they are no symbols.
 _NO_NAME = frozenset({"", "nan", "na", "<na>", "none", "null", "-", "."})
+
+#: Column of `var` in which 10x says what each row counts; its words, and those of others, for genes and for all else.
+_FEATURE_TYPES = "feature_types"
+_GENE_TYPES = frozenset({"gene expression", "gene", "genes", "gex", "rna"})
+_OTHER_TYPES = ("antibody", "antigen", "crispr", "multiplex", "hashtag", "peak", "custom", "vdj", "atac", "adt", "hto")
+
+#: Numbers behind the name of a gene are guides, and no repetitions, where genes have as many on average.
+_GUIDES_PER_GENE = 2
 
 
 # --- containers ----------------------------------------------------------------------------------------------------
@@ -81,7 +90,13 @@ def obs_column(adata: AnnData, key: str) -> pd.Series:
 
 
 def _column(frame: pd.DataFrame, key: str, where: str) -> pd.Series:
-    if key not in frame.columns:
+    if not isinstance(key, str | int):
+        msg = f"A column of `{where}` is named by text, found {key!r} of type {type(key).__name__}."
+        raise TypeError(msg)
+    if (n := list(frame.columns).count(key)) > 1:
+        msg = f"`{where}` has {n} columns named {key!r}. Rename all but one."
+        raise ValueError(msg)
+    if not n:
         close = difflib.get_close_matches(str(key), [str(c) for c in frame.columns])
         hint = f" Did you mean {close[0]!r}?" if close else ""
         msg = f"Did not find {key!r} in `{where}`.{hint} Present: {sorted(map(str, frame.columns))}."
@@ -121,11 +136,21 @@ def cell_mask(adata: AnnData, mask_obs: Mask | None) -> np.ndarray:
 
 @dataclass(frozen=True)
 class CountMatrix:
-    """Counts where the user said they are."""
+    """Counts of genes where the user said they are."""
 
-    x: object  # cells × genes: numpy, scipy sparse, dask, or a dataset on disk
-    names: np.ndarray  # gene names to look up, `(n_columns,)`
+    x: object  # cells × columns: numpy, scipy sparse, dask, or a dataset on disk
+    genes: Genes  # what its columns are
     where: str  # how to call this matrix in a message
+
+    @property
+    def names(self) -> np.ndarray:
+        """Names of the genes to look up, `(n_genes,)`."""
+        return self.genes.names[self.genes.is_gene]
+
+    def blocks(self) -> Iterator[tuple[slice, sparse.csr_array]]:
+        """Walk over the counts of genes in blocks of rows, as :func:`row_blocks` does."""
+        for rows, block in row_blocks(self.x):
+            yield rows, block if self.genes.is_gene.all() else block[:, self.genes.is_gene]
 
 
 def open_counts(
@@ -147,7 +172,45 @@ def open_counts(
     if x is None:
         msg = f"`{where}` is empty. Name the layer that holds the counts: `layer=` one of {layers}."
         raise ValueError(msg)
-    return CountMatrix(x=x, names=gene_names(gene_column(holder.var, gene_ids, f"{name}.var")), where=where)
+    return CountMatrix(x=x, genes=read_genes(holder.var, gene_ids, f"{name}.var"), where=where)
+
+
+@dataclass(frozen=True)
+class Genes:
+    """What the rows of `var` are: the one place where it is decided what counts as a gene."""
+
+    names: np.ndarray  # empty where there is no name or no gene, `(n_vars,)`
+    is_gene: np.ndarray  # bool `(n_vars,)`
+    others: Mapping[str, int]  # kinds of what is no gene, and how many of each
+
+    @property
+    def left_out(self) -> str:
+        """Say what is no gene, such as ``"12 Antibody Capture, 92 spike-ins"``."""
+        return ", ".join(f"{n:,} {kind}" for kind, n in self.others.items())
+
+
+def read_genes(var: pd.DataFrame, gene_ids: str | None, where: str = "adata.var") -> Genes:
+    """Read the names of the genes in `var`, and tell them from proteins, guides, hashtags, peaks and spike-ins.
+
+    A column of feature types says so, as 10x writes it; else, and for spike-ins, the names themselves.
+    """
+    names = gene_names(gene_column(var, gene_ids, where))
+    types = gene_names(var[_FEATURE_TYPES]) if list(var.columns).count(_FEATURE_TYPES) == 1 else np.full(len(var), "")
+    words = [str(kind).strip().lower() for kind in types]
+    is_typed = not _GENE_TYPES.isdisjoint(words)
+    if not is_typed and any(word.startswith(_OTHER_TYPES) for word in words):
+        msg = (
+            f"`{where}[{_FEATURE_TYPES!r}]` has no row of 'Gene Expression', only {sorted(set(types) - {''})}. Give "
+            "the object, or the modality of a MuData (`mod=`), that holds the counts of genes."
+        )
+        raise ValueError(msg)
+    texts = [names] if gene_ids is None else [names, gene_names(var.index)]
+    kinds = [
+        next(filter(None, map(no_gene, row)), "") if not (is_typed and word) or word in _GENE_TYPES else kind
+        for word, kind, *row in zip(words, types, *texts, strict=True)
+    ]
+    is_gene = np.array([not kind for kind in kinds], dtype=bool)
+    return Genes(np.where(is_gene, names, ""), is_gene, Counter(filter(None, kinds)))
 
 
 def gene_column(var: pd.DataFrame, gene_ids: str | None, where: str = "adata.var") -> pd.Index | pd.Series:
@@ -157,9 +220,10 @@ def gene_column(var: pd.DataFrame, gene_ids: str | None, where: str = "adata.var
 
 def gene_names(names: pd.Index | pd.Series) -> np.ndarray:
     """Return names as text, empty where a table has none."""
-    texts = names.astype(str).to_numpy(dtype=object)
+    # Through objects: of a text column, pandas 3 keeps missing values as numbers.
+    texts = [str(name) for name in names.astype(object)]
     none = np.asarray(names.isna()) | np.array([text.strip().lower() in _NO_NAME for text in texts], dtype=bool)
-    return np.where(none, "", texts)
+    return np.where(none, "", np.array(texts, dtype=object))
 
 
 #: Values that are read from disk together, and of a dense matrix those that are looked at together.
@@ -408,6 +472,31 @@ class GeneMatch:
 
     tokens: np.ndarray  # token of each column, -1 where unknown, int32 `(n_columns,)`
     names: np.ndarray  # the names that were looked up
+    unique: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=int))  # columns whose name a number made so
+    guides: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=int))  # columns left out as probable guides
+
+    @classmethod
+    def of(cls, names: Iterable[str], vocabulary: Vocabulary) -> GeneMatch:
+        """Look names up; those that were made unique, such as CD3E-1 beside CD3E, are the gene itself.
+
+        Where genes have several such numbers each, they are no repetitions of genes but guides, and stay unknown.
+        """
+        names = np.asarray(names, dtype=object)
+        tokens = vocabulary.resolve(names)
+        present = {str(name): token for name, token in zip(names, tokens.tolist(), strict=True) if token >= 0}
+        gene_of = {i: numbered(str(names[i])) for i in np.flatnonzero(tokens < 0)}
+        found = np.array([i for i, gene in gene_of.items() if gene in present], dtype=int)
+        if len(found) >= _GUIDES_PER_GENE * len({gene_of[i] for i in found}):
+            return cls(tokens, names, guides=found)
+        tokens[found] = [present[gene_of[i]] for i in found]
+        return cls(tokens, names, unique=found)
+
+    @property
+    def left_out(self) -> str:
+        """Say which columns are probably guides."""
+        if not len(self.guides):
+            return ""
+        return f"{len(self.guides):,} numbered like guides, such as {self.names[self.guides[0]]!r}"
 
     @property
     def known(self) -> np.ndarray:
@@ -425,16 +514,45 @@ class GeneMatch:
         return self.n_known - len(np.unique(self.tokens[self.known]))
 
 
-def match_genes(names: Iterable[str], vocabulary: Vocabulary) -> GeneMatch:
+def match_genes(
+    names: Iterable[str], vocabulary: Vocabulary, var: pd.DataFrame | None = None, gene_ids: str | None = None
+) -> GeneMatch:
     """Look genes up by Ensembl id, symbol, alias or retired id; other species are not mistaken for human.
 
     Raises `ValueError` for genes of another species, and for fewer recognised genes than ten, or than a tenth of the
-    shorter list of genes.
+    shorter list of genes; the message names a better column of `var`, from which the names came.
     """
-    match = GeneMatch(vocabulary.resolve(names), np.asarray(names, dtype=object))
+    match = GeneMatch.of(names, vocabulary)
     if problem := genes_problem(match, vocabulary):
-        raise ValueError(problem)
+        better = None if var is None else better_column(var, match, vocabulary, gene_ids)
+        msg = f"{named_better(better)}{problem}"
+        raise ValueError(msg)
     return match
+
+
+def better_column(
+    var: pd.DataFrame, match: GeneMatch, vocabulary: Vocabulary, gene_ids: str | None
+) -> tuple[str, int] | None:
+    """Find a column of gene names, or the index, that the model knows clearly more of: how to name it, and how many."""
+    places = {} if gene_ids is None else {"gene_ids=None": var.index}
+    columns = {key: var[key] for key in var.columns if key != gene_ids and list(var.columns).count(key) == 1}
+    places |= {f"gene_ids={key!r}": column for key, column in columns.items() if _is_text(column)}
+    known = {how: int((vocabulary.resolve(gene_names(names)) >= 0).sum()) for how, names in places.items()}
+    best = max(known, key=known.get, default=None)
+    return (best, known[best]) if best is not None and known[best] > 1.1 * match.n_known else None
+
+
+def _is_text(column: pd.Series) -> bool:
+    return not pd.api.types.is_numeric_dtype(column.dtype)
+
+
+def named_better(better: tuple[str, int] | None) -> str:
+    """Say which column names more genes, if one does."""
+    return "" if better is None else f"`{better[0]}` names {better[1]:,} genes that the model knows. "
+
+
+def _beside(n: int, theirs: str) -> str:
+    return f", beside {n:,} {theirs} ones (keep these alone, `adata[:, ...]`, if the cells are {theirs})" if n else ""
 
 
 def genes_problem(match: GeneMatch, vocabulary: Vocabulary) -> str | None:
@@ -445,11 +563,14 @@ def genes_problem(match: GeneMatch, vocabulary: Vocabulary) -> str | None:
     species = foreign_species(names)
     # How symbols are written is a hint, and matters only where they would be taken for those of the vocabulary.
     if species is not None and not species.may_be(vocabulary.species) and (enough or species.is_sure):
-        examples = [str(name) for name in names if name][:5]
+        is_foreign = [isinstance(name_kind(str(name)), Species) for name in names]
+        examples = [str(name) for name in names[is_foreign]][:5]
+        n_ours = int(match.known[~np.array(is_foreign)].sum())
         theirs = "human" if vocabulary.species is None else vocabulary.species.name
         return (
-            f"These are {species.name} genes, such as {examples}; the vocabulary {vocabulary.name!r} holds {theirs} "
-            f"genes. Map them to {theirs} one-to-one orthologues, put their Ensembl ids into a column of `adata.var`, "
+            f"These are {species.name} genes, such as {examples}{_beside(n_ours, theirs)}; the vocabulary "
+            f"{vocabulary.name!r} holds {theirs} genes. "
+            f"Map them to {theirs} one-to-one orthologues, put their Ensembl ids into a column of `adata.var`, "
             "and name it: `gfx.pp.tokenize(adata, gene_ids=...)`."
             + (" Human symbols are written in capitals." if vocabulary.species is None else "")
         )
@@ -460,12 +581,18 @@ def genes_problem(match: GeneMatch, vocabulary: Vocabulary) -> str | None:
             f"There are only {len(names):,} genes, all known to the vocabulary {vocabulary.name!r}; at least {fewest} "
             "are needed, for a cell is read as the order of its genes. Give the cells with all their genes."
         )
-    unknown = list(dict.fromkeys(str(name) for name in names[~match.known]))[:5]
+    unknown = list(dict.fromkeys(str(name) for name in names[~match.known]))
+    prefix = shared_prefix(unknown)
+    if prefix and (vocabulary.resolve([name.removeprefix(prefix) for name in unknown]) >= 0).any():
+        return (
+            f"All unknown names begin with the prefix {prefix!r}, without which the model knows them. Strip it: "
+            f"`adata.var_names = adata.var_names.str.removeprefix({prefix!r})`."
+        )
     genes = ~vocabulary.is_special
     ids = [str(name) for name in vocabulary.ids[genes][:3]]
     symbols = [str(symbol) for symbol in vocabulary.symbols[genes] if symbol][:3]
     return (
         f"Only {match.n_known:,} of {len(names):,} genes are in the vocabulary {vocabulary.name!r}. "
-        f"Yours look like {unknown}; the model knows {ids}, or {symbols}. "
+        f"Yours look like {unknown[:5]}; the model knows {ids}, or {symbols}. "
         "If Ensembl ids or symbols are in a column of `adata.var`, name it: `gfx.pp.tokenize(adata, gene_ids=...)`."
     )

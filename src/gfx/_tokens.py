@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array
 
-from gfx._adata import COUNTS, match_genes, obs_column, open_counts, row_blocks, to_counts, usable_calls
+from gfx._adata import COUNTS, GeneMatch, match_genes, obs_column, open_counts, to_counts, usable_calls
 from gfx._core.encodings import Encodings
 from gfx._core.ranking import rank_cells
 from gfx._log import info
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from gfx._adata import Counts
     from gfx._core.vocabulary import Vocabulary
+
+#: What was recognised: numbers, and a text of what is no gene.
+Report = dict[str, int | float | str]
 
 _FUNCTION = "pp.tokenize"
 _DEFAULT = TABLE[_FUNCTION].default
@@ -48,7 +51,7 @@ def make_tokens(
     counts: Counts = "raw",
     n_counts: str | None = None,
     padded: bool = False,
-) -> tuple[Tokens, dict[str, int | float]]:
+) -> tuple[Tokens, Report]:
     """Encode all cells, a block of rows at a time, and report what was recognised; writes nothing.
 
     The cells lie one behind the other, or, `padded`, in rows that are all as long as the longest cell.
@@ -60,14 +63,14 @@ def make_tokens(
         msg = f"`n_counts={n_counts!r}` counts molecules, `counts={counts!r}` are none. Leave `n_counts` out."
         raise ValueError(msg)
     matrix = open_counts(adata, layer=layer, use_raw=use_raw, gene_ids=gene_ids)
-    match = match_genes(matrix.names, vocabulary)
+    match = match_genes(matrix.names, vocabulary, (adata.raw if use_raw else adata).var, gene_ids)
     totals = None if n_counts is None else _totals(adata, n_counts)
     n_cells = matrix.x.shape[0]
     lengths = np.zeros(n_cells, dtype=np.int32)
     blocks: list[tuple[slice, Encodings]] = []
     known_counts = all_counts = 0.0
     n_truncated = 0
-    for rows, stored in row_blocks(matrix.x):
+    for rows, stored in matrix.blocks():
         try:
             block = to_counts(stored, counts, matrix.where)
         except ValueError as problem:
@@ -96,16 +99,19 @@ def make_tokens(
         "n_genes": len(match.names),
         "n_genes_recognised": match.n_known,
         "n_genes_repeated": match.n_repeated,
+        "n_genes_made_unique": len(match.unique),
+        "not_genes": ", ".join(filter(None, [matrix.genes.left_out, match.left_out])),
         "share_of_counts": float(known_counts / all_counts) if all_counts else 0.0,
     }
     return tokens, report
 
 
-def recognised(report: Mapping[str, int | float], vocabulary: Vocabulary) -> str:
+def recognised(report: Report, vocabulary: Vocabulary) -> str:
     """Say how many genes and counts the vocabulary holds, for the log."""
+    others = f" No genes, left out: {report['not_genes']}." if report["not_genes"] else ""
     return (
         f"{report['n_genes_recognised']:,} of {report['n_genes']:,} genes are in the vocabulary "
-        f"{vocabulary.name!r}; they hold {report['share_of_counts']:.1%} of the counts."
+        f"{vocabulary.name!r}; they hold {report['share_of_counts']:.1%} of the counts.{others}"
     )
 
 
@@ -152,10 +158,10 @@ def counts_by_token(
     try:
         place = {name: source[name] for name in ("layer", "use_raw", "gene_ids") if name in source}
         matrix = open_counts(adata, **place)
-        tokens = vocabulary.resolve(matrix.names)
+        tokens = GeneMatch.of(matrix.names, vocabulary).tokens
         known = np.flatnonzero(tokens >= 0)
         to_token = csr_array((np.ones(len(known)), (known, tokens[known])), shape=(len(tokens), len(vocabulary)))
-        for rows, stored in row_blocks(matrix.x):
+        for rows, stored in matrix.blocks():
             block = to_counts(stored, source.get("counts", "raw"), matrix.where)
             yield rows, block @ to_token, np.asarray(block.sum(axis=1), dtype=np.float64).ravel()
     except (KeyError, ValueError) as problem:

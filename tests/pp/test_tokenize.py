@@ -209,6 +209,8 @@ def test_slots(toy, toy_cells):
         "n_genes": 205,
         "n_genes_recognised": 200,
         "n_genes_repeated": 0,
+        "n_genes_made_unique": 0,
+        "not_genes": "",
     }
     assert 0 < report["n_cells_truncated"] < 20
     assert (x != cells.X).nnz == 0

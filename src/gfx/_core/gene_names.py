@@ -1,8 +1,12 @@
-"""Kinds of gene names, and the species whose genes are written like them."""
+"""Gene names: their kinds, the species they belong to, what is no gene, and other names of the same gene."""
 
 from __future__ import annotations
 
+import gzip
 import re
+from functools import cache
+from importlib.resources import files
+from os.path import commonprefix
 from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
@@ -15,6 +19,21 @@ _SPECIES = {"MUS": "mouse", "RNO": "rat", "DAR": "zebrafish", "MMU": "macaque", 
 #: Gata4 and mt-Nd1 are mouse or rat; human symbols with small letters, such as C1orf112, do not start like this.
 _RODENT_SYMBOL = re.compile(r"^[A-Z][a-z]+[A-Za-z0-9.-]*[0-9a-z]$|^mt-[A-Z]")
 _FISH_SYMBOL = re.compile(r"^[a-z][a-z0-9.:_-]*$")
+#: Genomes that tools put in front of names where cells of two species share a matrix, or always.
+_HUMAN_GENOME = re.compile(r"^(?:GRCh3[78]|hg(?:19|38))[_.-]+(?=\w)", re.IGNORECASE)
+_RODENT_GENOME = re.compile(r"^(?:(GRCm3[89]|mm(?:9|10|39))|(?:Rnor\w*|mRatBN7|rn[67]))[_.-]+(?=\w)", re.IGNORECASE)
+#: What is counted beside genes, by how it is named. Genes such as ERCC1 and HTO1 are none of these.
+_NO_GENE = {
+    "spike-ins": r"ERCC[-_.]\d{5}",
+    "proteins": r".+[-_.](?:TotalSeq|Total)[-_.]?[A-D]|.+[-_.](?:ADT|Ab|prot|protein)|(?:ADT|prot)[-_.].+",
+    "hashtags": r"(?:.+[-_.])?(?:HTO|Hashtag)[-_. ]?\d*(?:[-_.].+)?",
+    "guides": r".+[-_.](?:sg|g)RNA(?:[-_.]?\d+)?|(?:sg|g)RNA[-_.].+",
+    "peaks": r"chr[\dXYM]+[:_-]\d+[_-]\d+",
+}
+_ANY_NO_GENE = re.compile("|".join(f"(?P<{kind.replace('-', '_')}>{how})" for kind, how in _NO_GENE.items()), re.I)
+#: How scanpy and R make the second column of a name unique.
+_NUMBERED = re.compile(r"^(.+)[-.](\d{1,3})$")
+_DATE = re.compile(r"^(?:\d{1,2}-[A-Z][a-z]{2}|[A-Z][a-z]{2}-\d{1,2})$")
 
 
 class Species(NamedTuple):
@@ -32,6 +51,9 @@ def name_kind(name: str) -> str | Species:
     """Sort a gene name: ``"none"``, ``"Ensembl"``, ``"number"``, ``"symbol"``, or the species it belongs to."""
     if not name:
         return "none"
+    if rodent := _RODENT_GENOME.match(name):
+        return Species("mouse" if rodent[1] else "rat", is_sure=True)
+    name = without_genome(name)
     if name.startswith("ENSG0"):
         return "Ensembl"
     if ensembl := _ENSEMBL.match(name.upper()):
@@ -54,3 +76,38 @@ def foreign_species(names: Iterable[str]) -> Species | None:
     kinds = name_kinds(names).drop("none", errors="ignore")
     foreign = kinds[[isinstance(kind, Species) for kind in kinds.index]]
     return foreign.index[0] if foreign.sum() > kinds.sum() / 2 else None
+
+
+def without_genome(name: str) -> str:
+    """Strip the human genome that stands in front of a name, such as ``GRCh38_``."""
+    return _HUMAN_GENOME.sub("", name)
+
+
+def no_gene(name: str) -> str | None:
+    """Name what a column counts that is no gene, such as ``"spike-ins"``; `None` for a gene."""
+    found = _ANY_NO_GENE.fullmatch(name)
+    return found and found.lastgroup.replace("_", "-")
+
+
+def is_date(name: str) -> bool:
+    """Whether a spreadsheet has turned a symbol into a date, such as ``1-Mar``."""
+    return _DATE.match(name) is not None
+
+
+def numbered(name: str) -> str | None:
+    """Return the name in front of a number, such as CD3E of ``CD3E-1``; `None` where there is none."""
+    found = _NUMBERED.match(name)
+    return found and found[1]
+
+
+def shared_prefix(names: Iterable[str]) -> str:
+    """Find what all names begin with, up to a character that separates parts, such as ``"rna_"``."""
+    return re.split(r"[^_.:|-]*$", commonprefix(list(names)))[0]  # noqa: RUF071 - names are no paths
+
+
+@cache
+def human_genes() -> dict[str, str]:
+    """Map current and former symbols, synonyms and retired ids, in capitals, to Ensembl ids of human genes."""
+    table = gzip.decompress((files("gfx._core") / "gene_names.tsv.gz").read_bytes()).decode()
+    rows = (line.split("\t") for line in table.splitlines())
+    return {name: gene for gene, names in rows for name in names.split("|")}

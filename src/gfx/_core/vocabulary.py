@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gfx._core.gene_names import foreign_species
+from gfx._core.gene_names import foreign_species, human_genes, without_genome
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 PAD, MASK, CLS, EOS = "<pad>", "<mask>", "<cls>", "<eos>"
 SPECIALS = (PAD, MASK, CLS, EOS)
 
-#: An Ensembl id with a version behind it, such as ENSG00000136574.12 (the _PAR_Y suffix stays part of the id).
-_VERSIONED = re.compile(r"^(ENS[A-Z]*\d{11})\.\d+$")
+#: An Ensembl id with a version behind it, such as ENSG00000136574.12, or a number that made it unique (the _PAR_Y
+#: suffix stays part of the id).
+_VERSIONED = re.compile(r"^(ENS[A-Z]*\d{11})[.-]\d+$")
 
 
 def plain_id(name: str) -> str:
-    """Upper-case a gene name and strip the version of an Ensembl id."""
-    name = name.strip().upper()
+    """Upper-case a gene name, and strip a human genome in front of it and the version of an Ensembl id."""
+    name = without_genome(name.strip()).upper()
     versioned = _VERSIONED.match(name)
     return versioned.group(1) if versioned else name
 
@@ -91,7 +92,12 @@ class Vocabulary:
         symbols = {str(symbol).upper(): token for token, symbol in enumerate(self.symbols) if symbol}
         # Published mappings win over symbols, as in the official software: retired ids move to their successors.
         aliases = {key: self.token_of[target] for key, target in self.aliases.items() if target in self.token_of}
-        return genes | symbols | aliases
+        return self._named_otherwise | genes | symbols | aliases
+
+    @cached_property
+    def _named_otherwise(self) -> dict[str, int]:
+        """Other names of the human genes: wherever the model's own files know a name, they win."""
+        return {name: self.token_of[gene] for name, gene in human_genes().items() if gene in self.token_of}
 
     @cached_property
     def n_with_symbol(self) -> Mapping[str, int]:
@@ -151,7 +157,7 @@ class Vocabulary:
     def resolve(self, names: Iterable[str]) -> np.ndarray:
         """Find the token of each gene name, int32 `(n_names,)`; -1 where the model does not know the gene.
 
-        Names are Ensembl ids with or without version, retired ids, symbols and aliases, in any case.
+        Names are Ensembl ids with or without version, retired ids, current and former symbols and aliases, in any case.
         """
         known = self._token_of_name
         tokens = (known[name] if name in known else known.get(plain_id(str(name)), -1) for name in names)

@@ -11,16 +11,16 @@ import pandas as pd
 
 from gfx._adata import (
     GeneMatch,
+    better_column,
     counts_problem,
-    gene_names,
     genes_problem,
+    named_better,
     open_counts,
     pick,
-    row_blocks,
     summed,
     usable_calls,
 )
-from gfx._core.gene_names import Species, foreign_species, name_kinds
+from gfx._core.gene_names import Species, foreign_species, is_date, name_kinds, without_genome
 from gfx._core.ranking import rank_cells
 from gfx._core.scales import UNDO, scale_of
 from gfx._core.vocabulary import plain_id
@@ -108,12 +108,13 @@ def check(
     matrix = open_counts(cells, layer=layer, use_raw=use_raw, gene_ids=gene_ids)
     loaded = load(model)
     vocabulary = loaded.vocabulary
-    match = GeneMatch(vocabulary.resolve(matrix.names), matrix.names)
+    match = GeneMatch.of(matrix.names, vocabulary)
     seen = _look(matrix, match, vocabulary)
-    better = _better_column(cells.raw.var if use_raw else cells.var, match, vocabulary, gene_ids)
+    better = better_column(cells.raw.var if use_raw else cells.var, match, vocabulary, gene_ids)
     findings = [
         _about_values(cells, matrix, seen),
         _about_names(match, vocabulary),
+        _about_others(matrix, match),
         *_about_genes(match, vocabulary, seen, better),
         *_about_cells(seen.n_detected, loaded.max_length - vocabulary.n_specials),
     ]
@@ -137,7 +138,7 @@ class _Seen:
 
 def _look(matrix: CountMatrix, match: GeneMatch, vocabulary: Vocabulary) -> _Seen:
     seen, worst_first = _Seen(n_detected=np.zeros(matrix.x.shape[0], dtype=np.int32)), list(_SCALES)
-    for rows, stored in row_blocks(matrix.x):
+    for rows, stored in matrix.blocks():
         block = summed(stored)
         scale = scale_of(block)
         if worst_first.index(scale) < worst_first.index(seen.scale):
@@ -189,20 +190,35 @@ def _about_names(match: GeneMatch, vocabulary: Vocabulary) -> Finding:
     return _finding("gene names", mixed + ", ".join(words), advice, when=foreign)
 
 
+def _about_others(matrix: CountMatrix, match: GeneMatch) -> Finding:
+    found = ", ".join(filter(None, [matrix.genes.left_out, match.left_out]))
+    return _finding("not genes", found or "0 columns that are no genes", "They are left out.", "ok", when=found)
+
+
 def _about_genes(
     match: GeneMatch, vocabulary: Vocabulary, seen: _Seen, better: tuple[str, int] | None
 ) -> Iterator[Finding]:
     problem = genes_problem(match, vocabulary)
-    advice = "" if better is None else f"`{better[0]}` names {better[1]:,} genes that the model knows. "
+    advice = named_better(better)
     known = f"{match.n_known:,} of {len(match.names):,} genes known to the vocabulary {vocabulary.name!r}"
     yield _finding("genes", known, (advice + (problem or "")).strip(), "error" if problem else "warning")
     share = seen.known / seen.total if seen.total else 0.0
     found = f"{share:.1%} of the counts belong to known genes"
     yield _finding("share of counts", found, "The model sees little of these cells.", when=share < LOW_SHARE)
-    n = sum(plain_id(str(name)) != str(name).strip().upper() for name in match.names)
+    names = [(str(name).strip(), without_genome(str(name).strip())) for name in match.names]
+    n = sum(name != bare for name, bare in names)
+    yield _finding("prefixes", f"{n:,} names with a genome in front", "It is left out.", "ok", when=n)
+    n = sum(plain_id(bare) != bare.upper() for _, bare in names)
     yield _finding("id versions", f"{n:,} ids with a version", "It is left out.", "ok", when=n)
-    n = match.n_repeated
+    n = match.n_repeated - len(match.unique)
     yield _finding("repeated genes", f"{n:,} columns repeat a gene", "They are summed.", "ok", when=n)
+    examples = ", ".join(map(str, match.names[match.unique[:3]]))
+    advice = f"Such as {examples}: summed with the gene. Leave them out if they are guides or proteins."
+    found = f"{len(match.unique):,} names made unique by a number"
+    yield _finding("unique names", found, advice, "ok", when=len(match.unique))
+    dates = [str(name) for name in match.names[~match.known] if is_date(str(name))]
+    advice = f"{', '.join(dates[:10])}: spreadsheets turned symbols into dates; write the symbols that were meant."
+    yield _finding("dates", f"{len(dates):,} names that are dates and may mean several genes", advice, when=dates)
 
 
 def _about_cells(n_detected: np.ndarray, room: int) -> Iterator[Finding]:
@@ -217,18 +233,6 @@ def _about_cells(n_detected: np.ndarray, room: int) -> Iterator[Finding]:
     yield _finding("empty cells", f"{empty:,} cells without a known gene", advice, when=empty)
     found, advice = f"{cut:,} cells with more than {room:,} known genes", "Their lowest-ranked genes will be cut."
     yield _finding("long cells", found, advice, "warning" if cut > n_detected.size / 2 else "ok", when=cut)
-
-
-def _better_column(
-    var: pd.DataFrame, match: GeneMatch, vocabulary: Vocabulary, gene_ids: str | None
-) -> tuple[str, int] | None:
-    """Find a column of gene names, or the index, that the model knows clearly more of."""
-    texts = [key for key in var.columns if key != gene_ids and not pd.api.types.is_numeric_dtype(var[key].dtype)]
-    places = {} if gene_ids is None else {"gene_ids=None": var.index}
-    places |= {f"gene_ids={key!r}": var[key] for key in texts}
-    known = {how: int((vocabulary.resolve(gene_names(names)) >= 0).sum()) for how, names in places.items()}
-    best = max(known, key=known.get, default=None)
-    return (best, known[best]) if best is not None and known[best] > 1.1 * match.n_known else None
 
 
 def _as_text(table: pd.DataFrame) -> str:

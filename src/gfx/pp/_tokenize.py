@@ -12,6 +12,7 @@ from gfx._tokens import make_tokens, recognised
 
 if TYPE_CHECKING:
     from gfx._adata import Counts
+    from gfx._tokens import Report
     from gfx._types import Data, ModelLike
     from gfx.models import Model
 
@@ -83,8 +84,8 @@ def tokenize(
     `.uns['gfx_tokens' | key_added]['params']` : :class:`dict`
         The model, its vocabulary, and the arguments.
     `.uns['gfx_tokens' | key_added]['report']` : :class:`dict`
-        Numbers of recognised genes, summed columns, empty cells and truncated cells, and the share of recognised
-        counts.
+        Numbers of recognised genes, summed columns, empty cells and truncated cells, the share of recognised counts,
+        and which columns are no genes.
 
     Raises
     ------
@@ -129,11 +130,16 @@ def tokenize(
     return slots.returned
 
 
-def _tell(report: dict[str, int | float], model: Model) -> None:
+def _tell(report: Report, model: Model) -> None:
     """Log what was recognised, and warn where it is little."""
     info(recognised(report, model.vocabulary))
     if report["n_genes_repeated"]:
         info(f"{report['n_genes_repeated']:,} columns name a gene that another column names, too: summed.")
+    if report["n_genes_made_unique"]:
+        info(
+            f"{report['n_genes_made_unique']:,} columns are named after a gene with a number behind it, such as CD3E-1 "
+            "where names were made unique: summed with that gene. If they are guides or proteins, leave them out."
+        )
     if report["n_cells_empty"]:
         info(f"{report['n_cells_empty']:,} cells have no recognised gene: their rows are empty.")
     if report["n_cells_truncated"]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from gfx._adata import cell_mask, gene_names, obs_column
+from gfx._adata import GeneMatch, cell_mask, obs_column, read_genes
 from gfx._core.batching import pieces
 from gfx._core.manifest import fingerprint
 from gfx._log import info
@@ -59,8 +59,8 @@ class Prepared:
     def gene_tokens(self) -> np.ndarray:
         """Token of each gene of the AnnData, -1 for genes that the model does not know, int32 `(n_vars,)`."""
         column = self.tokens.source.get("gene_ids")
-        names = gene_names(self.adata.var.get(column, self.adata.var_names))
-        tokens = self.model.vocabulary.resolve(names)
+        names = read_genes(self.adata.var, column if column in self.adata.var else None).names
+        tokens = GeneMatch.of(names, self.model.vocabulary).tokens
         if not (tokens >= 0).any():
             where = "`adata.var_names`" if column is None else f"`adata.var[{column!r}]`, where the tokens came from"
             msg = (

@@ -155,8 +155,8 @@ def _write_shard(path: Path, source: Source, vocabulary: Vocabulary, max_length:
 
 def _encoded_blocks(source: Source, vocabulary: Vocabulary, max_length: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Read and encode; only what goes wrong in here is the source's fault, a full disk is not."""
-    with source.open() as (counts, _):
-        tokens = match_genes(counts.names, vocabulary).tokens
+    with source.open() as (counts, var):
+        tokens = match_genes(counts.names, vocabulary, var, source.gene_ids).tokens
         for block in raw_blocks(counts):
             yield rank_cells(block, tokens, vocabulary, max_length)[:2]
 

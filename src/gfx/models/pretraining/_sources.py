@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from gfx._adata import CountMatrix, gene_column, gene_names, open_counts, row_blocks, to_counts
+from gfx._adata import CountMatrix, open_counts, read_genes, to_counts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +34,7 @@ class Source:
 
     @contextmanager
     def open(self) -> Iterator[tuple[CountMatrix, pd.DataFrame]]:
-        """Open counts and table of genes; whatever fails meanwhile is raised as an error that names the source."""
+        """Open counts and the whole `var`; whatever fails meanwhile is raised as an error that names the source."""
         with ExitStack() as stack:
             try:
                 if isinstance(self.place, Path):
@@ -74,7 +74,7 @@ class SourceError(ValueError):
 
 def raw_blocks(counts: CountMatrix) -> Iterator[sparse.csr_array]:
     """Iterate over cells in blocks of rows, each checked to be raw counts."""
-    for _, block in row_blocks(counts.x):
+    for _, block in counts.blocks():
         yield to_counts(block, "raw", counts.where)
 
 
@@ -142,4 +142,4 @@ def _open_file(path: Path, gene_ids: str | None, stack: ExitStack) -> tuple[Coun
                 raise ValueError(msg)
         x = ad.io.sparse_dataset(x)
     var = ad.io.read_elem(group["var"])
-    return CountMatrix(x=x, names=gene_names(gene_column(var, gene_ids)), where="adata.X"), var
+    return CountMatrix(x=x, genes=read_genes(var, gene_ids), where="adata.X"), var

@@ -397,7 +397,8 @@ def _blocks(
     source: Source, gene_types: str | Mapping[str, str] | None, chosen: Collection[str] | None
 ) -> Iterator[GeneSummary]:
     """Summarize the names of the genes of one source, then its cells, a block at a time."""
-    with source.open() as (matrix, var):
+    with source.open() as (matrix, of_columns):
+        var = of_columns[matrix.genes.is_gene]
         ids = [plain_id(str(gene)) for gene in matrix.names]
         columns = [i for i, gene in enumerate(ids) if _ENSEMBL_ID.match(gene) and (chosen is None or gene in chosen)]
         if not columns:
