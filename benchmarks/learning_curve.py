@@ -188,7 +188,9 @@ def masked_genes(folder: Path, cells: MaskedCells) -> dict[str, float]:
     """Loss and accuracy at naming masked genes of cells that no model saw."""
     from gfx._engine.pretraining import masked_accuracy, read_model
 
-    return {name: round(value, 4) for name, value in masked_accuracy(read_model(folder), cells).items()}
+    trained = gfx.models.load(folder)
+    scores = masked_accuracy(read_model(trained.weights, trained.config), cells)
+    return {name: round(value, 4) for name, value in scores.items()}
 
 
 def masked_cells(path: Path, vocabulary: Vocabulary, folder: Path) -> MaskedCells:

@@ -210,7 +210,8 @@ def measure(which: str, job: Job, folder: Path) -> dict[str, Any]:
         train(folder / "warm-up", longest=WARM_UP_TOKENS, job=job | {"passes": 1})
         begin = time.perf_counter()
         clock = train(folder, longest=None, job=job)
-        model = read_model(folder)
+        trained = gfx.models.load(folder, vocabulary=vocabulary)
+        model = read_model(trained.weights, trained.config)
     else:
         train = partial(train_naively, rows=rows, vocabulary=vocabulary)
         train(start(), cells=learnt[:BATCH], width=min(WARM_UP_TOKENS, width), job=job | {"passes": 1})

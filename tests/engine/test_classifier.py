@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassificat
 
 from gfx._core.linear_head import LinearHead
 from gfx._engine.classifier import (
-    FIELD,
+    HEAD_FIELD,
     Classifier,
     Head,
     freeze,
@@ -109,7 +109,7 @@ TWO, THREE = {"0": "no", "1": "yes"}, {"1": "b", "0": "a", "10": "z", "2": "c"}
             {
                 "architectures": ["Classifier"],
                 "id2label": TWO,
-                FIELD: {"of": "cells", "pooling": "cls", "tasks": {"t": ["p", "q"]}},
+                HEAD_FIELD: {"of": "cells", "pooling": "cls", "tasks": {"t": ["p", "q"]}},
             },
             Head("cells", "cls", {"t": ["p", "q"]}),
         ),
@@ -456,9 +456,9 @@ def test_a_head_of_another_shape_is_refused(toy: Toy, tmp_path: Path) -> None:
     save_classifier(classifier(toy, HEADS["cls"]), tmp_path)
     file = tmp_path / "config.json"
     config = json.loads(file.read_text())
-    dict(config[FIELD]["tasks"])["type"].append("dead")
+    dict(config[HEAD_FIELD]["tasks"])["type"].append("dead")
     file.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"has \(5(, 16)?,?\) as 'classifier\..*promises \(6.*no classifier of .*dead"):
+    with pytest.raises(ValueError, match=r"classifier\.\w+' has shape \(5(, 16)?,?\), \(6.* in a classifier of .*dead"):
         read_back(tmp_path)
 
 
@@ -470,7 +470,9 @@ def test_a_checkpoint_without_the_head_of_its_configuration_is_refused(
     file = tmp_path / "model.safetensors"
     kept = {key: tensor for key, tensor in load_file(file).items() if not key.startswith(name)}
     save_file(kept, file, {"format": "pt"})
-    with pytest.raises(ValueError, match=rf"model\.safetensors has nothing as '{name}\."):
+    with pytest.raises(
+        ValueError, match=rf"model\.safetensors lacks 2 tensors of a classifier of .*, such as '{name}\."
+    ):
         read_back(tmp_path)
 
 

@@ -144,7 +144,10 @@ def test_models_are_written_as_plain_masked_language_models(
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["architectures"] == ["BertForMaskedLM"]
     assert "cell_weight" not in config
-    read, ours = AutoModelForMaskedLM.from_pretrained(tmp_path).eval(), read_model(tmp_path).eval()
+    read, ours = (
+        AutoModelForMaskedLM.from_pretrained(tmp_path).eval(),
+        read_model(tmp_path / "model.safetensors", model.config.to_dict()).eval(),
+    )
     assert type(read) is BertForMaskedLM
     with torch.no_grad():
         expected = model(batch["input_ids"]).logits
@@ -161,13 +164,14 @@ def test_a_checkpoint_in_half_precision_is_trained_in_float32(toy_folder: Path) 
     )
     config = json.loads((toy_folder / "config.json").read_text()) | {"dtype": "float16"}
     (file.parent / "config.json").write_text(json.dumps(config))
-    assert {parameter.dtype for parameter in read_model(file.parent).parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in read_model(file, config).parameters()} == {torch.float32}
 
 
 def test_a_classifier_cannot_be_trained_further(toy_vocabulary: Vocabulary, tmp_path: Path) -> None:
-    BertForSequenceClassification(model_for(toy_vocabulary).config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"lacks \['cls\.predictions.*such as a classifier"):
-        read_model(tmp_path)
+    config = model_for(toy_vocabulary).config
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"lacks \d tensors of a masked-gene model \(a classifier.*'cls\.predictions"):
+        read_model(tmp_path / "model.safetensors", config.to_dict())
 
 
 # --- accuracy -------------------------------------------------------------------------------------------------------

@@ -83,13 +83,18 @@ def checkpoint(n_tokens: int, *, max_length: int = 64, size: int = 8) -> dict[st
         "bert.embeddings.word_embeddings.weight": (n_tokens, size),
         "bert.embeddings.position_embeddings.weight": (max_length, size),
         "bert.embeddings.token_type_embeddings.weight": (2, size),
-        "bert.encoder.layer.0.attention.self.query.weight": (size, size),
     }
+    dense = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
+    for name in (*dense, "intermediate.dense", "output.dense"):
+        shapes |= {f"bert.encoder.layer.0.{name}.weight": (size, size), f"bert.encoder.layer.0.{name}.bias": (size,)}
+    for name in ("embeddings", "encoder.layer.0.attention.output", "encoder.layer.0.output"):
+        shapes |= {f"bert.{name}.LayerNorm.{part}": (size,) for part in ("weight", "bias")}
     config = {
         "architectures": ["BertForMaskedLM"],
         "model_type": "bert",
         "vocab_size": n_tokens,
         "hidden_size": size,
+        "intermediate_size": size,
         "num_hidden_layers": 1,
         "num_attention_heads": 2,
         "max_position_embeddings": max_length,

@@ -59,6 +59,7 @@ def test_a_folder_gives_its_model(toy_folder: Path, toy_vocabulary: Vocabulary) 
         assert model.provenance() == {
             "model": toy_folder.name,
             "weights_sha256": file_sha256(toy_folder / "model.safetensors"),
+            "config_sha256": model.config_sha256,
             "vocabulary": "toy",
             "vocabulary_sha256": toy_vocabulary.sha256,
         }
@@ -202,9 +203,12 @@ def test_pickled_weights_are_accepted_and_left_to_torch(own_folder: Path) -> Non
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"vocab_size": 300}, r"word table is \(204, 16\), expected \(300, 16\)"),
-        ({"hidden_size": 32}, r"word table is \(204, 16\), expected \(204, 32\)"),
-        ({"max_position_embeddings": 128}, r"position table is \(64, 16\), expected \(128, 16\)"),
+        ({"vocab_size": 300}, r"word_embeddings.weight' has shape \(204, 16\), \(300, 16\) in a BERT encoder"),
+        ({"hidden_size": 32}, r"word_embeddings.weight' has shape \(204, 16\), \(204, 32\) in a BERT encoder"),
+        (
+            {"max_position_embeddings": 128},
+            r"position_embeddings.weight' has shape \(64, 16\), \(128, 16\) in a BERT encoder",
+        ),
         ({"num_hidden_layers": 4}, r"holds layers \[0, 1, 2\].*asks for 4"),
         ({"model_type": "gpt2"}, "describes a 'gpt2' model"),
         ({"num_attention_heads": None}, "does not say num_attention_heads"),
@@ -220,7 +224,9 @@ def test_weights_without_a_word_table_are_refused(own_folder: Path) -> None:
     weights = load_file(own_folder / "model.safetensors")
     del weights["bert.embeddings.word_embeddings.weight"]
     save_file(weights, own_folder / "model.safetensors")
-    with pytest.raises(ValueError, match="word table is absent"):
+    with pytest.raises(
+        ValueError, match=r"lacks 1 tensors of a BERT encoder, such as 'embeddings.word_embeddings.weight'"
+    ):
         gfx.models.load(own_folder)
 
 

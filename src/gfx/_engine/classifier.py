@@ -12,7 +12,8 @@ from transformers import BertConfig
 from transformers.modeling_outputs import TokenClassifierOutput
 from transformers.models.bert.modeling_bert import BertModel, BertPooler, BertPreTrainedModel
 
-from gfx._engine.encoder import load_encoder, random_encoder, read_tensors
+from gfx._core.checkpoint import HEAD_FIELD, check_shapes
+from gfx._engine.encoder import bert_config, load_encoder, random_encoder, read_tensors
 from gfx._engine.examples import NOTHING
 from gfx._engine.pooling import pool
 from gfx._engine.surroundings import quiet_surroundings
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-#: Field of `config.json` with the head; and architectures of classifiers that others wrote, and what each classifies.
-FIELD = "classifier_head"
+#: Architectures of classifiers that others wrote, and what each classifies.
 _OTHERS = {"BertForTokenClassification": ("genes", "gene"), "BertForSequenceClassification": ("cells", "pooler")}
 
 
@@ -68,8 +68,8 @@ class Head:
 
 def head_of(config: Mapping[str, Any]) -> Head | None:
     """Read the head of a checkpoint, ours or one of the official software; `None` if it has none."""
-    if FIELD in config:
-        return _read_head(config[FIELD])
+    if HEAD_FIELD in config:
+        return _read_head(config[HEAD_FIELD])
     architecture = next(iter(config.get("architectures") or ()), None)
     if architecture not in _OTHERS:
         return None
@@ -103,7 +103,7 @@ class Classifier(BertPreTrainedModel):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
-        self.head = _read_head(getattr(config, FIELD))
+        self.head = _read_head(getattr(config, HEAD_FIELD))
         self.bert = BertModel(config, add_pooling_layer=False)
         self.pooler = BertPooler(config) if self.head.pooling == "pooler" else None
         drop = config.classifier_dropout if config.classifier_dropout is not None else config.hidden_dropout_prob
@@ -179,16 +179,10 @@ def load_classifier(
     head, n_layers = head_of(config), config["num_hidden_layers"]
     with torch.device("meta"):
         model = Classifier(_settings(config, head, n_layers))
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if not name.startswith("bert.")}
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if not name.startswith("bert.")}
     state = read_tensors(weights, set(shapes))
-    for name, shape in shapes.items():
-        if name not in state or state[name].shape != shape:
-            found = tuple(state[name].shape) if name in state else "nothing"
-            msg = (
-                f"{weights.name} has {found} as {name!r}, `config.json` promises {tuple(shape)}: it is no "
-                f"classifier of the classes {list(head.tasks.values())}."
-            )
-            raise ValueError(msg)
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    check_shapes(weights, found, shapes, f"a classifier of the classes {list(head.tasks.values())}")
     model.bert = load_encoder(weights, config, n_layers=n_layers, device=device, dtype=dtype)
     model.class_weight = torch.ones(head.n_logits, device=device)
     rest = {name: state[name].to(device, torch.float32 if name.startswith("classifier.") else dtype) for name in shapes}
@@ -209,8 +203,6 @@ def save_classifier(model: Classifier, folder: Path) -> None:
 def _settings(config: Mapping[str, Any], head: Head, n_layers: int) -> BertConfig:
     # Tasks as pairs: files keep no order of names.
     written = asdict(head) | {"tasks": [list(task) for task in head.tasks.items()]}
-    foreign = {"architectures", "id2label", "label2id", "num_labels"}
+    foreign = {"architectures", "id2label"}
     fields = {name: value for name, value in config.items() if name not in foreign}
-    settings = BertConfig(**fields | {"num_hidden_layers": n_layers, FIELD: written})
-    settings._attn_implementation = "sdpa"
-    return settings
+    return bert_config(fields, num_hidden_layers=n_layers, **{HEAD_FIELD: written})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import struct
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +11,21 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import BertConfig, BertModel
 
+from gfx._core.checkpoint import check_shapes, encoder_shapes, plain_names
 from gfx._engine.device import ran_out_of_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
+#: Precisions of weights.
+_PRECISIONS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
 #: How torch says that a file is broken or no pickle of tensors: it walks through whatever bytes are there.
-_UNREADABLE = (UnpicklingError, RuntimeError, LookupError, EOFError, ValueError, OSError)
+_UNREADABLE = (
+    *(UnpicklingError, RuntimeError, LookupError, EOFError, ValueError, OSError),
+    *(AttributeError, TypeError, AssertionError, ArithmeticError, MemoryError, struct.error),
+)
 
 
 def layers_needed(hidden_layer: int, n_layers: int) -> int:
@@ -32,6 +40,13 @@ def layers_needed(hidden_layer: int, n_layers: int) -> int:
     return wanted
 
 
+def bert_config(config: Mapping[str, Any], **changes: Any) -> BertConfig:
+    """Make the configuration of a network that reads genes in both directions, with torch's own attention."""
+    settings = BertConfig(**{**config, **changes, "is_decoder": False})
+    settings._attn_implementation = "sdpa"
+    return settings
+
+
 def load_encoder(
     weights: Path,
     config: Mapping[str, Any],
@@ -41,24 +56,13 @@ def load_encoder(
     dtype: torch.dtype,
 ) -> BertModel:
     """Read the first `n_layers` layers of a checkpoint; pickled weights only as plain tensors."""
-    settings = BertConfig(**{**config, "num_hidden_layers": n_layers})
-    settings._attn_implementation = "sdpa"
+    expected = encoder_shapes(config, n_layers)
+    state = read_tensors(weights, set(expected))
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    check_shapes(weights, found, expected, f"a BERT encoder with {n_layers} layers")
+    settings = bert_config(config, num_hidden_layers=n_layers)
     with torch.device("meta"):  # no time spent on random weights that are replaced at once
         encoder = BertModel(settings, add_pooling_layer=False)
-    expected = encoder.state_dict()
-    state = read_tensors(weights, set(expected))
-    missing = sorted(set(expected) - set(state))
-    if missing:
-        n = len(missing)
-        msg = f"{weights.name} lacks {n} tensors of a BERT encoder with {n_layers} layers, such as {missing[0]!r}."
-        raise ValueError(msg)
-    wrong = [name for name, tensor in expected.items() if state[name].shape != tensor.shape]
-    if wrong:
-        msg = (
-            f"{weights.name}: {wrong[0]!r} has shape {tuple(state[wrong[0]].shape)}, config.json promises "
-            f"{tuple(expected[wrong[0]].shape)}."
-        )
-        raise ValueError(msg)
     encoder.load_state_dict({name: state[name].to(device, dtype) for name in expected}, assign=True)
     positions = torch.arange(settings.max_position_embeddings, device=device)[None]
     encoder.embeddings.position_ids = positions
@@ -70,8 +74,7 @@ def random_encoder(
     config: Mapping[str, Any], *, n_layers: int, seed: int, device: torch.device, dtype: torch.dtype
 ) -> BertModel:
     """Make the same network with random weights, drawn as those of a network before its training."""
-    settings = BertConfig(**{**config, "num_hidden_layers": n_layers})
-    settings._attn_implementation = "sdpa"
+    settings = bert_config(config, num_hidden_layers=n_layers)
     # The user's random numbers stay as they were: `torch.manual_seed` would seed those of all devices.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
@@ -79,27 +82,66 @@ def random_encoder(
     return encoder.to(device, dtype).eval().requires_grad_(requires_grad=False)
 
 
-def read_tensors(weights: Path, wanted: set[str]) -> dict[str, torch.Tensor]:
-    """Read the encoder's tensors, as far as they are there; of safetensors nothing else is read from disk."""
+def read_tensors(weights: Path, wanted: Collection[str]) -> dict[str, torch.Tensor]:
+    """Read weights by their names without `bert.`, as far as they are there, each one checked.
+
+    Of safetensors nothing else is read from disk; pickles are read as plain tensors only.
+    """
     if weights.suffix == ".safetensors":
         try:
             with safe_open(weights, framework="pt") as stored:
-                names = {name.removeprefix("bert."): name for name in stored.keys()}  # noqa: SIM118 - it is no mapping
-                return {name: stored.get_tensor(names[name]) for name in wanted & set(names)}
-        except SafetensorError as error:
+                names = plain_names(stored.keys())
+                tensors = {name: stored.get_tensor(names[name]) for name in names if name in wanted}
+        except (SafetensorError, ValueError) as error:
             msg = f"{weights} is not a readable safetensors file ({error}). Copy or fetch it again."
             raise ValueError(msg) from error
+    else:
+        pickled = read_pickle(weights)
+        if not isinstance(pickled, dict) or not all(isinstance(name, str) for name in pickled):
+            msg = f"{weights} holds a {type(pickled).__name__}, not weights by their names. {_ASK_FOR_SAFETENSORS}"
+            raise ValueError(msg)
+        try:
+            names = plain_names(pickled)
+        except ValueError as error:
+            msg = f"{weights} cannot be read: {error}."
+            raise ValueError(msg) from None
+        tensors = {name: pickled[names[name]] for name in names if name in wanted}
+    for name, tensor in tensors.items():
+        _check_weight(weights, name, tensor)
+    return tensors
+
+
+_ASK_FOR_SAFETENSORS = "Fetch it again, or ask its author for `model.safetensors`."
+
+
+def _check_weight(file: Path, name: str, tensor: object) -> None:
+    """Refuse what is no tensor of finite numbers with a fraction: states would be constant, or no numbers."""
+    if not isinstance(tensor, torch.Tensor):
+        msg = f"{file}: {name!r} is a {type(tensor).__name__}, not a tensor. {_ASK_FOR_SAFETENSORS}"
+    elif tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized:
+        kind = "without values" if tensor.is_meta else f"of layout {tensor.layout}, type {tensor.dtype}"
+        msg = f"{file}: {name!r} is a tensor {kind}; an ordinary one is needed. {_ASK_FOR_SAFETENSORS}"
+    elif tensor.dtype not in _PRECISIONS:
+        msg = f"{file}: {name!r} is of type {tensor.dtype}; weights are float32, float16, bfloat16 or float64."
+    elif tensor.numel() and not torch.stack(torch.aminmax(tensor.detach())).isfinite().all():
+        msg = f"{file}: {name!r} has NaN or infinite values, which spoil all states. Fetch it again, or ask its author."
+    else:
+        return
+    raise ValueError(msg)
+
+
+def read_pickle(file: Path, **how: Any) -> object:
+    """Read a pickle of torch as tensors and plain values, and as nothing else."""
     try:
-        tensors = torch.load(weights, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True, **how)
     except _UNREADABLE as error:
         if not _blames_the_content(error):
             raise
         msg = (
-            f"{weights} was refused: it holds more than tensors, or is broken. Pickles can run any program when "
-            "they are read; do not open this one with anything else, and ask for `model.safetensors`."
+            f"{file} was refused: it holds more than tensors, or is broken. Pickles can run any program when they "
+            f"are read; do not open this one with anything else. {_ASK_FOR_SAFETENSORS}"
         )
         raise ValueError(msg) from None
-    return {name.removeprefix("bert."): tensor for name, tensor in tensors.items()}
 
 
 def _blames_the_content(error: Exception) -> bool:

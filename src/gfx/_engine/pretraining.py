@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch.nn import functional
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertForMaskedLM
 from transformers.modeling_outputs import MaskedLMOutput
 
+from gfx._core.checkpoint import FIELDS, check_fields, check_shapes
 from gfx._engine import float32_attention
 from gfx._engine.device import has_fast_bfloat16
+from gfx._engine.encoder import bert_config, read_tensors
 from gfx._engine.examples import NOTHING, Padded
 from gfx._engine.surroundings import quiet_surroundings
 from gfx._engine.trainer import COMMON, KEEP_BEST, OrderedTrainer, check_names, last_checkpoint, training_arguments
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from transformers import EvalPrediction, TrainingArguments
+    from transformers import BertConfig, EvalPrediction, TrainingArguments
 
     from gfx._core.vocabulary import Vocabulary
     from gfx._engine.examples import MaskedCells
@@ -100,7 +102,7 @@ def make_model(
     the logarithm of the share of cells that detect each token, `(n_tokens,)`, so that it need not be learnt.
     """
     torch.manual_seed(seed)
-    model = MaskedGeneModel(BertConfig(vocab_size=len(vocabulary), pad_token_id=vocabulary.pad, **config))
+    model = MaskedGeneModel(bert_config(config, vocab_size=len(vocabulary), pad_token_id=vocabulary.pad))
     with torch.no_grad():
         if gene_vectors is not None:
             words = model.bert.embeddings.word_embeddings.weight
@@ -163,18 +165,22 @@ def start_at_cell_vector(
 
 
 @quiet_surroundings()
-def read_model(folder: Path) -> MaskedGeneModel:
+def read_model(weights: Path, config: Mapping[str, Any]) -> MaskedGeneModel:
     """Read a checkpoint with its masked-gene head, in float32; one without a head cannot be trained further."""
-    model, report = MaskedGeneModel.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True, weights_only=True
-    )
-    if report["missing_keys"]:
-        msg = (
-            f"{folder} lacks {sorted(report['missing_keys'])[:3]}: it is no masked-gene model, such as a classifier. "
-            "Go on from a pretrained checkpoint."
-        )
-        raise ValueError(msg)
+    model = MaskedGeneModel(bert_config(config))
+    load_weights(model, weights, "a masked-gene model (a classifier has none: go on from a pretrained checkpoint)")
     return model
+
+
+def load_weights(model: MaskedGeneModel, weights: Path, what: str) -> None:
+    """Put the weights of a file into a model, all of them; those that are tied need not be there."""
+    expected = {name.removeprefix("bert."): parameter for name, parameter in model.named_parameters()}
+    state = read_tensors(weights, expected)
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    check_shapes(weights, found, {name: tuple(parameter.shape) for name, parameter in expected.items()}, what)
+    with torch.no_grad():
+        for name, parameter in expected.items():
+            parameter.copy_(state[name])
 
 
 @quiet_surroundings()
@@ -206,11 +212,12 @@ def stage_arguments(
 
 def check_configuration(fields: Mapping[str, Any]) -> None:
     """Refuse what makes no model, before anything is read or written."""
-    check_names("config", fields, set(BertConfig().to_dict()) - {"vocab_size", "pad_token_id"}, "BertConfig")
-    width, heads = fields["hidden_size"], fields["num_attention_heads"]
-    if width % heads:
-        msg = f"`config`: {heads} heads (`num_attention_heads`) do not divide a width of {width} (`hidden_size`)."
-        raise ValueError(msg)
+    check_names("config", fields, FIELDS - {"vocab_size", "pad_token_id"}, "BertConfig")
+    try:
+        check_fields(fields)
+    except ValueError as error:
+        msg = f"`config`: {error}"
+        raise ValueError(msg) from None
 
 
 @quiet_surroundings()

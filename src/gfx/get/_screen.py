@@ -150,8 +150,8 @@ def _statistics(table: pd.DataFrame, measure: str) -> pd.DataFrame:
 
 #: What a store and a result of one screen agree in.
 _OF_ONE_SCREEN = (
-    *("weights_sha256", "vocabulary_sha256", "dtype", "hidden_layer", "pooling", "method", "n_probes", "positions"),
-    *("start", "goal", "rng"),
+    *("weights_sha256", "config_sha256", "vocabulary_sha256", "dtype", "hidden_layer", "pooling", "method"),
+    *("n_probes", "positions", "start", "goal", "rng"),
 )
 
 

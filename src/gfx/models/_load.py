@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gfx._core.checkpoint import check_shapes, check_size, encoder_shapes, plain_names, read_configuration
 from gfx._core.vocabulary import Vocabulary
 from gfx._log import info, shows_progress
 from gfx._settings import settings
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from gfx.models._registry import Registry, Store
 
 _SAFE_WEIGHTS, _OLD_WEIGHTS = "model.safetensors", "pytorch_model.bin"
-_LAYER = re.compile(r"encoder\.layer\.(\d+)\.")
+_LAYER = re.compile(r"encoder\.layer\.(\d{1,9})\.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +39,7 @@ class Model:
     weights
         Its weights file.
     config
-        Content of its `config.json`.
+        The fields of its `config.json` that say what the network is; others are not read.
     vocabulary
         The genes it knows.
     """
@@ -79,11 +81,17 @@ class Model:
         """Fingerprint of the weights file."""
         return file_sha256(self.weights)
 
+    @property
+    def config_sha256(self) -> str:
+        """Fingerprint of the configuration: the same weights with another activation are another network."""
+        return hashlib.sha256(json.dumps(dict(self.config), sort_keys=True).encode()).hexdigest()
+
     def provenance(self) -> dict[str, str]:
         """Which model and vocabulary a result came from."""
         return {
             "model": self.name,
             "weights_sha256": self.weights_sha256,
+            "config_sha256": self.config_sha256,
             "vocabulary": self.vocabulary.name,
             "vocabulary_sha256": self.vocabulary.sha256,
         }
@@ -198,20 +206,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{folder} holds no `config.json`, so it is no model in Hugging Face layout. Found: {_file_names(folder)}."
         )
         raise ValueError(msg)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        msg = f"{path} is not readable ({error}). Copy or fetch it again."
-        raise ValueError(msg) from error
-    if config.get("model_type") != "bert":
-        msg = f"{path} describes a {config.get('model_type')!r} model; Geneformer models are of type 'bert'."
-        raise ValueError(msg)
-    needed = ("vocab_size", "max_position_embeddings", "num_hidden_layers", "hidden_size", "num_attention_heads")
-    missing = [key for key in needed if key not in config]
-    if missing:
-        msg = f"{path} does not say {', '.join(missing)}."
-        raise ValueError(msg)
-    return config
+    return read_configuration(path)
 
 
 def _find_weights(folder: Path) -> Path:
@@ -239,34 +234,29 @@ def _given_vocabulary(store: Store, given: str | Path | Vocabulary) -> Vocabular
 
 
 def _check_weights(path: Path, config: Mapping[str, Any]) -> None:
-    """Compare the shapes in the weights file with the configuration, without loading the weights."""
+    """Compare the weights file with the configuration, without loading the weights."""
     if path.name == _OLD_WEIGHTS:
+        check_size(path, config)
         return  # a pickle: only torch reads it, with weights_only=True, when the model runs
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="numpy") as weights:
-            shapes = {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+            names = plain_names(weights.keys())
+            shapes = {name: tuple(weights.get_slice(stored).get_shape()) for name, stored in names.items()}
+    except (SafetensorError, ValueError) as error:
         msg = f"{path} is not a readable safetensors file ({error}). Copy or fetch it again."
         raise ValueError(msg) from error
-    for table, rows in (("word", config["vocab_size"]), ("position", config["max_position_embeddings"])):
-        shape = (rows, config["hidden_size"])
-        shapes_of = [shapes[key] for key in shapes if key.endswith(f"embeddings.{table}_embeddings.weight")]
-        if shapes_of != [shape]:
-            msg = (
-                f"{path} and `config.json` beside it do not belong together: the {table} table is "
-                f"{shapes_of[0] if shapes_of else 'absent'}, expected {shape}."
-            )
-            raise ValueError(msg)
-    layers = sorted({int(match[1]) for key in shapes if (match := _LAYER.search(key))})
-    if layers != list(range(config["num_hidden_layers"])):
-        msg = f"{path} holds layers {layers}, `config.json` beside it asks for {config['num_hidden_layers']}."
+    layers = sorted({int(match[1]) for name in shapes if (match := _LAYER.match(name))})
+    n_layers = config["num_hidden_layers"]
+    if layers != list(range(n_layers)):
+        msg = f"{path} holds layers {layers}, `config.json` beside it asks for {n_layers}."
         raise ValueError(msg)
+    check_shapes(path, shapes, encoder_shapes(config, n_layers), "a BERT encoder")
 
 
 def _check_vocabulary(model: Model, card: ModelCard | None, registry: Registry, beside: Vocabulary | None) -> None:
-    vocabulary, rows, pad = model.vocabulary, model.config["vocab_size"], model.config.get("pad_token_id", 0)
+    vocabulary, rows, pad = model.vocabulary, model.config["vocab_size"], model.config["pad_token_id"]
     missing = [special for special in (card.specials if card else ()) if special not in vocabulary.token_of]
     remedy = "Load the model with the vocabulary it was trained with."
     if len(vocabulary) != rows:

@@ -172,7 +172,9 @@ def pretrain(
         engine.stage_arguments(folder, 1, epochs=1, arguments=given, patience=patience, seed=rng) for given in arguments
     ]
     is_first = settings.process_index == 0
-    model = None if origin is None else engine.read_model(origin.folder)  # or fail before a corpus is read
+    model = (
+        None if origin is None else engine.read_model(origin.weights, origin.config)
+    )  # or fail before a corpus is read
     corpus = find_sources(sources, gene_ids)
     with settings.main_process_first(local=False):
         if vocabulary is None:
