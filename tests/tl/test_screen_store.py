@@ -270,7 +270,7 @@ def test_a_store_of_another_model_is_refused(
     slots: ReadSlots,
     tmp_path: Path,
 ) -> None:
-    names = ["genes", "model", "pooling", "screened_cells", "tokens"]
+    names = ["config_sha256", "genes", "model", "pooling", "screened_cells", "tokens"]
     names += ["vocabulary", "vocabulary_sha256", "weights_sha256"]
     assert_refused(adata, store, slots, *names, **(arguments | {"model": toy_folder_v1}))
     retrained = shutil.copytree(toy_folder, tmp_path / "other" / toy_folder.name)
