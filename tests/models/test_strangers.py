@@ -139,7 +139,10 @@ BAD_FIELDS = {
     "id2label": [[], "a", {"0": "a", "2": "b"}, {}, {"0": ["a"]}],
     "classifier_head": [
         *([], {}, {"of": "cells"}, {"of": "genes", "pooling": "cls", "tasks": [["t", ["a"]]]}),
-        *({"of": "cells", "pooling": "cls", "tasks": tasks} for tasks in ([], [["t", []]], [["t"]], {"t": ["a"]}, 3)),
+        *(
+            {"of": "cells", "pooling": "cls", "tasks": tasks}
+            for tasks in ([], [["t", []]], [["t"]], {"t": "ab"}, [["t", [1]]], 3)
+        ),
     ],
 }
 

@@ -151,11 +151,11 @@ def _read_classes(found: Mapping[str, Any]) -> dict[str, Any]:
     if HEAD_FIELD in found:
         head = found[HEAD_FIELD]
         try:
-            pooled = head["pooling"] in POOLINGS[head["of"]] and len(head) == 3
-            tasks = [(task, *names) for task, names in head["tasks"]]
-            is_head = (
-                pooled and tasks and all(len(task) > 1 and all(isinstance(n, str) for n in task) for task in tasks)
-            )
+            is_known = head["pooling"] in POOLINGS[head["of"]] and len(head) == 3
+            tasks = dict(head["tasks"])
+            are_lists = all(isinstance(classes, list) and classes for classes in tasks.values())
+            names = [name for task, classes in tasks.items() for name in (task, *classes)]
+            is_head = is_known and names and are_lists and all(isinstance(name, str) for name in names)
         except (KeyError, TypeError, ValueError):
             is_head = False
         if not is_head:
