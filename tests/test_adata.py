@@ -402,7 +402,7 @@ def bad(kind: str) -> sparse.csr_array:
         ("log2", "raw", r"to the base 2.*np\.log\(2\)"),
         ("log2", "log1p", r"to the base 2.*np\.log\(2\)"),
         ("gamma", "raw", "fractions, such as"),
-        ("gamma", "log1p", "normalised counts"),
+        ("gamma", "log1p", "no multiples of one number: estimated counts, as of SoupX"),
         ("one", "log1p", "whole numbers up to 400: counts, not their logarithms"),
     ],
 )

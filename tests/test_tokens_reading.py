@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import anndata as ad
+import dask.array as da
+import h5py
 import numpy as np
 import pytest
 from scipy import sparse
@@ -192,3 +194,226 @@ def test_tokens_of_other_models_alone_are_refused_by_name(tokens, toy_model, toy
     np.testing.assert_array_equal(padded(read(tokens, toy_model)), tokens.obsm["mine"])
     with pytest.raises(ValueError, match=r"`adata\.obsm\['mine'\]` were made for the vocabulary 'toy', .*`key_added=`"):
         read(tokens, toy_model_v1)
+
+
+def test_joined_tokens_of_two_vocabularies_are_refused(toy_cells, toy_model, toy_model_v1):
+    first, second = toy_cells(12), toy_cells(9, seed=1)
+    second.obs_names = [f"second{i}" for i in range(9)]
+    gfx.pp.tokenize(first, model=toy_model)
+    gfx.pp.tokenize(second, model=toy_model_v1)
+    joined = ad.concat([first, second], join="outer", merge="same", uns_merge="first")
+    with pytest.raises(ValueError, match=r"vocabulary in 9 of 21 cells.*uns_merge=\"first\".*Run `gfx\.pp\.tok"):
+        gfx.tl.embed(joined, model=toy_model)
+    assert "X_gfx" not in joined.obsm
+    # Without any counts to compare, too, and in the half that the record is not about.
+    del joined.X
+    for half in (joined, joined[12:]):
+        with pytest.raises(ValueError, match="were made for another vocabulary in 9 of"):
+            read(half, toy_model)
+    np.testing.assert_array_equal(padded(read(joined[:12].copy(), toy_model)), padded(read(first, toy_model)))
+    # Those of one vocabulary are joined as before, whichever record is kept.
+    gfx.pp.tokenize(second, model=toy_model)
+    joined = ad.concat([first, second], join="outer", merge="same", uns_merge="first")
+    assert read(joined, toy_model).lengths.tolist() == [*first.obs["gfx_tokens_n"], *second.obs["gfx_tokens_n"]]
+
+
+def test_tokens_of_an_earlier_version_have_no_mark_of_their_vocabulary(tokens, toy_model):
+    expected = padded(read(tokens, toy_model))
+    del tokens.obs["gfx_tokens_vocabulary"]
+    np.testing.assert_array_equal(padded(read(tokens, toy_model)), expected)
+
+
+# --- counts that changed --------------------------------------------------------------------------------------------
+
+
+def other_cells(adata):
+    adata.X = adata.X[::-1].copy()
+
+
+def other_genes(adata):
+    adata.var_names = [*adata.var_names[1:], adata.var_names[0]]
+
+
+def downsampled(adata):
+    adata.X = sparse.csr_matrix(np.random.default_rng(0).binomial(adata.X.toarray().astype(int), 0.3))
+
+
+def corrected(adata):
+    adata.X = adata.X.multiply(np.arange(adata.n_vars) % 5 > 0).tocsr() * np.float32(np.pi)
+    adata.X.data += np.random.default_rng(0).normal(0, 0.1, adata.X.nnz).astype(np.float32).clip(-0.5, 0.5)
+
+
+def other_depths(adata):
+    adata.X = sparse.csr_matrix(np.log1p(adata.X.toarray()[:, ::-1] * 3.7))
+
+
+@pytest.mark.parametrize("change", [other_cells, other_genes, downsampled, corrected, other_depths])
+def test_tokens_of_counts_that_were_replaced_are_refused(toy_cells, toy_model, change):
+    adata = toy_cells(200)
+    gfx.pp.tokenize(adata, model=toy_model)
+    change(adata)
+    match = r"not those of the counts in `adata\.X`.*of 128 cells looked at.*'cell0'.*Run `gfx\.pp\.tokenize\(adata, mo"
+    with pytest.raises(ValueError, match=match):
+        gfx.tl.embed(adata, model=toy_model)
+    assert "X_gfx" not in adata.obsm
+    with pytest.raises(ValueError, match="not those of the counts"):
+        gfx.tl.embed(adata[50:90].copy(), model=toy_model)
+    if change is not corrected:
+        gfx.pp.tokenize(adata, model=toy_model, counts="log1p" if change is other_depths else "raw")
+        read(adata, toy_model)
+
+
+def test_a_single_gene_that_went_or_rose_is_seen(tokens, toy_model):
+    for value in (0, 500):
+        changed = tokens.copy()
+        cell = changed.X[3].toarray().ravel()
+        column = np.flatnonzero(cell[:200] == 1)[0]
+        changed.X = changed.X.toarray()
+        changed.X[3, column] = value
+        with pytest.raises(ValueError, match=r"12 cells looked at, 1 do not fit, such as 'cell3'"):
+            read(changed, toy_model)
+
+
+def normalised(adata):
+    adata.X = sparse.csr_matrix(adata.X.multiply(1e4 / adata.X.sum(axis=1))).astype(np.float32)
+
+
+def logarithms(adata):
+    normalised(adata)
+    adata.X = adata.X.log1p()
+
+
+def scaled(adata):
+    logarithms(adata)
+    dense = adata.X.toarray()
+    adata.X = (dense - dense.mean(axis=0)) / (dense.std(axis=0) + 1e-3)
+
+
+def square_roots(adata):
+    adata.X = adata.X.sqrt()
+
+
+def no_counts(adata):
+    del adata.X
+
+
+def nothing(adata):
+    pass
+
+
+CHANGES = [nothing, normalised, logarithms, scaled, square_roots, no_counts]
+CHOICES = {
+    "all": lambda adata: adata,
+    "a view": lambda adata: adata[30:170:3],
+    "some cells": lambda adata: adata[[150, 3, 77]].copy(),
+    "some genes": lambda adata: adata[:, 5:60].copy(),
+    "reversed": lambda adata: adata[::-1, ::-1].copy(),
+    "other genes": lambda adata: adata[:, 200:].copy(),
+}
+
+
+@pytest.mark.parametrize("choose", CHOICES)
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_keeps_the_order_of_counts_keeps_tokens(toy_cells, toy_model, change, choose):
+    adata = toy_cells(200)  # some have more genes than the model reads
+    gfx.pp.tokenize(adata, model=toy_model)
+    change(adata)
+    chosen = CHOICES[choose](adata)
+    found = read(chosen, toy_model)
+    assert (found.lengths.min(), found.lengths.max()) > (0, 50)
+    np.testing.assert_array_equal(found.padded(np.arange(len(found))), padded_table(chosen.obsm["gfx_tokens"]))
+
+
+def padded_table(ids):
+    return ids[:, : (ids > 0).sum(axis=1).max()]
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr v2 data:UserWarning")
+@pytest.mark.parametrize("form", ["h5ad", "zarr", "backed", "dask", "csc", "dense"])
+def test_replaced_counts_are_seen_wherever_they_are(toy_cells, toy_model, tmp_path, form):
+    for is_replaced in (False, True):
+        adata = toy_cells(200)
+        gfx.pp.tokenize(adata, model=toy_model)
+        if is_replaced:
+            adata.X = adata.X[::-1]
+        match form:
+            case "h5ad" | "backed":
+                adata.write_h5ad(tmp_path / "cells.h5ad")
+                adata = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r" if form == "backed" else None)
+            case "zarr":
+                adata.write_zarr(tmp_path / "cells.zarr")
+                adata = ad.read_zarr(tmp_path / "cells.zarr")
+            case "dask":
+                adata.X = da.from_array(adata.X.toarray(), chunks=(50, 40))
+            case "csc":
+                adata.X = adata.X.tocsc()
+            case "dense":
+                adata.X = adata.X.toarray()
+        if is_replaced:
+            with pytest.raises(ValueError, match="not those of the counts"):
+                read(adata, toy_model)
+        else:
+            assert len(read(adata, toy_model)) == 200
+        if form == "backed":
+            adata.file.close()
+
+
+def test_tokens_joined_over_different_genes_are_those_of_the_counts(toy_cells, toy_model):
+    first, second = toy_cells(40)[:, :150].copy(), toy_cells(30, seed=1)[:, 60:].copy()
+    second.obs_names = [f"second{i}" for i in range(30)]
+    for adata in (first, second):
+        gfx.pp.tokenize(adata, model=toy_model)
+    for genes in ("inner", "outer"):
+        joined = ad.concat([first, second], join="outer", merge="same", uns_merge="same")
+        if genes == "inner":
+            joined = joined[:, 60:150].copy()
+        assert len(read(joined, toy_model)) == 70
+        joined.X = joined.X[::-1].copy()
+        with pytest.raises(ValueError, match="not those of the counts"):
+            read(joined, toy_model)
+
+
+def test_a_gene_of_two_columns_may_lose_one(toy_cells, toy_model):
+    adata = toy_cells(40)
+    adata.var["name"] = [*adata.var_names[:204], "TOY3"]
+    adata.X = np.where(np.arange(205) == 204, 7, adata.X.toarray())
+    gfx.pp.tokenize(adata, model=toy_model, gene_ids="name")
+    assert len(read(adata, toy_model)) == 40
+    assert len(read(adata[:, :204].copy(), toy_model)) == 40
+    adata.X = adata.X[::-1].copy()
+    with pytest.raises(ValueError, match="not those of the counts"):
+        read(adata, toy_model)
+
+
+def test_the_comparison_reads_few_cells(toy_cells, toy_model, tmp_path, monkeypatch):
+    adata = toy_cells(3_000)
+    gfx.pp.tokenize(adata, model=toy_model)
+    chunks = []
+
+    def load(block):
+        chunks.append(len(block))
+        return block
+
+    in_dask = adata.copy()
+    in_dask.X = da.from_array(adata.X.toarray(), chunks=(50, -1)).map_blocks(load, meta=adata.X[:0].toarray())
+    read(in_dask, toy_model)
+    assert sum(chunks) <= 4 * 50
+    values, getitem = [], h5py.Dataset.__getitem__
+
+    def counted(dataset, key, *args, **kwargs):
+        found = getitem(dataset, key, *args, **kwargs)
+        if dataset.name.startswith("/X"):
+            values.append(np.size(found))
+        return found
+
+    for form in ("csr", "csc", "dense"):
+        adata.X = adata.X.toarray() if form == "dense" else getattr(sparse, f"{form}_matrix")(adata.X)
+        adata.write_h5ad(tmp_path / f"{form}.h5ad")
+        backed = ad.read_h5ad(tmp_path / f"{form}.h5ad", backed="r")
+        with monkeypatch.context() as patched:
+            patched.setattr(h5py.Dataset, "__getitem__", counted)
+            values.clear()
+            read(backed, toy_model)
+        backed.file.close()
+        # 128 of 3,000 cells; where rows begin, of a few thousand; and of a matrix by columns nothing else.
+        assert sum(values) <= 200 / 3_000 * adata.X.size + 10 * 3_001

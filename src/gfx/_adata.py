@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-Counts = Literal["raw", "normalized", "log1p"]
-COUNTS: tuple[str, ...] = ("raw", "normalized", "log1p")
+Counts = Literal["raw", "normalized", "log1p", "estimated"]
+COUNTS: tuple[str, ...] = ("raw", "normalized", "log1p", "estimated")
 
 #: Below these the genes are taken for another species or another kind of id.
 MIN_GENES = 10
@@ -38,6 +38,9 @@ MIN_SHARE = 0.1
 
 #: log1p of any depth normalisation in use (a million at most) stays below this.
 _LOG_CEILING = 15.0
+
+#: Estimated counts below this are 0, the nearest whole number.
+DETECTED = 0.5
 
 #: What tables write where they have no gene; in a column full of them they are no symbols.
 _NO_NAME = frozenset({"", "nan", "na", "<na>", "none", "null", "-", "."})
@@ -86,10 +89,11 @@ def copied(data: Data, *, copy: bool) -> Data:
 
 def obs_column(adata: AnnData, key: str) -> pd.Series:
     """Read a column of `obs`, or say which ones there are."""
-    return _column(adata.obs, key, "adata.obs")
+    return column_of(adata.obs, key, "adata.obs")
 
 
-def _column(frame: pd.DataFrame, key: str, where: str) -> pd.Series:
+def column_of(frame: pd.DataFrame, key: str, where: str) -> pd.Series:
+    """Read a column of a table, into memory if it is a lazily read one, or say which ones there are."""
     if not isinstance(key, str | int):
         msg = f"A column of `{where}` is named by text, found {key!r} of type {type(key).__name__}."
         raise TypeError(msg)
@@ -101,7 +105,7 @@ def _column(frame: pd.DataFrame, key: str, where: str) -> pd.Series:
         hint = f" Did you mean {close[0]!r}?" if close else ""
         msg = f"Did not find {key!r} in `{where}`.{hint} Present: {sorted(map(str, frame.columns))}."
         raise KeyError(msg)
-    return frame[key]
+    return frame[key] if isinstance(frame, pd.DataFrame) else frame[[key]].to_memory()[key]
 
 
 def cell_mask(adata: AnnData, mask_obs: Mask | None) -> np.ndarray:
@@ -195,7 +199,8 @@ def read_genes(var: pd.DataFrame, gene_ids: str | None, where: str = "adata.var"
     A column of feature types says so, as 10x writes it; else, and for spike-ins, the names themselves.
     """
     names = gene_names(gene_column(var, gene_ids, where))
-    types = gene_names(var[_FEATURE_TYPES]) if list(var.columns).count(_FEATURE_TYPES) == 1 else np.full(len(var), "")
+    is_there = list(var.columns).count(_FEATURE_TYPES) == 1
+    types = gene_names(gene_column(var, _FEATURE_TYPES, where)) if is_there else np.full(len(names), "")
     words = [str(kind).strip().lower() for kind in types]
     is_typed = not _GENE_TYPES.isdisjoint(words)
     if not is_typed and any(word.startswith(_OTHER_TYPES) for word in words):
@@ -215,7 +220,7 @@ def read_genes(var: pd.DataFrame, gene_ids: str | None, where: str = "adata.var"
 
 def gene_column(var: pd.DataFrame, gene_ids: str | None, where: str = "adata.var") -> pd.Index | pd.Series:
     """Read the names of the genes: the column `gene_ids` of `var`, or its index."""
-    return var.index if gene_ids is None else _column(var, gene_ids, where)
+    return var.index if gene_ids is None else column_of(var, gene_ids, where)
 
 
 def gene_names(names: pd.Index | pd.Series) -> np.ndarray:
@@ -228,6 +233,9 @@ def gene_names(names: pd.Index | pd.Series) -> np.ndarray:
 
 #: Values that are read from disk together, and of a dense matrix those that are looked at together.
 _SPARSE_PIECE, _DENSE_PIECE = 1 << 21, 1 << 23
+
+#: Runs of rows that are looked at where a look at all would take too long, and rows in each.
+_RUNS, _RUN = 4, 32
 
 
 def row_blocks(x: object, size: int = 2048) -> Iterator[tuple[slice, sparse.csr_array]]:
@@ -245,6 +253,26 @@ def row_blocks(x: object, size: int = 2048) -> Iterator[tuple[slice, sparse.csr_
             stop = min(start + step, piece.shape[0])
             yield slice(first + start, first + stop), _as_csr(_rows(piece, start, stop))
         first += piece.shape[0]
+
+
+def some_rows(adata: AnnData, **place: object) -> Iterator[tuple[slice, CountMatrix]]:
+    """Take the counts of some cells from all parts of the matrix; `place` as in :func:`open_counts`.
+
+    This is cheap wherever the counts are. Of dask arrays only the first chunk is computed, and a CSC matrix on disk,
+    all of which would have to be read, gives none.
+    """
+    matrix, n = None, adata.n_obs
+    if not adata.is_view:  # all counts of a view would be copied
+        matrix = open_counts(adata, **place)
+        if sparse.issparse(matrix.x) and matrix.x.format in {"csr", "csc"}:
+            _check_pointers(matrix.x.indptr, matrix.x.shape[matrix.x.format == "csc"], matrix.x.data, matrix.x.indices)
+        elif getattr(matrix.x, "format", None) == "csc":
+            return
+        elif hasattr(matrix.x, "compute"):
+            n = matrix.x.chunks[0][0]
+    for start in np.unique(np.linspace(0, max(0, n - _RUN), _RUNS).astype(int)):
+        rows = slice(int(start), min(int(start) + _RUN, n))
+        yield rows, open_counts(adata[rows], **place) if matrix is None else replace(matrix, x=matrix.x[rows])
 
 
 def _pieces(x: object) -> Iterator[object]:
@@ -369,23 +397,67 @@ def _as_csr(block: object) -> sparse.csr_array:
     return block if isinstance(block, sparse.csr_array) else sparse.csr_array(_native(np.asarray(block)))
 
 
+def check_counts(counts: Counts) -> Counts:
+    """Return what values are said to be, if that is a kind there is."""
+    if counts not in COUNTS:
+        msg = f"`counts` is one of {list(COUNTS)}, found {counts!r}."
+        raise ValueError(msg)
+    return counts
+
+
 def to_counts(block: sparse.csr_array, counts: Counts, where: str) -> sparse.csr_array:
+    """Return what :func:`read_counts` makes of a block, or raise a `ValueError` that says what is wrong with it."""
+    read = read_counts(block, counts, where)
+    if read.problem:
+        raise ValueError(read.problem)
+    return read.counts
+
+
+@dataclass(frozen=True)
+class BlockOfCounts:
+    """What a block of stored values was read as."""
+
+    counts: sparse.csr_array  # the counts; where there is a problem, the values, summed by cell and column
+    scale: Scale
+    problem: str | None
+
+
+def read_counts(block: sparse.csr_array, counts: Counts, where: str) -> BlockOfCounts:
     """Check the stored values of a block, and undo the logarithm or the division by depth that `counts` names.
 
     Where each value of a cell is a whole multiple of the smallest, as division by depth leaves it, the whole numbers
-    themselves come back, free of the rounding that logarithms and float32 brought. Raises `ValueError` for negative,
-    missing or infinite values, and for values that are visibly not what `counts` says.
+    themselves come back, free of the rounding that logarithms and float32 brought. Of estimated counts, those below
+    half a molecule are 0. A problem are negative, missing or infinite values, and values that are visibly not what
+    `counts` says.
     """
-    if counts == "raw" and scale_of(block) in {"counts", "empty"}:
-        return block
+    scale = scale_of(block)
+    if counts != "raw" or scale not in {"counts", "empty"}:
+        block = summed(block)
+        scale = scale_of(block)
+    problem = counts_problem(scale, counts, block.data, where)
+    if problem or scale in {"counts", "empty"}:
+        return BlockOfCounts(block, scale, problem)
+    if counts == "estimated":
+        block.data[block.data < DETECTED] = 0
+        block.eliminate_zeros()
+        return BlockOfCounts(block, scale, None)
+    block.data = UNDO[counts](block.data)
+    return BlockOfCounts(recover_counts(block), scale, None)
+
+
+def read_leniently(block: sparse.csr_array, counts: Counts) -> tuple[sparse.csr_array | None, bool]:
+    """Read values that were counts of this kind once, and may have been normalised since; and whether in their order.
+
+    `None` are values that tell nothing, such as scaled ones. Of some, such as estimated counts, only those that are
+    above 0 are known to be those that were.
+    """
     block = summed(block)
     scale = scale_of(block)
-    if problem := counts_problem(scale, counts, block.data, where):
-        raise ValueError(problem)
-    if scale in {"counts", "empty"}:
-        return block
-    block.data = UNDO[counts](block.data)
-    return recover_counts(block)
+    if scale in {"missing", "infinite", "negative"}:
+        return None, False
+    if scale in UNDO:
+        block.data = UNDO[scale](block.data)
+    return block, scale == "counts" or (scale in UNDO and counts != "estimated")
 
 
 def summed(block: sparse.csr_array) -> sparse.csr_array:
@@ -396,19 +468,42 @@ def summed(block: sparse.csr_array) -> sparse.csr_array:
     return block
 
 
+#: How each scale of values is read, where it can be; a better way comes before a worse one.
+READ_AS: dict[str, Counts] = {
+    "counts": "raw",
+    "log1p": "log1p",
+    "normalized": "normalized",
+    "estimated": "estimated",
+    "estimated normalized": "estimated",
+    "estimated log1p": "log1p",
+    "few negative": "estimated",
+}
+
 _ACCEPTED: dict[str, frozenset[str]] = {
     "raw": frozenset({"empty", "counts"}),
-    "normalized": frozenset({"empty", "counts", "normalized", "fractions"}),
-    "log1p": frozenset({"empty", "log1p", "fractions"}),
+    "normalized": frozenset({"empty", "counts", "normalized", "estimated", "estimated normalized"}),
+    "log1p": frozenset({"empty", "log1p", "estimated", "estimated log1p"}),
+    "estimated": frozenset({"empty", "counts", "estimated", "estimated normalized", "few negative"}),
+}
+
+#: What values are that bear no mark of counts, by their scale.
+_ESTIMATED: dict[str, str] = {
+    "estimated": "estimated counts, as of SoupX, CellBender, decontX, alevin or kallisto, or FPKM",
+    "estimated normalized": "TPM, or estimated counts divided by depth, for all cells have the same sum",
+    "few negative": "estimated counts with a few small negative values, as CellBender and imputation leave them",
 }
 
 
 def counts_problem(scale: Scale, counts: Counts, values: np.ndarray, where: str) -> str | None:
     """Say what is wrong with values of this scale where `counts` was promised, and what to call instead."""
     highest = values.max(initial=0)
-    if scale in _ACCEPTED[counts] and (counts != "log1p" or highest <= _LOG_CEILING):
+    is_undetected = counts == "estimated" and 0 < highest < DETECTED
+    if scale in _ACCEPTED[counts] and not is_undetected and (counts != "log1p" or highest <= _LOG_CEILING):
         return None
     remedy = "Name the layer that holds raw counts with `layer=`, or say `use_raw=True`."
+    base = scale.removeprefix("estimated ").removeprefix("log")
+    example = next(iter(values[values != np.rint(values)]), highest)
+    fractions = f"fractions, such as {example:.4g}, and up to {highest:.4g}"
     match scale:
         case "missing":
             found = "NaN values; counts are finite"
@@ -424,22 +519,37 @@ def counts_problem(scale: Scale, counts: Counts, values: np.ndarray, where: str)
         case "counts":
             found = f"whole numbers up to {highest:.0f}: counts, not their logarithms"
             remedy = 'Leave `counts="log1p"` out.'
-        case "log2" | "log10":
-            base = scale.removeprefix("log")
-            found = f"logarithms of counts to the base {base}"
+        case "log2" | "log10" | "estimated log2" | "estimated log10":
+            found = f"logarithms of {'' if scale.startswith('log') else 'estimated '}counts to the base {base}"
             remedy += (
                 f" If they are lost, make natural logarithms, `adata.layers['log1p'] = adata.X * np.log({base})`, and "
                 "call `gfx.pp.tokenize(adata, layer='log1p', counts='log1p')` first."
             )
-        case _:
-            is_log = scale == "log1p" or (scale == "fractions" and highest <= _LOG_CEILING)
-            kind, how = ("log-normalised", "log1p") if is_log else ("normalised", "normalized")
-            example = values[values != np.rint(values)][0]
-            found = f"fractions, such as {example:.4g}, and up to {highest:.4g}: {kind} counts"
+        case _ if is_undetected:
+            found = f"values up to {highest:.3g}: estimated counts below {DETECTED} are 0, so all of them are"
+            remedy += ' If they were divided by the depth of the cell, say `counts="normalized"`.'
+        case "estimated log1p":
+            found = f"{fractions}: logarithms of TPM or of estimated counts"
             remedy += (
-                f" If they are lost, call `gfx.pp.tokenize(adata, counts={how!r})` first: division of a cell by its "
+                " If they are lost, call `gfx.pp.tokenize(adata, counts='log1p')` first, which ranks genes by TPM or "
+                "the estimates. This is not the order of the counts."
+            )
+        case "log1p" | "normalized":
+            kind = "log-normalised" if scale == "log1p" else "normalised"
+            found = f"{fractions}: {kind} counts"
+            remedy += (
+                f" If they are lost, call `gfx.pp.tokenize(adata, counts={scale!r})` first: division of a cell by its "
                 "depth, and the logarithm, keep the order of its genes, so the tokens are those of the counts."
             )
+        case _:
+            found = f"{fractions}, no multiples of one number: {_ESTIMATED[scale]}"
+            remedy += (
+                " If they are lost, call `gfx.pp.tokenize(adata, counts='estimated')` first, which ranks genes by "
+                f"these values; those below {DETECTED} are 0. This is not the order of the counts: estimates differ "
+                "from them, and TPM and FPKM are divided by the length of the gene, too."
+            )
+            if highest <= _LOG_CEILING:
+                remedy += " If the values are natural logarithms, say `counts='log1p'` instead."
     return f"`{where}` holds {found}. {remedy}"
 
 
@@ -449,7 +559,7 @@ def usable_calls(adata: AnnData) -> str:
     places += [(f", layer={key!r}", adata.layers[key]) for key in adata.layers if key is not None]
     if adata.raw is not None:
         places.append((", use_raw=True", adata.raw.X))
-    calls: dict[str, list[str]] = {"counts": [], "log1p": [], "normalized": []}
+    calls: dict[str, list[str]] = {scale: [] for scale in READ_AS}
     for where, x in places:
         try:
             block = None if x is None else next(row_blocks(x, 256), (None, None))[1]
@@ -457,9 +567,9 @@ def usable_calls(adata: AnnData) -> str:
             continue
         scale = None if block is None else scale_of(block)
         if scale in calls:
-            how = where if scale == "counts" else f"{where}, counts={scale!r}"
+            how = where if scale == "counts" else f"{where}, counts={READ_AS[scale]!r}"
             calls[scale].append(f"`gfx.pp.tokenize(adata{how})`")
-    best = calls["counts"] or calls["log1p"] + calls["normalized"]
+    best = calls["counts"] or calls["log1p"] + calls["normalized"] or [call for of in calls.values() for call in of]
     return f"This object can be used with {' or '.join(best)}." if best else ""
 
 
@@ -535,7 +645,9 @@ def better_column(
 ) -> tuple[str, int] | None:
     """Find a column of gene names, or the index, that the model knows clearly more of: how to name it, and how many."""
     places = {} if gene_ids is None else {"gene_ids=None": var.index}
-    columns = {key: var[key] for key in var.columns if key != gene_ids and list(var.columns).count(key) == 1}
+    columns = {
+        key: gene_column(var, key) for key in var.columns if key != gene_ids and list(var.columns).count(key) == 1
+    }
     places |= {f"gene_ids={key!r}": column for key, column in columns.items() if _is_text(column)}
     known = {how: int((vocabulary.resolve(gene_names(names)) >= 0).sum()) for how, names in places.items()}
     best = max(known, key=known.get, default=None)

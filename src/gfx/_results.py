@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gfx._adata import copied, pick
+from gfx._adata import column_of, copied, pick
 from gfx._log import info
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _perturbation(default: str) -> Row:
 
 
 TABLE: dict[str, Row] = {
-    "pp.tokenize": Row("gfx_tokens", {"obsm": ("",), "obs": ("n",)}),
+    "pp.tokenize": Row("gfx_tokens", {"obsm": ("",), "obs": ("n", "vocabulary")}),
     "tl.embed": Row("X_gfx", {"obsm": ("",)}),
     "tl.embed_genes": Row("gfx_genes", {"varm": ("", "groups", "groups_n_cells"), "var": ("n_cells",)}),
     "tl.delete_genes": _perturbation("gfx_delete"),
@@ -289,7 +289,8 @@ class Slots:
                 'unless called with `merge="same"`.'
             )
             raise KeyError(msg)
-        return getattr(self.adata, element)[self.name(part)]
+        holder, name = getattr(self.adata, element), self.name(part)
+        return column_of(holder, name, f"adata.{element}") if element in {"obs", "var"} else holder[name]
 
 
 def claim(data: Data, function: str, key_added: str | None, *, mod: str | None = None, copy: bool = False) -> Slots:

@@ -9,7 +9,17 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array
 
-from gfx._adata import COUNTS, GeneMatch, match_genes, obs_column, open_counts, to_counts, usable_calls
+from gfx._adata import (
+    GeneMatch,
+    check_counts,
+    match_genes,
+    obs_column,
+    open_counts,
+    read_leniently,
+    some_rows,
+    to_counts,
+    usable_calls,
+)
 from gfx._core.encodings import Encodings
 from gfx._core.ranking import rank_cells
 from gfx._log import info
@@ -20,7 +30,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from gfx._adata import Counts
+    from gfx._adata import CountMatrix, Counts
     from gfx._core.vocabulary import Vocabulary
 
 #: What was recognised: numbers, and a text of what is no gene.
@@ -56,9 +66,7 @@ def make_tokens(
 
     The cells lie one behind the other, or, `padded`, in rows that are all as long as the longest cell.
     """
-    if counts not in COUNTS:
-        msg = f"`counts` is one of {list(COUNTS)}, found {counts!r}."
-        raise ValueError(msg)
+    check_counts(counts)
     if n_counts is not None and counts != "raw":
         msg = f"`n_counts={n_counts!r}` counts molecules, `counts={counts!r}` are none. Leave `n_counts` out."
         raise ValueError(msg)
@@ -158,9 +166,7 @@ def counts_by_token(
     try:
         place = {name: source[name] for name in ("layer", "use_raw", "gene_ids") if name in source}
         matrix = open_counts(adata, **place)
-        tokens = GeneMatch.of(matrix.names, vocabulary).tokens
-        known = np.flatnonzero(tokens >= 0)
-        to_token = csr_array((np.ones(len(known)), (known, tokens[known])), shape=(len(tokens), len(vocabulary)))
+        to_token = _columns_to_tokens(matrix, vocabulary)
         for rows, stored in matrix.blocks():
             block = to_counts(stored, source.get("counts", "raw"), matrix.where)
             yield rows, block @ to_token, np.asarray(block.sum(axis=1), dtype=np.float64).ravel()
@@ -168,11 +174,19 @@ def counts_by_token(
         raise CountsNotAtHandError(*problem.args) from problem
 
 
+def _columns_to_tokens(matrix: CountMatrix, vocabulary: Vocabulary) -> csr_array:
+    """Make the matrix that adds columns up by token, `(n_columns, n_tokens)`."""
+    tokens = GeneMatch.of(matrix.names, vocabulary).tokens
+    known = np.flatnonzero(tokens >= 0)
+    return csr_array((np.ones(len(known)), (known, tokens[known])), shape=(len(tokens), len(vocabulary)))
+
+
 def find_tokens(adata: AnnData, vocabulary: Vocabulary, max_length: int, *, layer: str | None = None) -> Tokens:
     """Read the tokens that `pp.tokenize` wrote for this model; make them on the fly where there are none at all.
 
     Raises `ValueError` where all stored tokens belong to another vocabulary or layer, are longer than the model reads,
-    or were cut shorter; where those that fit are damaged; and, on the fly, where values or genes are not the model's.
+    were cut shorter, or are not those of the counts; where those that fit are damaged; and, on the fly, where values or
+    genes are not the model's.
     """
     problems = []
     others = [key for key in adata.uns if made_by(adata.uns[key]) == _FUNCTION and key != _DEFAULT]
@@ -181,10 +195,12 @@ def find_tokens(adata: AnnData, vocabulary: Vocabulary, max_length: int, *, laye
         if not slots.has("obsm"):
             continue
         params = slots.uns["params"] if made_by(adata.uns.get(key)) else {}
-        problem = _another_kind(where, params, vocabulary, layer)
+        problem = _another_kind(where, params, vocabulary, layer) or _mixed_vocabularies(where, slots, vocabulary)
         if problem is None:
             stored = _stored(slots, vocabulary)
-            problem = _another_length(where, params, stored.lengths, max_length)
+            problem = _another_length(where, params, stored.lengths, max_length) or _other_counts(
+                where, slots, stored, vocabulary
+            )
         if problem is None:
             if key != _DEFAULT:
                 info(f"Tokens read from {key!r} (adata.obsm): they were made for this model's vocabulary.")
@@ -218,6 +234,25 @@ def _another_kind(where: str, params: Mapping[str, Any], vocabulary: Vocabulary,
     return None
 
 
+def vocabulary_mark(vocabulary: Vocabulary) -> str:
+    """Name a vocabulary in each row of tokens, so that a join cannot mix two: the beginning of its checksum."""
+    return vocabulary.sha256[:12]
+
+
+def _mixed_vocabularies(where: str, slots: Slots, vocabulary: Vocabulary) -> str | None:
+    """Say what is wrong where some cells were tokenized for another vocabulary than the record says."""
+    if not slots.has("obs", "vocabulary"):
+        return None
+    marks = slots.read("obs", "vocabulary").dropna().astype(str)  # cells that joined without tokens are told below
+    n_others = int((marks != vocabulary_mark(vocabulary)).sum())
+    if n_others == 0:
+        return None
+    return (
+        f"{where} were made for another vocabulary in {n_others:,} of {slots.adata.n_obs:,} cells: `anndata.concat` "
+        f'with `uns_merge="first"` keeps one record for all (see `adata.obs[{slots.name("vocabulary")!r}]`).'
+    )
+
+
 def _another_length(where: str, params: Mapping[str, Any], lengths: np.ndarray, max_length: int) -> str | None:
     """Say what is wrong where tokens were made for a model that reads more, or fewer."""
     longest, cut_at = lengths.max(initial=0), params["max_length"]
@@ -226,6 +261,63 @@ def _another_length(where: str, params: Mapping[str, Any], lengths: np.ndarray, 
     if cut_at < max_length and longest == cut_at:
         return f"{where} were cut at {cut_at}, this model reads {max_length}."
     return None
+
+
+#: How far values whose logarithm or division by depth was undone may be from the order of their counts, relative.
+_ROUNDING = 0.01
+
+
+def _other_counts(where: str, slots: Slots, tokens: Encodings, vocabulary: Vocabulary) -> str | None:
+    """Say what is wrong where the counts that tokens were made from were replaced, by a look at some cells.
+
+    Tokens are their own fingerprint: each gene that is still a column of the object must be detected, and those in
+    front must have the higher values. So cells and genes may be left out, and counts be normalised or logarithms,
+    without harm. Values that are no counts in any form, such as scaled ones, are not compared.
+    """
+    params, report = slots.uns["params"], slots.uns.get("report", {})
+    place = {name: params[name] for name in ("layer", "use_raw", "gene_ids") if name in params}
+    n_cells, others, to_token = 0, [], None
+    try:
+        for rows, matrix in some_rows(slots.adata, **place):
+            if report.get("n_genes_repeated") != 0 and report.get("n_genes") != len(matrix.names):
+                return None  # what was summed for a gene may be gone in part
+            if to_token is None:
+                to_token = _columns_to_tokens(matrix, vocabulary)
+                has_column = np.bincount(to_token.indices, minlength=len(vocabulary)) > 0
+            for block_rows, stored in matrix.blocks():
+                first = rows.start + block_rows.start
+                values, is_ordered = read_leniently(stored, params.get("counts", "raw"))
+                if values is None:
+                    return None
+                values = (values @ to_token).toarray() / np.where(vocabulary.is_special, 1, vocabulary.medians)
+                for cell, of_cell in enumerate(values, start=first):
+                    is_cut = len(tokens[cell]) >= params["max_length"]
+                    genes = tokens[cell][~vocabulary.is_special[tokens[cell]]]
+                    if not _fits(genes[has_column[genes]], of_cell, is_cut=is_cut, is_ordered=is_ordered):
+                        others.append(cell)
+                n_cells += len(values)
+    except (KeyError, NotImplementedError, TypeError, ValueError):
+        return None  # the counts are no longer there
+    if not others:
+        return None
+    return (
+        f"{where} are not those of the counts in `{matrix.where}`, which were changed since: of {n_cells:,} cells "
+        f"looked at, {len(others):,} do not fit, such as {str(slots.adata.obs_names[others[0]])!r}. If the tokens are "
+        "right and these values are others, keep the counts in a layer and tokenize from there (`layer=`)."
+    )
+
+
+def _fits(genes: np.ndarray, values: np.ndarray, *, is_cut: bool, is_ordered: bool) -> bool:
+    """Whether the genes of an encoding could be those of a cell, by the value of each token over its median."""
+    own = values[genes]
+    if not (own > 0).all():
+        return False
+    if not is_ordered:
+        return True
+    rest = values.copy()
+    rest[genes] = 0
+    most_of_rest = own.min(initial=np.inf) * (1 + _ROUNDING) if is_cut else 0
+    return bool((own[1:] <= own[:-1] * (1 + _ROUNDING)).all() and rest.max(initial=0) <= most_of_rest)
 
 
 def _stored(slots: Slots, vocabulary: Vocabulary) -> Encodings:

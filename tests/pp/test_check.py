@@ -105,10 +105,10 @@ def logs(x):
 @pytest.mark.parametrize(
     ("change", "status", "found", "advice"),
     [
-        (logs, "warning", "log-normalised counts", r"`gfx\.pp\.tokenize\(adata, counts='log1p'\)`"),
-        (lambda x: x * 0.37, "warning", "counts divided by depth", r"counts='normalized'\)`"),
+        (logs, "error", "log-normalised counts", r"`gfx\.pp\.tokenize\(adata, counts='log1p'\)`"),
+        (lambda x: x * 0.37, "error", "counts divided by depth", r"counts='normalized'\)`"),
         (lambda x: logs(x) / np.log(2), "error", "logarithms to the base 2", r"np\.log\(2\)"),
-        (lambda x: x.power(1.3), "error", "fractions of unknown origin", "fractions, such as"),
+        (lambda x: x.power(1.3), "error", "estimated counts, or FPKM", r"fractions, such as.*counts='estimated'"),
         (lambda x: x.toarray() - 1, "error", "negative values", "as low as -1"),
         (lambda x: x * np.inf, "error", "infinite values", "counts are finite"),
         (lambda x: x * np.nan, "error", "NaN", "counts are finite"),
@@ -126,6 +126,8 @@ def test_values(toy_model, toy_cells, change, status, found, advice):
     if status == "error":
         with pytest.raises(ValueError, match=r"adata\.X"):
             gfx.pp.tokenize(cells, model=toy_model)
+    else:
+        gfx.pp.tokenize(cells, model=toy_model)
 
 
 def test_one_bad_row_of_many_is_found(toy_model, toy_cells):
@@ -184,7 +186,7 @@ def test_cells(toy_model, toy_cells):
     assert table.loc["empty cells", ["status", "found"]].tolist() == ["warning", "2 cells without a known gene"]
     assert ", 0 to" in table.loc["genes per cell", "found"]
     none = findings(cells[:0].copy(), toy_model)
-    assert none.loc["cells", "status"] == "error"
+    assert none.loc["cells", "status"] == "warning"  # `pp.tokenize` does nothing, and does not stop
 
 
 def test_real_cells(real_cells, official_v2, as_model):
@@ -206,8 +208,9 @@ def test_scanpy_cells(official_v2, as_model):
     scaled = gfx.pp.check(cells, model=model).set_index("check").loc["values"]
     assert scaled["status"] == "error"
     assert "`gfx.pp.tokenize(adata, use_raw=True, counts='log1p')`" in scaled["advice"]
-    raw = gfx.pp.check(cells, model=model, use_raw=True).set_index("check").loc["values"]
-    assert (raw["status"], raw["found"]) == ("warning", "log-normalised counts in `adata.raw.X`, up to 6.489")
+    for counts, status in (("raw", "error"), ("normalized", "error"), ("log1p", "ok")):
+        raw = gfx.pp.check(cells, model=model, use_raw=True, counts=counts).set_index("check").loc["values"]
+        assert (raw["status"], raw["found"]) == (status, "log-normalised counts in `adata.raw.X`, up to 6.489")
 
 
 def test_mudata(toy_model, toy_cells, as_mudata):
@@ -221,5 +224,7 @@ def test_calls_that_cannot_be_understood(toy_model, toy_cells):
     cells = toy_cells(5)
     with pytest.raises(KeyError, match=r"Did not find 'nothing' in `adata.layers`"):
         gfx.pp.check(cells, model=toy_model, layer="nothing")
+    with pytest.raises(ValueError, match=r"`counts` is one of \['raw'.*found 'logs'"):
+        gfx.pp.check(cells, model=toy_model, counts="logs")
     with pytest.raises(KeyError, match="Did you mean 'ensembl_id'"):
         gfx.pp.check(cells, model=toy_model, gene_ids="ensembl")

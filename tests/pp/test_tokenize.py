@@ -509,7 +509,12 @@ def spoiled(cells, what):
         ("layers", {}, ValueError, r"`gfx\.pp\.tokenize\(adata, layer='counts'\)`"),
         ("few genes", {}, ValueError, r"Only 0 of 205 genes.*\['x0', 'x1'.*gene_ids="),
         ("2", {"counts": "log1p"}, ValueError, "not their logarithms"),
-        ("2", {"counts": "logs"}, ValueError, r"`counts` is one of \['raw', 'normalized', 'log1p'\], found 'logs'"),
+        (
+            "2",
+            {"counts": "logs"},
+            ValueError,
+            r"`counts` is one of \['raw', .*'estimated'\], found 'logs'",
+        ),
         ("2", {"layer": "nothing"}, KeyError, "Did not find 'nothing' in `adata.layers`"),
         ("2", {"gene_ids": "ensembl"}, KeyError, "Did you mean 'ensembl_id'"),
         ("2", {"use_raw": True}, ValueError, "no `.raw`"),

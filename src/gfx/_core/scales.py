@@ -1,7 +1,8 @@
-"""On which scale expression values are: counts, counts divided by the depth of the cell, logarithms of these, or none.
+"""On which scale values are: counts, counts divided by the depth of the cell, logarithms of these, or others.
 
 Counts leave a mark that division by depth does not remove: every value of a cell is a whole multiple of its smallest.
-The mark tells the scales apart without any threshold on the size of the values, and gives the counts back.
+The mark tells the scales apart without any threshold on the size of the values, and gives the counts back. Values that
+lack it are estimates, or counts divided by more than depth; that they have one sum in every cell is a mark of theirs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,21 @@ if TYPE_CHECKING:
     from scipy import sparse
 
 Scale = Literal[
-    "empty", "counts", "normalized", "log1p", "log2", "log10", "fractions", "negative", "infinite", "missing"
+    "empty",
+    "counts",
+    "normalized",
+    "log1p",
+    "log2",
+    "log10",
+    "estimated",
+    "estimated normalized",
+    "estimated log1p",
+    "estimated log2",
+    "estimated log10",
+    "few negative",
+    "negative",
+    "infinite",
+    "missing",
 ]
 
 #: How far from a whole multiple a value may lie, relative to it: files are written with three digits, too.
@@ -27,6 +42,10 @@ _TELLING = 30.0
 #: The share of cells that has to bear the mark, and the values it has to rest on.
 _MOST = 0.9
 _ENOUGH = 20
+#: How near sums of cells are that were made one, relative, and how many cells show it.
+_SAME, _CELLS = 0.001, 5
+#: Negative values that add up to less than this share of the others are a remainder, not differences from a mean.
+_REMAINDER = 0.01
 
 #: How to get from a scale back to values proportional to counts. The flattest comes first: a steeper exponential than
 #: the right one throws nearly all multiples out of the telling range, a flatter one breaks them.
@@ -44,13 +63,16 @@ _HIGHEST_LOGARITHM = 64.0
 def scale_of(block: sparse.csr_array) -> Scale:
     """Tell the scale of some cells from their stored values, cells × genes, without repeated entries.
 
-    ``"fractions"`` are non-negative values that bear no mark, such as corrected, averaged or imputed counts.
+    ``"estimated"`` are non-negative values that bear no mark, or hold more whole numbers than others: corrected,
+    length-normalised, averaged or imputed counts. ``"estimated normalized"`` and ``"estimated log1p"`` are such values
+    of one sum in every cell, and logarithms of these. ``"few negative"`` values are not centred on a mean.
     """
     values = block.data
     lowest, highest, n_missing, n_fractions = survey(values)
     plain = {
         "missing": n_missing > 0,
         "infinite": np.isinf(lowest) or np.isinf(highest),
+        "few negative": lowest < 0 and _few_negative(values),
         "negative": lowest < 0,
         "empty": highest == 0,
         "counts": n_fractions == 0,
@@ -58,11 +80,19 @@ def scale_of(block: sparse.csr_array) -> Scale:
     for scale, is_found in plain.items():
         if is_found:
             return scale
-    is_logarithm_possible = highest < _HIGHEST_LOGARITHM
-    for scale, undo in UNDO.items():
-        if (scale == "normalized" or is_logarithm_possible) and _marked(undo(values.astype(np.float64)), block.indptr):
-            return scale
-    return "fractions"
+    possible = {
+        scale: undo(values.astype(np.float64))
+        for scale, undo in UNDO.items()
+        if scale == "normalized" or highest < _HIGHEST_LOGARITHM
+    }
+    for scale, undone in possible.items():
+        if _marked(undone, block.indptr):
+            mostly_whole = scale == "normalized" and n_fractions < np.count_nonzero(values) / 2
+            return "estimated" if mostly_whole else scale
+    for scale, undone in possible.items():
+        if _of_one_sum(undone, block.indptr):
+            return f"estimated {scale}"
+    return "estimated"
 
 
 def survey(values: np.ndarray) -> tuple[float, float, int, int]:
@@ -99,12 +129,25 @@ def recover_counts(block: sparse.csr_array) -> sparse.csr_array:
     return recovered
 
 
+def _few_negative(values: np.ndarray) -> bool:
+    """Whether negative values are few, and smaller than the mean of the others."""
+    positive, negative = (values[is_of].astype(np.float64) for is_of in (values > 0, values < 0))
+    return bool(-negative.sum() < _REMAINDER * positive.sum() and -negative.min() <= positive.mean())
+
+
 def _marked(values: np.ndarray, indptr: np.ndarray) -> bool:
     """Whether most of the cells that can tell consist of whole multiples."""
     multiples, whole = _multiples(values, indptr)
     telling = (multiples > 1 + 2 * _TOLERANCE) & (multiples < _TELLING)
     cells = _by_cell(np.logical_or, telling, indptr)
     return bool(telling.sum() >= _ENOUGH and whole[cells].mean() > _MOST)
+
+
+def _of_one_sum(values: np.ndarray, indptr: np.ndarray) -> bool:
+    """Whether most of the cells have the same sum."""
+    sums = _by_cell(np.add, values, indptr)
+    sums = sums[sums > 0]
+    return len(sums) >= _CELLS and np.mean(np.abs(sums / np.median(sums) - 1) < _SAME) > _MOST
 
 
 def _multiples(values: np.ndarray, indptr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

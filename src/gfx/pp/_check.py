@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,17 +12,17 @@ import pandas as pd
 from gfx._adata import (
     GeneMatch,
     better_column,
-    counts_problem,
+    check_counts,
     genes_problem,
     named_better,
     open_counts,
     pick,
-    summed,
+    read_counts,
     usable_calls,
 )
 from gfx._core.gene_names import Species, foreign_species, is_date, name_kinds, without_genome
 from gfx._core.ranking import rank_cells
-from gfx._core.scales import UNDO, scale_of
+from gfx._core.scales import UNDO, survey
 from gfx._core.vocabulary import plain_id
 from gfx._docs import shared
 from gfx._log import info
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from gfx._adata import CountMatrix
+    from gfx._adata import CountMatrix, Counts
     from gfx._core.vocabulary import Vocabulary
     from gfx._types import Data, ModelLike
 
@@ -45,7 +45,12 @@ _SCALES = {
     "missing": "NaN",
     "infinite": "infinite values",
     "negative": "negative values",
-    "fractions": "fractions of unknown origin",
+    "few negative": "fractions, and a few small negative values",
+    "estimated": "estimated counts, or FPKM",
+    "estimated normalized": "TPM, or estimated counts divided by depth",
+    "estimated log2": "logarithms of TPM or estimated counts to the base 2",
+    "estimated log10": "logarithms of TPM or estimated counts to the base 10",
+    "estimated log1p": "logarithms of TPM or estimated counts",
     "log2": "logarithms to the base 2",
     "log10": "logarithms to the base 10",
     "log1p": "log-normalised counts",
@@ -64,6 +69,7 @@ def check(
     layer: str | None = None,
     use_raw: bool = False,
     gene_ids: str | None = None,
+    counts: Counts = "raw",
     mod: str | None = None,
 ) -> pd.DataFrame:
     """Check whether a model can read these cells: their values, genes and lengths.
@@ -79,6 +85,8 @@ def check(
     {layer}
     {use_raw}
     {gene_ids}
+    counts
+        What the values are, as in :func:`gfx.pp.tokenize`.
     {mod}
 
     Returns
@@ -91,14 +99,14 @@ def check(
     KeyError
         There is no such layer, column or modality.
     ValueError
-        There is no `X` or `raw`, or a MuData has several modalities and `mod` is not given.
+        There is no `X` or `raw`; the matrix is damaged; or a MuData has several modalities and `mod` is not given.
 
     Examples
     --------
     >>> import scanpy as sc
     >>> import gfx
     >>> adata = sc.datasets.pbmc68k_reduced()
-    >>> findings = gfx.pp.check(adata, model="mini", use_raw=True)
+    >>> findings = gfx.pp.check(adata, model="mini", use_raw=True, counts="log1p")
     >>> findings["found"][0]
     'log-normalised counts in `adata.raw.X`, up to 6.489'
     """
@@ -109,10 +117,10 @@ def check(
     loaded = load(model)
     vocabulary = loaded.vocabulary
     match = GeneMatch.of(matrix.names, vocabulary)
-    seen = _look(matrix, match, vocabulary)
+    seen = _look(matrix, match, vocabulary, check_counts(counts))
     better = better_column(cells.raw.var if use_raw else cells.var, match, vocabulary, gene_ids)
     findings = [
-        _about_values(cells, matrix, seen),
+        _about_values(cells, matrix, seen, counts),
         _about_names(match, vocabulary),
         _about_others(matrix, match),
         *_about_genes(match, vocabulary, seen, better),
@@ -130,27 +138,29 @@ class _Seen:
 
     n_detected: np.ndarray  # known genes of each cell
     scale: str = "empty"
-    example: np.ndarray = field(default_factory=lambda: np.zeros(1))  # values of the block that decided the scale
+    problem: str | None = None  # why the values cannot be read, as `pp.tokenize` says it
     highest: float = 0.0
     known: float = 0.0  # sum of the counts of known genes
     total: float = 0.0  # sum of all counts
 
 
-def _look(matrix: CountMatrix, match: GeneMatch, vocabulary: Vocabulary) -> _Seen:
+def _look(matrix: CountMatrix, match: GeneMatch, vocabulary: Vocabulary, counts: Counts) -> _Seen:
     seen, worst_first = _Seen(n_detected=np.zeros(matrix.x.shape[0], dtype=np.int32)), list(_SCALES)
     for rows, stored in matrix.blocks():
-        block = summed(stored)
-        scale = scale_of(block)
-        if worst_first.index(scale) < worst_first.index(seen.scale):
-            seen.scale, seen.example = scale, block.data
-        # Values that are not counts still show which genes were detected.
-        values = np.nan_to_num(block.data, posinf=0.0, neginf=0.0).clip(min=0)
-        seen.highest = max(seen.highest, float(values.max(initial=0)))
-        block.data = values
+        read = read_counts(stored, counts, matrix.where)
+        is_worse = worst_first.index(read.scale) < worst_first.index(seen.scale)
+        if is_worse:
+            seen.scale = read.scale
+        if read.problem and (is_worse or not seen.problem):
+            seen.problem = read.problem
+        seen.highest = max(seen.highest, survey(np.nan_to_num(stored.data, posinf=0.0))[1])
+        block = read.counts
+        if read.problem:  # values that are not what was said still show which genes were detected
+            values = np.nan_to_num(block.data, posinf=0.0, neginf=0.0).clip(min=0)
+            block.data = UNDO[read.scale](values) if read.scale in UNDO else values
         seen.n_detected[rows] = rank_cells(block, match.tokens, vocabulary, vocabulary.n_specials + 1).n_detected
-        values = UNDO[scale](values) if scale in UNDO else values
-        seen.total += float(values.sum())
-        seen.known += float(values.sum(where=match.known[block.indices]))
+        seen.total += float(block.data.sum(dtype=np.float64))
+        seen.known += float(block.data.sum(where=match.known[block.indices], dtype=np.float64))
     return seen
 
 
@@ -162,18 +172,17 @@ def _finding(check: str, found: str, advice: str, status: str = "warning", *, wh
     return (check, status, found, advice) if when and advice else (check, "ok", found, "")
 
 
-def _about_values(adata: AnnData, matrix: CountMatrix, seen: _Seen) -> Finding:
+def _about_values(adata: AnnData, matrix: CountMatrix, seen: _Seen, counts: Counts) -> Finding:
     found = f"{_SCALES[seen.scale]} in `{matrix.where}`, up to {seen.highest:.4g}"
-    problem = counts_problem(seen.scale, "raw", seen.example, matrix.where)
-    if problem is None and seen.scale == "empty":
+    if seen.problem:
+        return _finding("values", found, f"{seen.problem} {usable_calls(adata)}".strip(), "error")
+    if seen.scale == "empty":
         return _finding("values", found, "There is nothing to rank.")
-    if problem is None:
+    if seen.scale == "counts":
         advice = "Only 0 and 1: ranks need counts, not whether a gene was seen."
         return _finding("values", found, advice, when=seen.highest == 1)
-    usable = usable_calls(adata)
-    if seen.scale in {"log1p", "normalized"}:
-        return _finding("values", found, f"{usable} The order of genes in a cell is that of its counts.")
-    return _finding("values", found, f"{problem} {usable}".strip(), "error")
+    advice = "Genes are ranked by these values; this is not the order of the counts."
+    return _finding("values", found, advice, when=counts == "estimated" or seen.scale not in UNDO)
 
 
 def _about_names(match: GeneMatch, vocabulary: Vocabulary) -> Finding:
@@ -223,7 +232,7 @@ def _about_genes(
 
 def _about_cells(n_detected: np.ndarray, room: int) -> Iterator[Finding]:
     if n_detected.size == 0:
-        yield _finding("cells", "no cells", "There is nothing to tokenize.", "error")
+        yield _finding("cells", "no cells", "There is nothing to tokenize.")
         return
     median, empty, cut = int(np.median(n_detected)), int((n_detected == 0).sum()), int((n_detected > room).sum())
     found = f"{median:,} known genes in the median cell, {n_detected.min():,} to {n_detected.max():,}"

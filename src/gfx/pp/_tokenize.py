@@ -5,10 +5,12 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
 from gfx._docs import shared
 from gfx._log import info
 from gfx._results import claim
-from gfx._tokens import make_tokens, recognised
+from gfx._tokens import make_tokens, recognised, vocabulary_mark
 
 if TYPE_CHECKING:
     from gfx._adata import Counts
@@ -81,6 +83,8 @@ def tokenize(
         empty.
     `.obs['gfx_tokens_n' | f'{key_added}_n']` : :class:`pandas.Series` (int32)
         Number of tokens of each cell, including special tokens.
+    `.obs['gfx_tokens_vocabulary' | f'{key_added}_vocabulary']` : :class:`pandas.Series` (category)
+        The vocabulary of each cell, by the beginning of its checksum: joined tokens of two vocabularies are refused.
     `.uns['gfx_tokens' | key_added]['params']` : :class:`dict`
         The model, its vocabulary, and the arguments.
     `.uns['gfx_tokens' | key_added]['report']` : :class:`dict`
@@ -124,7 +128,7 @@ def tokenize(
         f"tokenized {report['n_cells']:,} cells",
         params=loaded.provenance() | {"max_length": loaded.max_length} | source,
         obsm={"": tokens.values.reshape(len(tokens), tokens.lengths.max(initial=0))},
-        obs={"n": tokens.lengths},
+        obs={"n": tokens.lengths, "vocabulary": pd.Categorical([vocabulary_mark(loaded.vocabulary)] * len(tokens))},
         uns={"report": report},
     )
     return slots.returned

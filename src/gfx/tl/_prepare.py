@@ -59,7 +59,8 @@ class Prepared:
     def gene_tokens(self) -> np.ndarray:
         """Token of each gene of the AnnData, -1 for genes that the model does not know, int32 `(n_vars,)`."""
         column = self.tokens.source.get("gene_ids")
-        names = read_genes(self.adata.var, column if column in self.adata.var else None).names
+        var = self.adata.var
+        names = read_genes(var, column if column in var.columns else None).names
         tokens = GeneMatch.of(names, self.model.vocabulary).tokens
         if not (tokens >= 0).any():
             where = "`adata.var_names`" if column is None else f"`adata.var[{column!r}]`, where the tokens came from"
