@@ -1,14 +1,22 @@
 from __future__ import annotations
 
+import gzip
 import os
 import pickle
+import tracemalloc
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from gfx.models._vocabulary_file import read_dictionary, read_published_vocabulary
+from gfx.models._vocabulary_file import (
+    read_dictionary,
+    read_published_vocabulary,
+    read_vocabulary,
+    write_vocabulary,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -119,6 +127,117 @@ def test_broken_pickles_are_named(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"dictionary\.pkl is not a readable pickle"):
             read_dictionary(path)
+
+
+def text(word: str) -> bytes:
+    return b"\x8c" + bytes([len(word)]) + word.encode()
+
+
+HOSTILE = {
+    "deeply nested tuple as key": b"\x80\x04})" + b"\x85" * 200_000 + b"K\x01s.",
+    "doubling tuple as key": b"\x80\x04})" + b"q\x00h\x00\x86" * 100 + b"K\x01s.",
+    "deeply nested dictionary": b"\x80\x04}" + (text("a") + b"}") * 200_000 + b"s" * 200_000 + b".",
+    "dictionary in itself": b"\x80\x04}q\x00" + text("a") + b"h\x00s.",
+    "length of 2**33": b"\x80\x04}\x8d" + (1 << 33).to_bytes(8, "little") + b"a.",
+    "length of 2**62": b"\x80\x04}\x8d" + (1 << 62).to_bytes(8, "little") + b"a.",
+    "bytes of 2**40": b"\x80\x04}\x8e" + (1 << 40).to_bytes(8, "little") + b"a.",
+    "number of 2**31 bytes": b"\x80\x04}" + text("a") + b"\x8b" + ((1 << 31) - 1).to_bytes(4, "little") + b"a" + b"s.",
+    "memo index of 2**31": b"\x80\x04}" + text("a") + b"r" + (1 << 31).to_bytes(4, "little") + b"j\xff\xff\xff\x7fs.",
+    "large number": b"\x80\x04}" + text("a") + b"\x8a\xff" + b"\x7f" * 255 + b"s.",
+    "attribute of a dictionary": b"\x80\x04}}" + text("a") + text("b") + b"sb.",
+    "call of a number": b"\x80\x04K\x01)R.",
+    "persistent id": b"\x80\x04" + text("a") + b"Q.",
+    "extension": b"\x80\x04\x82\x01.",
+    "buffer": b"\x80\x05\x97.",
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_dictionary_is_one_error_in_little_time_and_memory(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "dictionary.pkl"
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"dictionary\.pkl (was refused|is not a readable pickle)") as caught:
+            read_dictionary(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(str(caught.value)) < 1000
+    assert peak < 1_000_000 + 30 * len(content)
+
+
+def test_a_dictionary_of_more_instructions_than_any_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gfx.models._plain_pickle.MOST_INSTRUCTIONS", 1000)
+    assert len(read_dictionary(pickled(tmp_path, {f"gene {n}": n for n in range(300)}))) == 300
+    with pytest.raises(ValueError, match="asks for more than 1,000 instructions"):
+        read_dictionary(pickled(tmp_path, {f"gene {n}": n for n in range(350)}))
+
+
+def test_a_dictionary_larger_than_any_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "dictionary.pkl"
+    with path.open("wb") as file:
+        file.truncate(1 << 33)  # takes no place on the disk
+    with pytest.raises(ValueError, match=r"dictionary\.pkl was refused: it has more than 67,108,864 bytes"):
+        read_dictionary(path)
+
+
+def test_medians_that_are_none_name_their_file(tmp_path: Path) -> None:
+    tokens, medians = tmp_path / "tokens.pkl", tmp_path / "medians.pkl"
+    tokens.write_bytes(pickle.dumps({"<pad>": 0, "<mask>": 1, "ENSG00000000003": 2}))
+    medians.write_bytes(pickle.dumps({"ENSG00000000003": -2.0}))
+    with pytest.raises(ValueError, match=r"tokens\.pkl and .*medians\.pkl make no vocabulary: .*no positive median"):
+        read_published_vocabulary("own", tokens, medians)
+
+
+# --- our table -------------------------------------------------------------------------------------------------------
+
+SOUND = "#made\ntoken\tid\tsymbol\tmedian\taliases\n0\t<pad>\t\t\t\n1\t<mask>\t\t\t\n2\tENSG00000000003\tA\t1.5\tB|C\n"
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path: Path, toy_vocabulary: Vocabulary) -> None:
+    odd = replace(
+        toy_vocabulary,
+        symbols=np.where(toy_vocabulary.symbols == "TOY3", 'a "quoted"\ttab', toy_vocabulary.symbols),
+        n_cells=np.arange(len(toy_vocabulary)),
+        gene_types=np.array(["NA"] * len(toy_vocabulary), dtype=object),
+    )
+    read = read_vocabulary(write_vocabulary(odd, tmp_path))
+    for column in ("ids", "medians", "symbols", "n_cells", "gene_types"):
+        np.testing.assert_array_equal(getattr(read, column), getattr(odd, column))
+    assert (read.name, read.aliases, read.sha256) == (odd.name, odd.aliases, odd.sha256)
+    assert read.n_cells.dtype == np.int64
+
+
+BROKEN_TABLES = {
+    "empty": b"",
+    "no gzip": SOUND.encode(),
+    "cut": gzip.compress(SOUND.encode())[:-12],
+    "without its end": gzip.compress(SOUND.encode())[:-4],
+    "flipped": bytes(b ^ (n == 40) for n, b in enumerate(gzip.compress(SOUND.encode()))),
+    "no text": gzip.compress(b"\xff" * 100),
+    "no name": gzip.compress(SOUND[1:].encode()),
+    "no columns": gzip.compress(b"#made\n"),
+    "other columns": gzip.compress(SOUND.replace("median", "mean").encode()),
+    "more columns": gzip.compress(SOUND.replace("aliases", "aliases\tn_cells\tweight").encode()),
+    "a row too short": gzip.compress(SOUND.replace("A\t1.5", "1.5").encode()),
+    "tokens in disorder": gzip.compress(SOUND.replace("1\t<mask>", "3\t<mask>").encode()),
+    "median of text": gzip.compress(SOUND.replace("1.5", "much").encode()),
+    "median of 0": gzip.compress(SOUND.replace("1.5", "0").encode()),
+    "large field": gzip.compress(SOUND.replace("B|C", "B" * 1_000_000).encode()),
+    "bomb": gzip.compress(b"\t" * (1 << 28)),
+}
+
+
+@pytest.mark.parametrize("content", BROKEN_TABLES.values(), ids=BROKEN_TABLES)
+def test_a_table_that_is_none_is_one_error_that_names_it(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "vocabulary.tsv.gz"
+    path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"vocabulary\.tsv\.gz is no vocabulary that gfx wrote .*Copy or fetch"
+    ) as caught:
+        read_vocabulary(path)
+    assert len(str(caught.value)) < 1000
 
 
 def test_a_git_lfs_pointer_is_named(tmp_path: Path) -> None:

@@ -5,16 +5,18 @@ The published dictionaries are pickles, and are read as plain values and as noth
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
-import pickle
-import re
+import zlib
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from gfx._core.vocabulary import SPECIALS, Vocabulary, plain_id
+from gfx.models._plain_pickle import NotPlainError, read_plain
 from gfx.models._registry import file_sha256
 
 if TYPE_CHECKING:
@@ -23,6 +25,13 @@ if TYPE_CHECKING:
     from gfx.models._registry import Registry
 
 VOCABULARY_FILE = "vocabulary.tsv.gz"
+
+#: Bytes of a vocabulary, unpacked, or of a dictionary, at most.
+LARGEST_TABLE = 1 << 26
+
+#: Columns of our table that are always there, and others.
+_COLUMNS = ["token", "id", "symbol", "median", "aliases"]
+_MORE_COLUMNS = ("n_cells", "gene_type")
 
 
 def vocabulary_in(folder: Path, registry: Registry) -> Vocabulary | None:
@@ -33,9 +42,17 @@ def vocabulary_in(folder: Path, registry: Registry) -> Vocabulary | None:
     if tokens is None or medians is None:
         return None
     symbols, mapping = (_only(folder, f"{name}*.pkl") for name in ("gene_name_id_dict", "ensembl_mapping_dict"))
-    hashes = {file_sha256(tokens), file_sha256(medians)}
-    known = [card.name for card in registry.vocabularies.values() if hashes <= {file.sha256 for file in card.files}]
-    name = known[0] if known else folder.resolve().name
+    files = (tokens, medians, symbols, mapping)
+    hashes = tuple(None if file is None else file_sha256(file) for file in files)
+    cards = registry.vocabularies.values()
+    known = [card.name for card in cards if {*hashes[:2]} <= {file.sha256 for file in card.files}]
+    return _published(known[0] if known else folder.resolve().name, files, hashes)
+
+
+@lru_cache(maxsize=4)
+def _published(name: str, files: tuple[Path | None, ...], _hashes: tuple[str | None, ...]) -> Vocabulary:
+    """Read dictionaries again only if they have changed since: it takes most of a second."""
+    tokens, medians, symbols, mapping = files
     return read_published_vocabulary(name, tokens, medians, symbols=symbols, mapping=mapping)
 
 
@@ -77,108 +94,89 @@ def write_vocabulary(vocabulary: Vocabulary, folder: Path) -> Path:
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
-    """Read what :func:`write_vocabulary` wrote."""
-    text = gzip.decompress(path.read_bytes()).decode()
-    first, _, body = text.partition("\n")
-    table = pd.read_csv(
-        io.StringIO(body),
-        sep="\t",
-        dtype={"id": str, "symbol": str, "aliases": str, "n_cells": np.int64, "gene_type": str},
-        keep_default_na=False,
-        na_values={"median": [""]},
-        float_precision="round_trip",
-    )
+    """Read what :func:`write_vocabulary` wrote; anything else is a `ValueError` that names the file."""
+    try:
+        with gzip.open(path) as file:
+            content = file.read(LARGEST_TABLE + 1)
+        if len(content) > LARGEST_TABLE:
+            msg = f"it unpacks to more than {LARGEST_TABLE:,} bytes"
+            raise ValueError(msg)
+        return _parse(content.decode())
+    except (EOFError, ValueError, OverflowError, zlib.error, gzip.BadGzipFile, csv.Error) as error:
+        msg = f"{path} is no vocabulary that gfx wrote ({error}). Copy or fetch it again."
+        raise ValueError(msg) from None
+
+
+def _parse(text: str) -> Vocabulary:
+    name, _, body = text.partition("\n")
+    if not name.startswith("#"):
+        msg = "its first line is no name behind '#'"
+        raise ValueError(msg)
+    rows = csv.reader(io.StringIO(body, newline=""), delimiter="\t")
+    columns = next(rows, [])
+    if columns[: len(_COLUMNS)] != _COLUMNS or not set(columns[len(_COLUMNS) :]) <= set(_MORE_COLUMNS):
+        msg = f"its columns are {', '.join(columns)[:100]!r}, not {', '.join(_COLUMNS)}"
+        raise ValueError(msg)
+    table: dict[str, list[str]] = {column: [] for column in columns}
+    add = [values.append for values in table.values()]
+    for number, row in enumerate(rows):
+        if len(row) != len(columns) or row[0] != str(number):
+            msg = f"the row of token {number} is {row[:3]}, of {len(row)} columns"
+            raise ValueError(msg)
+        for append, value in zip(add, row, strict=True):
+            append(value)
     aliases = {
         plain_id(alias): target
         for target, names in zip(table["id"], table["aliases"], strict=True)
         for alias in names.split("|")
         if alias
     }
+    texts = {column: np.array(table.get(column, []), dtype=object) for column in ("id", "symbol", "gene_type")}
     return Vocabulary(
-        name=first.removeprefix("#"),
-        ids=table["id"].to_numpy(dtype=object),
-        medians=table["median"].to_numpy(dtype=np.float64),
-        symbols=table["symbol"].to_numpy(dtype=object),
+        name=name.removeprefix("#"),
+        ids=texts["id"],
+        medians=np.array([float(median or "nan") for median in table["median"]], dtype=np.float64),
+        symbols=texts["symbol"],
         aliases=aliases,
-        n_cells=table["n_cells"].to_numpy() if "n_cells" in table else None,
-        gene_types=table["gene_type"].to_numpy(dtype=object) if "gene_type" in table else None,
+        n_cells=np.array([int(n) for n in table["n_cells"]], dtype=np.int64) if "n_cells" in table else None,
+        gene_types=texts["gene_type"] if "gene_type" in table else None,
     )
 
 
 # --- the published dictionaries -------------------------------------------------------------------------------------
 
 _LFS_POINTER = b"version https://git-lfs"
-_NUMBER = re.compile(r"[iuf][1248]")
-
-
-class _NumberFormat:
-    """Stands in for `numpy.dtype` while a pickle is read: the format of one number, no more.
-
-    The real one is not offered: it also makes objects, records and dates, whose state is more than a number.
-    """
-
-    def __init__(self, code: object, *_: object) -> None:
-        if not (isinstance(code, str) and _NUMBER.fullmatch(code)):
-            msg = f"numpy.dtype({code!r})"
-            raise _NotPlainError(msg)
-        self.dtype = np.dtype(code)
-
-    def __setstate__(self, state: tuple[object, ...]) -> None:
-        byte_order = state[1]
-        if byte_order in ("<", ">"):
-            self.dtype = self.dtype.newbyteorder(byte_order)
-
-
-def _number(number_format: _NumberFormat, raw: bytes) -> int | float:
-    """Stand in for the function that rebuilds numpy scalars; gives Python's own int or float."""
-    return np.frombuffer(raw, dtype=number_format.dtype, count=1)[0].item()
-
-
-class _NotPlainError(Exception):
-    """Something in a pickle that is no plain value; the text names it."""
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Rebuilds dict, str, int, float and numpy's numbers; whatever else a pickle asks for is refused, not run."""
-
-    _ADMITTED = {  # noqa: RUF012
-        ("numpy", "dtype"): _NumberFormat,
-        ("numpy.core.multiarray", "scalar"): _number,
-        ("numpy._core.multiarray", "scalar"): _number,
-    }
-
-    def find_class(self, module: str, name: str) -> object:
-        try:
-            return self._ADMITTED[module, name]
-        except KeyError:
-            msg = f"{module}.{name}"
-            raise _NotPlainError(msg) from None
 
 
 def read_dictionary(path: Path, values: tuple[type, ...] = (str, int, float)) -> dict[str, Any]:
     """Read a pickled dictionary of text to `values` without running anything in it; anything else is refused."""
     check_no_pointer(path, "the dictionary itself")
+    if path.stat().st_size > LARGEST_TABLE:
+        msg = f"{path} was refused: it has more than {LARGEST_TABLE:,} bytes, far more than a gene dictionary needs."
+        raise ValueError(msg)
     try:
-        with path.open("rb") as file:
-            content = _PlainUnpickler(file).load()
-    except _NotPlainError as refused:
+        content = read_plain(path.read_bytes())
+    except NotPlainError as refused:
         msg = (
             f"{path} was refused: its pickle asks for {refused}, a gene dictionary holds text and numbers only. "
             "Pickles can run any program when they are read; do not open this one with anything else."
         )
         raise ValueError(msg) from None
-    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         msg = f"{path} is not a readable pickle ({type(error).__name__}: {error}). Copy or fetch it again."
         raise ValueError(msg) from error
     if type(content) is not dict:
         msg = f"{path} was refused: it holds a {type(content).__name__}, a gene dictionary was expected."
         raise ValueError(msg)
     for key, value in content.items():
-        if type(key) is not str or type(value) not in values:
+        if type(value) not in values:
             msg = (
-                f"{path} was refused: it maps {key!r} ({type(key).__name__}) to a {type(value).__name__}; "
+                f"{path} was refused: it maps {key[:50]!r} to a {type(value).__name__}; "
                 f"this dictionary maps str to {' or '.join(kind.__name__ for kind in values)}."
             )
+            raise ValueError(msg)
+        if type(value) is int and abs(value) >> 63:
+            msg = f"{path} was refused: it maps {key[:50]!r} to a number of {value.bit_length()} bits."
             raise ValueError(msg)
     return content
 
@@ -217,14 +215,18 @@ def read_published_vocabulary(
     # Genes that have no symbol are named by their id there.
     symbol_of = {gene: symbol for symbol, gene in gene_of_symbol.items() if symbol != gene}
     targets = {} if mapping is None else read_dictionary(mapping, values=(str,))
-    return Vocabulary(
-        name=name,
-        ids=ids,
-        medians=np.array([np.nan if gene in SPECIALS else median_of[gene] for gene in ids], dtype=np.float64),
-        symbols=np.array([symbol_of.get(gene, "") for gene in ids], dtype=object),
-        aliases={
-            key.upper(): gene
-            for key, gene in targets.items()
-            if gene in token_of and gene not in SPECIALS and key != gene
-        },
-    )
+    try:
+        return Vocabulary(
+            name=name,
+            ids=ids,
+            medians=np.array([np.nan if gene in SPECIALS else median_of[gene] for gene in ids], dtype=np.float64),
+            symbols=np.array([symbol_of.get(gene, "") for gene in ids], dtype=object),
+            aliases={
+                key.upper(): gene
+                for key, gene in targets.items()
+                if gene in token_of and gene not in SPECIALS and key != gene
+            },
+        )
+    except ValueError as error:
+        msg = f"{tokens} and {medians} make no vocabulary: {error}"
+        raise ValueError(msg) from None
