@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from gfx import settings
 from gfx._engine import float32_attention, pretraining, trainer
@@ -493,3 +495,106 @@ def test_a_stage_that_ended_early_and_was_not_written_is_written(run: Run, tmp_p
     assert_same_weights(weights(again), expected)
     assert max(entry["step"] for entry in log) == max(entry["step"] for entry in history)
     assert (tmp_path / "finished" / "history.json").is_file()
+
+
+# --- a checkpoint made by someone else -------------------------------------------------------------------------------
+
+
+def final_loss(history: list[dict[str, float]]) -> float:
+    (loss,) = (entry["train_loss"] for entry in history if "train_loss" in entry)
+    return loss
+
+
+@pytest.mark.parametrize("arguments", [{}, {"logging_steps": 5}, {"gradient_accumulation_steps": 2}], ids=str)
+@pytest.mark.parametrize("patience", [None, 9])
+def test_the_final_loss_is_that_of_the_whole_run_after_a_stop(
+    run: Run, tmp_path: Path, stop_in_step: StopInStep, arguments: dict[str, int], patience: int | None
+) -> None:
+    """Stopped on the way, and with no step left to do."""
+    every = {"logging_steps": 1} | arguments
+    passes = arguments.get("gradient_accumulation_steps", 1)
+    _, history = run(tmp_path / "whole", epochs=2, patience=patience, **every)
+    if every["logging_steps"] == 1:
+        assert final_loss(history) == pytest.approx(np.mean(losses(history)), abs=1e-5)
+    stop_in_step(7 * passes)
+    with pytest.raises(stop_in_step.stopped):
+        run(tmp_path / "parts", epochs=2, patience=patience, **every)
+    stop_in_step(NEVER)
+    _, again = run(tmp_path / "parts", epochs=2, patience=patience, **every)
+    assert final_loss(again) == pytest.approx(final_loss(history), abs=1e-5)
+    shutil.rmtree(tmp_path / "parts" / "finished")
+    _, at_the_end = run(tmp_path / "parts", epochs=2, patience=patience, **every)
+    assert final_loss(at_the_end) == pytest.approx(final_loss(history), abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def stopped_folder(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with one checkpoint, of which nothing is finished."""
+    folder = tmp_path_factory.mktemp("runs") / "stopped"
+    run(folder, save_steps=8, eval_steps=8)
+    shutil.rmtree(folder / "finished")
+    return folder
+
+
+class Touches:
+    """Leaves a mark where a pickle was run."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return type(self.mark).touch, (self.mark,)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_checkpoint_with_code_is_refused_by_file_and_torch_advises_nothing(
+    run: Run, stopped_folder: Path, tmp_path: Path, name: str
+) -> None:
+    folder = shutil.copytree(stopped_folder, tmp_path / "run")
+    mark = tmp_path / "was-run"
+    torch.save({"state": Touches(mark)}, folder / "checkpoint-8" / name)
+    with pytest.raises(ValueError, match=rf"checkpoint-8/{name} was refused: it holds more than tensors") as caught:
+        run(folder, epochs=2)
+    assert "weights_only" not in "".join(traceback.format_exception(caught.value))
+    assert not mark.exists()
+
+
+DAMAGED = {
+    "optimizer.pt": [b"", b"text", "cut"],
+    "scheduler.pt": [b"", "cut"],
+    "rng_state.pth": [b"", "cut"],
+    "model.safetensors": [b"", b"text", "cut", None],
+    "trainer_state.json": [b"", b"[]", b'{"global_step": "eight"}', b'{"unknown": 1}', b'{"save_steps": 0}'],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [(name, each) for name, all_ in DAMAGED.items() for each in all_], ids=str
+)
+def test_a_damaged_checkpoint_is_one_error_that_names_the_file(
+    run: Run, stopped_folder: Path, tmp_path: Path, name: str, content: bytes | str | None
+) -> None:
+    folder = shutil.copytree(stopped_folder, tmp_path / "run")
+    file = folder / "checkpoint-8" / name
+    whole = file.read_bytes()
+    file.unlink()
+    if content is not None:
+        file.write_bytes(whole[: len(whole) // 2] if content == "cut" else content)
+    named = "checkpoint-8" if content is None else f"checkpoint-8/{name}"
+    with pytest.raises(ValueError, match=rf"{named} (was refused|is no|holds)"):
+        run(folder, epochs=2)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"])
+def test_a_checkpoint_of_another_training_is_named(
+    run: Run, stopped_folder: Path, toy_vocabulary: Vocabulary, tmp_path: Path, name: str
+) -> None:
+    folder = shutil.copytree(stopped_folder, tmp_path / "run")
+    text = r"checkpoint-8 does not go with this training .*Delete .*checkpoint-8 to go on"
+    if name == "model.safetensors":
+        save_file({"bert.embeddings.word_embeddings.weight": torch.zeros(3, 3)}, folder / "checkpoint-8" / name)
+        text = rf"checkpoint-8/{name} lacks \d+ tensors of the model that is trained here"
+    else:
+        torch.save({"something": torch.zeros(3)} if name != "scheduler.pt" else [1], folder / "checkpoint-8" / name)
+    with pytest.raises(ValueError, match=text):
+        run(folder, epochs=2)

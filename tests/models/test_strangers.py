@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from safetensors.torch import load_file, save_file
 import gfx
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.conftest import ToyCells
 
 WORDS = "bert.embeddings.word_embeddings.weight"
@@ -73,6 +76,45 @@ def test_a_weight_without_a_value_in_the_row_of_a_gene_that_no_cell_has_is_refus
     adata = adata[:, adata.var["ensembl_id"] != "ENSG00000000200"].copy()
     with pytest.raises(ValueError, match=rf"{file}: 'embeddings\.word_embeddings\.weight' has NaN or infinite"):
         gfx.tl.embed(adata, model=folder)
+
+
+def whole(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def with_words(change: Callable[[torch.Tensor], object]) -> Callable[[dict[str, torch.Tensor]], object]:
+    return lambda weights: weights | {WORDS: change(weights[WORDS])}
+
+
+#: What a pickle of weights holds instead, and what is said of it.
+PICKLES: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
+    "list": (lambda weights: [*weights.values()], "holds a list, not weights by their names"),
+    "tensor": (lambda weights: weights[WORDS].repeat(9, 9), "holds a Tensor, not weights by their names"),
+    "text": (lambda _: "weights" * 10_000, "holds a str, not weights by their names"),
+    "numbered": (lambda weights: dict(enumerate(weights.values())), "holds a dict, not weights by their names"),
+    "nested": (lambda weights: {"state_dict": weights}, "lacks 37 tensors of a BERT encoder"),
+    "sparse": (with_words(torch.Tensor.to_sparse), "is a tensor of layout torch.sparse_coo"),
+    "meta": (with_words(lambda words: words.to("meta")), "is a tensor without values"),
+    "numbers": (with_words(torch.Tensor.tolist), "is a list, not a tensor"),
+    "complex": (with_words(lambda words: words.to(torch.complex64)), "is of type torch.complex64"),
+    "another shape": (with_words(lambda words: words[:-1]), r"has shape \(203, 16\), \(204, 16\) in a BERT encoder"),
+    "two names": (lambda weights: weights | {WORDS.removeprefix("bert."): weights[WORDS]}, "has two weights"),
+}
+
+
+@pytest.mark.parametrize("kind", PICKLES)
+@pytest.mark.parametrize("old", [False, True], ids=["zip", "old"])
+def test_a_pickle_that_holds_no_weights_is_one_error_that_names_it(
+    folder: Path, toy_cells: ToyCells, kind: str, old: bool
+) -> None:
+    make, text = PICKLES[kind]
+    file = folder / "pytorch_model.bin"
+    torch.save(make(whole(folder)), file, _use_new_zipfile_serialization=not old)
+    (folder / "model.safetensors").unlink()
+    if old:
+        os.truncate(file, max(file.stat().st_size, 50_000))  # room enough for the weights
+    with pytest.raises(ValueError, match=rf"pytorch_model\.bin.* {text}"):
+        gfx.tl.embed(toy_cells(6), model=folder)
 
 
 # --- the configuration ----------------------------------------------------------------------------------------------
@@ -163,8 +205,8 @@ def test_a_field_that_makes_no_network_is_refused_by_name(folder: Path, name: st
         (b"", "is not readable"),
         (b"\xff\xfe", "is not readable"),
         (b"[" * 100_000, "is not readable"),
-        (b'["bert"]', "holds a list, not named fields"),
-        (b"null", "holds a NoneType, not named fields"),
+        (b'["bert"]', "holds a list, not a dict"),
+        (b"null", "holds a NoneType, not a dict"),
         (b" " * (1 << 25), "bytes, far more than such a file needs"),
     ],
     ids=["empty", "no text", "nested", "list", "null", "large"],

@@ -62,8 +62,8 @@ POOLINGS = {"genes": ("gene",), "cells": ("cls", "mean", "pooler")}
 LARGEST_JSON = 1 << 24
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Read an object of JSON; anything else is a `ValueError` that names the file."""
+def read_json(file: Path, kind: type = dict) -> Any:
+    """Read JSON that is named fields, or of another kind; anything else is a `ValueError` that names the file."""
     if file.stat().st_size > LARGEST_JSON:
         msg = f"{file} has {file.stat().st_size:,} bytes, far more than such a file needs. Copy or fetch it again."
         raise ValueError(msg)
@@ -72,8 +72,8 @@ def read_json(file: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         msg = f"{file} is not readable ({error}). Copy or fetch it again."
         raise ValueError(msg) from None
-    if not isinstance(content, dict):
-        msg = f"{file} holds a {type(content).__name__}, not named fields. Copy or fetch it again."
+    if not isinstance(content, kind):
+        msg = f"{file} holds a {type(content).__name__}, not a {kind.__name__}. Copy or fetch it again."
         raise ValueError(msg)
     return content
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
 
+    from torch import nn
+
 #: Precisions of weights.
 _PRECISIONS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -38,6 +40,17 @@ def layers_needed(hidden_layer: int, n_layers: int) -> int:
         )
         raise ValueError(msg)
     return wanted
+
+
+def load_weights(model: nn.Module, weights: Path, what: str) -> None:
+    """Put the weights of a file into a model, all of them; those that are tied need not be there."""
+    expected = {name.removeprefix("bert."): parameter for name, parameter in model.named_parameters()}
+    state = read_tensors(weights, expected)
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    check_shapes(weights, found, {name: tuple(parameter.shape) for name, parameter in expected.items()}, what)
+    with torch.no_grad():
+        for name, parameter in expected.items():
+            parameter.copy_(state[name])
 
 
 def bert_config(config: Mapping[str, Any], **changes: Any) -> BertConfig:
@@ -96,7 +109,7 @@ def read_tensors(weights: Path, wanted: Collection[str]) -> dict[str, torch.Tens
             msg = f"{weights} is not a readable safetensors file ({error}). Copy or fetch it again."
             raise ValueError(msg) from error
     else:
-        pickled = read_pickle(weights)
+        pickled = read_pickle(weights, _ASK_FOR_SAFETENSORS)
         if not isinstance(pickled, dict) or not all(isinstance(name, str) for name in pickled):
             msg = f"{weights} holds a {type(pickled).__name__}, not weights by their names. {_ASK_FOR_SAFETENSORS}"
             raise ValueError(msg)
@@ -130,8 +143,8 @@ def _check_weight(file: Path, name: str, tensor: object) -> None:
     raise ValueError(msg)
 
 
-def read_pickle(file: Path, **how: Any) -> object:
-    """Read a pickle of torch as tensors and plain values, and as nothing else."""
+def read_pickle(file: Path, advice: str, **how: Any) -> object:
+    """Read a pickle of torch as tensors and plain values, and as nothing else; `advice` ends the message."""
     try:
         return torch.load(file, map_location="cpu", weights_only=True, **how)
     except _UNREADABLE as error:
@@ -139,7 +152,7 @@ def read_pickle(file: Path, **how: Any) -> object:
             raise
         msg = (
             f"{file} was refused: it holds more than tensors, or is broken. Pickles can run any program when they "
-            f"are read; do not open this one with anything else. {_ASK_FOR_SAFETENSORS}"
+            f"are read; do not open this one with anything else. {advice}"
         )
         raise ValueError(msg) from None
 

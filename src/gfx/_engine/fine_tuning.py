@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from gfx._engine.classifier import Classifier
+from gfx._engine.encoder import load_weights
 from gfx._engine.examples import NOTHING
 from gfx._engine.surroundings import quiet_surroundings
-from gfx._engine.trainer import COMMON, KEEP_BEST, OrderedTrainer, last_checkpoint, training_arguments
+from gfx._engine.trainer import COMMON, KEEP_BEST, OrderedTrainer, best_checkpoint, last_checkpoint, training_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -121,9 +121,9 @@ def fine_tune(
     patience = None if validation is None else patience
     checkpoint, ended = last_checkpoint(folder, patience)
     if ended is not None:
-        best = Path(ended.best_model_checkpoint)
+        best = best_checkpoint(folder, ended)
         if adapter is None:
-            model.load_state_dict(load_file(best / SAFE_WEIGHTS_NAME))
+            load_weights(model, best / SAFE_WEIGHTS_NAME, "the classifier that is trained here")
     else:
         adapted = _with_adapter(model, adapter, settings)
         trainer = OrderedTrainer(settings, cells, validation, vocabulary, patience=patience, model=adapted)

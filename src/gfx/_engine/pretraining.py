@@ -10,14 +10,23 @@ import torch
 from torch.nn import functional
 from transformers import BertForMaskedLM
 from transformers.modeling_outputs import MaskedLMOutput
+from transformers.utils import SAFE_WEIGHTS_NAME
 
-from gfx._core.checkpoint import FIELDS, check_fields, check_shapes
+from gfx._core.checkpoint import FIELDS, check_fields, read_json
 from gfx._engine import float32_attention
 from gfx._engine.device import has_fast_bfloat16
-from gfx._engine.encoder import bert_config, read_tensors
+from gfx._engine.encoder import bert_config, load_weights
 from gfx._engine.examples import NOTHING, Padded
 from gfx._engine.surroundings import quiet_surroundings
-from gfx._engine.trainer import COMMON, KEEP_BEST, OrderedTrainer, check_names, last_checkpoint, training_arguments
+from gfx._engine.trainer import (
+    COMMON,
+    KEEP_BEST,
+    OrderedTrainer,
+    best_checkpoint,
+    check_names,
+    last_checkpoint,
+    training_arguments,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -172,17 +181,6 @@ def read_model(weights: Path, config: Mapping[str, Any]) -> MaskedGeneModel:
     return model
 
 
-def load_weights(model: MaskedGeneModel, weights: Path, what: str) -> None:
-    """Put the weights of a file into a model, all of them; those that are tied need not be there."""
-    expected = {name.removeprefix("bert."): parameter for name, parameter in model.named_parameters()}
-    state = read_tensors(weights, expected)
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    check_shapes(weights, found, {name: tuple(parameter.shape) for name, parameter in expected.items()}, what)
-    with torch.no_grad():
-        for name, parameter in expected.items():
-            parameter.copy_(state[name])
-
-
 @quiet_surroundings()
 def save_model(model: MaskedGeneModel, folder: Path) -> None:
     """Write the model as the plain BERT masked-LM that it is, for any program to read."""
@@ -245,13 +243,13 @@ def train(
     finished = folder / "finished"
     history = finished / "history.json"  # written last
     if history.is_file():
-        model.load_state_dict(MaskedGeneModel.from_pretrained(finished).state_dict())
-        return json.loads(history.read_text())
+        load_weights(model, finished / SAFE_WEIGHTS_NAME, "the model that is trained here")
+        return read_json(history, list)
     settings = stage_arguments(folder, len(cells), epochs=epochs, arguments=arguments, patience=patience, seed=seed)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, state = last_checkpoint(folder, patience)
     if state is not None:
-        model.load_state_dict(MaskedGeneModel.from_pretrained(state.best_model_checkpoint).state_dict())
+        load_weights(model, best_checkpoint(folder, state) / SAFE_WEIGHTS_NAME, "the model that is trained here")
     else:
         if settings.bf16 and settings.device.type == "cpu" and not has_fast_bfloat16(settings.device):
             model.set_attn_implementation(float32_attention.NAME)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import cached_property
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch.utils.data import DataLoader
 from transformers import (
     EarlyStoppingCallback,
@@ -22,16 +24,22 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_pt_utils import safe_globals
 from transformers.training_args import ParallelMode
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from gfx import _log
-from gfx._engine.device import choose_device
+from gfx._core.checkpoint import check_shapes, read_json
+from gfx._engine.device import choose_device, ran_out_of_memory
+from gfx._engine.encoder import read_pickle
 from gfx._engine.examples import LabelledCells, Padded, SimilarLengths
 from gfx._settings import settings as gfx_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
+    from accelerate import Accelerator
     from torch import nn
 
     from gfx._core.vocabulary import Vocabulary
@@ -158,7 +166,7 @@ class OrderedTrainer(Trainer):
             data_collator=Padded(vocabulary, of_cells=getattr(examples, "of_cell", None) is not None),
             train_dataset=examples,
             eval_dataset=held_out,
-            callbacks=[_OrderAndLog(self.order)],
+            callbacks=[_OrderAndLog(self.order), _RunLoss()],
             **kwargs,
         )
         if patience is not None:
@@ -193,6 +201,53 @@ class OrderedTrainer(Trainer):
                 optimizer.add_param_group(group | {"params": [words], "lr": group["lr"] * self.gene_rate})
         return optimizer
 
+    # --- the loss of the whole run ---
+
+    @property
+    def _run_loss(self) -> _RunLoss:
+        # The Trainer may put another one in its place when a run goes on.
+        return next(each for each in self.callback_handler.callbacks if isinstance(each, _RunLoss))
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Add up losses."""
+        loss = super().training_step(*args, **kwargs)
+        self._run_loss.of_this_process += loss.detach()
+        return loss
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self._run_loss.gather(self.accelerator)
+        super()._save_checkpoint(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Put the mean loss of all steps in place of that of the steps since the run went on."""
+        if "train_loss" in logs:
+            self._run_loss.gather(self.accelerator)
+            logs["train_loss"] = self._run_loss.total / max(1, self.state.global_step)
+        super().log(logs, *args, **kwargs)
+
+    # --- a checkpoint to go on from ---
+
+    def _load_from_checkpoint(self, checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        check_checkpoint(Path(checkpoint), self.model)
+        with _named(checkpoint):
+            super()._load_from_checkpoint(checkpoint, *args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _named(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with _named(checkpoint):
+            super()._load_scaler(checkpoint)
+
+    def _load_best_model(self) -> None:
+        with _named(self.state.best_model_checkpoint):
+            super()._load_best_model()
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _named(checkpoint):
+            super()._load_rng_state(checkpoint)
+
     def trained_model(self) -> nn.Module:
         """Take the model out of what was wrapped around it, mixed precision included: others may want another."""
         return self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=False)
@@ -224,14 +279,102 @@ class _OrderAndLog(TrainerCallback):
                 lines.writelines(json.dumps(entry) + "\n" for entry in entries)
 
 
+class _RunLoss(TrainerCallback, ExportableState):
+    """The sum of the losses of all steps; checkpoints hold it, so that it is that of the whole run."""
+
+    def __init__(self) -> None:
+        self.total: float = 0.0
+        self.of_this_process: torch.Tensor | float = 0.0  # not yet in the total
+
+    def state(self) -> dict[str, dict[str, float]]:
+        """Return what a checkpoint holds."""
+        return {"args": {}, "attributes": {"total": self.total}}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        stored = state.stateful_callbacks.get(type(self).__name__, {}) if state.global_step else {}
+        self.total, self.of_this_process = float(stored.get("attributes", {}).get("total", 0.0)), 0.0
+
+    def gather(self, accelerator: Accelerator) -> None:
+        """Add the mean over processes to the total; all of them call this."""
+        mine = torch.as_tensor(self.of_this_process, dtype=torch.float32, device=accelerator.device)
+        self.total += float(accelerator.gather(mine.reshape(1)).mean())
+        self.of_this_process = 0.0
+
+
+# --- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+def _begin_anew(checkpoint: object) -> str:
+    return f"Delete {checkpoint} to go on from the checkpoint before it, or to begin anew."
+
+
 def last_checkpoint(folder: Path, patience: int | None) -> tuple[str | None, TrainerState | None]:
     """Find the last whole checkpoint of a stopped run; and its state, if patience had ended the run there."""
     # The state is the file written last: a run that was stopped while it wrote a checkpoint leaves a part of it.
     whole = [path.parent for path in folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]
+    whole = {int(number): path for path in whole if (number := path.name.removeprefix("checkpoint-")).isdecimal()}
     if not whole:
         return None, None
-    checkpoint = max(whole, key=lambda path: int(path.name.rpartition("-")[2]))
-    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    checkpoint = whole[max(whole)]
+    state = _read_state(checkpoint / TRAINER_STATE_NAME)
     callback = state.stateful_callbacks.get("EarlyStoppingCallback", {})
     waited = callback.get("attributes", {}).get("early_stopping_patience_counter", 0)
     return str(checkpoint), state if patience is not None and waited >= patience else None
+
+
+def _read_state(file: Path) -> TrainerState:
+    content = read_json(file)
+    numbers = {"global_step": 0, "max_steps": 0, "num_train_epochs": 0, "logging_steps": 1, "eval_steps": 1}
+    try:
+        state = TrainerState(**content)
+        is_sound = all(getattr(state, name) >= least for name, least in (numbers | {"save_steps": 1}).items())
+        is_sound = is_sound and all(isinstance(of, dict) for of in state.stateful_callbacks.values())
+        is_sound = is_sound and isinstance(state.best_model_checkpoint, str | None)
+        is_sound = is_sound and all(isinstance(entry, dict) for entry in state.log_history)
+    except (TypeError, AttributeError):
+        is_sound = False
+    if not is_sound:
+        msg = f"{file} is no state of a training. {_begin_anew(file.parent)}"
+        raise ValueError(msg)
+    return state
+
+
+def best_checkpoint(folder: Path, state: TrainerState) -> Path:
+    """Find the best checkpoint of a run, wherever its folder was when that was noted."""
+    return folder / Path(state.best_model_checkpoint or "checkpoint").name
+
+
+def check_checkpoint(checkpoint: Path, model: nn.Module) -> None:
+    """Refuse a checkpoint whose files are broken or hold more than tensors, before torch reads them."""
+    _read_state(checkpoint / TRAINER_STATE_NAME)
+    for file in (*checkpoint.glob("*.pt"), *checkpoint.glob("rng_state*.pth")):
+        with safe_globals():
+            read_pickle(file, _begin_anew(checkpoint), mmap=True)
+    weights = [*checkpoint.glob("*.safetensors")]
+    if not weights:
+        msg = f"{checkpoint} holds no weights as safetensors. {_begin_anew(checkpoint)}"
+        raise ValueError(msg)
+    for file in weights:
+        try:
+            with safe_open(file, framework="pt") as stored:
+                found = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            msg = f"{file} is not a readable safetensors file ({error}). {_begin_anew(checkpoint)}"
+            raise ValueError(msg) from None
+        if file.name == SAFE_WEIGHTS_NAME:  # an adapter has names of its own
+            expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+            check_shapes(file, found, expected, "the model that is trained here")
+
+
+@contextmanager
+def _named(checkpoint: str | None) -> Iterator[None]:
+    """Say of what does not fit the training which checkpoint it is from."""
+    try:
+        yield
+    except (AttributeError, LookupError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+        if isinstance(error, RuntimeError) and ran_out_of_memory(error):
+            raise
+        msg = (
+            f"{checkpoint} does not go with this training ({type(error).__name__}: {error}). {_begin_anew(checkpoint)}"
+        )
+        raise ValueError(msg) from error

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from gfx import _log
+from gfx._core.checkpoint import read_json
 from gfx._core.manifest import compare_manifests, plain_manifest
 
 if TYPE_CHECKING:
@@ -32,6 +33,6 @@ def keep_to_plan(folder: Path, plan: Mapping[str, Any], *, unfinished: str) -> N
         part.replace(file)  # there as a whole, or not at all
         return
     advice = f"Give another folder; or delete `{PLAN_FILE}` and `{unfinished}` in that one, to begin anew."
-    warning = compare_manifests(json.loads(file.read_text()), plan, holder=f"{folder} holds a run", advice=advice)
+    warning = compare_manifests(read_json(file), plan, holder=f"{folder} holds a run", advice=advice)
     if warning:
         _log.warn(warning)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from gfx import _log
+from gfx._core.checkpoint import read_json
 from gfx._core.manifest import fingerprint
 from gfx.models import FineTuning, load
 from gfx.models._plan import PLAN_FILE, keep_to_plan
@@ -127,7 +128,7 @@ def train_on_all(
 def _is_trained(folder: Path) -> bool:
     """Whether the model that the plan of a folder asks for is there."""
     try:
-        content = json.loads((folder / NOTES_FILE).read_text(encoding="utf-8"))
+        content = read_json(folder / NOTES_FILE)
     except (FileNotFoundError, ValueError):  # or cut off: it is written anew
         return False
     return content.get("plan_sha256") == file_sha256(folder / PLAN_FILE)
@@ -208,4 +209,4 @@ def load_trained(model: ModelLike, of: Literal["genes", "cells"]) -> tuple[Model
         msg = f"{loaded.name!r} classifies {head.of}, not {of}. Use `gfx.tl.predict_{head.of}(adata, model)`."
         raise ValueError(msg)
     notes = loaded.folder / NOTES_FILE
-    return loaded, head, json.loads(notes.read_text(encoding="utf-8")) if notes.is_file() else {}
+    return loaded, head, read_json(notes) if notes.is_file() else {}
