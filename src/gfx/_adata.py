@@ -157,13 +157,18 @@ class CountMatrix:
             yield rows, block if self.genes.is_gene.all() else block[:, self.genes.is_gene]
 
 
+def check_place(layer: str | None, *, use_raw: bool) -> None:
+    """Refuse two places for the counts."""
+    if use_raw and layer is not None:
+        msg = f"Give either `layer={layer!r}` or `use_raw=True`, not both."
+        raise ValueError(msg)
+
+
 def open_counts(
     adata: AnnData, *, layer: str | None = None, use_raw: bool = False, gene_ids: str | None = None
 ) -> CountMatrix:
     """Find the counts and the gene names that belong to them; reads no values."""
-    if use_raw and layer is not None:
-        msg = f"Give either `layer={layer!r}` or `use_raw=True`, not both."
-        raise ValueError(msg)
+    check_place(layer, use_raw=use_raw)
     if use_raw and adata.raw is None:
         msg = "`use_raw=True`, but this object has no `.raw`. Name the layer that holds the counts instead."
         raise ValueError(msg)
@@ -409,7 +414,7 @@ def to_counts(block: sparse.csr_array, counts: Counts, where: str) -> sparse.csr
     """Return what :func:`read_counts` makes of a block, or raise a `ValueError` that says what is wrong with it."""
     read = read_counts(block, counts, where)
     if read.problem:
-        raise ValueError(read.problem)
+        raise ValueError(" ".join(read.problem))
     return read.counts
 
 
@@ -419,7 +424,7 @@ class BlockOfCounts:
 
     counts: sparse.csr_array  # the counts; where there is a problem, the values, summed by cell and column
     scale: Scale
-    problem: str | None
+    problem: tuple[str, str] | None  # what was found, and what to call instead
 
 
 def read_counts(block: sparse.csr_array, counts: Counts, where: str) -> BlockOfCounts:
@@ -494,7 +499,7 @@ _ESTIMATED: dict[str, str] = {
 }
 
 
-def counts_problem(scale: Scale, counts: Counts, values: np.ndarray, where: str) -> str | None:
+def counts_problem(scale: Scale, counts: Counts, values: np.ndarray, where: str) -> tuple[str, str] | None:
     """Say what is wrong with values of this scale where `counts` was promised, and what to call instead."""
     highest = values.max(initial=0)
     is_undetected = counts == "estimated" and 0 < highest < DETECTED
@@ -550,25 +555,38 @@ def counts_problem(scale: Scale, counts: Counts, values: np.ndarray, where: str)
             )
             if highest <= _LOG_CEILING:
                 remedy += " If the values are natural logarithms, say `counts='log1p'` instead."
-    return f"`{where}` holds {found}. {remedy}"
+    return f"`{where}` holds {found}.", remedy
 
 
-def usable_calls(adata: AnnData) -> str:
-    """Name the calls that can use this object, by a look at the values of its first cells; "" if there are none."""
-    places = [("", adata.X)]
-    places += [(f", layer={key!r}", adata.layers[key]) for key in adata.layers if key is not None]
-    if adata.raw is not None:
-        places.append((", use_raw=True", adata.raw.X))
-    calls: dict[str, list[str]] = {scale: [] for scale in READ_AS}
-    for where, x in places:
+def places_of_counts(adata: AnnData) -> dict[str, object]:
+    """List the matrices that may hold counts, by the argument that names them; `X` needs none."""
+    places = {"": adata.X} | {f"layer={key!r}": adata.layers[key] for key in adata.layers if key is not None}
+    return places if adata.raw is None else places | {"use_raw=True": adata.raw.X}
+
+
+def by_scale(places: Mapping[str, object]) -> dict[str, list[str]]:
+    """Sort matrices by the scale of the values of their first cells; those that can be used alone, the best first."""
+    found: dict[str, list[str]] = {scale: [] for scale in READ_AS}
+    for place, x in places.items():
         try:
             block = None if x is None else next(row_blocks(x, 256), (None, None))[1]
         except (NotImplementedError, TypeError, ValueError):  # cannot be read, so cannot be used
             continue
         scale = None if block is None else scale_of(block)
-        if scale in calls:
-            how = where if scale == "counts" else f"{where}, counts={READ_AS[scale]!r}"
-            calls[scale].append(f"`gfx.pp.tokenize(adata{how})`")
+        if scale in found:
+            found[scale].append(place)
+    return found
+
+
+def usable_calls(adata: AnnData) -> str:
+    """Name the calls that can use this object, by a look at the values of its first cells; "" if there are none."""
+    calls = {
+        scale: [
+            f"`gfx.pp.tokenize({', '.join(filter(None, ['adata', place, scale != 'counts' and f'counts={how!r}']))})`"
+            for place in places
+        ]
+        for (scale, places), how in zip(by_scale(places_of_counts(adata)).items(), READ_AS.values(), strict=True)
+    }
     best = calls["counts"] or calls["log1p"] + calls["normalized"] or [call for of in calls.values() for call in of]
     return f"This object can be used with {' or '.join(best)}." if best else ""
 

@@ -152,7 +152,7 @@ def _look(matrix: CountMatrix, match: GeneMatch, vocabulary: Vocabulary, counts:
         if is_worse:
             seen.scale = read.scale
         if read.problem and (is_worse or not seen.problem):
-            seen.problem = read.problem
+            seen.problem = " ".join(read.problem)
         seen.highest = max(seen.highest, survey(np.nan_to_num(stored.data, posinf=0.0))[1])
         block = read.counts
         if read.problem:  # values that are not what was said still show which genes were detected

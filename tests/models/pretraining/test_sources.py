@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from gfx.models.pretraining._sources import SourceError, each_source, find_sources, raw_blocks
+import gfx
+from gfx.models.pretraining._sources import SourceError, each_source, find_sources
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def cells():
 
 def read(source):
     with source.open() as (counts, _):
-        return sparse.vstack(list(raw_blocks(counts))).toarray()
+        return sparse.vstack(list(source.raw_blocks(counts))).toarray()
 
 
 @pytest.mark.filterwarnings("ignore:Writing zarr v2 data:UserWarning")
@@ -82,7 +83,7 @@ def test_counts_that_are_only_in_a_layer(cells, tmp_path):
     cells.layers["counts"] = cells.X
     cells.X = None
     cells.write_h5ad(path)
-    with pytest.raises(SourceError, match=r"^cells\.h5ad: no `X` in this file.*Layers: \['counts'\]"):
+    with pytest.raises(SourceError, match=r"^cells\.h5ad: no `X` in this file.*with `layer='counts'`\."):
         read(*find_sources(path, None))
 
 
@@ -114,3 +115,75 @@ def test_all_unusable_sources_are_named(cells, tmp_path):
     with pytest.raises(ValueError, match=r"(?s)^2 of 4 sources cannot be used\. Kept\.\n- source 0: .*\n- source 2: "):
         list(each_source(find_sources([negative, cells, negative, cells], None), work, "Kept."))
     assert done == [cells.X.sum()] * 2
+
+
+@pytest.fixture
+def of_cellxgene(cells):
+    """Raw counts in `raw`, of more genes than `X` has, and logarithms in `X`."""
+    adata = cells[:, 3:].copy()
+    adata.raw = cells
+    adata.X = adata.X.log1p() if sparse.issparse(adata.X) else np.log1p(adata.X)
+    return adata
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr v2 data:UserWarning")
+@pytest.mark.parametrize("place", ["memory", "cells.h5ad", "cells.zarr"])
+def test_counts_in_raw_are_named_by_the_error_and_read_when_said(of_cellxgene, cells, tmp_path, place):
+    source = of_cellxgene
+    if place != "memory":
+        source = tmp_path / place
+        of_cellxgene.write_h5ad(source) if source.suffix == ".h5ad" else of_cellxgene.write_zarr(source)
+    for call in (
+        lambda **where: gfx.models.summarize_genes(source, **where),
+        lambda **where: gfx.models.build_vocabulary(source, min_cells=1, **where),
+        lambda **where: gfx.models.pretrain(source, tmp_path / "model", **where),
+    ):
+        with pytest.raises(ValueError, match=r"`adata\.X` holds fractions.*are needed; .*with `use_raw=True`"):
+            call()
+    summary = gfx.models.summarize_genes(source, use_raw=True)
+    assert summary == gfx.models.summarize_genes(cells)
+    (opened,) = find_sources(source, None, use_raw=True)
+    np.testing.assert_array_equal(read(opened), read(*find_sources(cells, None)))
+    assert opened.fingerprint != find_sources(source, "other", use_raw=True)[0].fingerprint
+
+
+@pytest.mark.parametrize("place", ["memory", "file"])
+def test_counts_in_a_layer_are_read_when_said(cells, tmp_path, place):
+    adata = cells.copy()
+    adata.layers["counts"] = adata.X
+    adata.X = adata.X * 0.3
+    source = adata
+    if place == "file":
+        source = tmp_path / "cells.h5ad"
+        adata.write_h5ad(source)
+    with pytest.raises(ValueError, match=r"has them with `layer='counts'`\."):
+        gfx.models.summarize_genes(source)
+    assert gfx.models.summarize_genes(source, layer="counts") == gfx.models.summarize_genes(cells)
+    with pytest.raises(ValueError, match=r"Did not find|no `layer='other'` in this file.*`layer='counts'`"):
+        gfx.models.summarize_genes(source, layer="other")
+    with pytest.raises(ValueError, match="not both"):
+        gfx.models.summarize_genes(source, layer="counts", use_raw=True)
+
+
+def test_a_model_is_pretrained_on_counts_in_raw(toy_cells, toy_vocabulary, tmp_path):
+    cells = toy_cells()
+    logs = cells[:, 50:].copy()
+    logs.raw = cells
+    logs.X = logs.X.log1p()
+    small = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2}
+    for name, source, where in (("plain", cells, {}), ("raw", logs, {"use_raw": True})):
+        for vocabulary in (None, toy_vocabulary):
+            folder = tmp_path / f"{name}-{vocabulary}"
+            gfx.models.pretrain(
+                source,
+                folder,
+                vocabulary=vocabulary,
+                gene_ids="ensembl_id",
+                config=small,
+                curriculum=[(64, 1)],
+                **where,
+            )
+    for kind in (None, toy_vocabulary):
+        plain, raw = (gfx.models.load(tmp_path / f"{name}-{kind}") for name in ("plain", "raw"))
+        assert plain.vocabulary.sha256 == raw.vocabulary.sha256
+        assert plain.weights_sha256 == raw.weights_sha256

@@ -54,6 +54,8 @@ def pretrain(
     folder: str | Path,
     *,
     vocabulary: Vocabulary | None = None,
+    layer: str | None = None,
+    use_raw: bool = False,
     gene_ids: str | None = None,
     config: str | Mapping[str, Any] | None = None,
     start_from: str | Path | Model = "random",
@@ -82,12 +84,16 @@ def pretrain(
     Parameters
     ----------
     sources
-        Paths of `.h5ad` or `.zarr` files, or AnnData objects, with raw counts in `X`.
+        Paths of `.h5ad` or `.zarr` files, or AnnData objects, with raw counts.
     folder
         Folder into which tokens, checkpoints and the final model are written.
     vocabulary
         Vocabulary from :func:`gfx.models.build_vocabulary`. `None` builds a vocabulary from the sources, or uses that
         of the trained model in `start_from`.
+    layer
+        Layer of every source that holds the raw counts. `None` uses `X`.
+    use_raw
+        Whether to use the counts and the genes of `raw`, as in files of CELLxGENE whose `X` is normalized.
     gene_ids
         Column of `var` with gene names. `None` uses `var_names`.
     config
@@ -175,10 +181,11 @@ def pretrain(
     model = (
         None if origin is None else engine.read_model(origin.weights, origin.config)
     )  # or fail before a corpus is read
-    corpus = find_sources(sources, gene_ids)
+    place = {"layer": layer, "use_raw": use_raw, "gene_ids": gene_ids}
+    corpus = find_sources(sources, **place)
     with settings.main_process_first(local=False):
         if vocabulary is None:
-            vocabulary = _vocabulary_of(corpus, folder, gene_ids, is_first=is_first)
+            vocabulary = _vocabulary_of(corpus, folder, place, is_first=is_first)
         shards = encode_sources(corpus, vocabulary, config["max_position_embeddings"], folder / "tokens")
         training_cells, held_out_cells = _split(len(shards), held_out, rng)
         plan = {
@@ -261,12 +268,12 @@ def _origin(start_from: str | Path | Model) -> Model | None:
         raise ValueError(msg) from error
 
 
-def _vocabulary_of(corpus: Sequence[Source], folder: Path, gene_ids: str | None, *, is_first: bool) -> Vocabulary:
+def _vocabulary_of(corpus: Sequence[Source], folder: Path, place: Mapping[str, Any], *, is_first: bool) -> Vocabulary:
     """Build the vocabulary in the first process; the others, and later calls, read it."""
     of_sources = hashlib.sha256("".join(source.fingerprint for source in corpus).encode()).hexdigest()[:12]
     kept = folder / "vocabulary" / of_sources
     if is_first and not (kept / VOCABULARY_FILE).is_file():
-        vocabulary = build_vocabulary([source.place for source in corpus], name=folder.name, gene_ids=gene_ids)
+        vocabulary = build_vocabulary([source.place for source in corpus], name=folder.name, **place)
         kept.mkdir(parents=True, exist_ok=True)
         write_vocabulary(vocabulary, kept)
     return read_vocabulary(kept / VOCABULARY_FILE)

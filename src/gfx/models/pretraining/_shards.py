@@ -18,7 +18,7 @@ from gfx import _log
 from gfx._adata import match_genes
 from gfx._core.encodings import Encodings
 from gfx._core.ranking import rank_cells
-from gfx.models.pretraining._sources import each_source, raw_blocks
+from gfx.models.pretraining._sources import each_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -157,7 +157,7 @@ def _encoded_blocks(source: Source, vocabulary: Vocabulary, max_length: int) -> 
     """Read and encode; only what goes wrong in here is the source's fault, a full disk is not."""
     with source.open() as (counts, var):
         tokens = match_genes(counts.names, vocabulary, var, source.gene_ids).tokens
-        for block in raw_blocks(counts):
+        for block in source.raw_blocks(counts):
             yield rank_cells(block, tokens, vocabulary, max_length)[:2]
 
 

@@ -7,11 +7,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from gfx._adata import CountMatrix, open_counts, read_genes, to_counts
+from gfx._adata import CountMatrix, by_scale, check_place, open_counts, places_of_counts, read_counts, read_genes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -26,11 +26,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Source:
-    """One file or AnnData with raw counts in `X`; `name` is that of the file, and `gene_ids` names its genes."""
+    """One file or AnnData with raw counts; `name` is that of the file, and `gene_ids` names its genes."""
 
     name: str
     place: Path | AnnData
     gene_ids: str | None
+    layer: str | None = None
+    use_raw: bool = False
 
     @contextmanager
     def open(self) -> Iterator[tuple[CountMatrix, pd.DataFrame]]:
@@ -38,9 +40,10 @@ class Source:
         with ExitStack() as stack:
             try:
                 if isinstance(self.place, Path):
-                    yield _open_file(self.place, self.gene_ids, stack)
+                    yield self._open_file(_group(self.place, stack))
                 else:
-                    yield open_counts(self.place, gene_ids=self.gene_ids), self.place.var
+                    counts = open_counts(self.place, layer=self.layer, use_raw=self.use_raw, gene_ids=self.gene_ids)
+                    yield counts, (self.place.raw if self.use_raw else self.place).var
             except SourceError:
                 raise
             except OSError as error:
@@ -54,7 +57,8 @@ class Source:
     @cached_property
     def fingerprint(self) -> str:
         """Hash by which a source is recognised: of path, size and time of a file, of the content of an AnnData."""
-        digest = hashlib.sha256(repr(self.gene_ids).encode())
+        elsewhere = (self.layer, self.use_raw) if self.layer or self.use_raw else ""
+        digest = hashlib.sha256(f"{self.gene_ids!r}{elsewhere}".encode())
         if isinstance(self.place, Path):
             for file in sorted(self.place.rglob("*")) if self.place.is_dir() else [self.place]:
                 state = file.stat()
@@ -62,26 +66,57 @@ class Source:
             return digest.hexdigest()
         with self.open() as (counts, _):
             digest.update("\n".join(map(str, counts.names)).encode())
-            for block in raw_blocks(counts):
+            for block in self.raw_blocks(counts):
                 for part in (block.data, block.indices, block.indptr):
                     digest.update(np.ascontiguousarray(part).tobytes())
         return digest.hexdigest()
+
+    def raw_blocks(self, counts: CountMatrix) -> Iterator[sparse.csr_array]:
+        """Iterate over cells in blocks of rows, each checked to be raw counts."""
+        for _, stored in counts.blocks():
+            read = read_counts(stored, "raw", counts.where)
+            if read.problem:
+                with ExitStack() as stack:
+                    is_file = isinstance(self.place, Path)
+                    places = _places(_group(self.place, stack)) if is_file else places_of_counts(self.place)
+                    usable = [f"`{place}`" if place else "no argument" for place in by_scale(places)["counts"]]
+                remedy = f"with {' or '.join(usable)}" if usable else "nowhere in it, as far as its first cells show"
+                msg = f"{read.problem[0]} Raw counts are needed; this source has them {remedy}."
+                raise ValueError(msg)
+            yield read.counts
+
+    def _open_file(self, group: Any) -> tuple[CountMatrix, pd.DataFrame]:
+        import anndata as ad
+
+        argument = "use_raw=True" if self.use_raw else "" if self.layer is None else f"layer={self.layer!r}"
+        name, places = f"`{argument}`" if argument else "`X`", _places(group)
+        holder = group["raw"] if self.use_raw and "raw" in group else group
+        if argument not in places or "var" not in holder:
+            others = [f"`{place}`" if place else "no argument" for place in places]
+            missing = "no `var`" if argument in places else f"no {name}"
+            msg = f"{missing} in this file. It has counts, or other values, with {' or '.join(others) or 'nothing'}."
+            raise ValueError(msg)
+        var = ad.io.read_elem(holder["var"])
+        where = f"adata.layers[{self.layer!r}]" if self.layer else "adata.raw.X" if self.use_raw else "adata.X"
+        _check_chunks(places[argument], where.removeprefix("adata."))
+        return CountMatrix(x=places[argument], genes=read_genes(var, self.gene_ids), where=where), var
 
 
 class SourceError(ValueError):
     """A source that cannot be used; the message begins with its name."""
 
 
-def raw_blocks(counts: CountMatrix) -> Iterator[sparse.csr_array]:
-    """Iterate over cells in blocks of rows, each checked to be raw counts."""
-    for _, block in counts.blocks():
-        yield to_counts(block, "raw", counts.where)
-
-
-def find_sources(sources: str | Path | AnnData | Sequence[str | Path | AnnData], gene_ids: str | None) -> list[Source]:
+def find_sources(
+    sources: str | Path | AnnData | Sequence[str | Path | AnnData],
+    gene_ids: str | None,
+    *,
+    layer: str | None = None,
+    use_raw: bool = False,
+) -> list[Source]:
     """Turn what a user gives into sources; opens none."""
     if isinstance(sources, str | Path) or hasattr(sources, "obs_names"):
         sources = [sources]
+    check_place(layer, use_raw=use_raw)
     if not sources:
         msg = "`sources` is empty: give at least one file or AnnData to learn from."
         raise ValueError(msg)
@@ -90,9 +125,9 @@ def find_sources(sources: str | Path | AnnData | Sequence[str | Path | AnnData],
         msg = f"{len(missing)} of {len(sources)} sources do not exist: {', '.join(missing[:5])}."
         raise FileNotFoundError(msg)
     return [
-        Source(Path(place).name, Path(place), gene_ids)
+        Source(Path(place).name, Path(place), gene_ids, layer, use_raw)
         if isinstance(place, str | Path)
-        else Source(f"source {number}", place, gene_ids)
+        else Source(f"source {number}", place, gene_ids, layer, use_raw)
         for number, place in enumerate(sources)
     ]
 
@@ -114,32 +149,39 @@ def each_source(sources: Sequence[Source], work: Callable[[Source], T], kept: st
         raise ValueError(msg)
 
 
-def _open_file(path: Path, gene_ids: str | None, stack: ExitStack) -> tuple[CountMatrix, pd.DataFrame]:
-    import anndata as ad
-
+def _group(path: Path, stack: ExitStack) -> Any:
+    """Open an h5ad file or a zarr store."""
     if path.is_dir():
         import zarr
 
-        group = zarr.open_group(path, mode="r")
-    else:
-        import h5py
+        return zarr.open_group(path, mode="r")
+    import h5py
 
-        group = stack.enter_context(h5py.File(path, "r"))
-    missing = [name for name in ("X", "var") if name not in group]
-    if missing:
-        layers = sorted(group["layers"]) if "layers" in group else []
-        msg = f"no `{'` and no `'.join(missing)}` in this file; raw counts are read from `X`. Layers: {layers}."
-        raise ValueError(msg)
-    x = group["X"]
-    if hasattr(x, "keys"):  # sparse matrices are groups, dense ones are arrays
-        for name in ("data", "indices"):
-            n_present, n_chunks = (getattr(x[name], n, 0) for n in ("nchunks_initialized", "nchunks"))
-            if n_present < n_chunks:  # zarr reads a chunk that was not copied as zeros
-                msg = (
-                    f"{n_chunks - n_present} of {n_chunks} chunks of `X/{name}` are not on disk. Was the folder "
-                    "copied or fetched completely?"
-                )
-                raise ValueError(msg)
-        x = ad.io.sparse_dataset(x)
-    var = ad.io.read_elem(group["var"])
-    return CountMatrix(x=x, genes=read_genes(var, gene_ids), where="adata.X"), var
+    return stack.enter_context(h5py.File(path, "r"))
+
+
+def _places(group: Any) -> dict[str, object]:
+    """List the matrices of a file that may hold counts, as :func:`gfx._adata.places_of_counts` does."""
+    import anndata as ad
+
+    paths = {"": "X"} | {f"layer={key!r}": f"layers/{key}" for key in sorted(group.get("layers", ()))}
+    paths |= {"use_raw=True": "raw/X"}
+    stored = {argument: group[path] for argument, path in paths.items() if path in group}
+    # Sparse matrices are groups, dense ones are arrays.
+    return {
+        argument: ad.io.sparse_dataset(x) if hasattr(x, "keys") else x
+        for argument, x in stored.items()
+        if not hasattr(x, "keys") or "indptr" in x
+    }
+
+
+def _check_chunks(x: Any, where: str) -> None:
+    """Refuse a sparse matrix in a zarr store that was not copied to its end: missing chunks are read as zeros."""
+    for name in ("data", "indices") if hasattr(x, "group") else ():
+        n_present, n_chunks = (getattr(x.group[name], n, 0) for n in ("nchunks_initialized", "nchunks"))
+        if n_present < n_chunks:
+            msg = (
+                f"{n_chunks - n_present} of {n_chunks} chunks of `{where}/{name}` are not on disk. Was the folder "
+                "copied or fetched completely?"
+            )
+            raise ValueError(msg)

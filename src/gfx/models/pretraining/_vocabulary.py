@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
 
 from gfx._adata import gene_column, gene_names
 from gfx._core.vocabulary import SPECIALS, Vocabulary, plain_id
-from gfx.models.pretraining._sources import SourceError, each_source, find_sources, raw_blocks
+from gfx.models.pretraining._sources import SourceError, each_source, find_sources
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -228,6 +228,8 @@ def _merged(parts: Iterable[GeneSummary]) -> GeneSummary:
 def summarize_genes(
     sources: str | Path | AnnData | GeneSummary | Sequence[str | Path | AnnData | GeneSummary],
     *,
+    layer: str | None = None,
+    use_raw: bool = False,
     gene_ids: str | None = None,
     gene_types: str | Mapping[str, str] | None = None,
 ) -> GeneSummary:
@@ -242,8 +244,12 @@ def summarize_genes(
     Parameters
     ----------
     sources
-        Paths of `.h5ad` or `.zarr` files, or AnnData objects, with raw counts in `X`, read block by block; summaries,
+        Paths of `.h5ad` or `.zarr` files, or AnnData objects, with raw counts, read block by block; summaries,
         or paths of `.npz` files that hold them.
+    layer
+        Layer of every source that holds the raw counts. `None` uses `X`.
+    use_raw
+        Whether to use the counts and the genes of `raw`, as in files of CELLxGENE whose `X` is normalized.
     gene_ids
         Column of `var` with Ensembl ids; `None` for `var_names`. Genes without an id are left out.
     gene_types
@@ -267,13 +273,16 @@ def summarize_genes(
     >>> gfx.models.summarize_genes([adata], gene_ids="ensembl_id")
     GeneSummary(300 genes, 10,850 detections)
     """
-    return _summarize(sources, gene_ids, _by_plain_id(gene_types), chosen=None)
+    place = {"layer": layer, "use_raw": use_raw, "gene_ids": gene_ids}
+    return _summarize(sources, place, _by_plain_id(gene_types), chosen=None)
 
 
 def build_vocabulary(
     sources: str | Path | AnnData | GeneSummary | Sequence[str | Path | AnnData | GeneSummary],
     *,
     name: str = "own",
+    layer: str | None = None,
+    use_raw: bool = False,
     gene_ids: str | None = None,
     genes: Sequence[str] | None = None,
     gene_types: str | Mapping[str, str] | None = None,
@@ -292,10 +301,14 @@ def build_vocabulary(
     Parameters
     ----------
     sources
-        Paths of `.h5ad` or `.zarr` files, or AnnData objects, with raw counts in `X`, read block by block; summaries
+        Paths of `.h5ad` or `.zarr` files, or AnnData objects, with raw counts, read block by block; summaries
         from :func:`gfx.models.summarize_genes`, or paths of `.npz` files that hold them.
     name
         Name of the vocabulary.
+    layer
+        Layer of every source that holds the raw counts. `None` uses `X`.
+    use_raw
+        Whether to use the counts and the genes of `raw`, as in files of CELLxGENE whose `X` is normalized.
     gene_ids
         Column of `var` with Ensembl ids; `None` for `var_names`. Genes without an id are left out.
     genes
@@ -330,7 +343,8 @@ def build_vocabulary(
         raise ValueError(msg)
     gene_types = _by_plain_id(gene_types)
     chosen = None if genes is None else {plain_id(gene) for gene in genes}
-    summary = _summarize(sources, gene_ids, gene_types, chosen)
+    place = {"layer": layer, "use_raw": use_raw, "gene_ids": gene_ids}
+    summary = _summarize(sources, place, gene_types, chosen)
     kept = summary.n_cells >= min_cells
     if chosen is not None:  # a summary made before knows others, too
         kept &= np.array([gene in chosen for gene in summary.ids], dtype=bool)
@@ -378,7 +392,7 @@ def _by_plain_id(gene_types: str | Mapping[str, str] | None) -> str | dict[str, 
 
 def _summarize(
     sources: str | Path | AnnData | GeneSummary | Sequence[str | Path | AnnData | GeneSummary],
-    gene_ids: str | None,
+    place: Mapping[str, Any],
     gene_types: str | Mapping[str, str] | None,
     chosen: Collection[str] | None,
 ) -> GeneSummary:
@@ -389,7 +403,7 @@ def _summarize(
             return GeneSummary.load(source.place)
         return _merged(_blocks(source, gene_types, chosen))
 
-    sources = find_sources([sources] if isinstance(sources, GeneSummary) else sources, gene_ids)
+    sources = find_sources([sources] if isinstance(sources, GeneSummary) else sources, **place)
     return _merged(each_source(sources, summary_of))
 
 
@@ -422,7 +436,7 @@ def _blocks(
         yield GeneSummary(genes, sparse.csr_array((len(genes), _N_BUCKETS), dtype=np.int64), *names)
         # Columns of the same gene are summed.
         selector = sparse.csr_array((np.ones(len(columns)), (columns, rows)), shape=(len(ids), len(genes)))
-        for block in raw_blocks(matrix):
+        for block in source.raw_blocks(matrix):
             depth = block @ np.ones(block.shape[1])
             counts = block @ selector
             counts.eliminate_zeros()
