@@ -220,7 +220,8 @@ class Evaluation:
 
     def mean_probabilities(self, task: str, method: str, n_cells: int) -> np.ndarray:
         """Mean over repeats, float32 `(n_units, n_classes)`; NaN where nothing was scored."""
-        scores = self._probabilities[task, method, n_cells]
+        nothing = np.full((*self.fold.shape, len(self.tasks[task])), np.nan, dtype=np.float32)
+        scores = self._probabilities.get((task, method, n_cells), nothing)
         n = (~np.isnan(scores)).sum(axis=0)
         out = np.full(scores.shape[1:], np.nan, dtype=np.float32)
         return np.divide(np.nansum(scores, axis=0), n, out=out, where=n > 0)
@@ -238,7 +239,7 @@ class Evaluation:
         confused = []
         for (task, method, n), scores in self._probabilities.items():
             if n == n_cells:
-                used = np.flatnonzero((self.fold >= 0).any(axis=0) & (self.truth[task] >= 0))
+                used = np.flatnonzero((self.truth[task] >= 0) & ~np.isnan(scores[..., 0]).all(axis=0))
                 groups = None if self.groups is None else self.groups[used]
                 found = intervals(self.truth[task][used], scores[:, used], self.fold[:, used], rng, groups)
                 ends |= {(task, self.unit, method, n, metric): interval for metric, interval in found.items()}

@@ -76,6 +76,17 @@ def validation_part(classes: np.ndarray, seed: int, groups: np.ndarray | None = 
     return part
 
 
+def in_training(classes: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """Which members have a class, int `(n,)`, that the training set of their fold, int `(n,)`, has too; bool `(n,)`.
+
+    Where donors are held out whole, it may lack one.
+    """
+    out = np.zeros(len(fold), dtype=bool)
+    for _, train, held_out in each_fold(fold):
+        out[held_out] = (classes[held_out] >= 0) & np.isin(classes[held_out], classes[train])
+    return out
+
+
 def each_fold(fold: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Go through the folds that have members: number, training set and held-out set, bool `(n,)`."""
     for number in np.unique(fold[fold >= 0]).tolist():

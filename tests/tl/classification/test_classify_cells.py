@@ -91,11 +91,29 @@ def test_a_call_without_donors_says_what_its_results_do_not_show(
     assert "No `donor_key`: cells of one donor are on both sides" in capsys.readouterr().out
     assert "cells of one donor are not replicates" in cells.uns["gfx_cell_class"]["note"]
     cells.obs["rare"] = np.where(np.arange(24) < 2, "once", cells.obs["cell_type"].astype(str))
-    probe(cells, "rare", donor_key="donor", model=toy_model)
+    with pytest.warns(UserWarning, match=r"Classes that only one donor has.*has them: 'rare': \['once'\]\."):
+        probe(cells, "rare", donor_key="donor", model=toy_model)
     said = capsys.readouterr().out
     assert "No `donor_key`" not in said
-    assert "Classes of 'rare' that only one donor has" in said
-    assert said.rstrip().partition("no training set has them: ")[2].startswith("['once']")
+
+
+@pytest.mark.filterwarnings("ignore:Classes that only one donor has")
+def test_a_class_of_one_donor_is_left_out_of_all_measures(cells: ad.AnnData, toy_model: Model) -> None:
+    cells.obs["rare"] = np.where(cells.obs["donor"] == "d1", "once", cells.obs["cell_type"].astype(str))
+    probe(cells, "rare", donor_key="donor", model=toy_model, controls=CONTROLS, n_splits=4)
+    scores, fold = cells.obsm["gfx_cell_class"], cells.obsm["gfx_cell_class_fold"][:, 0]
+    is_once = (cells.obs["rare"] == "once").to_numpy()
+    np.testing.assert_array_equal(np.isnan(scores[:, 0]), is_once)
+    assert cells.obs["gfx_cell_class_rare"].isna().tolist() == is_once.tolist()
+    names = cells.uns["gfx_cell_class"]["tasks"]["rare"].tolist()
+    truth = cells.obs["rare"].map(names.index).to_numpy(dtype=int)
+    expected = (scores.argmax(axis=1) == truth)[~is_once].mean()
+    summary = gfx.get.classification_df(cells)
+    found = summary[(summary["method"] == "model") & (summary["metric"] == "accuracy")]
+    assert found["mean"].item() == pytest.approx(expected)
+    assert (summary["n"] == (~is_once).sum()).all()
+    assert set(cells.uns["gfx_cell_class"]["metrics"]["fold"]) == set(fold[~is_once])
+    assert cells.uns["gfx_cell_class"]["confusion"].query("true == 'once'")["n"].sum() == 0
 
 
 def test_intervals_are_over_donors(cells: ad.AnnData, toy_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,6 +150,13 @@ WRONG = {
         r"6 of 24 cells have no 'some', so they may be of a held-out donor.*`mask_obs`",
     ),
     "blank donors": (("cell_type",), {"donor_key": "blank"}, ValueError, "6 of 24 cells have no 'blank'"),
+    "donors named nan": (("cell_type",), {"donor_key": "nan"}, ValueError, "6 of 24 cells have no 'nan'"),
+    "classes that are donors": (
+        ("of_donor",),
+        {"donor_key": "donor"},
+        ValueError,
+        r"Classes that only one donor has.*'of_donor': \['1', '2', '3', '4'\]\. There are no others\. Give",
+    ),
     "donors that read alike": (("cell_type",), {"donor_key": "alike"}, ValueError, r"'alike'.*read alike as text"),
     "few cells": (
         ("rare",),
@@ -163,6 +188,8 @@ def test_columns_and_donors_that_cannot_be_used(wrong: str, cells: ad.AnnData, t
     cells.obs["none"] = pd.Categorical([None] * 24, categories=["a", "b"])
     cells.obs["some"] = cells.obs["donor"].where(cells.obs["donor"] != "d3")
     cells.obs["blank"] = np.where(cells.obs["donor"] == "d3", "", cells.obs["donor"].astype(str))
+    cells.obs["nan"] = np.where(cells.obs["donor"] == "d3", "nan", cells.obs["donor"].astype(str))
+    cells.obs["of_donor"] = cells.obs["donor"].astype(str).str[1:]
     cells.obs["alike"] = pd.Series([1, "1", 2] * 8, cells.obs_names, dtype=object)
     cells.obs["rare"] = pd.Categorical(np.select([at < 3, at == 3, at < 8], ["x", "y", None], "z"))
     cells.obs["a/b"] = cells.obs["cell_type"]
@@ -367,8 +394,11 @@ def test_tasks_keep_their_columns_in_files(two_tasks: ad.AnnData, toy_model: Mod
 def test_a_task_that_one_donor_has_does_not_stop_the_other(cells: ad.AnnData, toy_model: Model) -> None:
     """Where that donor is held out there is nothing to learn from, which is not the end of the other task."""
     cells.obs["severity"] = cells.obs["condition"].where(cells.obs["donor"] == "d1")
-    probe(cells, ["cell_type", "severity"], donor_key="donor", model=toy_model, controls=CONTROLS)
+    with pytest.warns(UserWarning, match=r"has them: 'severity': \['healthy', 'sick'\]\."):
+        probe(cells, ["cell_type", "severity"], donor_key="donor", model=toy_model, controls=CONTROLS)
     assert not np.isnan(cells.obsm["gfx_cell_class"][:, :3]).any()
+    assert np.isnan(cells.obsm["gfx_cell_class"][:, 3:]).all()
+    assert set(gfx.get.classification_df(cells)["task"]) == {"cell_type"}
 
 
 def test_donors_of_one_class_each_held_out_one_by_one(cells: ad.AnnData, toy_model: Model, tmp_path: Path) -> None:

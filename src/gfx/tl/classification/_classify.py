@@ -230,7 +230,8 @@ def classify_cells(
 
     `.obsm['gfx_cell_class' | key_added]` : :class:`numpy.ndarray` (float32, `(n_obs, n_classes)`)
         Probability of each class of each task, in the order of `tasks` in `uns`, averaged over repeats, from
-        classifiers that have not seen the cell (with `donor_key`, its donor); NaN for cells without a class.
+        classifiers that have not seen the cell (with `donor_key`, its donor); NaN for cells without a class, and for
+        those whose class no training set has, such as a class of one donor.
     `.obsm['gfx_cell_class_fold' | key_added + '_fold']` : :class:`numpy.ndarray` (int16, `(n_obs, n_repeats)`)
         The fold in which a cell was held out; -1 for cells without a class.
     `.obs['gfx_cell_class_...' | key_added + '_...']` : :class:`pandas.Series` (category)
@@ -243,9 +244,9 @@ def classify_cells(
     Raises
     ------
     ValueError
-        A class has fewer cells than there are folds, there are fewer donors than folds, a cell has no donor, two class
-        names are equal as text, there are no raw counts, a value is not one of the choices, a slot already holds
-        something else, or the folder holds another run or something else.
+        A class has fewer cells than there are folds, there are fewer donors than folds, a cell has no donor, each class
+        is that of one donor alone, two class names are equal as text, there are no raw counts, a value is not one of
+        the choices, a slot already holds something else, or the folder holds another run or something else.
     {errors}
 
     Examples
@@ -267,26 +268,15 @@ def classify_cells(
     how = {"pooling": pooling, "max_cells": max_cells, "n_splits": n_splits, "rng": rng}
     cells = draw_cells(prepared, groupby, donor_key, prepared.lengths(mask_obs), **how)
     prepared.slots.claim(cells.tasks, reads=[("obs", name) for name in (*cells.tasks, donor_key, mask_obs)])
-    _warn_of_donors(cells)
-    how = {"n_splits": n_splits, "n_repeats": n_repeats, "rng": rng, "mask_obs": mask_name(mask_obs)}
-    how |= {"groupby": list(cells.tasks), "donor_key": donor_key, "pooling": pooling}
-    cross_validate(cells, method, controls=controls, learning_curve=learning_curve, folder=folder, **how)
-    return prepared.result
-
-
-def _warn_of_donors(cells: Units) -> None:
-    """Say that donors are on both sides of folds; or which classes a single donor has, which are never predicted."""
-    if cells.donor is None:
+    if donor_key is None:
         _log.info(
             "No `donor_key`: cells of one donor are on both sides of every fold, so results say little about other "
             "donors. Name the column of `obs` with the donor, if there is one."
         )
-        return
-    for task, names in cells.tasks.items():
-        truth = cells.classes_of(task)
-        single = [name for number, name in enumerate(names) if len(set(cells.donor[truth == number].tolist())) == 1]
-        if single:
-            _log.info(f"Classes of {task!r} that only one donor has, so that no training set has them: {single}")
+    how = {"n_splits": n_splits, "n_repeats": n_repeats, "rng": rng, "mask_obs": mask_name(mask_obs)}
+    how |= {"groupby": list(cells.tasks), "donor_key": donor_key, "pooling": pooling}
+    cross_validate(cells, method, controls=controls, learning_curve=learning_curve, folder=folder, **how)
+    return prepared.result
 
 
 @shared(errors=_ERRORS)

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from gfx import _log
 from gfx._core.classification import Evaluation
-from gfx._core.folds import each_fold, folds
+from gfx._core.folds import each_fold, folds, in_training
 from gfx._results import record
 from gfx.tl.classification._learners import make_learners
 from gfx.tl.classification._trained import UNFINISHED, classification_params, keep_to_the_plan, train_on_all
@@ -44,6 +44,7 @@ def cross_validate(
     """Classify genes or cells by cross-validation, and write the results; with a folder, keep a model as well."""
     classes = units.classes_of(units.first)
     fold = np.stack([folds(classes, n_splits, rng + repeat, units.donor) for repeat in range(n_repeats)])
+    scored = _scored(units, fold)
     sizes = units.training_sizes(learning_curve, fold)
     how = classification_params(units, method, n_splits=n_splits, n_repeats=n_repeats, rng=rng, **params)
     how = record(units.prepared.slots.function, **how)
@@ -51,7 +52,7 @@ def cross_validate(
         if folder is not None:
             keep_to_the_plan(Path(place), units, method, how, learning_curve=sizes, controls=controls)
         learners = make_learners(units, method, controls, Path(place) / UNFINISHED, rng)
-        evaluation, spread = _evaluate(units, learners, fold, sizes, rng)
+        evaluation, spread = _evaluate(units, learners, fold, scored, sizes=sizes, rng=rng)
         tables = evaluation.tables(sizes[-1], np.random.default_rng(rng))
         if folder is not None:
             train_on_all(learners[0], Path(place), how, rng=rng, summary=tables["summary"])
@@ -59,8 +60,34 @@ def cross_validate(
     _write(units, tables, how, fold=fold, scores=scores, spread=spread)
 
 
+def _scored(units: Units, fold: np.ndarray) -> dict[str, np.ndarray]:
+    """Find the units that count in each task and repeat, bool `(n_repeats, n_units)`: whose class was in training.
+
+    Classes that no training set has are named, and refused where there are no others.
+    """
+    scored, never = {}, {}
+    for task, names in units.tasks.items():
+        truth = units.classes_of(task)
+        scored[task] = np.stack([in_training(truth, of_repeat) for of_repeat in fold])
+        never[task] = [name for number, name in enumerate(names) if not scored[task][:, truth == number].any()]
+    what = "; ".join(f"{task!r}: {names}" for task, names in never.items() if names)
+    why = f"Classes that only one donor has, or donors of one fold, so that no training set has them: {what}."
+    if not any(counts.any() for counts in scored.values()):
+        msg = f"{why} There are no others. Give several donors of each class, or no `donor_key`, which says less."
+        raise ValueError(msg)
+    if what:
+        _log.warn(f"{why} Their cells are left out of all measures.")
+    return scored
+
+
 def _evaluate(
-    units: Units, learners: list[Learner], fold: np.ndarray, sizes: list[int], rng: int
+    units: Units,
+    learners: list[Learner],
+    fold: np.ndarray,
+    scored: Mapping[str, np.ndarray],
+    *,
+    sizes: list[int],
+    rng: int,
 ) -> tuple[Evaluation, np.ndarray]:
     """Let every learner predict every fold; the first repeat has the seed `rng`, each other the next one.
 
@@ -85,7 +112,8 @@ def _evaluate(
                         if units.of == "genes":
                             unit = units.unit[units.occurrences_of(held_out)]
                             evaluation.add(unit, scores[:, part], occurrences=True, **place)
-                        evaluation.add(held_out, mean[:, part].astype(np.float32), **place)
+                        counts = scored[task][repeat, held_out]
+                        evaluation.add(held_out[counts], mean[counts, part].astype(np.float32), **place)
                     if learner.name == "model" and n_cells == sizes[-1]:
                         spread[held_out] += sd / len(fold)
                     bar.update()

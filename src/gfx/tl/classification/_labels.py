@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from gfx import _log
-from gfx._adata import gene_column, obs_column
+from gfx._adata import gene_column, gene_names, obs_column
 from gfx.tl._gene_sets import refuse_unknown, unknown_genes
 from gfx.tl._prepare import check_choice
 
@@ -137,7 +137,9 @@ def check_classes_of_cells(column: str, names: list[str], counts: np.ndarray, n_
 
 def find_donors(prepared: Prepared, donor_key: str, rows: np.ndarray, n_splits: int) -> np.ndarray:
     """Read the donor of each cell, int64 `(n_obs,)`; every cell to use, `rows`, has one."""
-    names, donor = classes(obs_column(prepared.adata, donor_key), f"adata.obs[{donor_key!r}]")
+    column = obs_column(prepared.adata, donor_key)
+    column = column.where(gene_names(column) != "")  # "nan" is no donor
+    names, donor = classes(column, f"adata.obs[{donor_key!r}]")
     n_missing = int((donor[rows] < 0).sum())
     if n_missing:
         msg = (
