@@ -36,12 +36,19 @@ def test_the_environment_is_read() -> None:
         ("GFX_BATCH_TOKENS", "many", "Expected a whole number above 0, found 'many'"),
         ("GFX_DTYPE", "float8", "is one of ['float32', 'bfloat16', 'float16'] or None, found 'float8'"),
         ("GFX_DEVICE", "cuda:0,cuda:0", "several different ones, found 'cuda:0,cuda:0'"),
+        ("GFX_DEVICE", "gpu", "`device` is a device of torch such as 'cpu', 'cuda', 'cuda:0' or 'mps', found 'gpu'"),
     ],
 )
 def test_a_variable_that_cannot_be_used_is_named(variable: str, value: str, text: str) -> None:
     said = run("import gfx", **{variable: value}).stderr.splitlines()[-1]
     assert said.startswith(f"ValueError: The environment variable {variable}={value} cannot be used.")
     assert text in said
+
+
+@pytest.mark.parametrize("value", ["gpu", "cuda0", "cuda:", 0, ["cpu", None], ["cuda:0", "gpu:1"]])
+def test_what_is_no_device_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match="`device` is a device of torch such as"), gfx.settings.override(device=value):
+        pass
 
 
 @pytest.mark.parametrize("value", [0, -3, 1.5, "many"])

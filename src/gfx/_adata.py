@@ -18,7 +18,7 @@ from gfx._core.gene_names import Species, foreign_species, name_kind, no_gene, n
 from gfx._core.scales import UNDO, recover_counts, scale_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
 
     from anndata import AnnData
@@ -85,6 +85,12 @@ def copied(data: Data, *, copy: bool) -> Data:
         msg = f"{what}. Call `.to_memory()` first, and work on what it returns."
         raise ValueError(msg)
     return data.copy() if copy else data
+
+
+def shortened(names: Sequence[object], most: int = 10) -> str:
+    """List names in a message: the first ones, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return f"{list(names[:most])}{more}"
 
 
 def obs_column(adata: AnnData, key: str) -> pd.Series:

@@ -322,5 +322,8 @@ def find(data: Data, *functions: str, key: str | None = None, mod: str | None = 
     row = TABLE[functions[0]]
     named = "" if key in {None, row.default} else f", key_added={key!r}"
     run = f"`gfx.{functions[0]}({row.call}{named})`" if len(functions) == 1 else "one of them"
-    msg = f"{problem} Results of {names}: {sorted(present)}. Run {run} first."
+    made = {name: made_by(entry) for name, entry in sorted(adata.uns.items())}
+    others = [f"{name!r} of `gfx.{made[name]}`" for name in made if made[name] and name not in present]
+    besides = f" Other results: {', '.join(others)}." if others else ""
+    msg = f"{problem} Results of {names}: {sorted(present)}.{besides} Run {run} first."
     raise KeyError(msg)

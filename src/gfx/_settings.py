@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -29,13 +30,20 @@ def _truth(value: object) -> bool:
 def _whole(value: object) -> int:
     text = str(value).strip()
     if not text.isdecimal() or int(text) < 1:
-        msg = f"Expected a whole number above 0, found {value!r}."
+        msg = f"`batch_tokens`: Expected a whole number above 0, found {value!r}."
         raise ValueError(msg)
     return int(text)
 
 
 def _devices(value: object) -> str | tuple[str, ...]:
-    names = [str(name).strip() for name in (value.split(",") if isinstance(value, str) else value)]
+    given = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    names = [str(name).strip() for name in given]
+    if unknown := [name for name in names if name and not _DEVICE.fullmatch(name)]:
+        msg = (
+            f"`device` is a device of torch such as 'cpu', 'cuda', 'cuda:0' or 'mps', found {unknown[0]!r}. "
+            "`None` takes a GPU where there is one."
+        )
+        raise ValueError(msg)
     if not names or not all(names) or len(set(names)) < len(names):
         msg = f"`device` is a device such as 'cuda:0', or several different ones, found {value!r}."
         raise ValueError(msg)
@@ -63,6 +71,9 @@ def _verbosity(value: object) -> int:
         raise ValueError(msg)
     return int(text)
 
+
+#: Kinds of devices on which torch runs models, and which one of several.
+_DEVICE = re.compile(r"(?:cpu|cuda|mps|xpu|hpu|npu|mlu|xla)(?::\d+)?")
 
 #: Precisions of a forward pass.
 DTYPES = ("float32", "bfloat16", "float16")

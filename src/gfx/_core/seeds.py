@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def check_whole(value: object, name: str, least: int) -> int:
+def check_whole(value: object, name: str, least: float = -np.inf) -> int:
     """Return a whole number as a Python integer; refuse other types, and numbers below `least`."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
         msg = f"`{name}` is a whole number, found {value!r}."

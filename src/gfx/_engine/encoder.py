@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import BertConfig, BertModel
 
 from gfx._core.checkpoint import check_shapes, encoder_shapes, plain_names
+from gfx._core.seeds import check_whole
 from gfx._engine.device import ran_out_of_memory
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ _UNREADABLE = (
 
 def layers_needed(hidden_layer: int, n_layers: int) -> int:
     """Count the network layers to run, for states that are numbered as a list of the embedding and of each layer is."""
+    hidden_layer = check_whole(hidden_layer, "hidden_layer")
     wanted = hidden_layer if hidden_layer >= 0 else n_layers + 1 + hidden_layer
     if not 0 <= wanted <= n_layers:
         msg = (

@@ -31,6 +31,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from gfx import _log
 from gfx._core.checkpoint import check_shapes, read_json
+from gfx._core.seeds import check_whole
 from gfx._engine.device import choose_device, ran_out_of_memory
 from gfx._engine.encoder import read_pickle
 from gfx._engine.examples import LabelledCells, Padded, SimilarLengths
@@ -118,6 +119,8 @@ def training_arguments(
     fixed = {"output_dir": str(folder), "remove_unused_columns": False, "seed": seed}
     known = {field.name for field in fields(TrainingArguments) if field.init} - set(fixed)
     check_names("training", given, known, "TrainingArguments")
+    for name in sorted(name for name in given if name.endswith(("_batch_size", "_accumulation_steps"))):
+        check_whole(given[name], f"training[{name!r}]", 1)
     ours = COMMON | {
         "dataloader_pin_memory": torch.cuda.is_available(),
         "ddp_find_unused_parameters": False,  # there are none; looking for them takes time

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gfx._adata import shortened
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -49,6 +51,9 @@ def find_gene_sets(genes: Genes, vocabulary: Vocabulary, detected: np.ndarray) -
     """
     if isinstance(genes, str | EllipsisType) or _is_set(genes):
         genes = [genes]  # a tuple of names is one set, in a list or by itself
+    if not isinstance(genes, Iterable) or getattr(genes, "ndim", 1) != 1:
+        msg = f"`genes` are names of genes, or tuples of names, found {genes!r} of type {type(genes).__name__}."
+        raise TypeError(msg)
     entries = [(entry,) if isinstance(entry, str | EllipsisType) else entry for entry in genes]
     for entry in entries:
         if not _is_set(entry):
@@ -116,9 +121,8 @@ def refuse_unknown(names: Sequence[str], vocabulary: Vocabulary, remedy: str = "
         symbols = [str(s) for s in vocabulary.symbols if s]
         close = difflib.get_close_matches(unknown[0].upper(), symbols, n=3)
         hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-        shown = f"{unknown[:10]}" + (f" and {len(unknown) - 10} more" if len(unknown) > 10 else "")
         msg = (
-            f"The model does not know {shown}.{hint} "
+            f"The model does not know {shortened(unknown)}.{hint} "
             f"Genes are given as symbols or Ensembl ids of the vocabulary {vocabulary.name!r}.{remedy}"
         )
         raise ValueError(msg)

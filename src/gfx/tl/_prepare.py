@@ -16,7 +16,7 @@ from gfx._core.manifest import fingerprint
 from gfx._log import info
 from gfx._results import Slots, claim, record
 from gfx._settings import settings
-from gfx._tokens import find_tokens
+from gfx._tokens import CountsNotAtHandError, counts_by_token, find_tokens
 from gfx.models import load
 
 if TYPE_CHECKING:
@@ -96,6 +96,27 @@ class Prepared:
         """Turn numbers of cells per token into numbers per gene of the AnnData, int32; 0 for unknown genes."""
         tokens = self.gene_tokens
         return np.where((tokens >= 0).reshape(-1, *[1] * (counts.ndim - 1)), counts[tokens], 0).astype(np.int32)
+
+    def are_cut(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Which of some genes the cells to use detect, bool `(n,)`, of genes that their encodings lack: they were cut.
+
+        Without counts at hand nothing is known of any.
+        """
+        detected = np.zeros(len(tokens), dtype=bool)
+        if lengths.max(initial=0) < self.model.max_length:
+            return detected
+        try:
+            for rows, counts, _ in counts_by_token(self.adata, self.model.vocabulary, self.tokens.source):
+                detected |= np.asarray(counts[lengths[rows] > 0][:, tokens].sum(axis=0)).ravel() > 0
+        except CountsNotAtHandError as problem:
+            info(f"Whether genes were cut is not known: {problem.args[0]}")
+        return detected
+
+    @property
+    def behind(self) -> str:
+        """Say where genes are that were cut."""
+        room = self.model.max_length - self.model.vocabulary.n_specials
+        return f"Cells express them, but behind the {room:,} genes of a cell that {self.model.name!r} reads: cut."
 
     def network(self, hidden_layer: int, dtype: str | None = None) -> Network:
         """Name the layers of the model up to the wanted one, for tasks of the runner.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gfx._adata import shortened
 from gfx._core.statistics import axis_auc
 from gfx.tl._prepare import groups
 
@@ -72,6 +73,12 @@ class States:
         )
 
 
+def _name(state: object, names: list[str]) -> str:
+    """Name a state as its column does: as text, and of whole numbers that are stored as floats, 0 and "0" as "0.0"."""
+    text = str(state)
+    return f"{text}.0" if text not in names and text.isdecimal() and f"{text}.0" in names else text
+
+
 def find_states(cells: Prepared, groupby: str | None, start: str | None, goal: str | None) -> States | None:
     """Read the states from `obs`; `None` if there are none asked for."""
     if groupby is None and start is None and goal is None:
@@ -80,18 +87,18 @@ def find_states(cells: Prepared, groupby: str | None, start: str | None, goal: s
         given = {"groupby": groupby, "start": start, "goal": goal}
         msg = f"`groupby`, `start` and `goal` go together; found {given}."
         raise ValueError(msg)
-    start, goal = str(start), str(goal)  # as the names of groups are, whatever the column holds
     names, group = groups(cells.adata, groupby)
+    start, goal = (_name(state, names) for state in (start, goal))
     occupied = np.unique(group[group >= 0])
     kept = [names[number] for number in occupied]  # categories without cells are no states
     for role, state in (("start", start), ("goal", goal)):
         if state not in names:
             close = difflib.get_close_matches(state, names, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
-            msg = f"Did not find {role}={state!r} in `adata.obs[{groupby!r}]`.{hint} Present: {names}."
+            msg = f"Did not find {role}={state!r} in `adata.obs[{groupby!r}]`.{hint} Present: {shortened(names)}."
             raise KeyError(msg)
         if state not in kept:
-            msg = f"No cell is of the state {role}={state!r}. States with cells: {kept}."
+            msg = f"No cell is of the state {role}={state!r}. States with cells: {shortened(kept)}."
             raise ValueError(msg)
     if start == goal:
         msg = f"`start` and `goal` are both {start!r}; a cell cannot shift toward its own state."

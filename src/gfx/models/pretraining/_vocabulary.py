@@ -343,6 +343,9 @@ def build_vocabulary(
         raise ValueError(msg)
     gene_types = _by_plain_id(gene_types)
     chosen = None if genes is None else {plain_id(gene) for gene in genes}
+    if chosen is not None and not chosen:
+        msg = "`genes` is empty: give the Ensembl ids of the genes that may be included, or `None` for all."
+        raise ValueError(msg)
     place = {"layer": layer, "use_raw": use_raw, "gene_ids": gene_ids}
     summary = _summarize(sources, place, gene_types, chosen)
     kept = summary.n_cells >= min_cells

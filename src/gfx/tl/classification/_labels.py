@@ -81,6 +81,9 @@ def _genes_of_mapping(
         if str(name) in tokens_of:
             msg = f"Two classes read {str(name)!r}; give each a name of its own."
             raise ValueError(msg)
+        if not isinstance(genes, Iterable):
+            msg = f"The class {name!r} is a list of genes, found {genes!r} of type {type(genes).__name__}."
+            raise TypeError(msg)
         given = [str(gene) for gene in genes]
         if unknown == "raise":
             refuse_unknown(given, vocabulary, " To go on without such genes: `unknown='drop'`.")
@@ -128,9 +131,11 @@ def check_classes_of_cells(column: str, names: list[str], counts: np.ndarray, n_
         raise ValueError(msg)
     few = [f"{name!r} ({n})" for name, n in zip(names, counts.tolist(), strict=True) if n < n_splits]
     if few:
+        more = f" and {len(few) - 10:,} more" if len(few) > 10 else ""
         msg = (
-            f"Classes of {column!r} with fewer cells than the {n_splits} folds of `n_splits`: {', '.join(few)}. Leave "
-            "them out with `mask_obs`, or set them to missing in that column."
+            f"Classes of {column!r} with fewer cells than the {n_splits} folds of `n_splits`: "
+            f"{', '.join(few[:10])}{more}. Leave them out with `mask_obs`, or set them to missing in that column."
+            + (" Cut numbers into classes first, such as with `pandas.cut`." if more else "")
         )
         raise ValueError(msg)
 

@@ -50,6 +50,10 @@ def settle_method(method: Method, model: Model, of: Literal["genes", "cells"]) -
         "num_train_epochs": method.n_epochs,
         "per_device_train_batch_size": method.batch_size,
     }
+    check_whole(method.batch_size, "batch_size", 1)
+    if isinstance(method.n_epochs, str | bool) or (method.n_epochs is not None and not method.n_epochs > 0):
+        msg = f"`n_epochs` is a number above 0, found {method.n_epochs!r}."
+        raise (TypeError if isinstance(method.n_epochs, str | bool) else ValueError)(msg)
     settled = {"training": {name: value for name, value in named.items() if value is not None}}
     settled["training"] |= dict(method.training or {})
     if method.freeze_layers is None:
@@ -69,7 +73,7 @@ def _check(method: FineTuning, model: Model, of: Literal["genes", "cells"]) -> N
     check_whole(method.n_trials, "n_trials", 0)
     if method.patience is not None:
         check_whole(method.patience, "patience", 1)
-    if not 0 <= method.freeze_layers <= model.n_layers:
+    if check_whole(method.freeze_layers, "freeze_layers") not in range(model.n_layers + 1):
         msg = (
             f"`freeze_layers={method.freeze_layers}` is outside this model of {model.n_layers} network layers: it is "
             "the number of layers, from the first on, that stay as they are."

@@ -280,7 +280,10 @@ def draw_genes(
     where, unit = np.unique(token, return_inverse=True)
     counts, n_given = (np.bincount(classes, minlength=len(names)) for classes in (given[where], given[given >= 0]))
     if counts.sum() < n_given.sum():
-        _log.info(f"{n_given.sum() - counts.sum():,} of {n_given.sum():,} labelled genes are in none of the cells")
+        missing = np.setdiff1d(np.flatnonzero(given >= 0), where)
+        n_cut = int(prepared.are_cut(missing, lengths).sum())
+        why = f". {n_cut:,} of them: {prepared.behind}" if n_cut else ""
+        _log.info(f"{len(missing):,} of {n_given.sum():,} labelled genes are in none of the cells{why}")
     if counts.min() < n_splits:
         few = int(counts.argmin())
         msg = (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from gfx._adata import obs_column
+from gfx._adata import obs_column, shortened
 from gfx._core.batching import pieces
 from gfx._core.manifest import fingerprint
 from gfx._core.seeds import check_seed, check_whole
@@ -40,6 +40,9 @@ ALL_CONTROLS = (*CONTROLS, "centroids")
 
 #: A gene's shift under random sets is known from as many runs, or not at all.
 FEWEST_RUNS = 5
+
+#: Bytes of a result from which on a call says so.
+LARGE_RESULT = 2e9
 
 
 def perturb(
@@ -80,6 +83,7 @@ def perturb(
     donor = None if donor_key is None else _donors(cells, donor_key)
     lengths = cells.tokens.lengths if states is None else np.where(states.is_start, cells.tokens.lengths, 0)
     sets = _find_sets(genes, cells, lengths)
+    _say_size(cells.adata.n_obs, len(sets), 0 if states is None else len(states.names), has_parts="parts" in controls)
     experiment = Experiment(
         cells=cells,
         network=cells.network(hidden_layer, "float32"),
@@ -95,8 +99,8 @@ def perturb(
         "pooling": experiment.pooling,
         "positions": positions,
         "groupby": groupby,
-        "start": start,
-        "goal": goal,
+        "start": None if states is None else states.start,
+        "goal": None if states is None else states.goal,
         "controls": list(controls),
         "n_random": n_random if "random_sets" in controls else None,
         "donor_key": donor_key,
@@ -114,7 +118,7 @@ def perturb(
         store = open_store(store, function, cells, of_runs)
     runs, axis = _run(experiment, sets, states, controls, n_random=n_random, donor=donor, seed=seed, store=store)
     uns = _make_tables(experiment, sets, states, runs, axis, baselines="baselines" in controls, donor=donor, seed=seed)
-    _warn(uns["table"], states, axis)
+    _warn(experiment, sets, uns["table"], states, axis)
     _write(cells, runs, uns, params, n_states=0 if states is None else len(states.names))
     return cells.result
 
@@ -140,6 +144,18 @@ def _find_sets(genes: Genes, cells: Prepared, lengths: np.ndarray) -> GeneSets:
         msg = f"A set of {largest} genes leaves no other to compare: {cells.model.name!r} reads {room} genes a cell."
         raise ValueError(msg)
     return sets
+
+
+def _say_size(n_obs: int, n_sets: int, n_states: int, *, has_parts: bool) -> None:
+    """Warn of a result that may not fit into memory, before anything runs: a number for each cell, set and effect."""
+    size = 4 * n_obs * n_sets * (1 + 3 * has_parts + n_states)
+    if size >= LARGE_RESULT:
+        warnings.warn(
+            f"{n_sets:,} perturbations of {n_obs:,} cells are stored by cell and take {size / 1e9:.0f} GB of memory. "
+            "`gfx.tl.screen_genes` deletes every gene and keeps means over cells; or give fewer genes or cells.",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 # --- runs ----------------------------------------------------------------------------------------------------------
@@ -308,12 +324,20 @@ def _note(donor: np.ndarray | None, *, has_random_sets: bool) -> str:
     return f"{note}, donor_p also over {n} donor{'s' * (n > 1)}."
 
 
-def _warn(table: pd.DataFrame, states: States | None, axis: dict[str, Any] | None) -> None:
-    absent = table.loc[table["n_cells"] == 0, "perturbation"].tolist()
-    if absent:
+def _warn(
+    experiment: Experiment, sets: GeneSets, table: pd.DataFrame, states: States | None, axis: dict[str, Any] | None
+) -> None:
+    absent = np.flatnonzero(table["n_cells"] == 0)
+    if absent.size:
+        cells, lengths = experiment.cells, experiment.lengths
+        tokens = np.unique(np.concatenate([sets.tokens[number] for number in absent]))
+        detected = tokens[cells.are_cut(tokens, lengths)]
+        cut = [number for number in absent if np.isin(sets.tokens[number], detected).all()]
         where = "" if states is None else f" of the state {states.start!r}"
-        shown = absent[:10] + ["..."] * (len(absent) > 10)
+        shown = shortened([sets.names[number] for number in absent])
         warning = f"No cell{where} has the genes of {shown} and others beside them; their effects are NaN."
+        if cut:
+            warning += f" Of {shortened([sets.names[number] for number in cut])}: {cells.behind}"
         warnings.warn(warning, UserWarning, stacklevel=4)
     if states is not None and (warning := states.warning(axis)):
         warnings.warn(warning, UserWarning, stacklevel=4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -24,7 +25,7 @@ from gfx.tl.screen import _run
 from gfx.tl.screen._run import MODEL, RANDOM, Plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
     from types import EllipsisType
 
@@ -264,8 +265,8 @@ def screen_genes(
         "positions": positions,
         "n_probes": None if is_exact and RANDOM not in tasks else task.n_probes,
         "controls": list(controls),
-        "start": start,
-        "goal": goal,
+        "start": None if states is None else states.start,
+        "goal": None if states is None else states.goal,
         "rng": rng,
     }
     if store is not None:
@@ -322,7 +323,7 @@ def _genes(genes: Iterable[str] | EllipsisType | None, cells: Prepared) -> np.nd
     vocabulary = cells.model.vocabulary
     if genes is None or genes is ...:
         return ~vocabulary.is_special
-    genes = [genes] if isinstance(genes, str) else list(genes)
+    genes = [genes] if isinstance(genes, str) or not isinstance(genes, Iterable) else list(genes)
     if any(isinstance(gene, tuple) for gene in genes):
         msg = "A screen deletes genes one at a time; for genes together, call `gfx.tl.delete_genes(adata, genes)`."
         raise ValueError(msg)
@@ -337,7 +338,8 @@ def _count_deletions(lengths: np.ndarray, cells: Prepared, genes: np.ndarray) ->
         ids = cells.tokens.padded(rows)
         n_deletions[rows] = wanted_places(ids, lengths[rows], genes, cells.model.vocabulary).sum(axis=1)
     if not n_deletions.any():
-        msg = "No cell that is screened has any of the genes and another one beside it."
+        why = f" {cells.behind}" if cells.are_cut(np.flatnonzero(genes), lengths).any() else ""
+        msg = f"No cell that is screened has any of the genes and another one beside it.{why}"
         raise ValueError(msg)
     return n_deletions
 
