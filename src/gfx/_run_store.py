@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -13,10 +15,12 @@ import zarr
 from zarr.codecs import ZstdCodec
 
 from gfx import _log
+from gfx._core.checkpoint import read_json
 from gfx._core.manifest import compare_manifests, plain_manifest
+from gfx._locks import InUseError, held
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 #: Version of the layout; a store of another one is not read.
 FORMAT = 4
@@ -25,7 +29,10 @@ FORMAT = 4
 MANIFEST, CHECKSUMS = "gfx", "crc32"
 
 #: How zarr and its codecs say that an array is torn or gone.
-_DAMAGED = (ValueError, RuntimeError, KeyError, OSError)
+_DAMAGED = (ValueError, RuntimeError, LookupError, OSError, TypeError, AttributeError, ArithmeticError, MemoryError)
+
+#: Bytes of an array that are always read; a larger one has a hundredth of its bytes on disk at least.
+_ALWAYS_READ, _LARGEST_RATIO = 1 << 30, 100
 
 
 class RunStoreError(ValueError):
@@ -50,16 +57,8 @@ class RunStore:
         """
         path, manifest = Path(path), plain_manifest({"format": FORMAT, **manifest})
         if not path.exists():
-            part = path.with_name(f"{path.name}.part")
-            shutil.rmtree(part, ignore_errors=True)  # left by a run that was stopped while it began
-            try:
-                zarr.create_group(part, attributes={MANIFEST: manifest})
-                part.rename(path)
-            except OSError as error:
-                shutil.rmtree(part, ignore_errors=True)
-                msg = f"Could not begin a store at {path}: {error.strerror}. Nothing was left there."
-                raise OSError(error.errno, msg) from None
-            return cls(path)
+            with cls(path).held():
+                _begin(path, manifest)
         stored = cls.existing(path, advice="Give `store` a path where nothing is.")[1]
         try:
             differing_versions = compare_manifests(
@@ -76,13 +75,23 @@ class RunStore:
         """Open a store that exists and read its manifest; `advice` ends the message if there is none."""
         path = Path(path)
         try:
-            stored = zarr.open_group(path, mode="r").attrs.get(MANIFEST)
+            stored = _attributes(path).get(MANIFEST)
         except _DAMAGED:
             stored = None
         if not isinstance(stored, dict):
             msg = f"{path} is no store of gfx. {advice}"
             raise RunStoreError(msg)
         return cls(path), stored
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the store to this process; one that another process has is refused."""
+        try:
+            with held(self.path.with_name(f"{self.path.name}.lock")):
+                yield
+        except InUseError as owner:
+            msg = f"{self.path} is in use by {owner}. Wait until that has ended, or give another `store`."
+            raise RunStoreError(msg) from None
 
     def finished(self, job: str) -> set[int]:
         """List the blocks of a job that are there."""
@@ -92,9 +101,10 @@ class RunStore:
     def read(self, job: str, number: int) -> dict[str, np.ndarray] | None:
         """Read the arrays of a block; `None` if they are damaged."""
         try:
-            group = zarr.open_group(self.path / job / str(number), mode="r")
-            result = {name: np.asarray(group[name][...]) for name in group.attrs[CHECKSUMS]}
-            intact = all(group.attrs[CHECKSUMS][name] == _checksum(values) for name, values in result.items())
+            folder = self.path / job / str(number)
+            checksums = _attributes(folder)[CHECKSUMS]
+            result = {name: _read_array(folder / name) for name in checksums}
+            intact = all(checksums[name] == _checksum(values) for name, values in result.items())
         except _DAMAGED:
             return None
         return result if intact else None
@@ -108,7 +118,7 @@ class RunStore:
                 if former.exists():
                     shutil.rmtree(former)
             checksums = {name: _checksum(values) for name, values in result.items()}
-            group = zarr.create_group(part, attributes={CHECKSUMS: checksums})
+            group = zarr.create_group(part, attributes={CHECKSUMS: checksums}, zarr_format=3)
             for name, values in result.items():
                 chunks = tuple(max(1, n) for n in values.shape)
                 group.create_array(name, data=values, chunks=chunks, compressors=[ZstdCodec(level=1)])
@@ -120,6 +130,42 @@ class RunStore:
                 "kept; call again with the same `store` to go on from there."
             )
             raise OSError(error.errno, msg) from None
+
+
+def _begin(path: Path, manifest: dict[str, Any]) -> None:
+    """Begin a store beside its place, and move it there, unless another process has begun one meanwhile."""
+    part = path.with_name(f"{path.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # left by a run that was stopped while it began
+    try:
+        if not path.exists():
+            zarr.create_group(part, attributes={MANIFEST: manifest}, zarr_format=3)
+            part.rename(path)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        msg = f"Could not begin a store at {path}: {error.strerror}. Nothing was left there."
+        raise OSError(error.errno, msg) from None
+
+
+def _attributes(folder: Path) -> dict[str, Any]:
+    """Read the attributes of a group."""
+    description = read_json(folder / "zarr.json")
+    if description["node_type"] != "group":
+        msg = f"{folder} is no group"
+        raise ValueError(msg)
+    return description["attributes"]
+
+
+def _read_array(folder: Path) -> np.ndarray:
+    """Read an array that was written here; what its description claims is checked before zarr believes it."""
+    description = read_json(folder / "zarr.json")
+    shape, codecs = description["shape"], [codec["name"] for codec in description["codecs"]]
+    size = prod(shape) * np.dtype(description["data_type"]).itemsize
+    on_disk = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    is_ours = description["zarr_format"] == 3 and codecs == ["bytes", "zstd"]
+    if not is_ours or size > max(_ALWAYS_READ, _LARGEST_RATIO * on_disk):
+        msg = f"{folder} claims {shape}"
+        raise ValueError(msg)
+    return np.asarray(zarr.open_array(folder, mode="r", zarr_format=3)[...])
 
 
 def _checksum(values: np.ndarray) -> int:

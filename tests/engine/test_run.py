@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
+import tracemalloc
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -39,6 +43,9 @@ class RowSums:
         if self.fails_at in cells.number:
             raise RuntimeError("stopped")
         return {"sum": cells.ids.sum(axis=1, dtype=np.float64)}
+
+    def shapes(self, cells: CellBlock) -> dict[str, tuple[int, ...]]:
+        return {"sum": (len(cells),)}
 
 
 def job(name: str = "sums", task: Any = None, size: int = 3) -> Job:
@@ -215,6 +222,108 @@ def test_a_damaged_block_is_run_again_and_no_other(tmp_path: Path, damage: Calla
     if not name.endswith("zarr.json"):
         assert files(tmp_path / "store") == before
     assert {path: path.stat().st_mtime_ns for path in others} == others
+
+
+def describe(folder: Path, **changed: object) -> None:
+    """Change what an array says of itself."""
+    path = folder / "zarr.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+
+
+def grid(*shape: int) -> dict[str, object]:
+    return {"shape": shape, "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shape}}}
+
+
+CLAIMS = {
+    "30 GB": grid(1_000_000_000, 4),
+    "2**62": grid(1 << 62),
+    "negative": grid(-3),
+    "two axes": grid(1, 3),
+    "no axis": grid(),
+    "more cells": grid(4),
+    "text as a shape": {"shape": "many"},
+    "no shape": {"shape": None},
+    "objects": {"data_type": "object"},
+    "another type": {"data_type": "int8"},
+    "a codec that runs code": {"codecs": [{"name": "pickle"}]},
+    "no codecs": {"codecs": None},
+    "another format": {"zarr_format": 2},
+    "a group": {"node_type": "group"},
+}
+
+
+@pytest.mark.parametrize("claim", CLAIMS.values(), ids=CLAIMS)
+def test_an_array_that_claims_what_it_is_not_is_run_again_and_takes_no_memory(
+    tmp_path: Path, claim: dict[str, object]
+) -> None:
+    store = RunStore.open(tmp_path / "store", MANIFEST)
+    each = job()
+    sums([each], store=store)
+    before = files(tmp_path / "store")
+    describe(tmp_path / "store" / "sums" / "1" / "sum", **claim)
+    tracemalloc.start()
+    np.testing.assert_array_equal(sums([each], store=store)["sums"], expected(each))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1e7
+    assert files(tmp_path / "store") == before
+
+
+@pytest.mark.parametrize("values", [{"sum": np.zeros(4)}, {"sum": np.zeros((3, 1))}, {"other": np.zeros(3)}, {}])
+def test_a_block_of_other_arrays_is_run_again(tmp_path: Path, values: dict[str, np.ndarray]) -> None:
+    """Whole by its checksums, and of no call of ours."""
+    store = RunStore.open(tmp_path / "store", MANIFEST)
+    each = job()
+    sums([each], store=store)
+    before = files(tmp_path / "store")
+    store.write("sums", 1, values)
+    np.testing.assert_array_equal(sums([each], store=store)["sums"], expected(each))
+    assert files(tmp_path / "store") == before
+
+
+BEGIN = """
+import sys
+from gfx._run_store import RunStore
+store = RunStore.open(sys.argv[1], {"rng": 0})
+with store.held():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_store_that_another_process_has_is_refused_with_its_name_until_that_has_ended(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with subprocess.Popen(
+        [sys.executable, "-c", BEGIN, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        mine = RunStore.open(path, {"rng": 0})
+        text = rf"store is in use by process {other.pid} on \S+, since .*Wait until that has ended"
+        with pytest.raises(RunStoreError, match=text):
+            sums([job()], store=mine)
+        assert not mine.finished("sums")
+        other.kill()
+        other.wait()
+    assert (tmp_path / "store.lock").exists()  # it was killed, and its lock is free
+    each = job()
+    np.testing.assert_array_equal(sums([each], store=mine)["sums"], expected(each))
+    assert {entry.name for entry in tmp_path.iterdir()} == {"store"}
+
+
+def test_of_processes_that_begin_a_store_at_once_one_has_it(tmp_path: Path) -> None:
+    how = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    several = [subprocess.Popen([sys.executable, "-c", BEGIN, str(tmp_path / "store")], **how) for _ in range(3)]
+    first_lines = [process.stdout.readline() for process in several]
+    said = [process.communicate(timeout=60)[1] for process in several]
+    assert sorted(first_lines) == ["", "", "held\n"]
+    assert sum("RunStoreError" in text and "is in use by process" in text for text in said) == 2
+
+
+def test_a_run_that_stops_lets_go_of_its_store(tmp_path: Path) -> None:
+    store = RunStore.open(tmp_path / "store", MANIFEST)
+    with pytest.raises(RuntimeError, match="stopped"):
+        sums([job(task=RowSums(fails_at=int(job().blocks[2][0])))], store=store)
+    assert not (tmp_path / "store.lock").exists()
 
 
 def test_a_block_that_was_not_moved_to_its_place_does_not_count(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ there is one.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from queue import SimpleQueue
@@ -74,6 +74,9 @@ class Task(Protocol):
     def run(self, cells: CellBlock, device: torch.device) -> Result:
         """Compute it for some cells."""
 
+    def shapes(self, cells: CellBlock) -> Mapping[str, tuple[int, ...]]:
+        """Tell the shapes of results for some cells, as far as they are known."""
+
 
 @dataclass(frozen=True)
 class Network:
@@ -121,11 +124,15 @@ _open_calls: list[None] = []
 
 
 @contextmanager
-def networks() -> Iterator[None]:
-    """Keep networks in memory from block to block and from run to run, until the last such call ends."""
+def networks(store: RunStore | None = None) -> Iterator[None]:
+    """Keep networks in memory from block to block and from run to run, until the last such call ends.
+
+    The store, if there is one, is kept to this process in the same way.
+    """
     _open_calls.append(None)
     try:
-        yield
+        with nullcontext() if store is None else store.held():
+            yield
     finally:
         _open_calls.pop()
         if not _open_calls:
@@ -191,7 +198,7 @@ def run(
     unit = "cell" if all(job.passes is None for job in jobs) else "pass"
     shown = {"desc": description, "unit": unit, "leave": False, "delay": 1, "disable": not _log.shows_progress()}
     blocks = [(job, number) for job in jobs for number in range(len(job.blocks))]
-    with networks(), tqdm(total=sum(job.n_passes() for job in jobs), **shown) as bar:
+    with networks(store), tqdm(total=sum(job.n_passes() for job in jobs), **shown) as bar:
         missing = ((job.task, job.cells(number)) for job, number in blocks if number not in finished[job.name])
         fresh = _in_order(missing, bar.update)
         n_finished = 0
@@ -200,7 +207,10 @@ def run(
             result = store.read(job.name, number) if is_finished else None
             if result is not None:
                 cells = job.cells(number)
-            else:
+                shapes = job.task.shapes(cells)
+                if any(name not in result or result[name].shape != shape for name, shape in shapes.items()):
+                    result = None
+            if result is None:
                 again = [(job.task, job.cells(number))] if is_finished else []  # its files are damaged
                 cells, result = next(_in_order(again, bar.update) if is_finished else fresh)
                 if store is not None:

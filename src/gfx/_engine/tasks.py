@@ -41,6 +41,10 @@ class NetworkTask:
     def run(self, cells: CellBlock, device: torch.device) -> Result:
         return self.compute(self.network.load(device), cells)
 
+    def shapes(self, cells: CellBlock) -> dict[str, tuple[int, ...]]:
+        """Shapes of results, as far as they are known before; a store that has others is not believed."""
+        return {}
+
 
 @dataclass(frozen=True)
 class CellEmbedding(NetworkTask):
@@ -50,6 +54,9 @@ class CellEmbedding(NetworkTask):
 
     def compute(self, model: BertModel, cells: CellBlock) -> Result:
         return {"vectors": embed_cells(model, cells.ids, cells.lengths, self.vocabulary, how=self.pooling)}
+
+    def shapes(self, cells: CellBlock) -> dict[str, tuple[int, ...]]:
+        return {"vectors": (len(cells), self.network.config["hidden_size"])}
 
 
 @dataclass(frozen=True)
@@ -150,6 +157,13 @@ class Perturbation(NetworkTask):
             result |= _synergy(members, vectors, result["shift"])
         return result
 
+    def shapes(self, cells: CellBlock) -> dict[str, tuple[int, ...]]:
+        return _effect_shapes(len(cells.given["cell"]), self.goals)
+
+
+def _effect_shapes(n_runs: int, goals: np.ndarray | None) -> dict[str, tuple[int, ...]]:
+    return {"shift": (n_runs,), "rank": (n_runs,), "toward": (n_runs, 0 if goals is None else goals.shape[-2])}
+
 
 def _synergy(members: np.ndarray, vectors: np.ndarray, shift: np.ndarray) -> Result:
     """Compare sets of several genes with their genes one by one; NaN for single genes."""
@@ -201,10 +215,7 @@ class Screen(NetworkTask):
         return self.is_exact or self.n_probes > 0
 
     def compute(self, model: BertModel, cells: CellBlock) -> Result:
-        wanted = cells.given.get("wanted")
-        if wanted is None:
-            wanted = wanted_places(cells.ids, cells.lengths, self.genes, self.vocabulary)
-        edits = single_deletions(cells.ids, wanted)
+        edits = single_deletions(cells.ids, self._wanted(cells))
         what = model, cells.ids, cells.lengths, self.vocabulary, edits
         how = {"how": self.pooling, "positions": self.positions, "goals": self.goals}
         if self.is_exact:
@@ -219,3 +230,12 @@ class Screen(NetworkTask):
             "token": edits.sets[edits.which, 0].astype(np.int32),
             **effects,
         }
+
+    def _wanted(self, cells: CellBlock) -> np.ndarray:
+        wanted = cells.given.get("wanted")
+        return wanted_places(cells.ids, cells.lengths, self.genes, self.vocabulary) if wanted is None else wanted
+
+    def shapes(self, cells: CellBlock) -> dict[str, tuple[int, ...]]:
+        n_runs = int(self._wanted(cells).sum())
+        shapes = {"cell": (n_runs,), "token": (n_runs,), **_effect_shapes(n_runs, self.goals)}
+        return {name: shape for name, shape in shapes.items() if name != "shift" or self.measures_shifts}

@@ -224,12 +224,14 @@ def screen_cells(
     if measure not in measures:
         msg = f"`measure` is one of {measures} in this screen, found {measure!r}."
         raise ValueError(msg)
-    genes = opened.read("genes", 0)
-    if genes is None or bytes(genes["names"]).hex() != fingerprint(result.adata.var_names.to_numpy(dtype=object)):
+    genes = opened.read("genes", 0) or {}
+    names, tokens = genes.get("names", np.zeros(0)), genes.get("token", np.zeros(0))
+    is_whole = tokens.shape == (result.adata.n_vars,) and tokens.dtype.kind == "i" and tokens.min(initial=0) >= -1
+    if not is_whole or names.tobytes().hex() != fingerprint(result.adata.var_names.to_numpy(dtype=object)):
         msg = f"{store} holds effects of other genes. Read it before genes are left out, reordered or renamed."
         raise RunStoreError(msg)
     effects = _effects(opened, measure, n_obs=result.adata.n_obs)
-    columns = np.where(genes["token"] < effects.shape[1], genes["token"], -1)  # the last column is empty
+    columns = np.where(tokens < effects.shape[1], tokens, -1)  # the last column is empty
     effects = effects[:, columns]
     effects.sort_indices()
     if not np.array_equal(effects.getnnz(axis=0), n_cells):
@@ -243,10 +245,16 @@ def screen_cells(
 
 def _effects(store: RunStore, measure: str, *, n_obs: int) -> sparse.csr_matrix:
     """Read the effects of all tokens, `(n_obs, n_tokens + 1)`, as far as blocks are intact."""
+    from gfx._run_store import RunStoreError
+
     blocks = [store.read("model", number) for number in sorted(store.finished("model"))]
     blocks = [block for block in blocks if block is not None]
     none = np.zeros(0, dtype=np.int32)
-    cell, token = (np.concatenate([none, *(block[name] for block in blocks)]) for name in ("cell", "token"))
-    values = [block["shift"] if measure == "shift" else block["toward"][:, 0] for block in blocks]
-    shape = n_obs, int(token.max(initial=0)) + 2
-    return sparse.csr_matrix((np.concatenate([none.astype(np.float32), *values]), (cell, token)), shape=shape)
+    try:
+        cell, token = (np.concatenate([none, *(block[name] for block in blocks)]) for name in ("cell", "token"))
+        values = [block["shift"] if measure == "shift" else block["toward"][:, 0] for block in blocks]
+        shape = n_obs, int(token.max(initial=0)) + 2
+        return sparse.csr_matrix((np.concatenate([none.astype(np.float32), *values]), (cell, token)), shape=shape)
+    except (LookupError, TypeError, ValueError) as error:
+        msg = f"{store.path} holds blocks that are none of a screen ({error}). Call `gfx.tl.screen_genes` again."
+        raise RunStoreError(msg) from None

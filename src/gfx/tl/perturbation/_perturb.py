@@ -198,7 +198,7 @@ def _run(
             for name, table in runs.items()
         ]
 
-    with networks():
+    with networks(store):
         n_embedded = 0 if states is None else int((states.group >= 0).sum()) * len(networks_of)
         if "centroids" in controls:
             n_embedded += n_embedded // len(networks_of) * len(sets)

@@ -272,7 +272,7 @@ def screen_genes(
     if store is not None:
         store = _open_store(store, plan, cells, states, params | {"groupby": None if states is None else groupby})
     agreement, exact = [], None
-    with networks():
+    with networks(store):
         axis = None
         if states is not None:
             goals, axis = _goals(plan, cells, states, store, rng)
@@ -382,9 +382,10 @@ def _open_store(
     # For those who read effects by cell: the token of each gene of the AnnData, and which genes these are.
     names = np.frombuffer(bytes.fromhex(fingerprint(cells.adata.var_names.to_numpy(dtype=object))), dtype=np.uint8)
     genes = {"token": cells.gene_tokens, "names": names}
-    stored = opened.read("genes", 0)
-    if stored is None or any(not np.array_equal(stored[name], genes[name]) for name in genes):
-        opened.write("genes", 0, genes)
+    stored = opened.read("genes", 0) or {}
+    if any(not np.array_equal(stored.get(name), genes[name]) for name in genes):
+        with opened.held():
+            opened.write("genes", 0, genes)
     return opened
 
 

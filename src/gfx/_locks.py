@@ -1,0 +1,78 @@
+"""One process at a time: locks that end with their process, and say whose they are."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing is locked
+    fcntl = None
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from io import FileIO
+    from pathlib import Path
+
+#: Where nothing can be written, or a network drive has no locks, nothing is locked.
+_NO_LOCKS = {getattr(errno, name) for name in ("EACCES", "EPERM", "EROFS", "ENOSPC", "ENOLCK", "ENOTSUP", "ENOSYS")}
+
+#: Files that this process has locked: it may lock them again.
+_own: set[Path] = set()
+
+
+class InUseError(Exception):
+    """A file that another process has locked; the text says which process."""
+
+
+@contextmanager
+def held(file: Path) -> Iterator[None]:
+    """Lock a file, with the name of this process in it, or raise :class:`InUseError`; it is deleted afterwards."""
+    file = file.absolute()
+    stream = None if file in _own or fcntl is None else _lock(file)
+    if stream is None:
+        yield
+        return
+    _own.add(file)
+    try:
+        yield
+    finally:
+        _own.discard(file)
+        file.unlink(missing_ok=True)
+        stream.close()
+
+
+def _lock(file: Path) -> FileIO | None:
+    while True:
+        try:
+            stream = file.open("a+b", buffering=0)
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return None
+            raise
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            stream.seek(0)
+            owner = stream.read(200).decode(errors="replace") or "another process"
+            stream.close()
+            if isinstance(error, BlockingIOError):
+                raise InUseError(owner) from None
+            if error.errno in _NO_LOCKS:
+                return None
+            raise
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(stream.fileno()), file.stat()):
+                break
+        stream.close()  # its former owner has deleted it meanwhile
+    with suppress(OSError):  # a full disk: it is locked without a name
+        stream.truncate(0)
+        stream.write(
+            f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now():%d %B %Y, %H:%M}".encode()
+        )
+    return stream
