@@ -181,11 +181,20 @@ def test_dates_are_genes_where_one_gene_is_meant_and_listed_where_not(toy, toy_c
     mini = gfx.models.load("mini").vocabulary
     for name, symbol in (("2-Sep", "SEPTIN2"), ("SEPT2", "SEPTIN2"), ("Sep-07", "SEPTIN7"), ("5-Mar", "MARCHF5")):
         assert mini.resolve([name]) == mini.resolve([symbol]) >= 0
-    assert official_v1.resolve(["1-Mar", "2-Mar"]).tolist() == [-1, -1]  # MARCHF1 or MTARC1
+    for vocabulary in (mini, official_v1):
+        assert vocabulary.resolve(["1-Mar", "2-Mar"]).tolist() == [-1, -1]  # MARCHF1 or MTARC1
     cells = with_columns(toy_cells(20), ["1-Mar", "2-Mar"])
     assert finding(cells, toy, "dates").startswith(
         "warning: 2 names that are dates and may mean several genes 1-Mar, 2"
     )
+
+
+def test_dates_do_not_become_names_of_a_vocabulary(toy_cells):
+    cells = toy_cells(20)
+    cells.var_names = ["2-Mar", *cells.var_names[1:]]
+    vocabulary = gfx.models.build_vocabulary(cells, gene_ids="ensembl_id", min_cells=1)
+    assert "TOY2" in vocabulary.symbols
+    assert vocabulary.resolve(["2-Mar"]) == [-1]
 
 
 # --- prefixes and species -------------------------------------------------------------------------------------------

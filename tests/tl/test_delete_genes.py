@@ -326,6 +326,7 @@ ARGUMENTS = {
         ValueError,
         r"`adata\.obs\['some'\]` names no donor for 3 cells\. Leave these out",
     ),
+    "donors named nan": ({"donor_key": "text"}, ValueError, r"\['text'\]` names no donor for 3 cells"),
     "seed": ({"rng": "seed"}, TypeError, "`rng` is a whole number, found 'seed'"),
     "generator": ({"rng": np.random.default_rng(0)}, TypeError, "`rng` is a whole number"),
 }
@@ -335,6 +336,7 @@ ARGUMENTS = {
 def test_arguments_that_cannot_be(cells, toy_model, slots, wrong):
     arguments, error, text = ARGUMENTS[wrong]
     cells.obs["some"] = cells.obs["donor"].astype(object).where(np.arange(24) > 2)
+    cells.obs["text"] = cells.obs["some"].astype(str)
     before = slots(cells)
     with pytest.raises(error, match=text):
         delete_genes(cells, GENE, model=toy_model, **arguments)

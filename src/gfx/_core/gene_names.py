@@ -33,7 +33,8 @@ _NO_GENE = {
 _ANY_NO_GENE = re.compile("|".join(f"(?P<{kind.replace('-', '_')}>{how})" for kind, how in _NO_GENE.items()), re.I)
 #: How scanpy and R make the second column of a name unique.
 _NUMBERED = re.compile(r"^(.+)[-.](\d{1,3})$")
-_DATE = re.compile(r"^(?:\d{1,2}-[A-Z][a-z]{2}|[A-Z][a-z]{2}-\d{1,2})$")
+_MONTH = "(?:JAN|FEB|MAR|APR|MAY|JUN|JUL|AUG|SEP|OCT|NOV|DEC)"
+_DATE = re.compile(rf"^(?:\d{{1,2}}-{_MONTH}|{_MONTH}-\d{{1,2}})$", re.IGNORECASE)
 
 
 class Species(NamedTuple):

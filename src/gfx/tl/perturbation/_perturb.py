@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from gfx._adata import obs_column, shortened
+from gfx._adata import gene_names, obs_column, shortened
 from gfx._core.batching import pieces
 from gfx._core.manifest import fingerprint
 from gfx._core.seeds import check_seed, check_whole
@@ -126,8 +126,8 @@ def perturb(
 def _donors(cells: Prepared, donor_key: str) -> np.ndarray:
     """Read the donor of each cell, as text; every cell has one."""
     column = obs_column(cells.adata, donor_key)
-    if column.isna().any():
-        msg = f"`adata.obs[{donor_key!r}]` names no donor for {int(column.isna().sum()):,} cells. Leave these out."
+    if n_missing := int((gene_names(column) == "").sum()):  # "nan" is no name of a donor either
+        msg = f"`adata.obs[{donor_key!r}]` names no donor for {n_missing:,} cells. Leave these out."
         raise ValueError(msg)
     return column.astype(str).to_numpy(dtype=object)
 
