@@ -31,16 +31,19 @@ class InUseError(Exception):
 
 
 @contextmanager
-def held(file: Path) -> Iterator[None]:
-    """Lock a file, with the name of this process in it, or raise :class:`InUseError`; it is deleted afterwards."""
+def held(file: Path) -> Iterator[bool]:
+    """Lock a file, with the name of this process in it, or raise :class:`InUseError`; it is deleted afterwards.
+
+    Yields whether it is locked by this call: where nothing can be, or this process has done so before, it is not.
+    """
     file = file.absolute()
     stream = None if file in _own or fcntl is None else _lock(file)
     if stream is None:
-        yield
+        yield False
         return
     _own.add(file)
     try:
-        yield
+        yield True
     finally:
         _own.discard(file)
         file.unlink(missing_ok=True)

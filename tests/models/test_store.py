@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 import traceback
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -13,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import gfx
+from gfx._core.scratch import scratch_folder
 from gfx.models._registry import Store, default_store, file_sha256, published
 
 if TYPE_CHECKING:
@@ -188,6 +192,28 @@ def test_two_processes_fetch_at_once(store: Store, hub: Hub) -> None:
     }
 
 
+def test_what_a_killed_download_left_is_deleted_by_the_next_call(store: Store, hub: Hub) -> None:
+    """Killed half-way through a file; another process that still fetches keeps its part."""
+    path = path_of(store, "model.safetensors")
+    hub.together[path] = threading.Barrier(2)  # the server waits for a second process, which comes last
+    how = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    killed = subprocess.Popen([sys.executable, "-c", FETCH], **how)
+    killed.stdin.write(pickle.dumps(store))
+    killed.stdin.close()
+    while not hub.asked[path]:
+        time.sleep(0.01)
+    folder = store.folder / "small"
+    (part,) = (entry for entry in folder.glob("tmp-*") if entry.is_dir())
+    with pytest.raises(RuntimeError, match="gfx is offline"):
+        replace(store, offline=True).fetch("small")
+    assert part.is_dir(), "its process is still there"
+    killed.kill()
+    killed.wait()
+    assert part.is_dir()
+    store.fetch("small")
+    assert sorted(entry.name for entry in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
 def test_cached_lists_what_is_there(store: Store) -> None:
     assert store.cached().empty
     assert not store.available().loc["small", "cached"]
@@ -227,6 +253,61 @@ def test_settings_choose_cache_and_connection(tmp_path: Path) -> None:
             gfx.models.fetch("V1-10M")
         assert gfx.models.cached().empty
     assert list(tmp_path.iterdir()) == []
+
+
+HOMELESS = """
+import sys, warnings
+from pathlib import Path
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import gfx
+    from gfx.models._registry import default_store
+    from gfx._core import ranking, scales
+    folder = default_store().folder
+    adata = gfx.datasets.toy(3)
+    gfx.pp.tokenize(adata, model="mini")
+(text,) = {str(each.message) for each in caught if "no folder of the user" in str(each.message)}
+import numba
+print(folder, numba.config.CACHE_DIR, adata.obs["gfx_tokens_n"].min() > 0)
+"""
+
+
+def test_without_a_folder_to_write_to_caches_are_temporary_and_one_warning_says_so(tmp_path: Path) -> None:
+    """As on the nodes of a cluster and in containers, with a package that nobody may write to."""
+    code = (
+        "import os\n"
+        "may = os.access\n"
+        f"os.access = lambda path, mode: str(path).startswith({str(tmp_path)!r}) and may(path, mode)\n{HOMELESS}"
+    )
+    places = {"HOME": "/proc/none", "TMPDIR": str(tmp_path), "XDG_CACHE_HOME": ""}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA_CACHE", "GFX_"))}
+    for _ in range(2):  # the second call finds what the first left
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment | places, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        models, compiled, works = done.stdout.splitlines()[-1].split()
+        assert (models, compiled, works) == (
+            f"{tmp_path}/gfx-{os.getuid()}/models",
+            f"{tmp_path}/gfx-{os.getuid()}/numba",
+            "True",
+        )
+    assert (tmp_path / f"gfx-{os.getuid()}").stat().st_mode & 0o777 == 0o700
+    assert list((tmp_path / f"gfx-{os.getuid()}" / "numba").rglob("*.nbi"))
+
+
+def test_a_temporary_folder_that_others_can_write_to_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled code lies there, which is run."""
+    planted = tmp_path / f"gfx-{os.getuid()}"
+    planted.mkdir()
+    planted.chmod(0o777)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.warns(UserWarning, match="There is no folder of the user's to write to"):
+        folder = scratch_folder.__wrapped__()
+    assert folder != planted
+    assert folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_without_a_setting_the_systems_cache_is_used() -> None:

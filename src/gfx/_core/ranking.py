@@ -8,6 +8,8 @@ import numba
 import numpy as np
 from scipy import sparse
 
+from gfx._core.scratch import compiled
+
 if TYPE_CHECKING:
     from gfx._core.vocabulary import Vocabulary
 
@@ -19,7 +21,7 @@ _KEY, _POSITION = np.uint64(32), np.uint64(0xFFFFFFFF)
 _CELLS_PER_TASK = 32
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _sort_descending(values, tokens, n, floats, packed, spare, low, high):  # noqa: PLR0917 - compiled code takes arrays
     """Order the first `n` entries by value, descending; equal values by token, ascending.
 
@@ -72,7 +74,7 @@ def _sort_descending(values, tokens, n, floats, packed, spare, low, high):  # no
         packed[j + 1] = entry
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _goes_first(entry, other, values, tokens):
     entry &= _POSITION
     other &= _POSITION
@@ -81,7 +83,7 @@ def _goes_first(entry, other, values, tokens):
     return values[entry] > values[other]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _collect(data, indices, begin, end, column_token, column_median, values, tokens):  # noqa: PLR0917
     """Take the known genes of a cell; say how many, or -1 if its columns are not in strictly ascending order."""
     n = 0
@@ -105,7 +107,7 @@ def _collect(data, indices, begin, end, column_token, column_median, values, tok
     return n if ascending else -1, total, known
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _collect_sums(data, indices, begin, end, column_token, medians, values, tokens, sums):  # noqa: PLR0917
     """Take the known genes of a cell, each with the sum of its entries; `sums` is all 0 before and after."""
     n = 0
@@ -122,7 +124,7 @@ def _collect_sums(data, indices, begin, end, column_token, medians, values, toke
     return n
 
 
-@numba.njit(cache=True, parallel=True, nogil=True)
+@compiled(parallel=True, nogil=True)
 def _encode(matrix, column_token, column_median, medians, repeats, longest, ends, out, per_cell):  # noqa: PLR0917
     data, indices, indptr = matrix
     prefix, suffix = ends

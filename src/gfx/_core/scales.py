@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Literal
 import numba
 import numpy as np
 
+from gfx._core.scratch import compiled
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -103,7 +105,7 @@ def survey(values: np.ndarray) -> tuple[float, float, int, int]:
     return float(lowest), float(values.max(initial=0)), 0, 0
 
 
-@numba.njit(cache=True, parallel=True, nogil=True)
+@compiled(parallel=True, nogil=True)
 def _survey(values):
     lowest = 0.0
     highest = 0.0

@@ -9,10 +9,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from pathlib import Path, PurePosixPath
+from shutil import rmtree
 from typing import TYPE_CHECKING, Any, NoReturn
+from uuid import uuid4
 
 import pandas as pd
 
+from gfx._core.scratch import can_write, scratch_folder
+from gfx._locks import InUseError, held
 from gfx._log import info, shows_progress
 from gfx._settings import settings
 
@@ -240,7 +244,9 @@ def default_store() -> Store:
     if folder is None:
         import pooch
 
-        folder = pooch.os_cache("gfx")
+        folder = Path(pooch.os_cache("gfx"))
+        if not (folder.is_dir() or can_write(folder)):
+            folder = scratch_folder() / "models"
     return Store(registry=published(), folder=folder, offline=settings.offline)
 
 
@@ -265,6 +271,8 @@ class Store:
         """Make sure that the files of a model or vocabulary are there and whole; return their folder."""
         card = self.registry.get(name)
         folder = self.folder_of(card)
+        if card.files:
+            _clean(folder)
         missing = []
         for file in card.files:
             path = folder / file.name
@@ -278,22 +286,36 @@ class Store:
         return folder
 
     def _download(self, missing: Sequence[FileEntry], folder: Path) -> None:
+        """Fetch into a folder of this process beside the target; several processes may fetch at once."""
+        own = folder / f"{_PART}{uuid4().hex}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with held(_lock_of(own)):
+                try:
+                    self._download_into(own, missing, folder)
+                finally:
+                    rmtree(own, ignore_errors=True)
+        except OSError as error:
+            problem = f"Could not write to the cache: {error}. `gfx.settings.cache_dir` or GFX_CACHE_DIR names another."
+            self._fail(problem, missing, folder)
+
+    def _download_into(self, own: Path, missing: Sequence[FileEntry], folder: Path) -> None:
         import pooch
         from requests import RequestException
 
         cache = pooch.create(
-            path=folder,
+            path=own,
             base_url=self.registry.base_url,
             registry={file.name: f"sha256:{file.sha256}" for file in missing},
             urls={file.name: file.url(self.registry.base_url) for file in missing},
             retry_if_failed=self.attempts - 1,
         )
         over_http = pooch.HTTPDownloader(progressbar=shows_progress(), chunk_size=1 << 20)
-        # pooch writes beside the target and moves only what has the right hash: several processes may fetch at once.
         for number, file in enumerate(missing):
             try:
                 fetched = Path(cache.fetch(file.name, downloader=over_http))
                 fetched.chmod(0o644)  # pooch's temporary files are the user's alone; a cache may be shared
+                fetched.replace(folder / file.name)
                 continue
             except RequestException as error:
                 cause = error  # the error below all that were raised because of it, such as that of a socket
@@ -303,10 +325,6 @@ class Store:
             except ValueError:
                 problem = (
                     f"What was sent as {file.name} is not the published file: its sha256 differs. It was not kept."
-                )
-            except OSError as error:
-                problem = (
-                    f"Could not write to the cache: {error}. `gfx.settings.cache_dir` or GFX_CACHE_DIR names another."
                 )
             self._fail(problem, missing[number:], folder)
 
@@ -347,6 +365,25 @@ class Store:
                 rows[card.name] = (self.holds(card), round(sum(sizes) / 1e6, 1), str(self.folder_of(card)))
         index = pd.Index(list(rows), name="name", dtype=object)
         return pd.DataFrame(list(rows.values()), columns=["complete", "megabytes", "folder"], index=index)
+
+
+#: Begins the names of folders that files are fetched into.
+_PART = "tmp-"
+
+
+def _lock_of(part: Path) -> Path:
+    return part.with_name(f"{part.name}.lock")
+
+
+def _clean(folder: Path) -> None:
+    """Delete what processes left that were killed while they fetched; those that still run have theirs locked."""
+    for part in {path.with_name(path.name.removesuffix(".lock")) for path in folder.glob(f"{_PART}*")}:
+        try:
+            with held(_lock_of(part)) as is_locked:
+                if is_locked:
+                    rmtree(part, ignore_errors=True)
+        except InUseError:
+            pass
 
 
 def _bytes(path: Path) -> int | None:
