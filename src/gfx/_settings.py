@@ -102,7 +102,7 @@ class Settings:
     """A `dask.distributed.Client`: blocks of cells run on its workers, which must find the model under the same path.
     `None`: this process runs them."""
     cache_dir: Path | None = None
-    """Where fetched checkpoints are kept. `None`: the system's cache folder, or a temporary one if it cannot be made."""
+    """Where fetched checkpoints are kept. `None`: the system's cache folder, else a temporary one."""
     offline: bool = False
     """Never open a connection; say instead which file to put where."""
     verbosity: int = 2
