@@ -417,3 +417,29 @@ def test_the_comparison_reads_few_cells(toy_cells, toy_model, tmp_path, monkeypa
         backed.file.close()
         # 128 of 3,000 cells; where rows begin, of a few thousand; and of a matrix by columns nothing else.
         assert sum(values) <= 200 / 3_000 * adata.X.size + 10 * 3_001
+
+
+# --- counts that are elsewhere --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        gfx.pp.tokenize,
+        gfx.tl.embed,
+        gfx.tl.embed_genes,
+        gfx.tl.attention,
+        lambda adata, **kwargs: gfx.tl.delete_genes(adata, ["TOY1"], **kwargs),
+        lambda adata, **kwargs: gfx.models.fine_tune_cells(adata, "cell_type", "nowhere", **kwargs),
+    ],
+)
+def test_counts_in_raw_beside_logarithms_are_found_by_every_error(toy_cells, toy_model, function):
+    """As files of CELLxGENE have them."""
+    cells = toy_cells(60)
+    cells.raw = cells
+    cells.X = cells.X.log1p()
+    with pytest.raises(ValueError, match=r"log-normalised.*with `gfx\.pp\.tokenize\(adata, use_raw=True\)`"):
+        function(cells, model=toy_model)
+    assert not cells.uns
+    gfx.pp.tokenize(cells, model=toy_model, use_raw=True)
+    assert len(read(cells, toy_model)) == 60

@@ -281,8 +281,9 @@ def some_rows(adata: AnnData, **place: object) -> Iterator[tuple[slice, CountMat
             return
         elif hasattr(matrix.x, "compute"):
             n = matrix.x.chunks[0][0]
-    for start in np.unique(np.linspace(0, max(0, n - _RUN), _RUNS).astype(int)):
-        rows = slice(int(start), min(int(start) + _RUN, n))
+    starts = np.unique(np.linspace(0, max(0, n - _RUN), _RUNS).astype(int)).tolist()
+    for start, following in pairwise([*starts, n]):
+        rows = slice(start, min(start + _RUN, following))
         yield rows, open_counts(adata[rows], **place) if matrix is None else replace(matrix, x=matrix.x[rows])
 
 

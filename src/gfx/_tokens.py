@@ -21,6 +21,7 @@ from gfx._adata import (
     usable_calls,
 )
 from gfx._core.encodings import Encodings
+from gfx._core.manifest import fingerprint
 from gfx._core.ranking import rank_cells
 from gfx._log import info
 from gfx._results import TABLE, Slots, made_by
@@ -105,6 +106,7 @@ def make_tokens(
         "n_cells_empty": int((lengths == 0).sum()),
         "n_cells_truncated": n_truncated,
         "n_genes": len(match.names),
+        "names_sha256": _of_names(matrix),
         "n_genes_recognised": match.n_known,
         "n_genes_repeated": match.n_repeated,
         "n_genes_made_unique": len(match.unique),
@@ -266,6 +268,10 @@ def _another_length(where: str, params: Mapping[str, Any], lengths: np.ndarray, 
 #: How far values whose logarithm or division by depth was undone may be from the order of their counts, relative.
 _ROUNDING = 0.01
 
+#: Share of a cell's genes that may differ where genes were left out or renamed: a symbol may be that of another gene
+#: than the id was, and of two columns of a gene one may be gone.
+_RENAMED = 0.05
+
 
 def _other_counts(where: str, slots: Slots, tokens: Encodings, vocabulary: Vocabulary) -> str | None:
     """Say what is wrong where the counts that tokens were made from were replaced, by a look at some cells.
@@ -279,9 +285,8 @@ def _other_counts(where: str, slots: Slots, tokens: Encodings, vocabulary: Vocab
     n_cells, others, to_token = 0, [], None
     try:
         for rows, matrix in some_rows(slots.adata, **place):
-            if report.get("n_genes_repeated") != 0 and report.get("n_genes") != len(matrix.names):
-                return None  # what was summed for a gene may be gone in part
             if to_token is None:
+                tolerance = 0 if report.get("names_sha256") == _of_names(matrix) else _RENAMED
                 to_token = _columns_to_tokens(matrix, vocabulary)
                 has_column = np.bincount(to_token.indices, minlength=len(vocabulary)) > 0
             for block_rows, stored in matrix.blocks():
@@ -293,7 +298,9 @@ def _other_counts(where: str, slots: Slots, tokens: Encodings, vocabulary: Vocab
                 for cell, of_cell in enumerate(values, start=first):
                     is_cut = len(tokens[cell]) >= params["max_length"]
                     genes = tokens[cell][~vocabulary.is_special[tokens[cell]]]
-                    if not _fits(genes[has_column[genes]], of_cell, is_cut=is_cut, is_ordered=is_ordered):
+                    genes = genes[has_column[genes]]
+                    n = _n_misfits(genes, of_cell, is_cut=is_cut, is_ordered=is_ordered, tolerance=tolerance)
+                    if n > tolerance * max(len(genes), 1 / _RENAMED):
                         others.append(cell)
                 n_cells += len(values)
     except (KeyError, NotImplementedError, TypeError, ValueError):
@@ -307,17 +314,24 @@ def _other_counts(where: str, slots: Slots, tokens: Encodings, vocabulary: Vocab
     )
 
 
-def _fits(genes: np.ndarray, values: np.ndarray, *, is_cut: bool, is_ordered: bool) -> bool:
-    """Whether the genes of an encoding could be those of a cell, by the value of each token over its median."""
+def _of_names(matrix: CountMatrix) -> str:
+    """Fingerprint of the names of all genes, in any order."""
+    return fingerprint(np.sort(matrix.names))
+
+
+def _n_misfits(genes: np.ndarray, values: np.ndarray, *, is_cut: bool, is_ordered: bool, tolerance: float) -> int:
+    """Count the genes by which an encoding differs from that of a cell, by the value of each token over its median."""
     own = values[genes]
-    if not (own > 0).all():
-        return False
-    if not is_ordered:
-        return True
-    rest = values.copy()
-    rest[genes] = 0
-    most_of_rest = own.min(initial=np.inf) * (1 + _ROUNDING) if is_cut else 0
-    return bool((own[1:] <= own[:-1] * (1 + _ROUNDING)).all() and rest.max(initial=0) <= most_of_rest)
+    n = int((own <= 0).sum())
+    if is_ordered:
+        rest = values.copy()
+        rest[genes] = 0
+        n += int(((own[1:] > own[:-1] * (1 + _ROUNDING)) & (own[:-1] > 0)).sum())
+        if not is_cut:
+            n += int((rest > 0).sum())
+        elif len(genes):
+            n += int((rest > np.quantile(own, tolerance) * (1 + _ROUNDING)).sum())
+    return n
 
 
 def _stored(slots: Slots, vocabulary: Vocabulary) -> Encodings:

@@ -79,6 +79,69 @@ def test_unmarked_values_are_estimates():
     assert scale_of(sparse.csr_array(np.array([[0.5, 1.0, 1.5]]))) == "estimated"
 
 
+def corrected(x: sparse.csr_array, kind: str) -> sparse.csr_array:
+    """Counts as other software leaves them: what it does to them, in one line each."""
+    rng = np.random.default_rng(1)
+    cell = np.repeat(np.arange(x.shape[0]), np.diff(x.indptr))
+    depth, ambient = x.sum(axis=1)[cell], (x.sum(axis=0) / x.sum())[x.indices]
+    by_length = x.data / rng.lognormal(7.5, 0.8, x.shape[1])[x.indices]
+    noise = rng.normal(0, 0.02, x.nnz)
+    values = {
+        "ambient removed": lambda: np.clip(x.data - 0.1 * depth * ambient, 0, None),  # SoupX
+        "shares of counts": lambda: x.data * rng.beta(8, 2, x.nnz),  # decontX
+        "few shared reads": lambda: np.where(rng.random(x.nnz) < 0.2, x.data * rng.random(x.nnz), x.data),  # alevin
+        "FPKM": lambda: by_length / depth * 1e9,
+        "TPM": lambda: by_length / np.bincount(cell, by_length)[cell] * 1e6,
+        "imputed": lambda: np.where(rng.random(x.nnz) < 0.05, -np.abs(noise), x.data + noise),
+    }[kind]()
+    return with_values(x, values)
+
+
+KINDS = {
+    "ambient removed": "estimated",
+    "shares of counts": "estimated",
+    "few shared reads": "estimated",
+    "FPKM": "estimated",
+    "TPM": "estimated normalized",
+    "imputed": "few negative",
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("source", ["toy", "eval/pbmc3k_10x"])
+def test_what_is_estimated_or_divided_by_length_is_told_from_counts(real_cells, source, kind, dtype):
+    counts = cells() if source == "toy" else sparse.csr_array(real_cells(source)[:300].X).astype(np.float64)
+    x = corrected(counts, kind)
+    assert scale_of(with_values(x, x.data.astype(dtype))) == KINDS[kind]
+    if kind == "imputed":
+        return
+    # Logarithms of values that have one sum show it; of others, nothing tells them from values.
+    normalised = divided(x, 1e4)
+    assert scale_of(with_values(x, normalised.data.astype(dtype))) == "estimated normalized"
+    for name, log in LOGS.items():
+        assert scale_of(with_values(x, log(normalised.data).astype(dtype))) == f"estimated {name}"
+
+
+def test_shallow_estimates_are_no_logarithms():
+    x = corrected(cells(), "shares of counts")
+    x.data = np.minimum(x.data, 14.0)
+    assert scale_of(x) == "estimated"
+
+
+@pytest.mark.parametrize("change", ["scaled", "centred", "residuals"])
+def test_differences_from_a_mean_are_not_a_few_negative_values(change):
+    dense = cells().toarray()
+    expected = np.outer(dense.sum(axis=1), dense.sum(axis=0)) / dense.sum()
+    values = {
+        "scaled": lambda: (dense - dense.mean(axis=0)) / (dense.std(axis=0) + 0.01),
+        "centred": lambda: dense - dense.mean(axis=0),
+        "residuals": lambda: (dense - expected) / np.sqrt(expected + 0.01),
+    }[change]()
+    assert scale_of(sparse.csr_array(values)) == "negative"
+    assert scale_of(sparse.csr_array(values.clip(max=10))) == "negative"
+
+
 def test_nothing_is_empty():
     assert scale_of(sparse.csr_array((3, 4))) == "empty"
     assert scale_of(sparse.csr_array((np.zeros(2), np.array([0, 1]), np.array([0, 2])), shape=(1, 4))) == "empty"

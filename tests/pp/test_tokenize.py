@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import anndata as ad
 import dask.array as da
@@ -202,6 +203,7 @@ def test_slots(toy, toy_cells):
     known = x[:, :200].sum() / x.sum()
     n_detected = (x[:, :200] > 0).sum(axis=1)
     assert report.pop("share_of_counts") == pytest.approx(known)
+    assert re.fullmatch("[0-9a-f]{64}", report.pop("names_sha256"))
     assert report == {
         "n_cells": 20,
         "n_cells_empty": 0,
@@ -588,6 +590,25 @@ def test_tools_refuse_tokens_of_another_kind(toy, toy_vocabulary_v1, toy_vocabul
     del cells.uns["gfx_tokens"]
     with pytest.raises(ValueError, match=r"no full record.*`anndata\.concat` drops `uns` unless"):
         find_tokens(cells, toy_vocabulary, 64)
+
+
+@pytest.mark.parametrize("family", ["V1", "V2"])
+def test_other_names_of_the_same_genes_are_no_other_counts(real_cells, official, family):
+    """A few symbols are those of other genes than their ids were."""
+    model = official[family]
+    named = real_cells("eval/pbmc3k_10x")[:200].copy()
+    cells = named.copy()
+    cells.var_names = named.var["ensembl_id"].astype(str).to_numpy()
+    gfx.pp.tokenize(cells, model=model)
+    before = padded(find_tokens(cells, model.vocabulary, model.max_length))
+    cells.var_names = named.var_names
+    with gfx.settings.override(verbosity=0):
+        again = gfx.pp.tokenize(cells, model=model, copy=True)
+    assert ragged(again) != ragged(cells)
+    np.testing.assert_array_equal(padded(find_tokens(cells, model.vocabulary, model.max_length)), before)
+    cells.X = cells.X[::-1].copy()
+    with pytest.raises(ValueError, match="not those of the counts"):
+        find_tokens(cells, model.vocabulary, model.max_length)
 
 
 def test_a_folder_is_a_model(toy_folder, toy_cells, expected):

@@ -82,17 +82,14 @@ def scale_of(block: sparse.csr_array) -> Scale:
     for scale, is_found in plain.items():
         if is_found:
             return scale
-    possible = {
-        scale: undo(values.astype(np.float64))
-        for scale, undo in UNDO.items()
-        if scale == "normalized" or highest < _HIGHEST_LOGARITHM
-    }
-    for scale, undone in possible.items():
-        if _marked(undone, block.indptr):
+    values = values.astype(np.float64)
+    possible = {scale: of for scale, of in UNDO.items() if scale == "normalized" or highest < _HIGHEST_LOGARITHM}
+    for scale, undo in possible.items():
+        if _marked(undo(values), block.indptr):
             mostly_whole = scale == "normalized" and n_fractions < np.count_nonzero(values) / 2
             return "estimated" if mostly_whole else scale
-    for scale, undone in possible.items():
-        if _of_one_sum(undone, block.indptr):
+    for scale, undo in possible.items():
+        if _of_one_sum(undo(values), block.indptr):
             return f"estimated {scale}"
     return "estimated"
 

@@ -43,8 +43,10 @@ def tokenize(
     vocabularies), so the result depends neither on the order of the columns nor on how the matrix is stored. Columns of
     the same gene are summed first. Dividing a cell by its depth does not change the order of its genes.
 
-    If no tokens are stored, the functions of `gfx.tl` tokenize the cells themselves. Call this function to tokenize
-    only once for several functions, to see how many genes are recognised, or if the counts are not in `X`.
+    Functions of `gfx.tl` use stored tokens, and stop if the counts in some cells are no longer those of the tokens.
+    Cells and genes may be left out, and counts be normalised in place. If no tokens are stored, they tokenize the cells
+    themselves. Call this function to tokenize only once for several functions, to see how many genes are recognised, or
+    if the counts are not in `X`.
 
     The cost is a few seconds per 100,000 cells. Counts in a file are read while the cells before are ranked, and only a
     small part of them is in memory at a time. Stored tokens take 2 bytes × the tokens of the longest cell, for each
@@ -65,7 +67,9 @@ def tokenize(
         What the values are. ``"raw"``: integer counts; other values are refused. ``"normalized"``: counts that were
         only divided by the depth of the cell. ``"log1p"``: log(1 + x) of such normalized counts, with the natural
         logarithm. ``"normalized"`` and ``"log1p"`` give the same tokens as the raw counts, because they keep the order
-        of genes within a cell; scaled, regressed or integrated values do not keep it.
+        of genes within a cell; scaled, regressed or integrated values do not keep it. ``"estimated"``: counts that
+        other software corrected or estimated, TPM or FPKM, ranked as they are, with 0 for values below 0.5. Their order
+        is not that of the counts.
     n_counts
         Column of `obs` with the total counts of each cell, for objects with a subset of the measured genes. The total
         counts affect only the share of counts in the report, not the ranks. `None` uses the sums of the matrix.
@@ -89,7 +93,7 @@ def tokenize(
         The model, its vocabulary, and the arguments.
     `.uns['gfx_tokens' | key_added]['report']` : :class:`dict`
         Numbers of recognised genes, summed columns, empty cells and truncated cells, the share of recognised counts,
-        and which columns are no genes.
+        which columns are no genes, and a fingerprint of the names of the genes.
 
     Raises
     ------
