@@ -609,29 +609,37 @@ class GeneMatch:
     names: np.ndarray  # the names that were looked up
     unique: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=int))  # columns whose name a number made so
     guides: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=int))  # columns left out as probable guides
+    foreign: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=int))  # columns left out, such as Cd3e
 
     @classmethod
     def of(cls, names: Iterable[str], vocabulary: Vocabulary) -> GeneMatch:
         """Look names up; those that were made unique, such as CD3E-1 beside CD3E, are the gene itself.
 
-        Where genes have several such numbers each, they are no repetitions of genes but guides, and stay unknown.
+        Where genes have several such numbers each, they are no repetitions of genes but guides, and stay unknown. So do
+        names that are written as another species' where the human gene, CD3E beside Cd3e, has a column of its own.
         """
         names = np.asarray(names, dtype=object)
         tokens = vocabulary.resolve(names)
         present = {str(name): token for name, token in zip(names, tokens.tolist(), strict=True) if token >= 0}
+        foreign = [
+            i
+            for i in (np.flatnonzero(tokens >= 0) if vocabulary.species is None else ())
+            if names[i] != (human := str(names[i]).upper()) and human in present and _is_foreign(str(names[i]))
+        ]
+        tokens[foreign] = -1
         gene_of = {i: numbered(str(names[i])) for i in np.flatnonzero(tokens < 0)}
         found = np.array([i for i, gene in gene_of.items() if gene in present], dtype=int)
         if len(found) >= _GUIDES_PER_GENE * len({gene_of[i] for i in found}):
-            return cls(tokens, names, guides=found)
+            return cls(tokens, names, guides=found, foreign=np.array(foreign, dtype=int))
         tokens[found] = [present[gene_of[i]] for i in found]
-        return cls(tokens, names, unique=found)
+        return cls(tokens, names, unique=found, foreign=np.array(foreign, dtype=int))
 
     @property
     def left_out(self) -> str:
-        """Say which columns are probably guides."""
-        if not len(self.guides):
-            return ""
-        return f"{len(self.guides):,} numbered like guides, such as {self.names[self.guides[0]]!r}"
+        """Say which columns are probably guides, or genes of another species."""
+        kinds = {"numbered like guides": self.guides, "written like mouse genes": self.foreign}
+        found = [f"{len(at):,} {kind}, such as {self.names[at[0]]!r}" for kind, at in kinds.items() if len(at)]
+        return ", ".join(found)
 
     @property
     def known(self) -> np.ndarray:
@@ -679,6 +687,10 @@ def better_column(
     return (best, known[best]) if best is not None and known[best] > 1.1 * match.n_known else None
 
 
+def _is_foreign(name: str) -> bool:
+    return isinstance(name_kind(name), Species)
+
+
 def _is_text(column: pd.Series) -> bool:
     return not pd.api.types.is_numeric_dtype(column.dtype)
 
@@ -700,7 +712,7 @@ def genes_problem(match: GeneMatch, vocabulary: Vocabulary) -> str | None:
     species = foreign_species(names)
     # How symbols are written is a hint, and matters only where they would be taken for those of the vocabulary.
     if species is not None and not species.may_be(vocabulary.species) and (enough or species.is_sure):
-        is_foreign = [isinstance(name_kind(str(name)), Species) for name in names]
+        is_foreign = [_is_foreign(str(name)) for name in names]
         examples = [str(name) for name in names[is_foreign]][:5]
         n_ours = int(match.known[~np.array(is_foreign)].sum())
         theirs = "human" if vocabulary.species is None else vocabulary.species.name

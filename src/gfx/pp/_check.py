@@ -99,7 +99,8 @@ def check(
     KeyError
         There is no such layer, column or modality.
     ValueError
-        There is no `X` or `raw`; the matrix is damaged; or a MuData has several modalities and `mod` is not given.
+        There is no `X` or `raw`; the matrix is damaged; no row of `var["feature_types"]` is gene expression; or a
+        MuData has several modalities and `mod` is not given.
 
     Examples
     --------
