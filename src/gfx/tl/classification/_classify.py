@@ -249,6 +249,11 @@ def classify_cells(
         the choices, a slot already holds something else, or the folder holds another run or something else.
     {errors}
 
+    Warns
+    -----
+    UserWarning
+        No training set has some of the classes, because only one donor has them.
+
     Examples
     --------
     >>> import gfx

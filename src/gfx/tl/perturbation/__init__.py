@@ -135,7 +135,8 @@ def delete_genes(
     Warns
     -----
     UserWarning
-        No cell expresses all genes of a perturbation, or start and goal are hardly separable.
+        The result takes 2 GB of memory or more; no cell expresses all genes of a perturbation, or all cells have them
+        behind what the model reads; or start and goal are hardly separable.
 
     Examples
     --------
