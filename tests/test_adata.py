@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import anndata as ad
 import dask.array as da
@@ -300,6 +301,62 @@ DAMAGE = {
 }
 
 
+KINDS_OF_DAMAGE = {
+    ("data", "text"): (TypeError, "Counts are numbers, found values of type"),
+    ("data", "complex"): (TypeError, "Counts are numbers, found values of type"),
+    ("indices", "text"): (ValueError, "damaged: `indices` are of type"),
+    ("indices", "float"): (ValueError, "damaged: `indices` are of type float64"),
+    ("indptr", "float"): (ValueError, "damaged: `indptr` does not lead"),
+    ("indptr", "scalar"): (ValueError, "damaged: `indptr` does not lead"),
+    ("indptr", "short"): (ValueError, "damaged: `indptr` does not lead"),
+    ("indptr", "empty"): (ValueError, "damaged: `indptr` does not lead"),
+    ("data and indices", "columns"): (ValueError, "damaged: `data` and `indices` are not lists of the same size"),
+    ("data", "missing"): (ValueError, "damaged: it has no `data`"),
+}
+
+
+@pytest.mark.parametrize("form", ["csr", "csc"])
+@pytest.mark.parametrize(("arrays", "kind"), KINDS_OF_DAMAGE)
+def test_arrays_of_another_kind_are_refused_by_name(arrays, kind, form, tmp_path):
+    x = on_disk(f"h5 {form}", tmp_path)
+    change = {
+        "text": lambda values: values.astype("S"),
+        "complex": lambda values: values.astype(complex),
+        "float": lambda values: values.astype(float),
+        "scalar": lambda values: values[0],
+        "short": lambda values: values[:-2],
+        "empty": lambda values: values[:0],
+        "columns": lambda values: values[:, None],
+    }
+    for name in arrays.split(" and "):
+        values = x.group[name][:]
+        del x.group[name]
+        if kind != "missing":
+            x.group[name] = change[kind](values)
+    error, match = KINDS_OF_DAMAGE[arrays, kind]
+    with pytest.raises(error, match=match):
+        list(row_blocks(x))
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.uint64, np.int64, np.int16])
+@pytest.mark.parametrize("form", ["csr", "csc"])
+def test_indices_of_any_whole_number_are_read(dtype, form, tmp_path):
+    x = on_disk(f"h5 {form}", tmp_path)
+    for name in ("indices", "indptr"):
+        values = x.group[name][:].astype(dtype)
+        del x.group[name]
+        x.group[name] = values
+    np.testing.assert_array_equal(sparse.vstack([block for _, block in row_blocks(x, 10)]).toarray(), X)
+    (_, block), *_ = row_blocks(x)
+    np.testing.assert_array_equal(block @ np.eye(X.shape[1]), X)  # scipy computes with them
+
+
+def test_a_matrix_of_another_width_than_its_table_of_genes_is_refused(toy_cells):
+    matrix = open_counts(toy_cells(5))
+    with pytest.raises(ValueError, match="damaged: it has 100 columns, and 205 genes are named"):
+        list(replace(matrix, x=matrix.x[:, :100]).blocks())
+
+
 @pytest.mark.parametrize("place", ["memory", "h5", "zarr"])
 @pytest.mark.parametrize("form", ["csr", "csc"])
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -313,7 +370,7 @@ def test_a_sparse_matrix_that_points_outside_itself_is_refused(damage, form, pla
         damage(**arrays)
         for name, values in arrays.items():
             x.group[name][:] = values
-    with pytest.raises(ValueError, match=rf"sparse matrix is damaged: {DAMAGE[damage]}.*from where it came"):
+    with pytest.raises(ValueError, match=rf"matrix is damaged: {DAMAGE[damage]}.*from where it came"):
         list(row_blocks(x, 10))
 
 

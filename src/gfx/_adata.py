@@ -7,7 +7,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -159,6 +159,8 @@ class CountMatrix:
 
     def blocks(self) -> Iterator[tuple[slice, sparse.csr_array]]:
         """Walk over the counts of genes in blocks of rows, as :func:`row_blocks` does."""
+        if self.x.shape[1] != len(self.genes.is_gene):
+            _refuse_damaged(f"it has {self.x.shape[1]:,} columns, and {len(self.genes.is_gene):,} genes are named")
         for rows, block in row_blocks(self.x):
             yield rows, block if self.genes.is_gene.all() else block[:, self.genes.is_gene]
 
@@ -292,14 +294,16 @@ def _pieces(x: object) -> Iterator[object]:
     if sparse.issparse(x) or isinstance(x, np.ndarray):
         yield x
     elif getattr(x, "format", None) == "csc":
-        yield _from_columns(*(x.group[name][:] for name in ("data", "indices", "indptr")), x.shape)
+        data, indices, indptr = _arrays(x)
+        yield _from_columns(data[()], indices[()], indptr, x.shape)
     elif hasattr(x, "compute"):  # dask: along its own chunks, so that none is computed twice
         for start, stop in pairwise(np.cumsum((0, *x.chunks[0]))):
             yield x[start:stop].compute()
     elif getattr(x, "format", None) == "csr":
         # Slices of the stored arrays: to index the matrix of anndata takes twice as long.
-        data, indices, indptr = x.group["data"], x.group["indices"], _native(x.group["indptr"][:])
+        data, indices, indptr = _arrays(x)
         _check_pointers(indptr, x.shape[0], data, indices)
+        indptr = _signed(indptr)
 
         def read(start: int, stop: int) -> sparse.csr_array:
             stored = slice(indptr[start], indptr[stop])
@@ -326,6 +330,13 @@ def _read_ahead(read: Callable[[int, int], T], begins: np.ndarray, most: int) ->
             yield piece
 
 
+def _arrays(x: Any) -> tuple[Any, Any, np.ndarray]:
+    """Find the arrays of a sparse matrix on disk, and read where its rows, or columns, begin."""
+    if missing := {"data", "indices", "indptr"} - set(x.group):
+        _refuse_damaged(f"it has no `{'` and no `'.join(sorted(missing))}`")
+    return x.group["data"], x.group["indices"], np.asarray(x.group["indptr"][()])
+
+
 def _sorted_by_rows(x: object) -> object:
     """Turn any sparse matrix into CSR, and check where its rows begin."""
     if not sparse.issparse(x):
@@ -343,7 +354,8 @@ def _from_columns(
     """Turn the stored arrays of a CSC matrix into CSR."""
     _check_pointers(indptr, shape[1], data, indices)
     _check_indices(indices, shape[0])
-    return sparse.csc_array((_native(data), _native(indices), _native(indptr)), shape=shape).tocsr()
+    _check_numbers(data)
+    return sparse.csc_array((_native(data), _signed(indices), _signed(indptr)), shape=shape).tocsr()
 
 
 def _rows(x: object, start: int, stop: int) -> object:
@@ -357,10 +369,11 @@ def _rows(x: object, start: int, stop: int) -> object:
 def _csr(data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, n_columns: int) -> sparse.csr_array:
     """Make rows of the stored arrays, and check that each value is in a column."""
     _check_indices(indices, n_columns)
+    _check_numbers(data)
     data = _native(data)
     # Set, not given to the constructor, which copies what is a small part of a large array.
     block = sparse.csr_array((len(indptr) - 1, n_columns), dtype=data.dtype)
-    block.data, block.indices, block.indptr = data, _native(indices), _native(indptr) - indptr[0]
+    block.data, block.indices, block.indptr = data, _signed(indices), _signed(indptr) - int(indptr[0])
     return block
 
 
@@ -369,13 +382,24 @@ def _native(values: np.ndarray) -> np.ndarray:
     return values.astype(np.float32 if values.dtype == np.float16 else values.dtype.newbyteorder("="), copy=False)
 
 
+def _signed(indices: np.ndarray) -> np.ndarray:
+    """Bring indices that were checked into a type that scipy knows."""
+    return _native(indices) if indices.dtype.kind == "i" and indices.itemsize >= 4 else indices.astype(np.int64)
+
+
+def _check_numbers(values: np.ndarray) -> None:
+    if values.dtype.kind not in "biuf":
+        msg = f"Counts are numbers, found values of type {values.dtype}."
+        raise TypeError(msg)
+
+
 # Compiled code follows indices without a look at them: one that points outside the matrix would end the interpreter.
 
 
 def _check_pointers(indptr: np.ndarray, n: int, data: object, indices: object) -> None:
     """Refuse a sparse matrix whose rows, or columns, do not lie one behind the other within its values."""
-    if data.shape != indices.shape:
-        _refuse_damaged(f"`data` and `indices` are not of the same size, {data.shape[0]:,} and {indices.shape[0]:,}")
+    if data.shape != indices.shape or len(data.shape) != 1:
+        _refuse_damaged(f"`data` and `indices` are not lists of the same size, but {data.shape} and {indices.shape}")
     if indptr.dtype.kind not in "iu" or indptr.shape != (n + 1,) or indptr[0] != 0 or indptr[-1] > data.shape[0]:
         _refuse_damaged(f"`indptr` does not lead through its {data.shape[0]:,} values")
     if (indptr[1:] < indptr[:-1]).any():
@@ -384,13 +408,15 @@ def _check_pointers(indptr: np.ndarray, n: int, data: object, indices: object) -
 
 def _check_indices(indices: np.ndarray, n: int) -> None:
     """Refuse indices outside a matrix that has `n` columns, or rows."""
+    if indices.dtype.kind not in "iu":
+        _refuse_damaged(f"`indices` are of type {indices.dtype}")
     lowest, highest = indices.min(initial=0), indices.max(initial=0)
-    if indices.dtype.kind not in "iu" or lowest < 0 or (highest >= n and indices.size):
+    if lowest < 0 or (highest >= n and indices.size):
         _refuse_damaged(f"`indices` go from {lowest} to {highest}, and there are {n:,}")
 
 
 def _refuse_damaged(what: str) -> None:
-    msg = f"This sparse matrix is damaged: {what}. Make the matrix, or copy the file, again from where it came from."
+    msg = f"This matrix is damaged: {what}. Make the matrix, or copy the file, again from where it came from."
     raise ValueError(msg)
 
 
@@ -401,9 +427,7 @@ def _as_csr(block: object) -> sparse.csr_array:
             "dask array, or one on disk."
         )
         raise NotImplementedError(msg)
-    if block.dtype.kind not in "biuf":
-        msg = f"Counts are numbers, found values of type {block.dtype}."
-        raise TypeError(msg)
+    _check_numbers(block)
     if np.ma.is_masked(block):  # what is masked is not known
         block = block.astype(np.float64).filled(np.nan)
     return block if isinstance(block, sparse.csr_array) else sparse.csr_array(_native(np.asarray(block)))
