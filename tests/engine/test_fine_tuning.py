@@ -405,6 +405,21 @@ def test_a_run_that_ended_early_is_not_trained_further(
     assert steps == []
 
 
+@OLD_NAME
+def test_of_an_adapter_only_its_weights_are_read(run: Run, task: Task, tmp_path: Path) -> None:
+    """Of a run that patience had ended; a description beside the weights could name any model or method."""
+    pytest.importorskip("peft")
+    how = {"stops": task.misleading(), "patience": 1, "adapter": "lora"} | FAST | {"num_train_epochs": 9}
+    expected = run(tmp_path, **how)
+    for file in tmp_path.glob("checkpoint-*/adapter_config.json"):
+        file.write_text('{"peft_type": "STRANGE", "base_model_name_or_path": "stranger/repository"}')
+    assert same_weights(run(tmp_path, **how), expected)
+    for file in tmp_path.glob("checkpoint-*/adapter_model.safetensors"):
+        file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors is not a readable safetensors file"):
+        run(tmp_path, **how)
+
+
 # --- adapters -------------------------------------------------------------------------------------------------------
 
 

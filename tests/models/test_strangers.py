@@ -63,7 +63,7 @@ def test_weights_that_are_no_fractions_are_refused_by_name(
     assert not adata.obsm
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e38])
 @pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
 def test_a_weight_without_a_value_in_the_row_of_a_gene_that_no_cell_has_is_refused_by_name(
     folder: Path, toy_cells: ToyCells, value: float, file: str
@@ -197,6 +197,11 @@ def test_a_field_that_makes_no_network_is_refused_by_name(folder: Path, name: st
     with pytest.raises(ValueError, match=rf"config\.json describes no Geneformer: .*`{name}`") as caught:
         gfx.models.load(folder)
     assert len(str(caught.value)) < 600
+
+
+def test_whole_numbers_are_read_where_fractions_are_meant(folder: Path, toy_cells: ToyCells) -> None:
+    configure(folder, layer_norm_eps=1, initializer_range=1, hidden_dropout_prob=0)
+    assert np.isfinite(embedding(folder, toy_cells)[0]).all()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import BertConfig, BertModel
 
-from gfx._core.checkpoint import check_shapes, encoder_shapes, plain_names
+from gfx._core.checkpoint import NUMBERS, check_shapes, encoder_shapes, plain_names
 from gfx._core.seeds import check_whole
 from gfx._engine.device import ran_out_of_memory
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 #: Precisions of weights.
 _PRECISIONS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+#: Trained weights are far below; states of those above are infinite.
+LARGEST_WEIGHT = 1_000_000
 
 #: How torch says that a file is broken or no pickle of tensors: it walks through whatever bytes are there.
 _UNREADABLE = (
@@ -57,7 +60,10 @@ def load_weights(model: nn.Module, weights: Path, what: str) -> None:
 
 def bert_config(config: Mapping[str, Any], **changes: Any) -> BertConfig:
     """Make the configuration of a network that reads genes in both directions, with torch's own attention."""
-    settings = BertConfig(**{**config, **changes, "is_decoder": False})
+    fields = {
+        name: float(value) if name in NUMBERS else value for name, value in config.items()
+    }  # it takes no whole ones
+    settings = BertConfig(**{**fields, **changes, "is_decoder": False})
     settings._attn_implementation = "sdpa"
     return settings
 
@@ -138,8 +144,11 @@ def _check_weight(file: Path, name: str, tensor: object) -> None:
         msg = f"{file}: {name!r} is a tensor {kind}; an ordinary one is needed. {_ASK_FOR_SAFETENSORS}"
     elif tensor.dtype not in _PRECISIONS:
         msg = f"{file}: {name!r} is of type {tensor.dtype}; weights are float32, float16, bfloat16 or float64."
-    elif tensor.numel() and not torch.stack(torch.aminmax(tensor.detach())).isfinite().all():
-        msg = f"{file}: {name!r} has NaN or infinite values, which spoil all states. Fetch it again, or ask its author."
+    elif tensor.numel() and not torch.stack(torch.aminmax(tensor.detach())).abs().max() <= LARGEST_WEIGHT:
+        msg = (
+            f"{file}: {name!r} has NaN or infinite values, or some beyond {LARGEST_WEIGHT:,}, which spoil all "
+            "states. Fetch it again, or ask its author."
+        )
     else:
         return
     raise ValueError(msg)

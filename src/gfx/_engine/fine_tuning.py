@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from gfx._core.checkpoint import check_shapes
 from gfx._engine.classifier import Classifier
-from gfx._engine.encoder import load_weights
+from gfx._engine.encoder import load_weights, read_tensors
 from gfx._engine.examples import NOTHING
 from gfx._engine.surroundings import quiet_surroundings
 from gfx._engine.trainer import COMMON, KEEP_BEST, OrderedTrainer, best_checkpoint, last_checkpoint, training_arguments
@@ -36,6 +37,9 @@ DEFAULTS = COMMON | {
     "disable_tqdm": True,  # the trainer adds a bar without the log
 }
 EPOCHS = {"genes": 1, "cells": 10}
+
+#: Name that peft gives to the weights of adapters.
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 #: Steps of warm-up in the paper, where there were 833; where there are fewer, the same share of them.
 WARM_UP, WARM_UP_SHARE = 500, 0.6
@@ -133,10 +137,10 @@ def fine_tune(
             best = folder / "adapter"
             model.save_pretrained(best)
     if adapter is not None:
-        from peft import PeftModel
-
         # Trained adapters are added to the weights that they were trained beside, in full precision.
-        model = PeftModel.from_pretrained(make(), best).merge_and_unload()
+        model = _with_adapter(make(), "lora", settings)
+        _load_adapter(model, best / ADAPTER_WEIGHTS)
+        model = model.merge_and_unload()
     return model.to(settings.device)
 
 
@@ -160,6 +164,18 @@ def _with_adapter(start: Classifier, adapter: Adapter | None, settings: Training
         start = prepare_model_for_kbit_training(_quantized(start, adapter, settings))
     head = ["classifier"] + (["pooler"] if start.pooler is not None else [])
     return get_peft_model(start, LoraConfig(**LORA, layers_to_transform=trained_layers, modules_to_save=head))
+
+
+def _load_adapter(model: PeftModel, file: Path) -> None:
+    """Put trained adapters into a model; what the folder says of them besides is not read."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    expected = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(model).items()}
+    state = read_tensors(file, expected)
+    check_shapes(
+        file, {name: tuple(tensor.shape) for name, tensor in state.items()}, expected, "the adapter trained here"
+    )
+    set_peft_model_state_dict(model, state)
 
 
 def _quantized(start: Classifier, adapter: Adapter, settings: TrainingArguments) -> Classifier:
