@@ -324,6 +324,22 @@ def test_what_keeps_the_order_of_counts_keeps_tokens(toy_cells, toy_model, chang
     np.testing.assert_array_equal(found.padded(np.arange(len(found))), padded_table(chosen.obsm["gfx_tokens"]))
 
 
+@pytest.mark.parametrize("digits", [2, 3, 6])
+@pytest.mark.parametrize("counts", ["normalized", "log1p"])
+def test_rounded_values_are_not_taken_for_others(toy_cells, toy_model, counts, digits):
+    """Files are written with two digits, too."""
+    adata = toy_cells(200)
+    normalised(adata)
+    if counts == "log1p":
+        adata.X = adata.X.log1p()
+    adata.X.data = adata.X.data.round(digits)
+    gfx.pp.tokenize(adata, model=toy_model, counts=counts)
+    assert len(read(adata, toy_model)) == 200
+    adata.X = adata.X[::-1].copy()
+    with pytest.raises(ValueError, match="not those of the counts"):
+        read(adata, toy_model)
+
+
 def padded_table(ids):
     return ids[:, : (ids > 0).sum(axis=1).max()]
 

@@ -493,6 +493,7 @@ def read_leniently(block: sparse.csr_array, counts: Counts) -> tuple[sparse.csr_
         return None, False
     if scale in UNDO:
         block.data = UNDO[scale](block.data)
+        block = recover_counts(block)
     return block, scale == "counts" or (scale in UNDO and counts != "estimated")
 
 

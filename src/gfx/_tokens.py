@@ -266,7 +266,7 @@ def _another_length(where: str, params: Mapping[str, Any], lengths: np.ndarray, 
 
 
 #: How far values whose logarithm or division by depth was undone may be from the order of their counts, relative.
-_ROUNDING = 0.01
+_ROUNDING = 0.02
 
 #: Share of a cell's genes that may differ where genes were left out or renamed: a symbol may be that of another gene
 #: than the id was, and of two columns of a gene one may be gone.
