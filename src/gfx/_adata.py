@@ -211,6 +211,12 @@ def read_genes(var: pd.DataFrame, gene_ids: str | None, where: str = "adata.var"
 
     A column of feature types says so, as 10x writes it; else, and for spike-ins, the names themselves.
     """
+    if not isinstance(gene_ids, str | int | None):
+        msg = (
+            f"`gene_ids` is the name of a column of `{where}`, found a {type(gene_ids).__name__}. Put the names of "
+            "genes into a column, one for each gene, and give its name."
+        )
+        raise TypeError(msg)
     names = gene_names(gene_column(var, gene_ids, where))
     is_there = list(var.columns).count(_FEATURE_TYPES) == 1
     types = gene_names(gene_column(var, _FEATURE_TYPES, where)) if is_there else np.full(len(names), "")

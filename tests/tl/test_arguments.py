@@ -40,6 +40,9 @@ WRONG = {
     "one gene that is no list": (delete_genes, {"genes": np.array("TOY1")}, TypeError, "`genes` are names of genes"),
     "a number of genes": (delete_genes, {"genes": 5}, TypeError, "`genes` are names of genes, .* found 5 of type int"),
     "no list of genes": (label, {"labels": {"a": None, "b": ["TOY1"]}}, TypeError, "class 'a' is a list of genes"),
+    "a number of controls": (gfx.tl.delete_genes, {"genes": "TOY1", "controls": 5}, ValueError, "`controls` is one of"),
+    "a number of columns": (tune, {"groupby": 5}, TypeError, "`groupby` names columns of `obs`, found 5 of type int"),
+    "training cells as text": (tune, {"learning_curve": ["8"]}, TypeError, "`learning_curve` is a whole number"),
     "empty name": (gfx.tl.embed, {"key_added": ""}, ValueError, "`key_added=''` is no name"),
     "slash": (gfx.tl.embed, {"key_added": "a/b"}, ValueError, "`key_added='a/b'` has a '/'"),
     "list of columns": (
@@ -60,9 +63,20 @@ def test_an_argument_that_cannot_be_meant_is_named(wrong, cells, toy_model, slot
     assert slots(cells) == before
 
 
+@pytest.mark.parametrize("device", ["xpu", "npu:3", "mlu"])
+def test_a_device_that_this_torch_cannot_use_is_named(cells, toy_model, slots, device):
+    before = slots(cells)
+    message = f"This torch cannot use '{device}'. Set `gfx.settings.device = None`"
+    with gfx.settings.override(device=device), pytest.raises(ValueError, match=message):
+        gfx.tl.embed(cells, model=toy_model)
+    assert slots(cells) == before
+
+
 def test_no_genes_for_a_vocabulary(toy_cells):
     with pytest.raises(ValueError, match="`genes` is empty"):
         gfx.models.build_vocabulary(toy_cells(5), gene_ids="ensembl_id", genes=np.array([]))
+    with pytest.raises(TypeError, match="`min_cells` is a whole number, found '3'"):
+        gfx.models.build_vocabulary(toy_cells(5), gene_ids="ensembl_id", min_cells="3")
 
 
 def test_a_continuous_label_gives_a_short_error(cells, toy_model):

@@ -70,7 +70,10 @@ def test_precision(cells, toy_model, dtype, tolerance):
 
 def test_a_device_that_torch_does_not_know_is_refused(cells, toy_model, slots):
     before = slots(cells)
-    with gfx.settings.override(device="banana"), pytest.raises(RuntimeError, match="banana"):
+    with (
+        pytest.raises(ValueError, match=r"`device` is a device of torch.*banana"),
+        gfx.settings.override(device="banana"),
+    ):
         gfx.tl.embed(cells, model=toy_model)
     assert slots(cells) == before
     assert (gfx.settings.device, gfx.settings.dtype) == (None, "float32")

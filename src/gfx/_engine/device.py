@@ -47,11 +47,17 @@ def choose_device(device: str | None = None) -> torch.device:
 
 
 def _available(name: str) -> torch.device:
-    device = torch.device(name)
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(device.type, True)
+    kind = name.partition(":")[0]
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(kind, True)
     if not there:
-        msg = f"This torch sees no {device.type} device. Set `gfx.settings.device = None` to run on what is there."
+        msg = f"This torch sees no {kind} device. Set `gfx.settings.device = None` to run on what is there."
         raise ValueError(msg)
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        msg = f"This torch cannot use {name!r}. Set `gfx.settings.device = None` to run on what is there. ({error})"
+        raise ValueError(msg) from error
     return device
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -20,7 +21,7 @@ from gfx._tokens import CountsNotAtHandError, counts_by_token, find_tokens
 from gfx.models import load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from anndata import AnnData
@@ -228,6 +229,8 @@ def groups_and_rest(adata: AnnData, groupby: str | None) -> tuple[list[str], np.
 
 def check_controls(given: Iterable[str] | None, choices: tuple[str, ...]) -> tuple[str, ...]:
     """Read the controls to run, in the order of the choices; one that is none of them is refused."""
+    if not isinstance(given, Iterable | None):
+        check_choice("controls", given, (*choices, None))
     wanted = () if given is None else (given,) if isinstance(given, str) else tuple(given)
     for control in wanted:
         check_choice("controls", control, (*choices, None))

@@ -18,6 +18,7 @@ from scipy import sparse
 
 from gfx._adata import gene_column, gene_names
 from gfx._core.gene_names import is_date
+from gfx._core.seeds import check_whole
 from gfx._core.vocabulary import SPECIALS, Vocabulary, plain_id
 from gfx.models.pretraining._sources import SourceError, each_source, find_sources
 
@@ -339,7 +340,7 @@ def build_vocabulary(
     >>> gfx.models.build_vocabulary([adata], name="toy", gene_ids="ensembl_id", min_cells=1)
     Vocabulary('toy', 300 genes, with <cls>)
     """
-    if min_cells < 1:
+    if check_whole(min_cells, "min_cells") < 1:
         msg = f"`min_cells={min_cells}`: a gene that no cell detects has no median; give 1 or more."
         raise ValueError(msg)
     gene_types = _by_plain_id(gene_types)

@@ -108,6 +108,9 @@ def find_cell_labels(
     Tasks are sorted by name because files keep no other order. Each has the names of its classes and the class of each
     cell, int64 `(n_obs,)`, -1 for none.
     """
+    if not isinstance(groupby, Iterable):
+        msg = f"`groupby` names columns of `obs`, found {groupby!r} of type {type(groupby).__name__}."
+        raise TypeError(msg)
     columns = [groupby] if isinstance(groupby, str) else [str(column) for column in groupby]
     if not columns or len(set(columns)) < len(columns):
         msg = f"`groupby` names columns of `obs`, each once; found {columns}."

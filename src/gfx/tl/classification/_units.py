@@ -10,6 +10,7 @@ import numpy as np
 from gfx import _log
 from gfx._core.batching import pieces
 from gfx._core.folds import folds, validation_part
+from gfx._core.seeds import check_whole
 from gfx.tl._prepare import vectors_of
 from gfx.tl.classification._labels import check_classes_of_cells, find_cell_labels, find_donors, find_gene_labels
 
@@ -120,7 +121,8 @@ class Units:
         if self.of == "cells":
             left = [len(self) - np.bincount(of_repeat) for of_repeat in fold]
         n_cells, most = round(float(np.mean(left))), int(np.min(left))
-        points = sorted({int(n) for n in learning_curve or ()})
+        given = [learning_curve] if np.isscalar(learning_curve) else learning_curve
+        points = sorted({check_whole(n, "learning_curve") for n in (() if given is None else given)})
         if points and not 1 < points[0] <= points[-1] <= most:
             msg = f"`learning_curve` has numbers of training cells, 2 to {most:,} here; found {points}."
             raise ValueError(msg)
