@@ -151,6 +151,11 @@ min_cells [min_perturbed_cells]
     Genes that are in fewer perturbed cells than this are left out.
 min_cells [min_cells_of_sets]
     Perturbations in fewer cells than this are left out.
+statistic [statistic_of_attention]
+    ``"received"``: what each gene receives from an average position of the cell. ``"given"``: what it gives to other
+    genes.
+group [group_of_attention]
+    Group of the result, after `groupby=`. `None` takes all cells.
 ax
     Axes to draw on. `None` makes a new figure.
 ax [two_axes]

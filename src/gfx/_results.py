@@ -67,7 +67,17 @@ TABLE: dict[str, Row] = {
     "tl.overexpress_genes": _perturbation("gfx_overexpress"),
     "tl.shift_genes": _perturbation("gfx_shift"),
     "tl.screen_genes": Row("gfx_screen", {"varm": ("", "groups")}),
-    "tl.attention": Row("gfx_attention", {"varm": ("",), "var": ("n_cells", "uniform")}),
+    "tl.attention": Row(
+        "gfx_attention",
+        {
+            "varm": (
+                *("", "sd", "given", "given_sd", "to_deleted", "random", "random_change"),
+                *("groups", "groups_sd", "groups_given", "groups_given_sd", "groups_n_cells"),
+            ),
+            "var": ("n_cells", "uniform", "given_uniform", "rank", "random_uniform"),
+            "varp": ("", "uniform", "n_cells", "coexpression"),
+        },
+    ),
     "tl.classify_genes": Row(
         "gfx_gene_class", {"varm": ("", "sd", "fold"), "var": ("", "predicted", "n_cells")}, call="adata, labels"
     ),

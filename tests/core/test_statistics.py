@@ -11,11 +11,11 @@ from gfx._core.statistics import (
     against_random,
     auc,
     axis_auc,
+    bootstrapped,
     by_chance,
     correlate_with_baselines,
     donors_against_random,
     false_discovery_rate,
-    over_cells,
     over_donors,
     partial_spearman,
     rank_trend,
@@ -190,7 +190,7 @@ def test_intervals_over_donors_hold_the_truth_as_often_as_they_say():
     assert np.mean([one.low <= 0.7 <= one.high for one in found]) == pytest.approx(0.95, abs=0.02)
 
 
-@pytest.mark.parametrize("over", [over_donors, lambda values: over_cells(values, np.random.default_rng(0))])
+@pytest.mark.parametrize("over", [over_donors, lambda values: bootstrapped(values, np.random.default_rng(0))])
 @pytest.mark.parametrize(("values", "mean"), [([], np.nan), ([np.nan], np.nan), ([np.nan, 0.5], 0.5)])
 def test_too_few_replicates(over, values, mean):
     found = over(np.array(values, dtype=float))
@@ -265,7 +265,7 @@ def test_genes_that_differ_from_random_ones_are_detected(rng):
 
 def test_over_cells(rng):
     values = rng.exponential(size=400)
-    found = over_cells(np.insert(values, 3, np.nan), np.random.default_rng(1))
+    found = bootstrapped(np.insert(values, 3, np.nan), np.random.default_rng(1))
     error = values.std() / 20
     assert (found.mean, found.n) == (pytest.approx(values.mean()), 400)
     assert found.low == pytest.approx(values.mean() - 1.96 * error, abs=0.3 * error)
@@ -274,7 +274,7 @@ def test_over_cells(rng):
 
 def test_the_same_random_numbers_give_the_same_interval(rng):
     values = rng.normal(size=50)
-    one, same, other = (over_cells(values, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    one, same, other = (bootstrapped(values, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert (one.low, one.high) == (same.low, same.high)
     assert (one.low, one.high) != (other.low, other.high)
 

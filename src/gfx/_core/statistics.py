@@ -19,6 +19,9 @@ N_FOLDS = 5
 #: Observations that a ranking has to have before it is correlated with anything.
 FEWEST_RANKED = 10
 
+#: Genes that each gene of a set is compared with.
+N_SIMILAR = 50
+
 #: Resamples of a bootstrap.
 N_DRAWS = 1_000
 
@@ -125,8 +128,8 @@ def donors_against_random(values: np.ndarray, random_sd: float, n_random: int) -
     return float(stats.ttest_ind_from_stats(*of_donors, *of_genes, equal_var=False).pvalue)
 
 
-def over_cells(values: np.ndarray, rng: np.random.Generator) -> Interval:
-    """Mean over cells with its bootstrap interval; no p-value, because cells are not replicates."""
+def bootstrapped(values: np.ndarray, rng: np.random.Generator) -> Interval:
+    """Mean with its bootstrap interval. Without a p-value: cells, for instance, are not replicates."""
     values = values[~np.isnan(values)].astype(np.float64)
     n = len(values)
     mean = float(values.mean()) if n else np.nan
@@ -142,6 +145,86 @@ def over_cells(values: np.ndarray, rng: np.random.Generator) -> Interval:
         random_state=rng,
     ).confidence_interval
     return Interval(mean, *map(float, interval), n)
+
+
+def between_groups(
+    mean: Mapping[str, np.ndarray],
+    sd: Mapping[str, np.ndarray],
+    n: Mapping[str, np.ndarray],
+    *,
+    group: str,
+    reference: str,
+    donors: Mapping[str, np.ndarray] | None,
+) -> dict[str, np.ndarray]:
+    """Compare values of genes between two groups, over donors if there are any, else over cells.
+
+    Parameters
+    ----------
+    mean, sd, n
+        For each group, over the cells of each unit that have a gene: mean and standard deviation,
+        `(n_genes, n_units, n_values)`, and number, `(n_genes, n_units)`. Units are donors, or one for the whole group.
+        If there is also `"change"`, it holds the differences within each cell.
+    donors
+        The donor of each unit, for each group.
+
+    Returns
+    -------
+    `attention` and `reference`, the means of the groups, `difference`, `low` and `high`, its interval, and with donors
+    `p` and `n_donors`, `(n_genes, n_values)`. Donors that are in both groups are compared with themselves, unless there
+    is only one.
+    """
+    if donors is None:
+        of_cells = {of: _Sample(mean[of][:, 0], sd[of][:, 0], n[of][:, 0, None]) for of in n}
+        found = _compare(of_cells[group], of_cells[reference], of_cells.get("change"))
+        return {name: values for name, values in found.items() if name != "p"}  # cells are not replicates
+    both, at, there = np.intersect1d(donors[group], donors[reference], return_indices=True)
+    values = {of: np.where(n[of][..., None] > 0, mean[of], np.nan) for of in n}
+    if "change" in n or len(both) > 1:
+        first, second = values[group][:, at], values[reference][:, there]
+        change = values["change"] if "change" in n else first - second
+        has_both = np.isfinite(change)
+        sides = (np.where(has_both, side, np.nan) for side in (first, second))
+        found = _compare(*(_Sample.of(side) for side in sides), _Sample.of(change))
+        return found | {"n_donors": has_both.sum(axis=1)}
+    one, other = (_Sample.of(values[of]) for of in (group, reference))
+    return _compare(one, other, None) | {"n_donors": (one.n + other.n).astype(int)}
+
+
+class _Sample(NamedTuple):
+    """Mean, standard deviation (of the sample itself) and number of observations."""
+
+    mean: np.ndarray
+    sd: np.ndarray
+    n: np.ndarray
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> _Sample:
+        """Describe values along the second axis, NaN left out."""
+        known = np.isfinite(values)
+        n, mean, sd = moments(np.stack([np.where(known, power, 0).sum(1) for power in (values, values**2, known)]))
+        return cls(mean, sd, n)
+
+    @property
+    def square_error(self) -> np.ndarray:
+        """Square of the standard error of the mean; NaN for fewer than two observations."""
+        return np.divide(self.sd**2, self.n - 1, out=np.full(self.mean.shape, np.nan), where=self.n > 1)
+
+
+def _compare(one: _Sample, other: _Sample, change: _Sample | None) -> dict[str, np.ndarray]:
+    """Compare two samples by Welch's t-test, or by that of their paired differences."""
+    if change is None:
+        difference = one.mean - other.mean
+        first, second = one.square_error, other.square_error
+        with np.errstate(invalid="ignore", divide="ignore"):
+            df = (first + second) ** 2 / (first**2 / (one.n - 1) + second**2 / (other.n - 1))
+        error = np.sqrt(first + second)
+    else:
+        difference, error, df = change.mean, np.sqrt(change.square_error), change.n - 1
+    with np.errstate(invalid="ignore", divide="ignore"):
+        p = 2 * stats.t.sf(np.abs(difference) / error, df)
+    half = stats.t.ppf((1 + COVERAGE) / 2, np.where(df > 0, df, np.nan)) * error
+    means = {"attention": one.mean, "reference": other.mean, "difference": difference}
+    return means | {"low": difference - half, "high": difference + half, "p": p}
 
 
 # --- rankings ------------------------------------------------------------------------------------------------------
@@ -201,6 +284,70 @@ def rank_trend(rank: np.ndarray, shift: np.ndarray) -> dict[str, float]:
     residuals = logs - line.intercept - line.slope * rank
     fit = {"intercept": float(line.intercept), "slope": float(line.slope), "sd": float(residuals.std(ddof=2))}
     return {"spearman": spearman(rank, logs)} | fit | {"n": len(rank)}
+
+
+def rank_sum(values: np.ndarray, in_set: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Compare the genes of a set with all others, column by column of `(n_genes, n)`.
+
+    Returns the probability that one of the set has the larger value, ties counted half, and p of the rank-sum test,
+    `(n,)`; NaN for fewer than two on either side.
+    """
+    n, n_others = int(in_set.sum()), int((~in_set).sum())
+    if min(n, n_others) < 2:
+        return np.full((2, values.shape[1]), np.nan)
+    test = stats.mannwhitneyu(values[in_set].astype(np.float64), values[~in_set].astype(np.float64), axis=0)
+    return test.statistic / (n * n_others), test.pvalue
+
+
+def matched_shares(values: np.ndarray, in_set: np.ndarray, similar: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Compare each gene of a set with the genes outside it that are most similar, column by column of `(n_genes, n)`.
+
+    `similar` are properties of genes, `(n_genes, n_properties)`, which are divided by their standard deviations before
+    distances are taken. Returns the mean fraction of the similar genes that have a smaller value, ties counted half, and p of a
+    signed-rank test that this is one half, `(n,)`; NaN for fewer than two on either side.
+    """
+    from scipy.spatial import KDTree
+
+    n, n_others = int(in_set.sum()), int((~in_set).sum())
+    if min(n, n_others) < 2:
+        return np.full((2, values.shape[1]), np.nan)
+    deviation = similar.std(axis=0)
+    scaled = similar / np.where(deviation > 0, deviation, 1)
+    _, nearest = KDTree(scaled[~in_set]).query(scaled[in_set], k=np.arange(1, min(N_SIMILAR, n_others) + 1))
+    others, own = values[~in_set][nearest], values[in_set][:, None]  # (n, n_similar, n_values) and (n, 1, n_values)
+    share = (others < own).mean(axis=1) + (others == own).mean(axis=1) / 2
+    return share.mean(axis=0), stats.wilcoxon(share - 0.5, axis=0, zero_method="zsplit").pvalue
+
+
+def retrieval(values: np.ndarray, is_edge: np.ndarray, is_candidate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Measure for each source how well rankings of its targets, `(n, n_sources, n_targets)`, find its edges.
+
+    Returns the area under the ROC curve, and the fraction of edges among as many of the first candidates as there are
+    edges, divided by their fraction among all candidates, `(n, n)` for those sources that have both edges and other
+    candidates. Where candidates tie, both are means over all their orders.
+    """
+    areas, precisions = [], []
+    for source, (edges, candidates) in enumerate(zip(is_edge, is_candidate, strict=True)):
+        hits = edges[candidates]
+        n, n_others = int(hits.sum()), int((~hits).sum())
+        if not n or not n_others:
+            continue
+        scores = values[:, source, candidates].astype(np.float64)
+        ranks = stats.rankdata(scores, axis=1)
+        areas.append((ranks[:, hits].sum(axis=1) - n * (n + 1) / 2) / (n * n_others))
+        last = np.sort(scores, axis=1)[:, -n, None]
+        above, tied = scores > last, scores == last
+        left = (n - above.sum(axis=1)) / tied.sum(axis=1)
+        found = (above & hits).sum(axis=1) + left * (tied & hits).sum(axis=1)
+        precisions.append(found / n / (n / len(hits)))
+    return tuple(np.array(found).T.reshape(len(values), -1) for found in (areas, precisions))
+
+
+def resampled(values: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means of rows of replicates, `(n, n_replicates)`, with their bootstrap intervals, `(n,)` each."""
+    how = {"n_resamples": N_DRAWS, "confidence_level": COVERAGE, "method": "percentile", "axis": 1, "random_state": rng}
+    interval = stats.bootstrap((values,), np.mean, batch=max(1, 10_000_000 // values.size), **how).confidence_interval
+    return values.mean(axis=1), interval.low, interval.high
 
 
 # --- states --------------------------------------------------------------------------------------------------------

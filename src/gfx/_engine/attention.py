@@ -1,20 +1,23 @@
-"""Attention, summed into genes and ranks as it is computed, some queries at a time: never length × length."""
+"""Attention, added up by genes, ranks and pairs of genes as it is computed, some queries at a time."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
+from gfx._core.attention import BAND_STARTS, BANDS, OF_GENES, OF_HEADS, add_pairs, even_distance
 from gfx._engine.blocks import blocks_of, embed, scores_are_small
 from gfx._engine.device import sum_dtype
 from gfx._engine.forward import run_cells
-from gfx._engine.pooling import special_tokens
+from gfx._engine.pooling import GeneSums, special_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Sequence
 
     from transformers import BertModel
 
@@ -27,142 +30,387 @@ _SCORES_ELSEWHERE = 1 << 25
 #: Score of padding, whose weight is 0, as is its product with the score.
 _LOWEST = -1e30
 
+#: Columns of what keys are added up by: their band, and whether they are to be deleted. A product of this width is
+#: much faster than one of just as many columns as are used.
+_COLUMNS, _DELETED = 16, len(BANDS)
 
-def read_attention(encoder: BertModel, tokens: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run cells and keep, layer by layer, what their attention sums to; no weights are kept.
 
-    Returns
-    -------
-    Mean weight that each position receives, `(n_layers, b, n_heads, l)`; entropy of a position's attention over the
-    logarithm of the length, mean over positions, `(n_layers, b, n_heads)`.
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of genes whose attention is kept.
+
+    Parameters
+    ----------
+    gives, receives
+        Number of each token among the genes that attend and among those attended to, -1 for none, `(n_tokens,)`.
+    heads
+        Heads whose mean is kept, numbers layer by layer; `None` keeps each head of each layer.
     """
-    blocks, all_sums = blocks_of(encoder), []
-    hidden = embed(encoder, tokens)
-    for block in blocks:
-        attended, *sums = attend_and_sum(block.project(hidden), valid)
-        all_sums.append(sums)
+
+    gives: np.ndarray
+    receives: np.ndarray
+    heads: Sequence[int] | None
+
+    def zeros(self, n_heads: int) -> np.ndarray:
+        """Make room for sums over cells: see :class:`gfx._core.attention.AttentionSums`."""
+        n_kept = n_heads if self.heads is None else 1
+        return np.zeros((self.gives.max() + 1, self.receives.max() + 1, n_kept + 2))
+
+
+class PairsOfCell(NamedTuple):
+    """Pairs in one cell: positions of its genes that attend and of those attended to, and attention between them."""
+
+    gives: torch.Tensor
+    receives: torch.Tensor
+    sums: torch.Tensor  # (n_kept, n_gives, n_receives)
+
+    def of_layer(self, pairs: Pairs, layer: int, n_heads: int) -> PairsOfLayer | None:
+        """Take the heads that a layer adds, and where to; `None` if it adds none."""
+        if pairs.heads is None:
+            return PairsOfLayer(*self[:2], self.sums[layer * n_heads : (layer + 1) * n_heads], None, 1)
+        heads = [head - layer * n_heads for head in pairs.heads if head // n_heads == layer]
+        return PairsOfLayer(*self, heads, len(pairs.heads)) if heads else None
+
+
+class PairsOfLayer(NamedTuple):
+    """What some heads of a layer add to the pairs of a cell.
+
+    `heads` add to a mean of `n_heads`, of all layers; `None` are all heads of the layer, each by itself.
+    """
+
+    gives: torch.Tensor
+    receives: torch.Tensor
+    sums: torch.Tensor
+    heads: list[int] | None
+    n_heads: int
+
+    def add(self, weights: torch.Tensor, share: torch.Tensor, start: int) -> None:
+        """Add weights of a block of queries, `(heads, rows, l)`, times the share of each, `(heads, rows, 1)`."""
+        low, high = torch.searchsorted(self.gives, torch.tensor([start, start + weights.shape[1]])).tolist()
+        rows = self.gives[low:high] - start
+        if self.heads is not None:
+            weights, share = weights[self.heads], share[self.heads]
+        found = weights[:, rows].mul_(share[:, rows])
+        if self.heads is not None:
+            found = found.sum(0, keepdim=True).div_(self.n_heads)
+        self.sums[:, low:high] += found[:, :, self.receives]
+
+
+class Places(NamedTuple):
+    """What positions of cells are: `is_gene`, their `rank`, and `columns`, by which keys are added up.
+
+    Bool and float32 `(n, l)`; float32 `(n, l, 16)`, zero for padding.
+    """
+
+    is_gene: torch.Tensor
+    rank: torch.Tensor
+    columns: torch.Tensor
+
+    def of_cell(self, cell: int, length: int) -> Places:
+        return Places(*(values[cell : cell + 1, :length] for values in self))
+
+
+class LayerSums(NamedTuple):
+    """Attention of one layer in some cells, `n` of them with up to `l` tokens, added up over queries or keys.
+
+    `received`, by each key from all queries; `given`, by each gene to other genes; and `to_deleted`, by each query,
+    `(n, heads, l)`. Sums over queries of `entropy`, `(n, heads)`; over pairs of genes of `distance`, in ranks,
+    `(n, heads)`; and by bands, `(n, heads, n_bands, n_bands)`.
+    """
+
+    received: torch.Tensor
+    given: torch.Tensor
+    to_deleted: torch.Tensor
+    entropy: torch.Tensor
+    distance: torch.Tensor
+    bands: torch.Tensor
+
+    @classmethod
+    def zeros(cls, projected: torch.Tensor) -> LayerSums:
+        n, longest, _, heads, _ = projected.shape
+        shapes = [(longest,)] * 3 + [()] * 2 + [(len(BANDS), len(BANDS))]
+        return cls(*(projected.new_zeros(n, heads, *shape) for shape in shapes))
+
+    def of_cell(self, cell: int, length: int) -> LayerSums:
+        one = slice(cell, cell + 1)
+        return LayerSums(*(values[one, :, :length] for values in self[:3]), *(values[one] for values in self[3:]))
+
+
+class CellSums(NamedTuple):
+    """What :func:`read_attention` makes of cells; `H` heads, layer by layer.
+
+    `received`, from an average position, `given` and `to_deleted`, `(n, l, H)`; `entropy` of an average position over
+    the logarithm of the length, `distance` and `special`, `(n, H)`; `bands`, `(n, H, n_bands, n_bands)`; `n_in_band`,
+    positions of each band, `(n, n_bands)`; and pairs, cell by cell, if any are kept.
+    """
+
+    received: torch.Tensor
+    given: torch.Tensor
+    to_deleted: torch.Tensor
+    entropy: torch.Tensor
+    distance: torch.Tensor
+    special: torch.Tensor
+    bands: torch.Tensor
+    n_in_band: torch.Tensor
+    pairs: list[PairsOfCell]
+
+
+def find_places(
+    tokens: torch.Tensor, valid: torch.Tensor, is_special: torch.Tensor, first_gene: int, is_deleted: torch.Tensor
+) -> Places:
+    """Say what the positions of cells are, `(n, l)`; `is_special` and `is_deleted` are looked up by token."""
+    is_gene = valid & ~is_special[tokens]
+    rank = torch.arange(tokens.shape[1], device=tokens.device) - first_gene
+    starts = torch.tensor(BAND_STARTS, device=tokens.device)
+    band = torch.where(is_gene, torch.bucketize(rank + 1, starts, right=True), 0)
+    columns = torch.nn.functional.one_hot(band, _COLUMNS).float() * valid[..., None]
+    columns[..., _DELETED] = (valid & is_deleted[tokens]).float()
+    return Places(is_gene, rank.float().expand_as(tokens), columns)
+
+
+def read_attention(
+    encoder: BertModel,
+    tokens: torch.Tensor,
+    valid: torch.Tensor,
+    *,
+    is_special: torch.Tensor,
+    first_gene: int,
+    is_deleted: torch.Tensor,
+    without: bool = False,
+    pairs: Pairs | None = None,
+) -> CellSums:
+    """Run cells and keep what their attention sums to, layer by layer.
+
+    `is_deleted` are tokens whose place is watched; `without` takes them out of the cells, while all others stay where
+    they are: their own rows of the result are then 0.
+    """
+    places = find_places(tokens, valid, is_special, first_gene, is_deleted)
+    stays = order = None
+    if without:
+        stays = valid & ~is_deleted[tokens]
+        order = torch.argsort((~stays).to(torch.uint8), dim=1, stable=True)[:, : int(stays.sum(1).max())]
+        tokens, valid = tokens.gather(1, order), stays.gather(1, order)
+        columns = places.columns.gather(1, order[..., None].expand(-1, -1, _COLUMNS)) * valid[..., None]
+        places = Places(places.is_gene.gather(1, order) & valid, places.rank.gather(1, order), columns)
+    position = None if order is None else encoder.embeddings.position_embeddings.weight[order]
+    hidden, blocks, layers = embed(encoder, tokens, position), blocks_of(encoder), []
+    n_heads = encoder.config.num_attention_heads
+    kept = [] if pairs is None else _empty_pairs(tokens, valid, pairs, len(blocks) * n_heads)
+    for number, block in enumerate(blocks):
+        of_layer = [of_cell.of_layer(pairs, number, n_heads) for of_cell in kept]
+        attended, sums = attend_and_sum(block.project(hidden), valid, places, of_layer)
+        layers.append(sums)
         if block is not blocks[-1]:
             hidden = block.finish(hidden, attended)
-    received, entropies = map(torch.stack, zip(*all_sums, strict=True))
+    received, given, to_deleted, entropy, distance, bands = (
+        torch.stack(values, dim=1).flatten(1, 2) for values in zip(*layers, strict=True)
+    )
     n = valid.sum(1)
-    return received / n[:, None, None], entropies / (n * torch.log(n.clamp(min=2)))[:, None]
+    received = received / n[:, None, None]
+    of_positions = [values.transpose(1, 2) for values in (received, given, to_deleted)]
+    if stays is not None:  # back to where they were
+        whole = received.new_zeros(*stays.shape, received.shape[1])
+        index = order[..., None].expand(-1, -1, whole.shape[2])
+        of_positions = [whole.scatter(1, index, values * valid[..., None]) for values in of_positions]
+    return CellSums(
+        *of_positions,
+        entropy=entropy / (n * torch.log(n.clamp(min=2)))[:, None],
+        distance=distance / bands[..., 1:, 1:].sum((-2, -1)),
+        special=1 - (received * places.is_gene[:, None]).sum(2),
+        bands=bands,
+        n_in_band=places.columns[..., : len(BANDS)].sum(1),
+        pairs=kept,
+    )
 
 
-def attend_and_sum(projected: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Attend, `(n, l, 3, heads, d)` -> `(n, l, heads, d)`, and add up over the queries of each cell.
+def _empty_pairs(tokens: torch.Tensor, valid: torch.Tensor, pairs: Pairs, n_heads: int) -> list[PairsOfCell]:
+    """Find the genes of pairs in each cell, and make room for the attention between them."""
+    found, n_kept = [], n_heads if pairs.heads is None else 1
+    numbers = [torch.from_numpy(values).to(tokens.device) for values in (pairs.gives, pairs.receives)]
+    for cell, is_token in zip(tokens, valid, strict=True):
+        gives, receives = ((is_token & (number[cell] >= 0)).nonzero()[:, 0] for number in numbers)
+        found.append(PairsOfCell(gives, receives, torch.zeros(n_kept, len(gives), len(receives), device=cell.device)))
+    return found
 
-    Sums are the weight that each key receives, `(n, heads, l)`, and the entropies, `(n, heads)`.
-    """
-    n, longest, _, heads, _ = projected.shape
-    attended = torch.zeros_like(projected[:, :, 0])
-    received, entropy = projected.new_zeros(n, heads, longest), projected.new_zeros(n, heads)
+
+def attend_and_sum(
+    projected: torch.Tensor, valid: torch.Tensor, places: Places, pairs: Sequence[PairsOfLayer | None] = ()
+) -> tuple[torch.Tensor, LayerSums]:
+    """Attend, `(n, l, 3, heads, d)` -> `(n, l, heads, d)`, and add the weights up; adds to `pairs`, one a cell."""
+    attended, sums = torch.zeros_like(projected[:, :, 0]), LayerSums.zeros(projected)
     if projected.device.type == "cpu":
-        for cell, length in enumerate(valid.sum(1).cpu().tolist()):
+        for cell, length in enumerate(valid.sum(1).tolist()):
             one = slice(cell, cell + 1)
-            of_cell = attended[one, :length], received[one, :, :length], entropy[one]
-            _attend_by_queries(projected[one, :length], None, *of_cell)
+            what = projected[one, :length], None, places.of_cell(cell, length), pairs[one]
+            _attend_by_queries(*what, attended=attended[one, :length], sums=sums.of_cell(cell, length))
     else:
-        _attend_by_queries(projected, None if bool(valid.all()) else valid, attended, received, entropy)
-    return attended, received, entropy
+        _attend_by_queries(projected, None if bool(valid.all()) else valid, places, pairs, attended=attended, sums=sums)
+    return attended, sums
 
 
 def _attend_by_queries(
     projected: torch.Tensor,
     valid: torch.Tensor | None,
+    places: Places,
+    pairs: Sequence[PairsOfLayer | None],
+    *,
     attended: torch.Tensor,
-    received: torch.Tensor,
-    entropy: torch.Tensor,
+    sums: LayerSums,
 ) -> None:
     """Attend some queries of some cells at a time; fills the outputs of :func:`attend_and_sum`."""
     query, key, value = projected.transpose(1, 3).unbind(2)  # (n, heads, l, d) each
     # Powers of 2 take two thirds of the time of powers of e.
     query = query * (math.log2(math.e) * query.shape[-1] ** -0.5)
     are_small = scores_are_small(query, key)
-    key, value = key.transpose(-1, -2).contiguous(), value.contiguous()
-    n, heads, length = received.shape
-    rows = max(1, _SCORES.get(projected.device.type, _SCORES_ELSEWHERE) // (n * heads * length))
+    n, heads, length, width = value.shape
+    key = key.transpose(-1, -2).contiguous()
+    value = torch.cat([value, places.columns[:, None].expand(-1, heads, -1, -1)], dim=-1)
+    most = _SCORES.get(projected.device.type, _SCORES_ELSEWHERE)
+    rows = min(length, max(1, most // (n * heads * length)))
+    # Two blocks of memory serve all blocks of queries: asking for new ones takes longer than filling them.
+    room = projected.new_empty(2, n * heads * rows * length)
     for start in range(0, length, rows):
-        part = slice(start, start + rows)
-        scores = query[:, :, part] @ key
+        part = slice(start, min(start + rows, length))
+        scores, weights = (of[: n * heads * (part.stop - start) * length].view(n, heads, -1, length) for of in room)
+        torch.matmul(query[:, :, part], key, out=scores)
         if valid is not None:
             scores.masked_fill_(~valid[:, None, None], _LOWEST)
         if not are_small:
             scores.sub_(scores.amax(-1, keepdim=True))
-        weights = scores.exp2()
-        total = weights.sum(-1, keepdim=True)
-        weights.div_(total)
-        attended[:, part] = (weights @ value).transpose(1, 2)
-        surprise = total.log2()
-        if valid is not None:  # queries that are padding count for nothing
-            is_query = valid[:, None, part, None]
-            weights.mul_(is_query)
-            surprise.mul_(is_query)
-        received += weights.sum(2)
-        entropy += math.log(2) * (surprise.sum((2, 3)) - scores.mul_(weights).sum((2, 3)))
+        torch.exp2(scores, out=weights)
+        mixed = weights @ value
+        total = mixed[..., width : width + len(BANDS)].sum(-1, keepdim=True)
+        mixed.div_(total)
+        attended[:, part] = mixed[..., :width].transpose(1, 2)
+        by_band, to_deleted = mixed[..., width : width + len(BANDS)], mixed[..., width + _DELETED]
+        # What each query's weights are multiplied by; queries that are padding count for nothing.
+        share = total.reciprocal() if valid is None else total.reciprocal() * valid[:, None, part, None]
+        sums.received.add_((share.transpose(-1, -2) @ weights)[:, :, 0])
+        sums.bands.add_(places.columns[:, None, part, : len(BANDS)].transpose(-1, -2) @ by_band)
+        is_gene = places.is_gene[:, None, part]
+        to_itself = weights.diagonal(start, -2, -1) * share[..., 0]
+        sums.given[:, :, part] = (by_band[..., 1:].sum(-1) - to_itself) * is_gene
+        sums.to_deleted[:, :, part] = to_deleted * (share[..., 0] > 0)
+        for cell, of_cell in enumerate(pairs):
+            if of_cell is not None:
+                of_cell.add(weights[cell], share[cell], start)
+        surprise = total.log2() if valid is None else total.log2() * valid[:, None, part, None]
+        sums.entropy.add_(math.log(2) * surprise.sum((2, 3)))
+        sums.entropy.sub_(math.log(2) * (scores.mul_(weights).sum(-1) * share[..., 0]).sum(2))
+        distance = (places.rank[:, part, None] - places.rank[:, None]).abs_().mul_(places.is_gene[:, None])
+        across = torch.mul(weights, distance[:, None], out=scores).sum(-1)
+        sums.distance.add_((across * share[..., 0] * is_gene).sum(2))
 
 
 def sum_attention(
-    encoder: BertModel, ids: np.ndarray, lengths: np.ndarray, vocabulary: Vocabulary
+    encoder: BertModel,
+    ids: np.ndarray,
+    lengths: np.ndarray,
+    vocabulary: Vocabulary,
+    *,
+    unit: np.ndarray,
+    n_units: int,
+    deleted: Sequence[int] = (),
+    pairs: Pairs | None = None,
 ) -> dict[str, np.ndarray]:
-    """Add up attention over cells.
+    """Add up attention over the cells of each unit.
 
-    Memory: sums of heads × (tokens + ranks), and what a pass takes.
+    Memory: sums of units × tokens × heads, of pairs, and what a pass takes.
+
+    Parameters
+    ----------
+    unit
+        Unit of each cell, int `(n_cells,)`.
+    deleted
+        Tokens that are taken out of the cells, while all others stay where they are. There are then three times as many
+        units: of the cells as they are, without these genes, and, for genes, of the changes.
 
     Returns
     -------
-    Sums over cells, float64; heads are layer by layer:
-
-    `genes`, `ranks`
-        For each token, and for each rank (0 is the top gene of a cell), the weight that each head gives it from an
-        average position of the cell; what uniform attention would give it; and 1: `(n, n_layers * n_heads + 2)`.
-    `special`, `entropy`
-        Weight that special tokens receive; entropy of a position's attention over the logarithm of the length, 1 for
-        uniform attention; `(n_layers, n_heads)`.
+    What :meth:`gfx._core.attention.AttentionSums.of` adds up, float64.
     """
     device, dtype = encoder.device, sum_dtype(encoder.device)
-    shape = encoder.config.num_hidden_layers, encoder.config.num_attention_heads
-    width = shape[0] * shape[1] + 2
-    n_ranks = max(int(lengths.max(initial=0)) - vocabulary.n_specials, 0)
-    genes, ranks = (torch.zeros(n, width, dtype=dtype, device=device) for n in (len(vocabulary), n_ranks))
-    to_special, entropies = torch.zeros(2, *shape, dtype=dtype, device=device)
     special = special_tokens(vocabulary, device)
-    for batch in run_cells(encoder, ids, lengths, forward=read_attention):
-        received, entropy = batch.output
-        by_head = received.permute(1, 3, 0, 2).flatten(2).to(dtype)  # (b, l, layers * heads)
-        uniform = (1 / batch.valid.sum(1).to(dtype))[:, None, None].expand(-1, by_head.shape[1], 1)
-        values = torch.cat([by_head, uniform, torch.ones_like(uniform)], dim=-1)
+    is_deleted = torch.zeros_like(special)
+    is_deleted[list(deleted)] = True
+    n_heads = encoder.config.num_hidden_layers * encoder.config.num_attention_heads
+    n_states, n_bands = 3 if len(deleted) else 1, len(BANDS)
+    shapes = {"heads": (3, n_heads), "cells": (2,), "bands": (n_heads, n_bands, n_bands)}
+    shapes |= {"bands_uniform": (n_bands, n_bands), "n_in_band": (n_bands,)}
+    totals = {
+        name: torch.zeros(n_states * n_units, *shape, dtype=dtype, device=device) for name, shape in shapes.items()
+    }
+    genes = GeneSums(n_states * n_units, len(vocabulary), (5 if len(deleted) else 4) * n_heads + 3, device)
+    n_ranks = max(int(lengths.max(initial=0)) - vocabulary.n_specials, 0)
+    ranks = torch.zeros(n_ranks, n_heads + 2, dtype=dtype, device=device)
+    kept = None if pairs is None else pairs.zeros(n_heads)
+    read = partial(read_attention, is_special=special, first_gene=vocabulary.first_gene, is_deleted=is_deleted)
+
+    def forward(encoder: BertModel, tokens: torch.Tensor, valid: torch.Tensor) -> list[CellSums]:
+        intact = read(encoder, tokens, valid, pairs=pairs)
+        return [intact] if n_states == 1 else [intact, read(encoder, tokens, valid, without=True)]
+
+    for batch in run_cells(encoder, ids, lengths, forward=forward):
+        of_cell = torch.from_numpy(unit[batch.rows]).to(device)
         is_gene = batch.valid & ~special[batch.tokens]
-        rank = (torch.arange(by_head.shape[1], device=device) - vocabulary.first_gene).expand_as(batch.tokens)
-        genes.index_add_(0, batch.tokens[is_gene], values[is_gene])
-        ranks.index_add_(0, rank[is_gene], values[is_gene])
-        # Of all a cell's attention, what does not go to its genes goes to <cls> and <eos>.
-        is_special = (batch.valid & special[batch.tokens]).to(dtype)
-        to_special += torch.einsum("nbhl,bl->nh", received.to(dtype), is_special)
-        entropies += entropy.to(dtype).sum(1)
-    totals = {"genes": genes, "ranks": ranks, "special": to_special, "entropy": entropies}
-    return {name: total.cpu().numpy() for name, total in totals.items()}
+        rank = (torch.arange(batch.tokens.shape[1], device=device) - vocabulary.first_gene).expand_as(batch.tokens)
+        intact, *others = batch.output
+        values = _of_genes(intact, is_gene, rank, dtype)
+        genes.add(of_cell, batch.tokens, is_gene, _columns(values, with_deleted=bool(others)))
+        by_rank = torch.cat([values["received"], values["uniform"], torch.ones_like(values["rank"])], dim=-1)
+        ranks.index_add_(0, rank[is_gene], by_rank[is_gene])
+        _add_cells(totals, of_cell, intact, is_gene)
+        for without in others:
+            stays = is_gene & ~is_deleted[batch.tokens]
+            after = _of_genes(without, stays, rank, dtype)
+            genes.add(of_cell + n_units, batch.tokens, stays, _columns(after, with_deleted=True))
+            changes = {name: value - values[name] for name, value in after.items()}
+            genes.add(of_cell + 2 * n_units, batch.tokens, stays, _columns(changes, with_deleted=True))
+            _add_cells(totals, of_cell + n_units, without, stays)
+        for cell, n_tokens, of_pairs in zip(batch.tokens, intact.n_in_band.sum(1), intact.pairs, strict=False):
+            gives, receives = (
+                number[cell[places].cpu().numpy()]
+                for number, places in zip((pairs.gives, pairs.receives), of_pairs[:2], strict=True)
+            )
+            add_pairs(kept, gives, receives, of_pairs.sums.cpu().numpy(), 1 / float(n_tokens))
+    found = {name: total.cpu().double().numpy() for name, total in (totals | {"ranks": ranks}).items()}
+    if kept is not None:
+        found["pairs"] = kept
+    return genes.sums() | found
 
 
-def mean_attention(results: Iterable[Mapping[str, np.ndarray]], n_cells: int) -> dict[str, np.ndarray]:
-    """Turn results of :func:`sum_attention`, those of the longest cells first, into means over so many cells.
+def _of_genes(sums: CellSums, is_gene: torch.Tensor, rank: torch.Tensor, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Take what is added up for each gene of each cell, `(n, l, H)` or `(n, l, 1)`."""
+    n_in_band = sums.n_in_band.to(dtype)
+    n_tokens, n_genes = n_in_band.sum(1)[:, None, None], n_in_band[:, 1:].sum(1)[:, None, None]
+    rank = rank[..., None].to(dtype)
+    return {
+        "received": sums.received.to(dtype),
+        "given": sums.given.to(dtype),
+        "to_deleted": sums.to_deleted.to(dtype),
+        "uniform": (1 / n_tokens).expand_as(rank),
+        "given_uniform": ((n_genes - 1) / n_tokens).expand_as(rank),
+        "rank": rank,
+    }
 
-    Float32, NaN where no cell has a gene or rank: `genes` `(n_tokens, n_layers, n_heads)` and `uniform` `(n_tokens,)`;
-    `ranks` `(n_layers, n_heads, n_ranks)` and `ranks_uniform` `(n_ranks,)`; `special` and `entropy` as they were. And
-    numbers of cells, int64: `n_cells` and `ranks_n_cells`.
-    """
-    totals: dict[str, np.ndarray] = {}
-    for result in results:
-        for name, values in result.items():
-            totals.setdefault(name, np.zeros_like(values))[: len(values)] += values
 
-    def means(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        sums, n = totals[name][:, :-1], totals[name][:, -1:]
-        values = np.divide(sums, n, out=np.full(sums.shape, np.nan), where=n > 0).astype(np.float32)
-        return values[:, :-1].reshape(-1, *totals["special"].shape), values[:, -1], n[:, 0].astype(np.int64)
+def _columns(values: dict[str, torch.Tensor], *, with_deleted: bool) -> torch.Tensor:
+    """Lay out what is added up as :class:`gfx._core.attention.AttentionSums` reads it."""
+    squares = {f"{name}_squared": values[name] ** 2 for name in ("received", "given")}
+    names = [name for name in OF_HEADS if with_deleted or name != "to_deleted"]
+    return torch.cat([(values | squares)[name] for name in (*names, *OF_GENES)], dim=-1)
 
-    genes, uniform, n_with_gene = means("genes")
-    ranks, ranks_uniform, n_with_rank = means("ranks")
-    of_cells = {name: (totals[name] / max(n_cells, 1)).astype(np.float32) for name in ("special", "entropy")}
-    of_genes = {"genes": genes, "uniform": uniform, "n_cells": n_with_gene}
-    of_ranks = {"ranks": ranks.transpose(1, 2, 0), "ranks_uniform": ranks_uniform, "ranks_n_cells": n_with_rank}
-    return of_cells | of_genes | of_ranks
+
+def _add_cells(totals: dict[str, torch.Tensor], unit: torch.Tensor, sums: CellSums, is_gene: torch.Tensor) -> None:
+    """Add what is known of whole cells to the totals of their units."""
+    dtype = totals["cells"].dtype
+    n_genes, n_in_band = is_gene.sum(1).to(dtype), sums.n_in_band.to(dtype)
+    found = {
+        "heads": torch.stack([sums.entropy, sums.distance, sums.special], dim=1),
+        "cells": torch.stack([torch.ones_like(n_genes), even_distance(n_genes)], dim=1),
+        "bands": sums.bands,
+        "bands_uniform": n_in_band[:, :, None] * n_in_band[:, None] / n_in_band.sum(1)[:, None, None],
+        "n_in_band": n_in_band,
+    }
+    for name, values in found.items():
+        totals[name].index_add_(0, unit, values.to(dtype))

@@ -72,19 +72,33 @@ def sum_genes(
     Of the slots ``group * n_tokens + token`` those that occur: `slot`, int64 `(n,)`, `sum`, float64 `(n, d)`, and the
     number of cells, `n`, int64 `(n,)`.
     """
-    device, n_tokens = encoder.device, len(vocabulary)
-    shape = n_groups * n_tokens, width or encoder.config.hidden_size
-    sums = torch.zeros(shape, dtype=sum_dtype(device), device=device)
-    counts = torch.zeros(n_groups * n_tokens, dtype=torch.int64, device=device)
-    special = special_tokens(vocabulary, device)
+    special = special_tokens(vocabulary, encoder.device)
+    sums = GeneSums(n_groups, len(vocabulary), width or encoder.config.hidden_size, encoder.device)
     for batch in run_cells(encoder, ids, np.where(group >= 0, lengths, 0), forward=forward):
         is_gene = batch.valid & ~special[batch.tokens]
-        slot = (torch.from_numpy(group[batch.rows]).to(device)[:, None] * n_tokens + batch.tokens)[is_gene]
-        sums.index_add_(0, slot, batch.output[is_gene].to(sums.dtype))
-        counts.index_add_(0, slot, torch.ones_like(slot))
-    counts = counts.cpu().numpy()
-    slot = np.flatnonzero(counts)  # chosen here: the device may have no room for a second copy
-    return {"slot": slot, "sum": sums.cpu().double().numpy()[slot], "n": counts[slot]}
+        sums.add(torch.from_numpy(group[batch.rows]).to(encoder.device), batch.tokens, is_gene, batch.output)
+    return sums.sums()
+
+
+class GeneSums:
+    """Sums over cells of values of each gene, `width` numbers each, in each group."""
+
+    def __init__(self, n_groups: int, n_tokens: int, width: int, device: torch.device) -> None:
+        self.n_tokens = n_tokens
+        self.total = torch.zeros(n_groups * n_tokens, width, dtype=sum_dtype(device), device=device)
+        self.count = torch.zeros(n_groups * n_tokens, dtype=torch.int64, device=device)
+
+    def add(self, group: torch.Tensor, tokens: torch.Tensor, is_gene: torch.Tensor, values: torch.Tensor) -> None:
+        """Add cells of some groups, `(n,)`: their tokens, which of these are genes, and the values of all, `(n, l)`."""
+        slot = (group[:, None] * self.n_tokens + tokens)[is_gene]
+        self.total.index_add_(0, slot, values[is_gene].to(self.total.dtype))
+        self.count.index_add_(0, slot, torch.ones_like(slot))
+
+    def sums(self) -> dict[str, np.ndarray]:
+        """Take what :func:`sum_genes` returns."""
+        count = self.count.cpu().numpy()
+        slot = np.flatnonzero(count)  # chosen here: the device may have no room for a second copy
+        return {"slot": slot, "sum": self.total.cpu().double().numpy()[slot], "n": count[slot]}
 
 
 def sums_of_genes(results: Iterable[Mapping[str, np.ndarray]], n_slots: int) -> tuple[np.ndarray, np.ndarray]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import BertModel
 
     from gfx._core.vocabulary import Vocabulary
+    from gfx._engine.attention import Pairs
     from gfx._engine.classifier import Classifier
     from gfx._engine.perturb import Comparison
     from gfx._engine.pooling import Pooling
@@ -92,10 +93,18 @@ class CellClasses(NetworkTask):
 
 @dataclass(frozen=True)
 class Attention(NetworkTask):
-    """Attention, added up over cells; see :func:`gfx._engine.attention.sum_attention`."""
+    """Attention, added up over the cells of each `unit`, int `(n_cells,)`, that blocks are given.
+
+    See :func:`gfx._engine.attention.sum_attention`.
+    """
+
+    n_units: int
+    deleted: tuple[int, ...] = ()
+    pairs: Pairs | None = None
 
     def compute(self, model: BertModel, cells: CellBlock) -> Result:
-        return sum_attention(model, cells.ids, cells.lengths, self.vocabulary)
+        how = {"n_units": self.n_units, "deleted": self.deleted, "pairs": self.pairs}
+        return sum_attention(model, cells.ids, cells.lengths, self.vocabulary, unit=cells.given["unit"], **how)
 
 
 @dataclass(frozen=True)

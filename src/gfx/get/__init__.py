@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from gfx.get._attention import attention_df, attention_heads_df, attention_ranks_df
+from gfx.get._attention import (
+    attention_bands_df,
+    attention_df,
+    attention_difference_df,
+    attention_edges_df,
+    attention_heads_df,
+    attention_layers_df,
+    attention_pairs_df,
+    attention_ranks_df,
+)
 from gfx.get._classification import classification_df, confusion_df, gene_scores_df, learning_curve_df, roc_df
 from gfx.get._official import official_statistics_df
 from gfx.get._perturbation import (
@@ -18,8 +27,13 @@ from gfx.get._perturbation import (
 from gfx.get._screen import screen_cells, screen_df
 
 __all__ = [
+    "attention_bands_df",
     "attention_df",
+    "attention_difference_df",
+    "attention_edges_df",
     "attention_heads_df",
+    "attention_layers_df",
+    "attention_pairs_df",
     "attention_ranks_df",
     "classification_df",
     "confusion_df",

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
 
+from gfx._core.attention import band_of, breadth, diversity, key_profile
+from gfx._core.statistics import between_groups, false_discovery_rate, matched_shares, rank_sum, retrieval
 from gfx._docs import shared
 from gfx._results import find
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from gfx._results import Slots
     from gfx._types import Data
 
+#: What heads are described by.
+STATISTICS = ("entropy", "distance", "special")
 
-def _by_head(values: np.ndarray, inner: dict[str, np.ndarray]) -> pd.DataFrame:
-    """One row a network layer, head and inner entry of `values`, `(n_layers, n_heads, n)`, beside uniform attention."""
+#: Parts of `varm` with what a gene receives and gives.
+_PARTS = {"received": "", "given": "given"}
+
+#: Significance of a gene set.
+_ALPHA = 0.05
+
+
+def _by_head(values: np.ndarray, inner: Mapping[str, np.ndarray], **more: np.ndarray) -> pd.DataFrame:
+    """One row a network layer, head and inner entry of `values`, `(n_layers, n_heads, n)`, and of `more` such values.
+
+    `inner` has the columns that are the same for all heads, `uniform` among them.
+    """
     n_layers, n_heads, n = values.shape
     table = pd.DataFrame(
         {
@@ -23,18 +40,59 @@ def _by_head(values: np.ndarray, inner: dict[str, np.ndarray]) -> pd.DataFrame:
             "head": np.tile(np.repeat(np.arange(1, n_heads + 1), n), n_layers),
             **{name: np.tile(column, n_layers * n_heads) for name, column in inner.items()},
             "attention": values.ravel(),
+            **{name: given.ravel() for name, given in more.items()},
         }
     )
     return table.assign(ratio=table["attention"] / table["uniform"])
 
 
+def _heads_first(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Turn one row a gene into `(n_layers, n_heads, n)`."""
+    return np.asarray(values).T.reshape(*shape, -1)
+
+
+def _shape(result: Slots) -> tuple[int, int]:
+    return int(result.uns["n_layers"]), int(result.uns["n_heads"])
+
+
+def _row_of(result: Slots, group: str | None) -> int:
+    """Find the entry of `uns` for a group, or for all cells."""
+    names = [str(name) for name in result.uns["of"]]
+    if group is None:
+        return 0
+    if group not in names[1:]:
+        msg = f"The result {result.key!r} has the groups {names[1:]}, found `group={group!r}`."
+        raise ValueError(msg)
+    return names.index(group)
+
+
+def _units(result: Slots, group: str) -> np.ndarray:
+    """Numbers of the units of `varm` that make up a group."""
+    if "groups" not in result.uns:
+        msg = f"The result {result.key!r} has no groups. Run `gfx.tl.attention(adata, groupby=...)`."
+        raise ValueError(msg)
+    names = np.asarray(result.uns["groups"]).astype(str)
+    if group not in names:
+        msg = f"The result {result.key!r} has the groups {list(dict.fromkeys(names[names != '']))}, found {group!r}."
+        raise ValueError(msg)
+    return np.flatnonzero(names == group)
+
+
 @shared()
-def attention_df(adata: Data, *, key: str | None = None, min_cells: int = 1, mod: str | None = None) -> pd.DataFrame:
-    """Tabulate the attention that each gene receives, one row per gene, network layer and head.
+def attention_df(
+    adata: Data,
+    *,
+    statistic: Literal["received", "given"] = "received",
+    key: str | None = None,
+    min_cells: int = 1,
+    mod: str | None = None,
+) -> pd.DataFrame:
+    """Tabulate the attention that each gene receives or gives, one row per gene, network layer and head.
 
     Parameters
     ----------
     {after_attention}
+    {statistic_of_attention}
     {key}
     {min_cells}
     {mod}
@@ -42,13 +100,16 @@ def attention_df(adata: Data, *, key: str | None = None, min_cells: int = 1, mod
     Returns
     -------
     Columns `gene`; `layer` (network layer) and `head`, both counted from 1; `attention`, the mean over the cells that
-    express the gene; `uniform`, the attention that the gene would receive under uniform attention; `ratio`, which is
-    `attention` divided by `uniform`; and `n_cells`.
+    express the gene, and `sd`, the standard deviation over these; `uniform`, what it would be if attention were
+    uniform; `ratio`, which is `attention` divided by `uniform`; `random`, the attention received in the random-weights
+    model, if that control was run; `rank`, the mean rank of the gene, counted from 1; and `n_cells`.
 
     Raises
     ------
     KeyError
         No such result.
+    ValueError
+        Another statistic.
 
     Examples
     --------
@@ -56,21 +117,37 @@ def attention_df(adata: Data, *, key: str | None = None, min_cells: int = 1, mod
     >>> adata = gfx.datasets.toy()
     >>> gfx.tl.attention(adata, model="mini")
     >>> gfx.get.attention_df(adata).columns.tolist()
-    ['gene', 'layer', 'head', 'attention', 'uniform', 'ratio', 'n_cells']
+    ['gene', 'layer', 'head', 'attention', 'sd', 'uniform', 'ratio', 'random', 'rank', 'n_cells']
     """
-    result = find(adata, "tl.attention", key=key, mod=mod)
-    n_cells = result.read("var", "n_cells").to_numpy()
+    result, part = find(adata, "tl.attention", key=key, mod=mod), _part(statistic)
+    n_cells, shape = result.read("var", "n_cells").to_numpy(), _shape(result)
     seen = n_cells >= max(min_cells, 1)
-    n_layers, n_heads = np.shape(result.uns["entropy"])
-    values = np.asarray(result.read("varm"))[seen].T.reshape(n_layers, n_heads, seen.sum())
     genes = {
         "number": np.arange(seen.sum()),
         "gene": result.adata.var_names.to_numpy()[seen],
-        "uniform": result.read("var", "uniform").to_numpy()[seen],
+        "uniform": result.read("var", f"{part}_uniform".lstrip("_")).to_numpy()[seen],
+        "rank": result.read("var", "rank").to_numpy()[seen] + 1,
         "n_cells": n_cells[seen],
     }
-    table = _by_head(values, genes).sort_values("number", kind="stable", ignore_index=True)
-    return table[["gene", "layer", "head", "attention", "uniform", "ratio", "n_cells"]]
+    more = {"sd": result.read("varm", f"{part}_sd".lstrip("_"))}
+    if statistic == "received" and result.has("varm", "random"):
+        more["random"] = result.read("varm", "random")
+    table = _by_head(
+        _heads_first(np.asarray(result.read("varm", part))[seen], shape),
+        genes,
+        **{name: _heads_first(np.asarray(values)[seen], shape) for name, values in more.items()},
+    )
+    columns = ["gene", "layer", "head", "attention", "sd", "uniform", "ratio", "random", "rank", "n_cells"]
+    table = table.sort_values("number", kind="stable", ignore_index=True)
+    return table[[name for name in columns if name in table]]
+
+
+def _part(statistic: str) -> str:
+    """Name the part of a result that holds what genes receive or give."""
+    if statistic not in _PARTS:
+        msg = f"`statistic` is one of {list(_PARTS)}, found {statistic!r}."
+        raise ValueError(msg)
+    return _PARTS[statistic]
 
 
 @shared()
@@ -108,24 +185,110 @@ def attention_ranks_df(adata: Data, *, key: str | None = None, mod: str | None =
 
 
 @shared()
-def attention_heads_df(adata: Data, *, key: str | None = None, mod: str | None = None) -> pd.DataFrame:
-    """Tabulate how each head distributes its attention, one row a network layer and head.
+def attention_bands_df(
+    adata: Data, *, group: str | None = None, key: str | None = None, mod: str | None = None
+) -> pd.DataFrame:
+    """Tabulate attention between bands of ranks, one row a network layer, head, and pair of bands.
 
     Parameters
     ----------
     {after_attention}
+    {group_of_attention}
     {key}
     {mod}
 
     Returns
     -------
-    Columns `layer` and `head` (from 1); `entropy`, relative to that of uniform attention: 1 for uniform attention, 0
-    for attention to one position; `special`, the fraction of attention to `<cls>` and `<eos>`.
+    Columns `layer` and `head` (from 1); `gives` and `receives`, bands of ranks such as ``"1–5"``, or ``"special"`` for
+    the special tokens; `attention`, the sum of the attention that a position of the first band gives to all positions
+    of the second, mean over positions; `uniform` and `ratio`; `random`, in the random-weights model, if that control
+    was run; and `n_positions`. Bands that no cell has are left out.
 
     Raises
     ------
     KeyError
         No such result.
+    ValueError
+        No such group.
+
+    Examples
+    --------
+    >>> import gfx
+    >>> adata = gfx.datasets.toy()
+    >>> gfx.tl.attention(adata, model="mini")
+    >>> bands = gfx.get.attention_bands_df(adata)
+    >>> bands.groupby(["layer", "head", "gives"])["attention"].sum().round(3).unique()
+    array([1.], dtype=float32)
+    """
+    result = find(adata, "tl.attention", key=key, mod=mod)
+    row, uns = _row_of(result, group), result.uns
+    n, names = np.asarray(uns["n_in_band"])[row], np.asarray(uns["band_names"]).astype(str)
+    used = np.flatnonzero(n)
+    gives, receives = np.repeat(used, len(used)), np.tile(used, len(used))
+    inner = {
+        "gives": names[gives],
+        "receives": names[receives],
+        "uniform": np.asarray(uns["bands_uniform"])[row][gives, receives],
+        "n_positions": n[gives],
+    }
+    more = {}
+    if "random" in uns:
+        more["random"] = np.asarray(uns["random"]["bands"])[0][..., gives, receives]
+    table = _by_head(np.asarray(uns["bands"])[row][..., gives, receives], inner, **more)
+    columns = ["layer", "head", "gives", "receives", "attention", "uniform", "ratio", "random", "n_positions"]
+    return table[[name for name in columns if name in table]]
+
+
+@shared()
+def attention_heads_df(
+    adata: Data,
+    *,
+    gene_sets: Mapping[str, Iterable[str]] | None = None,
+    group: str | None = None,
+    min_cells: int = 10,
+    key: str | None = None,
+    mod: str | None = None,
+) -> pd.DataFrame:
+    """Tabulate how each head distributes its attention, or whether it attends to sets of genes.
+
+    With `gene_sets`, a rank-sum test compares the attention that the genes of a set receive, relative to uniform
+    attention, with that of all other genes. Heads attend to ranks, and sets of genes differ in rank, so most of what it finds is rank. Each gene is
+    therefore also compared with the 50 genes of most similar rank and detection, and the same is done in the
+    random-weights model.
+
+    Parameters
+    ----------
+    {after_attention}
+    gene_sets
+        Sets of genes by name, such as ``{"TF": [...], "central": [...]}``, as in `var_names`. Genes that fewer than
+        `min_cells` cells have are left out.
+    {group_of_attention}
+    {min_cells}
+    {key}
+    {mod}
+
+    Returns
+    -------
+    Without `gene_sets` one row a head. Columns `layer` and `head` (from 1); `entropy`, relative to that of uniform
+    attention: 1 for uniform attention, 0 for attention to one position; `distance`, the mean distance in ranks of
+    attention from gene to gene, and `distance_uniform`; `special`, the fraction of attention to `<cls>` and `<eos>`;
+    and, if that control was run, the same in the random-weights model: `entropy_random`, `distance_random` and
+    `special_random`.
+
+    With `gene_sets` one row a head and set. Columns `layer`, `head`, `gene_set`; `n_genes`; `auc`, the probability that
+    a gene of the set receives more than one of the other genes, with `p` of the rank-sum test and `fdr` over all rows;
+    `auc_matched`, the probability that it receives more than a gene of similar rank and detection, with `p_matched` of
+    a signed-rank test and `fdr_matched`; `auc_random` and `auc_matched_random`, the same in the random-weights model;
+    and `remains`, whether `fdr_matched` is below 0.05 and `auc_matched` is farther from 0.5 than that of any head of
+    the random-weights model.
+
+    Raises
+    ------
+    KeyError
+        No such result.
+    ValueError
+        A set has fewer than two genes that enough cells have, or leaves fewer than two others; no such group; or
+        `group` together with `gene_sets`, which are for all cells.
 
     Examples
     --------
@@ -133,9 +296,401 @@ def attention_heads_df(adata: Data, *, key: str | None = None, mod: str | None =
     >>> adata = gfx.datasets.toy()
     >>> gfx.tl.attention(adata, model="mini")
     >>> gfx.get.attention_heads_df(adata).shape
-    (16, 4)
+    (16, 9)
+    >>> sets = gfx.get.attention_heads_df(adata, gene_sets={"T cells": ["CD3D", "CD3E", "CD2"]})
+    >>> sets.columns[:6].tolist()
+    ['layer', 'head', 'gene_set', 'n_genes', 'auc', 'p']
     """
-    uns = find(adata, "tl.attention", key=key, mod=mod).uns
-    layer, head = np.indices(np.shape(uns["entropy"])) + 1
-    columns = {"layer": layer, "head": head, "entropy": uns["entropy"], "special": uns["special"]}
+    result = find(adata, "tl.attention", key=key, mod=mod)
+    if gene_sets is not None:
+        if group is not None:
+            msg = (
+                "`gene_sets` are compared over all cells. Run `gfx.tl.attention` with `mask_obs` for those of a group."
+            )
+            raise ValueError(msg)
+        return _gene_set_table(result, gene_sets, min_cells)
+    row, uns = _row_of(result, group), result.uns
+    layer, head = np.indices(_shape(result)) + 1
+    columns = {"layer": layer, "head": head, **{name: np.asarray(uns[name])[row] for name in STATISTICS}}
+    columns["distance_uniform"] = np.full(layer.shape, np.asarray(uns["distance_uniform"])[row])
+    if "random" in uns:
+        columns |= {f"{name}_random": np.asarray(uns["random"][name])[0] for name in STATISTICS}
     return pd.DataFrame({name: np.ravel(values) for name, values in columns.items()})
+
+
+def _gene_set_table(result: Slots, gene_sets: Mapping[str, Iterable[str]], min_cells: int) -> pd.DataFrame:
+    """Compare what genes of each set receive from each head with what other genes receive."""
+    n_cells, rank = (result.read("var", name).to_numpy() for name in ("n_cells", "rank"))
+    seen = n_cells >= max(min_cells, 1)
+    names, shape = result.adata.var_names[seen], _shape(result)
+    parts = {"": ("", "uniform")} | ({"_random": ("random", "random_uniform")} if result.has("varm", "random") else {})
+    ratios = {
+        suffix: np.asarray(result.read("varm", part))[seen] / result.read("var", uniform).to_numpy()[seen, None]
+        for suffix, (part, uniform) in parts.items()
+    }
+    similar = np.column_stack([np.log(rank[seen] + 1), np.log(n_cells[seen])])
+    layer, head = (values.ravel() + 1 for values in np.indices(shape))
+    tables = []
+    for name, genes in gene_sets.items():
+        in_set = names.isin([genes] if isinstance(genes, str) else list(genes))
+        if in_set.sum() < 2 or (~in_set).sum() < 2:
+            msg = (
+                f"The gene set {name!r} has {in_set.sum()} of the {seen.sum():,} genes that at least {min_cells} cells "
+                "have, and needs two or more, as `adata.var_names` spells them, and two or more others."
+            )
+            raise ValueError(msg)
+        columns = {"layer": layer, "head": head, "gene_set": name, "n_genes": int(in_set.sum())}
+        for suffix, values in ratios.items():
+            known = ~np.isnan(values[:, 0])
+            tested = values[known], in_set[known]
+            columns[f"auc{suffix}"], columns[f"p{suffix}"] = rank_sum(*tested)
+            columns[f"auc_matched{suffix}"], columns[f"p_matched{suffix}"] = matched_shares(*tested, similar[known])
+        tables.append(pd.DataFrame(columns))
+    table = pd.concat(tables, ignore_index=True)
+    for p, fdr in (("p", "fdr"), ("p_matched", "fdr_matched")):
+        table[fdr] = false_discovery_rate(table[p].to_numpy())
+    table["remains"] = table["fdr_matched"] < _ALPHA
+    if "_random" in ratios:
+        largest = (table["auc_matched_random"] - 0.5).abs().groupby(table["gene_set"]).transform("max")
+        table["remains"] &= (table["auc_matched"] - 0.5).abs() > largest
+    order = ["layer", "head", "gene_set", "n_genes", "auc", "p", "fdr", "auc_matched", "p_matched", "fdr_matched"]
+    order += ["auc_random", "auc_matched_random", "remains"]
+    return table[[name for name in order if name in table]]
+
+
+@shared()
+def attention_layers_df(
+    adata: Data, *, group: str | None = None, key: str | None = None, mod: str | None = None
+) -> pd.DataFrame:
+    """Tabulate how network layers differ: how wide a range of ranks heads attend to, and how different heads are.
+
+    Parameters
+    ----------
+    {after_attention}
+    {group_of_attention}
+    {key}
+    {mod}
+
+    Returns
+    -------
+    One row a network layer. Columns `layer`; `entropy`, `distance` and `special`, means over its heads, see
+    :func:`gfx.get.attention_heads_df`; `breadth`, over how many bands of ranks its heads spread their attention,
+    relative to uniform attention, mean over heads; `diversity`, how much its heads differ in the bands that they attend
+    to, as Jensen-Shannon divergence in bits: 0 if all are the same; `top`, attention to the first 100 genes relative to
+    uniform attention; and, if that control was run, the same in the random-weights model: `entropy_random` and so on.
+
+    Raises
+    ------
+    KeyError
+        No such result.
+    ValueError
+        No such group.
+
+    Examples
+    --------
+    >>> import gfx
+    >>> adata = gfx.datasets.toy()
+    >>> gfx.tl.attention(adata, model="mini")
+    >>> gfx.get.attention_layers_df(adata)["layer"].tolist()
+    [1, 2, 3, 4]
+    """
+    result = find(adata, "tl.attention", key=key, mod=mod)
+    row, uns = _row_of(result, group), result.uns
+    table = {"layer": np.arange(1, _shape(result)[0] + 1)}
+    for suffix, of, at in (("", uns, row), ("_random", uns.get("random"), 0)):
+        if of is None:
+            continue
+        table |= {f"{name}{suffix}": np.asarray(of[name])[at].mean(axis=1) for name in STATISTICS}
+        n = np.asarray(of["n_in_band"])[at]
+        heads = key_profile(np.asarray(of["bands"])[at], n)  # (n_layers, n_heads, n_bands)
+        uniform = key_profile(np.asarray(of["bands_uniform"])[at], n)
+        table[f"breadth{suffix}"] = breadth(heads).mean(axis=1) / breadth(uniform)
+        table[f"diversity{suffix}"] = diversity(heads)
+        top = slice(0, band_of(np.array([100]))[0])
+        table[f"top{suffix}"] = heads[..., top].sum(axis=-1).mean(axis=1) / uniform[top].sum()
+    return pd.DataFrame(table)
+
+
+@shared()
+def attention_difference_df(
+    adata: Data,
+    *,
+    group: str | None = None,
+    reference: str | None = None,
+    statistic: Literal["received", "given"] = "received",
+    min_cells: int = 10,
+    key: str | None = None,
+    mod: str | None = None,
+) -> pd.DataFrame:
+    """Compare the attention of genes between two groups, or before and after a deletion, gene by gene and head by head.
+
+    Parameters
+    ----------
+    {after_attention}
+    group, reference
+        The two groups: differences are `group` - `reference`. After a deletion, leave both out.
+    {statistic_of_attention}
+    min_cells
+        Genes that fewer cells of either group have are left out.
+    {key}
+    {mod}
+
+    Returns
+    -------
+    Columns `gene`, `layer`, `head` (from 1); `attention` and `reference`, means in the two groups; `difference`, with
+    its 95 % interval, `low` and `high`; `n_cells` and `n_cells_reference`; and `random`, after a deletion, the
+    difference in the random-weights model. After `donor_key=`, means are over donors, which have to have `min_cells`
+    cells with the gene in all; the interval is over donors, paired if these are in both groups, with `p` and `fdr` of
+    the t-test and `n_donors`. Otherwise the interval is over cells, which are not replicates: it says how well the
+    difference between these cells is known, not what other donors would show.
+
+    Raises
+    ------
+    KeyError
+        No such result.
+    ValueError
+        The result has no such groups, or another statistic.
+
+    Examples
+    --------
+    >>> import gfx
+    >>> adata = gfx.datasets.toy()
+    >>> gfx.tl.attention(adata, model="mini", groupby="cell_type")
+    >>> groups = adata.obs["cell_type"].cat.categories
+    >>> difference = gfx.get.attention_difference_df(adata, group=groups[0], reference=groups[1])
+    >>> difference.columns[:6].tolist()
+    ['gene', 'layer', 'head', 'attention', 'reference', 'difference']
+    """
+    result, part = find(adata, "tl.attention", key=key, mod=mod), _part(statistic)
+    names = [str(name) for name in result.uns["of"]][1:]
+    is_change = names == ["intact", "deleted"]
+    if is_change:
+        if group is not None or reference is not None:
+            msg = "This result compares cells with and without deleted genes. Leave `group` and `reference` out."
+            raise ValueError(msg)
+        group, reference = "deleted", "intact"
+    elif group is None or reference is None or group == reference:
+        msg = f"`group` and `reference` are two different groups of {names}, found {group!r} and {reference!r}."
+        raise ValueError(msg)
+    suffix = f"_{part}" if part else ""
+    units = {of: _units(result, of) for of in (group, reference, *(["change"] if is_change else []))}
+    n = {of: np.asarray(result.read("varm", "groups_n_cells"))[:, number] for of, number in units.items()}
+    mean, sd = (
+        {of: np.asarray(result.read("varm", f"groups{suffix}{end}"))[:, number] for of, number in units.items()}
+        for end in ("", "_sd")
+    )
+    donors = None
+    if "donors" in result.uns:
+        named = np.asarray(result.uns["donors"]).astype(str)
+        donors = {of: named[number] for of, number in units.items()}
+    seen = np.minimum(n[group].sum(axis=1), n[reference].sum(axis=1)) >= max(min_cells, 1)
+    n, mean, sd = ({of: values[seen] for of, values in each.items()} for each in (n, mean, sd))
+    found = between_groups(mean, sd, n, group=group, reference=reference, donors=donors)
+    genes, shape = result.adata.var_names.to_numpy()[seen], _shape(result)
+    n_heads = shape[0] * shape[1]
+    layer, head = (values.ravel() + 1 for values in np.indices(shape))
+    table = pd.DataFrame({"gene": np.repeat(genes, n_heads)})
+    table["layer"], table["head"] = np.tile(layer, len(genes)), np.tile(head, len(genes))
+    for name, values in found.items():
+        table[name] = values.ravel()
+    table["n_cells"] = np.repeat(n[group].sum(axis=1), n_heads)
+    table["n_cells_reference"] = np.repeat(n[reference].sum(axis=1), n_heads)
+    if "p" in table:
+        table["fdr"] = false_discovery_rate(table["p"].to_numpy())
+    if is_change and statistic == "received" and result.has("varm", "random_change"):
+        table["random"] = np.asarray(result.read("varm", "random_change"))[seen].ravel()
+    return table
+
+
+@shared()
+def attention_pairs_df(
+    adata: Data, *, genes: str | Iterable[str] | None = None, key: str | None = None, mod: str | None = None
+) -> pd.DataFrame:
+    """Tabulate the attention from gene to gene, one row a pair, the strongest of each gene first.
+
+    Parameters
+    ----------
+    {after_attention}
+    genes
+        Genes whose attention to others is wanted, as in `var_names`. `None` takes all.
+    {key}
+    {mod}
+
+    Returns
+    -------
+    Columns `gene`, which gives the attention, and `attends_to`; `attention`, the mean over the cells that have both and
+    over the heads that were chosen; `uniform`, what it would be if attention were uniform; `expected`, what genes of
+    the same two bands of ranks give to each other; `ratio`, which is `attention` divided by `expected`; `n_cells`; and
+    `coexpression`, for pairs of named genes, the correlation of their normalised counts in these cells.
+
+    Raises
+    ------
+    KeyError
+        No such result, or it has no pairs.
+    ValueError
+        A gene that gives no attention here.
+
+    Examples
+    --------
+    >>> import gfx
+    >>> adata = gfx.datasets.toy()
+    >>> gfx.tl.attention(adata, model="mini", genes=["CD3D", "CD3E", "MS4A1"])
+    >>> gfx.get.attention_pairs_df(adata, genes="CD3D")["attends_to"].tolist()
+    ['CD3D', 'CD3E', 'MS4A1']
+    """
+    result = find(adata, "tl.attention", key=key, mod=mod)
+    table = _pair_table(result)
+    if genes is not None:
+        wanted = [genes] if isinstance(genes, str) else list(genes)
+        missing = sorted(set(wanted) - set(table["gene"]))
+        if missing:
+            msg = f"The result {result.key!r} has no attention given by {missing[:10]}: {_WITH_PAIRS}"
+            raise ValueError(msg)
+        table = table[table["gene"].isin(wanted)]
+    order = np.lexsort([-table["attention"], table["row"]])
+    return table.iloc[order].drop(columns=["row", "column"]).reset_index(drop=True)
+
+
+_WITH_PAIRS = "run `gfx.tl.attention(adata, genes=...)`, or with a list of genes that cells have."
+
+
+def _pair_table(result: Slots) -> pd.DataFrame:
+    """Read all pairs of a result, with their `row` and `column` in the AnnData."""
+    if not result.has("varp"):
+        msg = f"The result {result.key!r} has no attention from gene to gene: {_WITH_PAIRS}"
+        raise KeyError(msg)
+    parts = {
+        name: result.read("varp", part).tocoo()
+        for name, part in (("attention", ""), ("uniform", "uniform"), ("n_cells", "n_cells"))
+    }
+    row, column = parts["attention"].row, parts["attention"].col
+    names, rank = result.adata.var_names.to_numpy(), result.read("var", "rank").to_numpy()
+    table = pd.DataFrame({"row": row, "column": column, "gene": names[row], "attends_to": names[column]})
+    for name, matrix in parts.items():
+        table[name] = matrix.data
+    table["expected"] = table["uniform"] * _by_bands(result)[band_of(rank[row] + 1), band_of(rank[column] + 1)]
+    table["ratio"] = table["attention"] / table["expected"]
+    if result.has("varp", "coexpression"):
+        table["coexpression"] = result.read("varp", "coexpression").tocoo().data
+    order = ["row", "column", "gene", "attends_to", "attention", "uniform", "expected", "ratio", "n_cells"]
+    return table[[*order, *(["coexpression"] if "coexpression" in table else [])]]
+
+
+def _by_bands(result: Slots) -> np.ndarray:
+    """Attention between bands of ranks, divided by uniform attention, mean over the heads whose pairs are kept."""
+    bands, heads = np.asarray(result.uns["bands"])[0], result.uns["params"]["heads"]
+    bands = bands.reshape(-1, *bands.shape[2:])
+    if not isinstance(heads, str):
+        layers_and_heads = [tuple(map(int, str(name).split("."))) for name in heads]
+        bands = bands[[(layer - 1) * _shape(result)[1] + head - 1 for layer, head in layers_and_heads]]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return bands.mean(axis=0) / np.asarray(result.uns["bands_uniform"])[0]
+
+
+@shared()
+def attention_edges_df(
+    adata: Data,
+    edges: pd.DataFrame,
+    *,
+    min_cells: int = 10,
+    key: str | None = None,
+    mod: str | None = None,
+) -> pd.DataFrame:
+    """Ask whether attention finds known edges, such as those from transcription factors to their targets.
+
+    All genes named in :func:`gfx.tl.attention` are candidates for each source. They are ranked by attention, in both
+    directions, and by what needs no attention: co-expression, and the ranks of the two genes alone. A ranking that
+    finds edges has an AUROC above 0.5 and an early precision above 1. Sources are replicates: results are means over
+    sources, with intervals by resampling them.
+
+    Parameters
+    ----------
+    {after_attention}
+    edges
+        Columns `source` and `target`, genes as in `var_names`.
+    min_cells
+        Pairs that fewer cells have are no candidates.
+    {key}
+    {mod}
+
+    Returns
+    -------
+    One row a ranking, the best first. Columns `score`, which is ``"attention"``, ``"coexpression"`` (absolute value)
+    or ``"ranks"``, the attention expected from the bands of ranks of two genes; `direction`, whether the ``"source"``
+    or the ``"target"`` gives the attention; `layer` and `head` (from 1), with ``heads="each"``, else missing: the mean
+    over heads; `auroc`, with `auroc_low` and `auroc_high`; `early_precision`, the fraction of edges among as many
+    candidates as there are edges, relative to chance, with `early_precision_low` and `early_precision_high`; and
+    `n_sources` and `n_edges`.
+
+    Raises
+    ------
+    KeyError
+        No such result, it has no pairs, or `edges` has no such columns.
+    ValueError
+        Pairs are not those of named genes, or fewer than two sources have both edges and other candidates.
+
+    Examples
+    --------
+    >>> import gfx
+    >>> import pandas as pd
+    >>> adata = gfx.datasets.toy()
+    >>> genes = ["CD3D", "CD3E", "CD2", "MS4A1", "CD79A", "CD79B"]
+    >>> gfx.tl.attention(adata, model="mini", genes=genes)
+    >>> edges = pd.DataFrame({"source": ["CD3D", "MS4A1"], "target": ["CD3E", "CD79A"]})
+    >>> gfx.get.attention_edges_df(adata, edges, min_cells=1).columns[:4].tolist()
+    ['score', 'direction', 'layer', 'head']
+    """
+    missing = {"source", "target"} - set(edges.columns)
+    if missing:
+        msg = f"`edges` needs the columns 'source' and 'target', found {edges.columns.tolist()}."
+        raise KeyError(msg)
+    result = find(adata, "tl.attention", key=key, mod=mod)
+    table, uns = _pair_table(result), result.uns
+    if "n_neighbors" in uns["params"]:
+        msg = "Edges are looked for among named genes: run `gfx.tl.attention(adata, genes=[...])`."
+        raise ValueError(msg)
+    genes = pd.Index(pd.unique(pd.concat([table["gene"], table["attends_to"]])))
+    at = genes.get_indexer(table["gene"]), genes.get_indexer(table["attends_to"])
+
+    def square(values: np.ndarray) -> np.ndarray:
+        """Lay out pairs as genes that give × genes that receive; NaN where there is no such pair."""
+        out = np.full((len(genes), len(genes)), np.nan)
+        out[at] = values
+        return out
+
+    known = edges[edges["source"].isin(genes) & edges["target"].isin(genes)]
+    is_edge = np.zeros((len(genes), len(genes)), dtype=bool)
+    is_edge[genes.get_indexer(known["source"]), genes.get_indexer(known["target"])] = True
+    is_candidate = np.nan_to_num(square(table["n_cells"])) >= max(min_cells, 1)
+    np.fill_diagonal(is_candidate, val=False)
+    given = [
+        ("attention", pd.NA, pd.NA, square(table["attention"])),
+        ("ranks", pd.NA, pd.NA, square(table["expected"])),
+    ]
+    if "pairs" in uns:
+        order = pd.Index(np.asarray(uns["pairs_genes"]).astype(str)).get_indexer(genes)
+        of_heads = np.asarray(uns["pairs"])[:, order[:, None], order]
+        layer, head = (values.ravel() + 1 for values in np.indices(_shape(result)))
+        given += [("attention", *which) for which in zip(layer, head, of_heads, strict=True)]
+    rankings = [
+        (score, direction, layer, head, values if direction == "source" else values.T)
+        for score, layer, head, values in given
+        for direction in ("source", "target")
+    ]
+    if "coexpression" in table:
+        rankings.append(("coexpression", "", pd.NA, pd.NA, np.abs(square(table["coexpression"]))))
+    auroc, precision = retrieval(np.stack([ranking[-1] for ranking in rankings]), is_edge, is_candidate)
+    n_sources = auroc.shape[1]
+    if n_sources < 2:
+        msg = (
+            f"{n_sources} sources of `edges` have a target among the named genes and another candidate beside, in at "
+            f"least {min_cells} cells each; there have to be two or more. {len(known):,} of {len(edges):,} edges are "
+            "between named genes, as `adata.var_names` spells them."
+        )
+        raise ValueError(msg)
+    out = pd.DataFrame([ranking[:-1] for ranking in rankings], columns=["score", "direction", "layer", "head"])
+    for name, values in (("auroc", auroc), ("early_precision", precision)):
+        out[name], out[f"{name}_low"], out[f"{name}_high"] = resampled(values, np.random.default_rng(0))
+    out["n_sources"], out["n_edges"] = n_sources, int((is_edge & is_candidate).sum())
+    out = out.astype({"layer": "Int64", "head": "Int64"})
+    return out.sort_values("auroc", ascending=False, ignore_index=True, kind="stable")

@@ -109,6 +109,16 @@ def _name(token: int, vocabulary: Vocabulary) -> str:
     return symbol if vocabulary.n_with_symbol[symbol] == 1 else f"{symbol} ({name})"
 
 
+def find_genes(genes: str | Iterable[str], vocabulary: Vocabulary, name: str) -> np.ndarray:
+    """Find the tokens of named genes, each once, in the order given."""
+    names = [genes] if isinstance(genes, str) else list(genes)
+    if not names or not all(isinstance(gene, str) for gene in names):
+        msg = f"`{name}` is a list of at least one gene, as symbols or Ensembl ids; found {names!r}."
+        raise ValueError(msg)
+    refuse_unknown(names, vocabulary)
+    return np.array(list(dict.fromkeys(vocabulary.resolve(names).tolist())))
+
+
 def unknown_genes(names: Sequence[str], vocabulary: Vocabulary) -> list[str]:
     """List the names that the model does not know, in their order."""
     return [name for name, token in zip(names, vocabulary.resolve(names), strict=True) if token < 0]

@@ -227,6 +227,15 @@ def groups_and_rest(adata: AnnData, groupby: str | None) -> tuple[list[str], np.
     return names, np.where(group < 0, len(names), group)
 
 
+def donors(adata: AnnData, donor_key: str) -> np.ndarray:
+    """Read the donor of each cell, as text; every cell has one."""
+    column = obs_column(adata, donor_key)
+    if n_missing := int((gene_names(column) == "").sum()):  # "nan" is no name of a donor either
+        msg = f"`adata.obs[{donor_key!r}]` names no donor for {n_missing:,} cells. Leave these out."
+        raise ValueError(msg)
+    return column.astype(str).to_numpy(dtype=object)
+
+
 def check_controls(given: Iterable[str] | None, choices: tuple[str, ...]) -> tuple[str, ...]:
     """Read the controls to run, in the order of the choices; one that is none of them is refused."""
     if not isinstance(given, Iterable | None):

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from gfx._adata import gene_names, obs_column, shortened
+from gfx._adata import shortened
 from gfx._core.batching import pieces
 from gfx._core.manifest import fingerprint
 from gfx._core.seeds import check_seed, check_whole
 from gfx._core.statistics import moments
 from gfx.tl._baselines import CONTROL_COLUMNS, baselines_of_sets, compare_with_baselines, find_baselines
 from gfx.tl._gene_sets import find_gene_sets
-from gfx.tl._prepare import check_choice, check_controls, open_store, prepare
+from gfx.tl._prepare import check_choice, check_controls, donors, open_store, prepare
 from gfx.tl._states import find_states
 from gfx.tl.perturbation import _controls, _tables
 from gfx.tl.perturbation._controls import AXIS, RANDOM_WEIGHTS, stream
@@ -80,7 +80,7 @@ def perturb(
         raise ValueError(msg)
     cells = prepare(adata, model, function=function, layer=layer, mod=mod, copy=copy, key_added=key_added)
     states = find_states(cells, groupby, start, goal)
-    donor = None if donor_key is None else _donors(cells, donor_key)
+    donor = None if donor_key is None else donors(cells.adata, donor_key)
     lengths = cells.tokens.lengths if states is None else np.where(states.is_start, cells.tokens.lengths, 0)
     sets = _find_sets(genes, cells, lengths)
     _say_size(cells.adata.n_obs, len(sets), 0 if states is None else len(states.names), has_parts="parts" in controls)
@@ -121,15 +121,6 @@ def perturb(
     _warn(experiment, sets, uns["table"], states, axis)
     _write(cells, runs, uns, params, n_states=0 if states is None else len(states.names))
     return cells.result
-
-
-def _donors(cells: Prepared, donor_key: str) -> np.ndarray:
-    """Read the donor of each cell, as text; every cell has one."""
-    column = obs_column(cells.adata, donor_key)
-    if n_missing := int((gene_names(column) == "").sum()):  # "nan" is no name of a donor either
-        msg = f"`adata.obs[{donor_key!r}]` names no donor for {n_missing:,} cells. Leave these out."
-        raise ValueError(msg)
-    return column.astype(str).to_numpy(dtype=object)
 
 
 def _find_sets(genes: Genes, cells: Prepared, lengths: np.ndarray) -> GeneSets:

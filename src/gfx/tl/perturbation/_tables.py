@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from gfx._core.edits import PARTS
-from gfx._core.statistics import against_random, by_chance, over_cells, over_donors, tail
+from gfx._core.statistics import against_random, bootstrapped, by_chance, over_donors, tail
 from gfx.tl._gene_sets import set_name
 from gfx.tl.perturbation._controls import BOOTSTRAP, stream
 
@@ -200,7 +200,7 @@ def synergy_table(
         for measure in SYNERGY:
             values = excess[measure][own]
             if donor is None:
-                interval = over_cells(values, rng)
+                interval = bootstrapped(values, rng)
             else:
                 interval = over_donors(pd.Series(values).groupby(donor[perturbed.cell[own]]).mean().to_numpy())
             columns = {"mean": float(np.mean(values, dtype=np.float64)), "low": interval.low, "high": interval.high}
