@@ -90,7 +90,7 @@ LOADS: dict[str, set[str]] = {
     "pp": {"numpy", "pandas"},
     "tl": {"anndata", "numpy", "pandas", "scanpy", "scipy", "tqdm"},
     "get": {"numpy", "pandas", "scipy", "sklearn"},
-    "pl": {"adjustText", "matplotlib", "numpy"},
+    "pl": {"adjustText", "matplotlib", "networkx", "numpy"},
     "datasets": {"anndata", "numpy", "pandas", "scipy"},
 }
 

@@ -29,7 +29,7 @@ def adata():
 def values(adata, function, key=None, tasks=("type",), **left_out):
     """Made-up values for all parts that a function may write; `left_out` names parts that it does not."""
     lengths = {"obs": (adata.n_obs,), "obsm": (adata.n_obs, 2), "var": (adata.n_vars,), "varm": (adata.n_vars, 2)}
-    lengths["layers"] = adata.shape
+    lengths |= {"varp": (adata.n_vars, adata.n_vars), "layers": adata.shape}
     return {
         element: {
             part: None if part in left_out.get(element, ()) else np.ones(lengths[element], dtype=np.float32)
@@ -48,7 +48,7 @@ def write(adata, function, key=None, **left_out):
 
 def everything(adata):
     """Copy all that an AnnData holds."""
-    elements = ("obs", "var", "obsm", "varm", "layers", "uns")
+    elements = ("obs", "var", "obsm", "varm", "varp", "layers", "uns")
     return {(element, name): getattr(adata, element)[name] for element in elements for name in getattr(adata, element)}
 
 
@@ -121,7 +121,8 @@ def test_a_slot_of_the_users_is_refused_by_name_and_nothing_changes(adata, funct
         part = name.removeprefix("mine").removeprefix("_")
         write(adata, function, "mine", **{element: (part,)})
     axis = adata.obs_names if element in {"obs", "obsm"} else adata.var_names
-    values = {"layers": adata.X.copy(), "obs": 1.0, "var": 1.0}.get(element, np.zeros((len(axis), 3)))
+    values = {"layers": adata.X.copy(), "obs": 1.0, "var": 1.0, "varp": np.eye(len(axis))}
+    values = values.get(element, np.zeros((len(axis), 3)))
     getattr(adata, element)[name] = values
     before = everything(adata)
     with pytest.raises(ValueError, match=re.escape(f"`adata.{element}[{name!r}]` holds a ") + ".*gfx did not write"):
@@ -335,7 +336,8 @@ TAKEN_OF_TOOLS = [(function, *slot) for function in TOOLS for slot in slots_of(f
 def test_tools_refuse_a_slot_of_the_users_and_change_nothing(toy_cells, toy_model, function, element, name) -> None:
     cells = toy_cells(8)
     size = cells.n_obs if element in {"obs", "obsm"} else cells.n_vars
-    getattr(cells, element)[name] = np.zeros(size) if element in {"obs", "var"} else np.zeros((size, 3))
+    shape = {"obs": (size,), "var": (size,), "varp": (size, size)}.get(element, (size, 3))
+    getattr(cells, element)[name] = np.zeros(shape)
     before = everything(cells)
     with pytest.raises(ValueError, match=re.escape(f"`adata.{element}[{name!r}]` holds ")):
         TOOLS[function](cells, model=toy_model, key_added="mine")

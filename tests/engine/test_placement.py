@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from gfx._core.edits import Edits, single_deletions
 from gfx._core.screening import wanted_places
-from gfx._engine.attention import mean_attention, sum_attention
+from gfx._engine.attention import Pairs, sum_attention
 from gfx._engine.class_scores import of_cells, of_occurrences, probabilities, probabilities_and_squares
 from gfx._engine.classifier import Head, make_classifier
 from gfx._engine.examples import LabelledCells, Padded
@@ -27,8 +27,19 @@ def embed_genes(*cells, n_groups, **chosen):
 
 
 def attention_of(encoder, ids, lengths, vocabulary):
-    """Mean attention over all cells."""
-    return mean_attention([sum_attention(encoder, ids, lengths, vocabulary)], int((lengths > 0).sum()))
+    """Sums of attention, with pairs and without some genes."""
+    genes = np.flatnonzero(~vocabulary.is_special)
+    numbers = np.full(len(vocabulary), -1)
+    numbers[genes[:60]] = np.arange(60)
+    unit = np.arange(len(lengths)) % 2
+    run = encoder, ids, lengths, vocabulary
+    found = sum_attention(*run, unit=unit, n_units=2, pairs=Pairs(numbers, numbers, (0, 3)))
+    found |= {"each": sum_attention(*run, unit=unit, n_units=2, pairs=Pairs(numbers, numbers, None))["pairs"]}
+    # Cells of the deleted genes alone would have nothing left.
+    without = sum_attention(
+        *run[:2], np.where(lengths > 4, lengths, 0), vocabulary, unit=unit, n_units=2, deleted=genes[:2]
+    )
+    return found | {f"{name} without": values for name, values in without.items()}
 
 
 def is_far(tensor):

@@ -46,13 +46,6 @@ def deleted(toy_cells, toy_model) -> ad.AnnData:
     return adata
 
 
-@pytest.fixture(scope="module")
-def attended(toy_cells, toy_model) -> ad.AnnData:
-    adata = toy_cells()
-    gfx.tl.attention(adata, model=toy_model)
-    return adata
-
-
 def points(ax: plt.Axes, colour: str) -> list[np.ndarray]:
     """Clouds of points of one colour, from the first row to the last."""
     wanted = mpl.colors.to_rgb(colour)
@@ -326,28 +319,6 @@ def test_plots_leave_the_object_alone(deleted: ad.AnnData) -> None:
     gfx.pl.deletion(deleted, show=False)
     assert sorted(deleted.uns) == sorted(before.uns)
     np.testing.assert_array_equal(deleted.obsm["gfx_delete"], before.obsm["gfx_delete"])
-
-
-def test_attention_heatmap_and_profiles_show_the_tables(attended: ad.AnnData) -> None:
-    heads, ranks = gfx.pl.attention(attended, min_cells=1, show=False)
-    table = gfx.get.attention_heads_df(attended)
-    image = heads.get_images()[0].get_array()
-    for row in table.itertuples():
-        assert image[row.layer - 1, row.head - 1] == pytest.approx(row.entropy)
-    n_layers, n_heads = image.shape
-    # A line per head, one per layer, and the dotted line of even attention.
-    assert len(ranks.lines) == n_layers * n_heads + n_layers + 1
-    first = gfx.get.attention_ranks_df(attended).query("layer == 1 and head == 1 and rank == 1")["ratio"].item()
-    assert ranks.lines[0].get_ydata()[0] == pytest.approx(first)
-
-
-def test_attention_wants_two_axes(attended: ad.AnnData) -> None:
-    _, axes = plt.subplots(1, 3)
-    with pytest.raises(ValueError, match="draws on 2 axes, found 3"):
-        gfx.pl.attention(attended, ax=axes)
-    assert gfx.pl.attention(attended, ax=axes[:2], min_cells=1, show=False) == [axes[0], axes[1]]
-    with pytest.raises(ValueError, match="no rank is in at least 1000 cells"):
-        gfx.pl.attention(attended, min_cells=1000)
 
 
 @pytest.mark.parametrize(

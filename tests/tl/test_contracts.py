@@ -98,10 +98,14 @@ class Tool:
 
 
 ATTENTION = {
-    "varm:{key}": ("float32", (HEADS,)),
+    **{f"varm:{{key}}{part}": ("float32", (HEADS,)) for part in ("", "_sd", "_given", "_given_sd", "_random")},
     "var:{key}_n_cells": ("int32", ()),
-    "var:{key}_uniform": ("float32", ()),
+    **{f"var:{{key}}_{part}": ("float32", ()) for part in ("uniform", "given_uniform", "rank", "random_uniform")},
 }
+OF_UNITS = {f"varm:{{key}}_groups{part}": ("float32", (12, HEADS)) for part in ("", "_sd", "_given", "_given_sd")} | {
+    "varm:{key}_groups_n_cells": ("int32", (12,))
+}
+PAIRS = tuple(f"varp:{{key}}{part}" for part in ("", "_uniform", "_n_cells", "_coexpression"))
 EMBED_GENES = {"varm:{key}": ("float32", (WIDTH,)), "var:{key}_n_cells": ("int32", ())}
 PERTURBED = {
     "obsm:{key}": ("float32", (3,)),
@@ -126,7 +130,13 @@ GENE_TABLES = {"gene_scores_df": gfx.get.gene_scores_df}
 CLASSIFIED = {
     name: getattr(gfx.get, name) for name in ("classification_df", "learning_curve_df", "roc_df", "confusion_df")
 }
-ATTENTIONS = {name: getattr(gfx.get, name) for name in ("attention_df", "attention_ranks_df", "attention_heads_df")}
+ATTENTIONS = {
+    name: getattr(gfx.get, name)
+    for name in (
+        *("attention_df", "attention_ranks_df", "attention_heads_df"),
+        *("attention_bands_df", "attention_layers_df"),
+    )
+}
 
 TOOLS = {
     "embed": Tool("embed", "X_gfx", {"obsm:{key}": ("float32", (WIDTH,))}),
@@ -157,6 +167,14 @@ TOOLS = {
         others=("varm:{key}_groups",),
     ),
     "attention": Tool("attention", "gfx_attention", ATTENTION, tables=ATTENTIONS),
+    "attention, groups and pairs": Tool(
+        "attention",
+        "gfx_attention",
+        ATTENTION | OF_UNITS,
+        {"groupby": "cell_type", "donor_key": "donor", "genes": SCREENED, "heads": "each"},
+        tables=ATTENTIONS | {"attention_pairs_df": gfx.get.attention_pairs_df},
+        others=PAIRS,
+    ),
     "classify_genes": Tool(
         "classify_genes",
         "gfx_gene_class",

@@ -303,8 +303,8 @@ def matched_shares(values: np.ndarray, in_set: np.ndarray, similar: np.ndarray) 
     """Compare each gene of a set with the genes outside it that are most similar, column by column of `(n_genes, n)`.
 
     `similar` are properties of genes, `(n_genes, n_properties)`, which are divided by their standard deviations before
-    distances are taken. Returns the mean fraction of the similar genes that have a smaller value, ties counted half, and p of a
-    signed-rank test that this is one half, `(n,)`; NaN for fewer than two on either side.
+    distances are taken. Returns the mean fraction of the similar genes that have a smaller value, ties counted half,
+    and p of a signed-rank test that this is one half, `(n,)`; NaN for fewer than two on either side.
     """
     from scipy.spatial import KDTree
 

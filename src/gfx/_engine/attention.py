@@ -58,8 +58,12 @@ class Pairs:
 
 
 class PairsOfCell(NamedTuple):
-    """Pairs in one cell: positions of its genes that attend and of those attended to, and attention between them."""
+    """Pairs in one cell: positions of its genes that attend and of those attended to, and attention between them.
 
+    The former are known on the host, too, which cuts them into blocks of queries.
+    """
+
+    at: np.ndarray
     gives: torch.Tensor
     receives: torch.Tensor
     sums: torch.Tensor  # (n_kept, n_gives, n_receives)
@@ -67,7 +71,7 @@ class PairsOfCell(NamedTuple):
     def of_layer(self, pairs: Pairs, layer: int, n_heads: int) -> PairsOfLayer | None:
         """Take the heads that a layer adds, and where to; `None` if it adds none."""
         if pairs.heads is None:
-            return PairsOfLayer(*self[:2], self.sums[layer * n_heads : (layer + 1) * n_heads], None, 1)
+            return PairsOfLayer(*self[:3], self.sums[layer * n_heads : (layer + 1) * n_heads], None, 1)
         heads = [head - layer * n_heads for head in pairs.heads if head // n_heads == layer]
         return PairsOfLayer(*self, heads, len(pairs.heads)) if heads else None
 
@@ -78,6 +82,7 @@ class PairsOfLayer(NamedTuple):
     `heads` add to a mean of `n_heads`, of all layers; `None` are all heads of the layer, each by itself.
     """
 
+    at: np.ndarray
     gives: torch.Tensor
     receives: torch.Tensor
     sums: torch.Tensor
@@ -86,13 +91,14 @@ class PairsOfLayer(NamedTuple):
 
     def add(self, weights: torch.Tensor, share: torch.Tensor, start: int) -> None:
         """Add weights of a block of queries, `(heads, rows, l)`, times the share of each, `(heads, rows, 1)`."""
-        low, high = torch.searchsorted(self.gives, torch.tensor([start, start + weights.shape[1]])).tolist()
+        low, high = np.searchsorted(self.at, [start, start + weights.shape[1]]).tolist()
         rows = self.gives[low:high] - start
-        if self.heads is not None:
-            weights, share = weights[self.heads], share[self.heads]
-        found = weights[:, rows].mul_(share[:, rows])
-        if self.heads is not None:
-            found = found.sum(0, keepdim=True).div_(self.n_heads)
+        if self.heads is None:
+            found = weights[:, rows].mul_(share[:, rows])
+        else:
+            if len(self.heads) < len(weights):
+                weights, share = weights[self.heads], share[self.heads]
+            found = torch.einsum("hrl,hr->rl", weights[:, rows], share[:, rows, 0] / self.n_heads)[None]
         self.sums[:, low:high] += found[:, :, self.receives]
 
 
@@ -229,7 +235,8 @@ def _empty_pairs(tokens: torch.Tensor, valid: torch.Tensor, pairs: Pairs, n_head
     numbers = [torch.from_numpy(values).to(tokens.device) for values in (pairs.gives, pairs.receives)]
     for cell, is_token in zip(tokens, valid, strict=True):
         gives, receives = ((is_token & (number[cell] >= 0)).nonzero()[:, 0] for number in numbers)
-        found.append(PairsOfCell(gives, receives, torch.zeros(n_kept, len(gives), len(receives), device=cell.device)))
+        room = torch.zeros(n_kept, len(gives), len(receives), device=cell.device)
+        found.append(PairsOfCell(gives.cpu().numpy(), gives, receives, room))
     return found
 
 
@@ -239,7 +246,7 @@ def attend_and_sum(
     """Attend, `(n, l, 3, heads, d)` -> `(n, l, heads, d)`, and add the weights up; adds to `pairs`, one a cell."""
     attended, sums = torch.zeros_like(projected[:, :, 0]), LayerSums.zeros(projected)
     if projected.device.type == "cpu":
-        for cell, length in enumerate(valid.sum(1).tolist()):
+        for cell, length in enumerate(valid.sum(1).cpu().tolist()):
             one = slice(cell, cell + 1)
             what = projected[one, :length], None, places.of_cell(cell, length), pairs[one]
             _attend_by_queries(*what, attended=attended[one, :length], sums=sums.of_cell(cell, length))
@@ -370,7 +377,7 @@ def sum_attention(
         for cell, n_tokens, of_pairs in zip(batch.tokens, intact.n_in_band.sum(1), intact.pairs, strict=False):
             gives, receives = (
                 number[cell[places].cpu().numpy()]
-                for number, places in zip((pairs.gives, pairs.receives), of_pairs[:2], strict=True)
+                for number, places in zip((pairs.gives, pairs.receives), of_pairs[1:3], strict=True)
             )
             add_pairs(kept, gives, receives, of_pairs.sums.cpu().numpy(), 1 / float(n_tokens))
     found = {name: total.cpu().double().numpy() for name, total in (totals | {"ranks": ranks}).items()}

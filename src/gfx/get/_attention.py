@@ -8,7 +8,14 @@ import numpy as np
 import pandas as pd
 
 from gfx._core.attention import band_of, breadth, diversity, key_profile
-from gfx._core.statistics import between_groups, false_discovery_rate, matched_shares, rank_sum, retrieval
+from gfx._core.statistics import (
+    between_groups,
+    false_discovery_rate,
+    matched_shares,
+    rank_sum,
+    resampled,
+    retrieval,
+)
 from gfx._docs import shared
 from gfx._results import find
 
@@ -252,9 +259,9 @@ def attention_heads_df(
     """Tabulate how each head distributes its attention, or whether it attends to sets of genes.
 
     With `gene_sets`, a rank-sum test compares the attention that the genes of a set receive, relative to uniform
-    attention, with that of all other genes. Heads attend to ranks, and sets of genes differ in rank, so most of what it finds is rank. Each gene is
-    therefore also compared with the 50 genes of most similar rank and detection, and the same is done in the
-    random-weights model.
+    attention, with that of all other genes. Heads attend to ranks, and sets of genes differ in rank, so most of what it
+    finds is rank. Each gene is therefore also compared with the 50 genes of most similar rank and detection, and the
+    same is done in the random-weights model.
 
     Parameters
     ----------

@@ -18,14 +18,23 @@ _MOST_NAMES, _STEPS, _LINE = 40, 200, 10.0
 
 
 def axes_for(
-    given: Axes | Sequence[Axes] | None, n: int, figsize: tuple[float, float], widths: Sequence[float] | None = None
+    given: Axes | Sequence[Axes] | None,
+    n: int,
+    figsize: tuple[float, float],
+    widths: Sequence[float] | None = None,
+    *,
+    n_columns: int | None = None,
 ) -> list[Axes]:
-    """Return the axes to draw on: those given, or `n` of a new figure side by side."""
+    """Return the axes to draw on: those given, or `n` of a new figure side by side, in rows of `n_columns`."""
     import matplotlib.pyplot as plt
 
     if given is None:
-        _, axes = plt.subplots(1, n, figsize=figsize, layout="constrained", squeeze=False, width_ratios=widths)
-        return list(axes[0])
+        n_columns = n if n_columns is None else min(n, n_columns)
+        shape = -(-n // n_columns), n_columns
+        _, grid = plt.subplots(*shape, figsize=figsize, layout="constrained", squeeze=False, width_ratios=widths)
+        for unused in grid.ravel()[n:]:
+            unused.remove()
+        return list(grid.ravel()[:n])
     axes = [given] if isinstance(given, plt.Axes) else list(given)
     if len(axes) != n:
         msg = f"This plot draws on {n} axes, found {len(axes)}."

@@ -102,7 +102,7 @@ def attention(
         Column of `obs` with the donor of each cell. Differences between groups then have intervals and tests over
         donors. Without donors there are intervals over cells, which are not replicates.
     deleted
-        Genes that are deleted together. Only cells with at least one of them are read. The groups of the result are
+        Genes that are deleted together. Only cells that have all of them are read. The groups of the result are
         then ``"intact"``, ``"deleted"`` and ``"change"``, so `groupby` cannot be used as well.
     genes
         Genes between which attention is kept, all pairs of them. With `...`, the genes that each gene attends to most,
@@ -222,16 +222,13 @@ def attention(
 
 
 def _cells_with(genes: np.ndarray, lengths: np.ndarray, cells: Prepared) -> np.ndarray:
-    """Keep the cells that have at least one of the genes, and another one."""
-    n_there = (cells.tokens.places(genes) >= 0).sum(axis=1)
-    n_left = cells.tokens.lengths - cells.model.vocabulary.n_specials - n_there
-    kept = np.where((n_there > 0) & (n_left > 0), lengths, 0)
+    """Keep the cells that have all of the genes, and another one."""
+    has_all = (cells.tokens.places(genes) >= 0).all(axis=1)
+    kept = np.where(has_all & (cells.tokens.lengths > cells.model.vocabulary.n_specials + len(genes)), lengths, 0)
     if not kept.any():
         names = cells.model.vocabulary.symbols[genes].tolist()
-        msg = (
-            f"No cell has any of the genes {names} among the {cells.model.max_length:,} positions that "
-            f"{cells.model.name!r} reads, and another gene beside."
-        )
+        why = f" {cells.behind}" if cells.are_cut(genes, lengths).any() else ""
+        msg = f"No cell that is used has the deleted genes {names} and another gene beside.{why}"
         raise ValueError(msg)
     return kept
 

@@ -8,6 +8,7 @@ import numpy as np
 from scipy import sparse
 
 from gfx import _log
+from gfx._adata import shortened
 from gfx._core.attention import strongest
 from gfx._tokens import CountsNotAtHandError
 from gfx.tl._baselines import log_counts
@@ -57,7 +58,8 @@ def find_pairs(
     else:
         tokens = find_genes(genes, cells.model.vocabulary, "genes")
         if not n_cells[tokens].any():
-            msg = f"No cell that is used has any of the genes {cells.model.vocabulary.symbols[tokens][:10].tolist()}."
+            why = f" {cells.behind}" if cells.are_cut(tokens, lengths).any() else ""
+            msg = f"No cell that is used has any of the genes {shortened(cells.model.vocabulary.symbols[tokens])}.{why}"
             raise ValueError(msg)
     bytes_per_pair = 8 * (2 + (n_heads if heads is None else 1))
     n_bytes = bytes_per_pair * len(tokens) ** 2

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from gfx._adata import GeneMatch, cell_mask, obs_column, read_genes
+from gfx._adata import GeneMatch, cell_mask, gene_names, obs_column, read_genes
 from gfx._core.batching import pieces
 from gfx._core.manifest import fingerprint
 from gfx._log import info
