@@ -147,13 +147,15 @@ names
     Column of `var` with gene names to show. `None` uses `var_names`.
 min_cells
     Genes in fewer cells than this are left out.
+min_cells [min_cells_of_groups]
+    Genes that fewer cells of either group have are left out.
 min_cells [min_perturbed_cells]
     Genes that are in fewer perturbed cells than this are left out.
 min_cells [min_cells_of_sets]
     Perturbations in fewer cells than this are left out.
 statistic [statistic_of_attention]
-    ``"received"``: what each gene receives from an average position of the cell. ``"given"``: what it gives to other
-    genes.
+    Which attention to tabulate: ``"received"``, what each gene receives from an average position of the cell, or
+    ``"given"``, what it gives to other genes.
 group [group_of_attention]
     Group of the result, after `groupby=`. `None` takes all cells.
 ax

@@ -437,8 +437,7 @@ def attention_difference_df(
     group, reference
         The two groups: differences are `group` - `reference`. After a deletion, leave both out.
     {statistic_of_attention}
-    min_cells
-        Genes that fewer cells of either group have are left out.
+    {min_cells_of_groups}
     {key}
     {mod}
 

@@ -482,8 +482,7 @@ def attention_difference(
     {statistic_of_attention}
     n
         Number of rows.
-    min_cells
-        Genes that fewer cells of either group have are left out.
+    {min_cells_of_groups}
     {key}
     {figsize}
     {ax}
