@@ -160,12 +160,26 @@ def _read_array(folder: Path) -> np.ndarray:
     description = read_json(folder / "zarr.json")
     shape, codecs = description["shape"], [codec["name"] for codec in description["codecs"]]
     size = prod(shape) * np.dtype(description["data_type"]).itemsize
-    on_disk = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    chunks = [file for file in (folder / "c", *folder.glob("c/**/*")) if file.is_file()]  # one, or none for zeros
+    on_disk = sum(chunk.stat().st_size for chunk in chunks)
     is_ours = description["zarr_format"] == 3 and codecs == ["bytes", "zstd"]
-    if not is_ours or size > max(_ALWAYS_READ, _LARGEST_RATIO * on_disk):
+    is_small = size <= max(_ALWAYS_READ, _LARGEST_RATIO * on_disk)
+    if not (is_ours and is_small and all(_unpacked_size(chunk) == size for chunk in chunks)):
         msg = f"{folder} claims {shape}"
         raise ValueError(msg)
     return np.asarray(zarr.open_array(folder, mode="r", zarr_format=3)[...])
+
+
+def _unpacked_size(chunk: Path) -> int:
+    """Read from the header of a zstd frame how many bytes it unpacks to, which are reserved whatever comes then."""
+    with chunk.open("rb") as file:
+        head = file.read(18)
+    magic, flags = head[:4], head[4]
+    is_single = flags >> 5 & 1
+    width = (is_single, 2, 4, 8)[flags >> 6]
+    start = 5 + (not is_single) + (0, 1, 2, 4)[flags & 3]
+    size = int.from_bytes(head[start : start + width], "little") + (256 if width == 2 else 0)
+    return size if magic == b"\x28\xb5\x2f\xfd" and width else -1
 
 
 def _checksum(values: np.ndarray) -> int:

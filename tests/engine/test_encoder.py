@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import io
 import pickle
 from pathlib import Path
+from pickletools import genops
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -125,6 +128,31 @@ def stored(path, **kwargs):
 def test_a_broken_old_weights_file(toy, tmp_path, broken):
     weights = tmp_path / "pytorch_model.bin"
     weights.write_bytes(broken(weights))
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin was refused: .* or is broken"):
+        load(toy, weights)
+
+
+#: A tuple of tuples as key: 200,000 deep, which crashes a reader, or doubled 60 times, which it never finishes.
+NESTED = {"deep": b"\x85" * 200_000, "doubling": b"q\x00h\x00\x86" * 60}
+
+
+@pytest.mark.parametrize("nested", NESTED.values(), ids=NESTED)
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "old"])
+def test_a_weights_file_with_nested_keys_is_refused_in_no_time(toy, tmp_path, nested, is_zip):
+    weights = tmp_path / "pytorch_model.bin"
+    hostile = b"\x80\x02})" + nested + b"K\x01s."
+    whole = stored(weights, _use_new_zipfile_serialization=is_zip)
+    if is_zip:
+        with ZipFile(weights) as packed:
+            parts = {name: packed.read(name) for name in packed.namelist()}
+        with ZipFile(weights, "w") as packed:
+            for name, part in parts.items():
+                packed.writestr(name, hostile if name.endswith("data.pkl") else part)
+    else:
+        signs = io.BytesIO(whole)
+        for _ in range(3):
+            list(genops(signs))
+        weights.write_bytes(whole[: signs.tell()] + hostile + whole[signs.tell() :])
     with pytest.raises(ValueError, match=r"pytorch_model\.bin was refused: .* or is broken"):
         load(toy, weights)
 

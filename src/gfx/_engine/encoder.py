@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 import struct
+import zlib
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import BertConfig, BertModel
 
 from gfx._core.checkpoint import NUMBERS, check_shapes, encoder_shapes, plain_names
+from gfx._core.nesting import check_nesting
 from gfx._core.seeds import check_whole
 from gfx._engine.device import ran_out_of_memory
 
@@ -27,10 +30,13 @@ _PRECISIONS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 #: Trained weights are far below; states of those above are infinite.
 LARGEST_WEIGHT = 1_000_000
 
+#: Pickles at the beginning of a file that torch wrote before it wrote zips: signs of the format, content, and keys.
+_OLD_PICKLES = 5
+
 #: How torch says that a file is broken or no pickle of tensors: it walks through whatever bytes are there.
 _UNREADABLE = (
     *(UnpicklingError, RuntimeError, LookupError, EOFError, ValueError, OSError),
-    *(AttributeError, TypeError, AssertionError, ArithmeticError, MemoryError, struct.error),
+    *(AttributeError, TypeError, AssertionError, ArithmeticError, MemoryError, struct.error, BadZipFile, zlib.error),
 )
 
 
@@ -157,6 +163,7 @@ def _check_weight(file: Path, name: str, tensor: object) -> None:
 def read_pickle(file: Path, advice: str, **how: Any) -> object:
     """Read a pickle of torch as tensors and plain values, and as nothing else; `advice` ends the message."""
     try:
+        _check_pickle(file)
         return torch.load(file, map_location="cpu", weights_only=True, **how)
     except _UNREADABLE as error:
         if not _blames_the_content(error):
@@ -166,6 +173,21 @@ def read_pickle(file: Path, advice: str, **how: Any) -> object:
             f"are read; do not open this one with anything else. {advice}"
         )
         raise ValueError(msg) from None
+
+
+def _check_pickle(file: Path) -> None:
+    """Look through the pickles in a file of torch, a zip or an older one, before torch follows them."""
+    with file.open("rb") as stream:
+        if stream.read(4) != b"PK\3\4":  # as torch tells them apart
+            stream.seek(0)
+            for _ in range(_OLD_PICKLES):
+                check_nesting(stream)
+            return
+    with ZipFile(file) as packed:
+        for name in packed.namelist():
+            if name.endswith("data.pkl"):
+                with packed.open(name) as stream:
+                    check_nesting(stream)
 
 
 def _blames_the_content(error: Exception) -> bool:

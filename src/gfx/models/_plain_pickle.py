@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gfx._core.nesting import without_odd_warnings
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -26,6 +28,7 @@ class NotPlainError(Exception):
     """Something in a pickle that is no plain value; the text names it."""
 
 
+@without_odd_warnings()
 def read_plain(pickled: bytes) -> object:
     """Read text, numbers and dictionaries of them; what else a pickle asks for is a :class:`NotPlainError`.
 
