@@ -57,8 +57,13 @@ class RunStore:
         """
         path, manifest = Path(path), plain_manifest({"format": FORMAT, **manifest})
         if not path.exists():
-            with cls(path).held():
-                _begin(path, manifest)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with cls(path).held():
+                    _begin(path, manifest)
+            except OSError as error:
+                msg = f"Could not begin a store at {path}: {error.strerror}. Nothing was left there."
+                raise OSError(error.errno, msg) from None
         stored = cls.existing(path, advice="Give `store` a path where nothing is.")[1]
         try:
             differing_versions = compare_manifests(
@@ -140,10 +145,9 @@ def _begin(path: Path, manifest: dict[str, Any]) -> None:
         if not path.exists():
             zarr.create_group(part, attributes={MANIFEST: manifest}, zarr_format=3)
             part.rename(path)
-    except OSError as error:
+    except OSError:
         shutil.rmtree(part, ignore_errors=True)
-        msg = f"Could not begin a store at {path}: {error.strerror}. Nothing was left there."
-        raise OSError(error.errno, msg) from None
+        raise
 
 
 def _attributes(folder: Path) -> dict[str, Any]:

@@ -335,6 +335,14 @@ def test_of_processes_that_begin_a_store_at_once_one_has_it(tmp_path: Path) -> N
     assert sum("RunStoreError" in text and "is in use by process" in text for text in said) == 2
 
 
+def test_a_store_may_begin_in_folders_that_are_to_be_made(tmp_path: Path) -> None:
+    each, store = job(), RunStore.open(tmp_path / "new" / "runs" / "store", MANIFEST)
+    np.testing.assert_array_equal(sums([each], store=store)["sums"], expected(each))
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(OSError, match=r"Could not begin a store at .*file/store: .*Nothing was left there"):
+        RunStore.open(tmp_path / "file" / "store", MANIFEST)
+
+
 def test_a_run_that_stops_lets_go_of_its_store(tmp_path: Path) -> None:
     store = RunStore.open(tmp_path / "store", MANIFEST)
     with pytest.raises(RuntimeError, match="stopped"):

@@ -23,9 +23,8 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import TRAINER_STATE_NAME, safe_globals
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_pt_utils import safe_globals
 from transformers.training_args import ParallelMode
 from transformers.utils import SAFE_WEIGHTS_NAME
 

@@ -235,6 +235,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     quick_run(structured, folder)
     assert len(steps) == 2  # 76 cells in batches of 16: 5 steps, then 10, of these 8 in a checkpoint
     assert losses(folder) == pytest.approx(losses(quick), abs=1e-6)
+    final, expected = ([entry.get("train_loss") for entry in report(each)["history"]] for each in (folder, quick))
+    assert final == pytest.approx(expected, abs=1e-5)
     assert_same_weights(folder, quick)
     assert {path.name: path.stat().st_ino for path in (folder / "tokens").iterdir()} == shards
 
