@@ -38,3 +38,13 @@ def test_lazy_columns_group_cells_as_those_in_memory(lazy, toy_cells, toy_model)
         gfx.tl.embed(adata, model=toy_model)
     np.testing.assert_array_equal(lazy.varm["gfx_genes_groups"], cells.varm["gfx_genes_groups"])
     np.testing.assert_array_equal(lazy.obsm["X_gfx"], cells.obsm["X_gfx"])
+
+
+@pytest.mark.usefixtures("in_float32")
+def test_official_statistics_of_lazy_cells_are_those_of_cells_in_memory(lazy, toy_cells, toy_model):
+    cells = toy_cells(20)
+    for adata in (cells, lazy):
+        gfx.tl.delete_genes(adata, ["TOY1", "TOY2"], model=toy_model, controls=None, key_added="mine")
+    tables = [gfx.get.official_statistics_df(adata, "gene_shifts", key="mine") for adata in (cells, lazy)]
+    pd.testing.assert_frame_equal(*tables)
+    assert tables[0]["Affected_Ensembl_ID"].iloc[1:].str.startswith("ENSG").all()

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtr
 
-from gfx._adata import gene_names
+from gfx._adata import gene_column, gene_names
 from gfx._core.gene_names import name_kind
 from gfx._core.statistics import false_discovery_rate
 from gfx._docs import shared
@@ -207,7 +207,7 @@ def _null_cosines(test: Slots, genes: pd.DataFrame, null_key: str | None) -> np.
 
 def _affected(adata: AnnData, gene_ids: str | None) -> pd.DataFrame:
     """Name each gene of the AnnData: `Gene_name` and `Ensembl_ID`, missing where none is known."""
-    columns = [adata.var[name] for name in (gene_ids, "ensembl_id") if name in adata.var.columns]
+    columns = [gene_column(adata.var, name) for name in (gene_ids, "ensembl_id") if name in adata.var.columns]
     ids = np.full(adata.n_vars, np.nan, dtype=object)
     for names in (*columns, adata.var.index):
         texts = gene_names(names)
