@@ -48,16 +48,17 @@ def choose_device(device: str | None = None) -> torch.device:
 
 def _available(name: str) -> torch.device:
     kind = name.partition(":")[0]
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(kind, True)
-    if not there:
-        msg = f"This torch sees no {kind} device. Set `gfx.settings.device = None` to run on what is there."
-        raise ValueError(msg)
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        if kind not in there:
+            torch.empty(0, device=device)
     except (AssertionError, NotImplementedError, RuntimeError) as error:
         msg = f"This torch cannot use {name!r}. Set `gfx.settings.device = None` to run on what is there. ({error})"
         raise ValueError(msg) from error
+    if not there.get(kind, True):
+        msg = f"This torch sees no {kind} device. Set `gfx.settings.device = None` to run on what is there."
+        raise ValueError(msg)
     return device
 
 
