@@ -6,6 +6,7 @@ import os
 import stat
 import tempfile
 import warnings
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,11 @@ if TYPE_CHECKING:
 def scratch_folder() -> Path:
     """Make a folder among temporary files that is this user's alone, as compiled code has to be; warns once."""
     folder = Path(tempfile.gettempdir()) / f"gfx-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
     state = folder.lstat()
-    is_ours = stat.S_ISDIR(state.st_mode) and not state.st_mode & 0o077 and state.st_uid == os.getuid()
-    if hasattr(os, "getuid") and not is_ours:
+    is_private = stat.S_ISDIR(state.st_mode) and not state.st_mode & 0o077
+    if hasattr(os, "getuid") and not (is_private and state.st_uid == os.getuid()):
         folder = Path(tempfile.mkdtemp(prefix="gfx-"))
     warnings.warn(
         f"There is no folder of the user's to write to: compiled code and fetched models are kept in {folder}, which "
