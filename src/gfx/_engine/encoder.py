@@ -66,10 +66,9 @@ def load_weights(model: nn.Module, weights: Path, what: str) -> None:
 
 def bert_config(config: Mapping[str, Any], **changes: Any) -> BertConfig:
     """Make the configuration of a network that reads genes in both directions, with torch's own attention."""
-    fields = {
-        name: float(value) if name in NUMBERS else value for name, value in config.items()
-    }  # it takes no whole ones
-    settings = BertConfig(**{**fields, **changes, "is_decoder": False})
+    # It takes no whole number where it expects a fraction.
+    numbers = {name: float(config[name]) for name in NUMBERS if config.get(name) is not None}
+    settings = BertConfig(**{**config, **numbers, **changes, "is_decoder": False})
     settings._attn_implementation = "sdpa"
     return settings
 
