@@ -3,6 +3,7 @@
 #   make test    all tests that need no GPU and no network
 #   make docs    the documentation, into docs/_build/html
 #   make lint    style and formatting
+#   make test-lowest, make test-newest    the tests on the lowest versions declared, on the newest that pip finds
 # Another interpreter: make test PYTHON=python3.12. Another environment: make test VENV=/path/to/one.
 # Tests run in one process per core, at most four, each of which takes 1 to 2 GB: make test WORKERS=1 for fewer.
 # On Linux pip takes torch for CUDA; the small one: make test TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -11,16 +12,24 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
 WORKERS ?= logical
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --quiet $(addprefix --constraint ,$(CONSTRAINTS))
 
-.PHONY: demo test docs lint clean
+.PHONY: demo test test-lowest test-newest docs lint clean
 
 demo: $(VENV)/.runs
 	$(BIN)/python tutorials/quickstart.py
 
 test: $(VENV)/.tests
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile
+
+# Each in an environment that is made anew, since what is newest changes from day to day.
+test-lowest: CONSTRAINTS := constraints-lowest.txt
+test-newest: CONSTRAINTS :=
+test-lowest test-newest: test-%:
+	rm -rf .venv-$*
+	$(MAKE) test VENV=.venv-$* CONSTRAINTS=$(CONSTRAINTS)
 
 docs: $(VENV)/.documents
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
@@ -30,10 +39,10 @@ lint: $(VENV)/.lints
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf .venv demo docs/_build docs/generated build dist
+	rm -rf .venv .venv-lowest .venv-newest demo docs/_build docs/generated build dist
 
 # Each stamp says that the environment holds what one of the targets needs; a change of the pins makes it anew.
-PINS := pyproject.toml constraints.txt
+PINS := pyproject.toml $(CONSTRAINTS)
 
 $(BIN)/python:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
@@ -42,7 +51,7 @@ $(BIN)/python:
 
 # torch by itself and first, so that it can come from an index of its own; what it needs follows from the usual one.
 $(VENV)/.runs: $(PINS) | $(BIN)/python
-	@echo "Installing the tested stack into $(VENV): some minutes, once."
+	@echo "Installing the $(if $(CONSTRAINTS),versions of $(CONSTRAINTS),newest versions) into $(VENV): some minutes, once."
 	$(PIP) $(if $(TORCH_INDEX),--no-deps --index-url $(TORCH_INDEX)) torch
 	$(PIP) --editable .
 	@touch $@

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 from safetensors.numpy import load_file
 
 import gfx
@@ -53,8 +54,8 @@ def recipe_list(section: str) -> dict[str, str]:
     return dict(re.fullmatch(r"    - (\S+)(?: (\S+))?", line).groups("") for line in block.splitlines())
 
 
-def pins() -> dict[str, str]:
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+def pins(file: str = "constraints.txt") -> dict[str, str]:
+    lines = [line for line in (ROOT / file).read_text().splitlines() if not line.startswith("#")]
     return dict(re.fullmatch(r"([\w.-]+)==([\w.]+)", line).groups() for line in lines)
 
 
@@ -90,18 +91,30 @@ def test_recipe_summary_is_the_project_s_and_short_enough() -> None:
     assert len(PROJECT["description"]) <= 120
 
 
-@pytest.mark.parametrize(
-    "requirement",
-    [*PROJECT["dependencies"], *(entry for extra in PROJECT["optional-dependencies"].values() for entry in extra)],
-)
+REQUIREMENTS = {"dependencies": PROJECT["dependencies"]} | PROJECT["optional-dependencies"]
+
+
+@pytest.mark.parametrize("requirement", [entry for group in REQUIREMENTS.values() for entry in group])
 def test_pins_satisfy_the_bounds(requirement: str) -> None:
     asked = Requirement(requirement)
     assert asked.specifier.contains(pins()[canonicalize_name(asked.name)])
 
 
-def test_pins_name_no_place_and_no_cuda() -> None:
-    names = pins()  # reading fails on anything but name==version
-    assert names["torch"] == "2.13.0"
+@pytest.mark.parametrize(
+    "requirement",
+    [entry for name, group in REQUIREMENTS.items() if name not in ("doc", "dev") for entry in group],
+)
+def test_lowest_pins_are_the_bounds(requirement: str) -> None:
+    asked = Requirement(requirement)
+    (bound,) = asked.specifier
+    assert bound.operator == ">="
+    assert Version(bound.version) == Version(pins("constraints-lowest.txt")[canonicalize_name(asked.name)])
+
+
+@pytest.mark.parametrize(("file", "torch"), [("constraints.txt", "2.13.0"), ("constraints-lowest.txt", "2.6.0")])
+def test_pins_name_no_place_and_no_cuda(file: str, torch: str) -> None:
+    names = pins(file)  # reading fails on anything but name==version
+    assert names["torch"] == torch
     assert not [name for name in names if name.startswith(("nvidia", "cuda", "triton"))]
 
 

@@ -262,12 +262,9 @@ def test_wrong_kinds_of_value_are_refused(tmp_path: Path) -> None:
 
 
 def test_published_vocabularies_agree_with_their_text(shared: Path, published: Vocabulary, family: str) -> None:
-    text = pd.read_csv(
-        shared / "data" / "official" / f"vocab_{FAMILIES[family][1]}.csv.gz",
-        keep_default_na=False,
-        na_values={"median": [""]},
-        float_precision="round_trip",
-    )
+    exact = {"median": lambda text: float(text or "nan")}  # pandas before 3 is off by a last bit
+    file = shared / "data" / "official" / f"vocab_{FAMILIES[family][1]}.csv.gz"
+    text = pd.read_csv(file, keep_default_na=False, converters=exact)
     assert published.ids.tolist() == text["ensembl_id"].tolist()
     np.testing.assert_array_equal(published.medians, text["median"].to_numpy())
     without_symbol = (text["symbol"] == "") | (text["symbol"] == text["ensembl_id"])
