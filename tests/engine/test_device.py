@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from gfx import settings
+from gfx._core.attention import AttentionSums
 from gfx._core.edits import Edits
-from gfx._engine.attention import mean_attention, sum_attention
+from gfx._engine.attention import sum_attention
 from gfx._engine.device import (
     batch_tokens,
     choose_device,
@@ -32,7 +33,8 @@ def embed_genes(*cells, n_groups, **chosen):
 
 def attention_of(encoder, ids, lengths, vocabulary):
     """Mean attention over all cells."""
-    return mean_attention([sum_attention(encoder, ids, lengths, vocabulary)], int((lengths > 0).sum()))
+    result = sum_attention(encoder, ids, lengths, vocabulary, unit=np.zeros(len(ids), dtype=np.int64), n_units=1)
+    return AttentionSums.of([result], 1, len(vocabulary)).means(np.array([0]))
 
 
 CPU = torch.device("cpu")
