@@ -47,9 +47,9 @@ def write(adata, function, key=None, **left_out):
 
 
 def everything(adata):
-    """Copy all that an AnnData holds."""
-    elements = ("obs", "var", "obsm", "varm", "varp", "layers", "uns")
-    return {(element, name): getattr(adata, element)[name] for element in elements for name in getattr(adata, element)}
+    """Copy all that an AnnData holds; newer ones have `X` among the layers, as `None`."""
+    parts = {element: getattr(adata, element) for element in ("obs", "var", "obsm", "varm", "varp", "layers", "uns")}
+    return {(element, name): part[name] for element, part in parts.items() for name in part if name is not None}
 
 
 def same(one, other):

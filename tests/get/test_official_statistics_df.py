@@ -55,11 +55,12 @@ def arguments(method):
 
 
 def expected(adata, method):
-    genes = pd.DataFrame({"Gene_name": NAMES, "Ensembl_ID": IDS})
+    genes = pd.DataFrame({"Gene_name": NAMES, "Ensembl_ID": IDS}, dtype=object)
     cosines = 1 - adata.obsm["gfx_delete"].astype(np.float64)
     toward = adata.obsm["gfx_delete_states"]
     mean, sd, n = (adata.varm[f"gfx_delete{part}"] for part in ("", "_sd", "_n_cells"))
-    affected = pd.DataFrame({"Gene_name": list("DCBAEF"), "Ensembl_ID": [f"ENSG{at:011d}" for at in range(1, 7)]})
+    ids = [f"ENSG{at:011d}" for at in range(1, 7)]
+    affected = pd.DataFrame({"Gene_name": list("DCBAEF"), "Ensembl_ID": ids}, dtype=object)
     match method:
         case "goal_state_shift":
             return official.goal_state_shift(genes, toward[:, :, 0], {"other": toward[:, :, 1]})
