@@ -3,8 +3,8 @@
 The naive loop asks transformers for all attention weights (`output_attentions=True`, which needs eager attention) and
 adds up what each gene receives; in batches of 8 cells, and cell by cell, which is faster on a CPU. The model has
 V1-10M's shape and number of tokens, with random weights; cells are of equal length. Prints JSON: cells per second of
-`gfx.tl.attention`, of both loops, and of `gfx.tl.embed` through the same layers (means over genes); peak memory beyond
-that before, each in a process of its own.
+`gfx.tl.attention` without its control, alone and with the pairs of 500 named genes, of both loops, and of
+`gfx.tl.embed` through the same layers (means over genes); peak memory beyond that before, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ import gfx
 LENGTHS = (512, 2048)
 NAIVE = ("naive-batches", "naive-cells")
 #: Tokens of the cells that each contender reads.
-N_TOKENS = {"naive-batches": 1 << 14, "naive-cells": 1 << 14, "attention": 1 << 15, "embed": 1 << 15}
+N_TOKENS = {"naive-batches": 1 << 14, "naive-cells": 1 << 14, "attention": 1 << 15, "pairs": 1 << 15, "embed": 1 << 15}
+#: Genes whose pairs are kept.
+N_NAMED = 500
 
 
 def naive(model: gfx.models.Model, ids: np.ndarray, batch: int) -> np.ndarray:
@@ -58,10 +60,13 @@ def measure(which: str, folder: Path, length: int, result: Path) -> None:
     call = {
         "naive-batches": lambda: naive(model, adata.obsm["gfx_tokens"], 8),
         "naive-cells": lambda: naive(model, adata.obsm["gfx_tokens"], 1),
-        "attention": lambda: gfx.tl.attention(adata, model=model),
+        "attention": lambda: gfx.tl.attention(adata, model=model, controls=None),
+        "pairs": lambda: gfx.tl.attention(adata, model=model, controls=None, genes=adata.var_names[:N_NAMED].tolist()),
         "embed": lambda: gfx.tl.embed(adata, model=model, hidden_layer=-1, pooling="mean"),
     }[which]
     gfx.tl.embed(adata[:2].copy(), model=model)  # warm up
+    if which == "pairs":
+        gfx.tl.attention(adata[:2].copy(), model=model, controls=None, genes=adata.var_names[:2].tolist())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
     found = call()
@@ -70,11 +75,11 @@ def measure(which: str, folder: Path, length: int, result: Path) -> None:
     # The first cells are the same for all: they are compared where both have read them.
     if which == "attention":
         few = make_cells(N_TOKENS["naive-cells"] // length, model.vocabulary, length=length)
-        gfx.tl.attention(few, model=model)
+        gfx.tl.attention(few, model=model, controls=None)
         found = few.varm["gfx_attention"]
     elif which.startswith("naive"):
         found = found[~model.vocabulary.is_special]
-    if which != "embed":
+    if which not in {"embed", "pairs"}:
         np.save(result, found)
     told = {"cells_per_second": N_TOKENS[which] / length / seconds}
     print(json.dumps(told | {"peak_mb": peak / 1024, "more_mb": (peak - before) / 1024}))
@@ -111,6 +116,7 @@ def main() -> None:
                 "runs": runs,
                 "times_naive": {which: speed["attention"] / speed[which] for which in NAIVE},
                 "times_time_of_embed": speed["embed"] / speed["attention"],
+                "times_time_without_pairs": speed["attention"] / speed["pairs"],
                 "share_of_naive_memory": {
                     which: runs["attention"]["more_mb"] / runs[which]["more_mb"] for which in NAIVE
                 },

@@ -457,6 +457,44 @@ def test_blood_is_asked_by_lineage(validation: ModuleType, tmp_path: Path, monke
         } <= set(report[f"controls in {name}"])
 
 
+# --- attention ------------------------------------------------------------------------------------------------------
+
+
+def test_attention_is_timed_beside_loops_that_it_agrees_with(script: object, monkeypatch, capsys) -> None:
+    attention = script("attention")
+    monkeypatch.setattr(attention, "LENGTHS", (12,))
+    monkeypatch.setattr(attention, "N_TOKENS", dict.fromkeys(attention.N_TOKENS, 48))
+    monkeypatch.setattr(attention, "N_NAMED", 5000)
+    monkeypatch.setattr(attention, "run_alone", lambda which, *given: run_here(attention, capsys, which, *given))
+    report = json.loads(run(attention, monkeypatch, capsys))["12"]
+    assert report["largest_difference"] < 1e-5
+    assert set(report["times_naive"]) == set(attention.NAIVE)
+    assert report["times_without_pairs"] > 0
+
+
+def run_here(attention: ModuleType, capsys: pytest.CaptureFixture, which: str, *given: object) -> dict[str, float]:
+    attention.measure(which, *given)
+    return json.loads(capsys.readouterr().out.strip().splitlines()[-1]) | {"more_mb": 1.0}
+
+
+def test_random_sets_calibrate_both_tests_of_attention(script: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    validation = script("attention_validation")
+    for name, value in {"MIN_CELLS": 5, "N_RANDOM_SETS": 3, "SIZE_OF_SETS": 10}.items():
+        monkeypatch.setattr(validation, name, value)
+    adata = gfx.datasets.toy()
+    genes = adata.var_names[:12].tolist()
+    gfx.tl.attention(adata, model="mini", genes=genes, heads="each")
+    report = validation.sets_of_genes(adata, {"some": genes})
+    assert report["some"]["heads"] == 16
+    assert report["some"]["genes"] == 12
+    calibration = report["random sets of highly ranked genes: p below 0.05"]
+    assert all(0 <= share <= 1 for share in calibration.values())
+    edges = pd.DataFrame([(one, other) for one in genes[:8] for other in genes[8:]], columns=["source", "target"])
+    found = validation.find_edges(adata, edges)["judged"]
+    assert {row["score"] for row in found} == {"attention", "ranks", "coexpression"}
+    assert all(row["n_sources"] == 4 for row in found)
+
+
 # --- the four lines -------------------------------------------------------------------------------------------------
 
 
@@ -468,7 +506,8 @@ def test_four_lines_are_timed_and_their_passes_counted(
     adata.write_h5ad(tmp_path / "cells.h5ad")
     out = run(script("laptop"), monkeypatch, capsys, tmp_path / "cells.h5ad", "--cells", 12)
     report = json.loads(out[out.index("{\n") :])
-    assert report["cells"] == report["embed"]["passes"] == report["attention"]["passes"] == 12
+    assert report["cells"] == report["embed"]["passes"] == 12
+    assert report["attention"]["passes"] == 2 * 12  # of few cells, random weights read all
     alone, controlled = report["delete_genes, no controls"]["passes"], report["delete_genes"]["passes"]
     assert 2 <= alone < controlled <= 3 * alone + 500
     assert report["embed"]["share_of_peak"] >= 0

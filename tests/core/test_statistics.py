@@ -16,9 +16,13 @@ from gfx._core.statistics import (
     correlate_with_baselines,
     donors_against_random,
     false_discovery_rate,
+    matched_shares,
     over_donors,
     partial_spearman,
+    rank_sum,
     rank_trend,
+    resampled,
+    retrieval,
     spearman,
     tail,
 )
@@ -535,3 +539,49 @@ def test_p_is_uniform_whatever_the_number_of_random_sets(n):
         p.append(by_chance(np.array([tail(z, n)]), pool)[0])
     for level in (0.05, 0.2, 0.5):
         assert np.mean(np.array(p) <= level) < level + 3 * np.sqrt(level * (1 - level) / len(p))
+
+
+def test_matched_genes_take_out_what_follows_from_rank():
+    """Attention that depends on rank alone: random sets of high ranks look special, but not beside matched genes."""
+    n, plain, matched = 1500, [], []
+    rank = np.arange(n, dtype=float)
+    weight = 1 / (rank + 50)
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        similar = np.column_stack([np.log(rank + 1), rng.normal(size=n)])
+        values = (-np.log(rank + 10) + 0.3 * rng.normal(size=n))[:, None]
+        for _ in range(30):
+            in_set = np.isin(rank, rng.choice(n, 40, replace=False, p=weight / weight.sum()))
+            plain.append(rank_sum(values, in_set)[1][0])
+            matched.append(matched_shares(values, in_set, similar)[1][0])
+    assert np.mean(np.array(plain) < 0.05) > 0.9
+    assert np.mean(np.array(matched) < 0.05) < 0.12
+    assert 0.4 < np.mean(matched) < 0.6
+
+
+def test_matched_genes_leave_what_does_not_follow_from_rank(rng):
+    n = 1500
+    similar = np.column_stack([np.log(np.arange(n) + 1), rng.normal(size=n)])
+    values = (-np.log(np.arange(n) + 10) + 0.3 * rng.normal(size=n))[:, None]
+    in_set = np.isin(np.arange(n), rng.choice(n, 40, replace=False))
+    share, p = matched_shares(values + 0.3 * in_set[:, None], in_set, similar)
+    assert share[0] > 0.65
+    assert p[0] < 0.001
+
+
+def test_retrieval_counts_ties_as_means_over_their_orders():
+    values = np.array([[[3.0, 1.0, 1.0, 0.0]]])
+    is_edge = np.array([[True, True, False, False]])
+    areas, precision = retrieval(values, is_edge, np.ones((1, 4), dtype=bool))
+    assert areas[0, 0] == pytest.approx((2 + 1.5) / 4)
+    assert precision[0, 0] == pytest.approx((1 + 0.5) / 2 / 0.5)
+    assert [found.shape for found in retrieval(values, ~is_edge & False, np.ones((1, 4), dtype=bool))] == [(1, 0)] * 2
+
+
+def test_resampled_means_are_those_of_scipy(rng):
+    values = rng.exponential(size=(3, 30))
+    mean, low, high = resampled(values, np.random.default_rng(0))
+    np.testing.assert_allclose(mean, values.mean(axis=1))
+    for row, one in enumerate(values):
+        expected = bootstrapped(one, np.random.default_rng(0))
+        assert (low[row], high[row]) == pytest.approx((expected.low, expected.high), rel=0.05)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from sklearn.linear_model import LinearRegression
 from sklearn.metrics import roc_auc_score
 
 import gfx
@@ -134,9 +135,13 @@ def test_gene_sets_are_compared_with_all_and_with_similar_genes(adata, key):
             auc = np.mean([np.mean(others < value) + np.mean(others == value) / 2 for value in own])
             assert getattr(row, f"auc{suffix}") == pytest.approx(auc)
             shares = []
-            for value, place in zip(own, similar[in_set], strict=True):
+            ranks = stats.rankdata(values[:, head].astype(float))
+            for value, place in zip(ranks[in_set], similar[in_set], strict=True):
                 nearest = np.argsort(np.linalg.norm(similar[~in_set] - place, axis=1))[:50]
-                shares.append(np.mean(others[nearest] < value))
+                apart = similar[~in_set][nearest] - place
+                fit = LinearRegression().fit(np.hstack([apart, apart**2]), ranks[~in_set][nearest])
+                left = ranks[~in_set][nearest] - fit.predict(np.hstack([apart, apart**2]))
+                shares.append(np.mean(left < value - fit.intercept_))
             assert getattr(row, f"auc_matched{suffix}") == pytest.approx(np.mean(shares), abs=0.01)
             if not suffix:
                 assert row.p == pytest.approx(stats.mannwhitneyu(own, others).pvalue)

@@ -265,7 +265,8 @@ BAD = {
     "deleted with groups": ({"deleted": "TOY1", "groupby": "cell_type"}, ValueError, "use|choose the cells of one"),
     "an unknown deleted gene": ({"deleted": "NOGENE"}, ValueError, "does not know .*NOGENE"),
     "deleted genes that no cell has": ({"deleted": ["TOY199", "TOY200"]}, ValueError, "No cell that is used has"),
-    "no deleted gene": ({"deleted": []}, ValueError, "`deleted` is a list of at least one gene"),
+    "no deleted gene": ({"deleted": []}, ValueError, "`deleted` is empty"),
+    "a missing name": ({"genes": ["TOY1", np.nan]}, TypeError, "`genes` holds names of genes, found nan of type float"),
     "an unknown gene of pairs": ({"genes": ["TOY1", "NOGENE"]}, ValueError, "does not know .*NOGENE"),
     "genes that no cell has": (
         {"genes": ["TOY199", "TOY200"]},

@@ -19,8 +19,8 @@ N_FOLDS = 5
 #: Observations that a ranking has to have before it is correlated with anything.
 FEWEST_RANKED = 10
 
-#: Genes that each gene of a set is compared with.
-N_SIMILAR = 50
+#: Genes that each gene of a set is compared with, and ranks that are the same but for rounding.
+N_SIMILAR, _TIE = 50, 1e-6
 
 #: Resamples of a bootstrap.
 N_DRAWS = 1_000
@@ -303,8 +303,10 @@ def matched_shares(values: np.ndarray, in_set: np.ndarray, similar: np.ndarray) 
     """Compare each gene of a set with the genes outside it that are most similar, column by column of `(n_genes, n)`.
 
     `similar` are properties of genes, `(n_genes, n_properties)`, which are divided by their standard deviations before
-    distances are taken. Returns the mean fraction of the similar genes that have a smaller value, ties counted half,
-    and p of a signed-rank test that this is one half, `(n,)`; NaN for fewer than two on either side.
+    distances are taken. Values are ranked, and what a quadratic fit to the properties of the similar genes explains is
+    taken out of these and of the gene itself: those most similar to a gene at an end of the scale lie on one side of
+    it. Returns the mean fraction of the similar genes that are left with a smaller value, ties counted half, and p of a
+    signed-rank test that this is one half, `(n,)`; NaN for fewer than two on either side.
     """
     from scipy.spatial import KDTree
 
@@ -314,8 +316,13 @@ def matched_shares(values: np.ndarray, in_set: np.ndarray, similar: np.ndarray) 
     deviation = similar.std(axis=0)
     scaled = similar / np.where(deviation > 0, deviation, 1)
     _, nearest = KDTree(scaled[~in_set]).query(scaled[in_set], k=np.arange(1, min(N_SIMILAR, n_others) + 1))
-    others, own = values[~in_set][nearest], values[in_set][:, None]  # (n, n_similar, n_values) and (n, 1, n_values)
-    share = (others < own).mean(axis=1) + (others == own).mean(axis=1) / 2
+    ranks = stats.rankdata(values.astype(np.float64), axis=0)
+    others, own = ranks[~in_set][nearest], ranks[in_set]  # (n, n_similar, n_values) and (n, n_values)
+    around = scaled[~in_set][nearest] - scaled[in_set][:, None]
+    design = np.concatenate([np.ones((*around.shape[:2], 1)), around, around**2], axis=2)
+    fitted = np.linalg.pinv(design) @ others  # the first row is what is expected of the gene itself
+    left, own = others - design @ fitted, (own - fitted[:, 0])[:, None]
+    share = (left < own - _TIE).mean(axis=1) + (np.abs(left - own) <= _TIE).mean(axis=1) / 2
     return share.mean(axis=0), stats.wilcoxon(share - 0.5, axis=0, zero_method="zsplit").pvalue
 
 

@@ -260,8 +260,8 @@ def attention_heads_df(
 
     With `gene_sets`, a rank-sum test compares the attention that the genes of a set receive, relative to uniform
     attention, with that of all other genes. Heads attend to ranks, and sets of genes differ in rank, so most of what it
-    finds is rank. Each gene is therefore also compared with the 50 genes of most similar rank and detection, and the
-    same is done in the random-weights model.
+    finds is rank. Each gene is therefore also compared with the 50 genes of most similar rank and detection, less what
+    a quadratic fit to these two explains, and the same is done in the random-weights model.
 
     Parameters
     ----------

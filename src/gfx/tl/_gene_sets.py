@@ -112,9 +112,13 @@ def _name(token: int, vocabulary: Vocabulary) -> str:
 def find_genes(genes: str | Iterable[str], vocabulary: Vocabulary, name: str) -> np.ndarray:
     """Find the tokens of named genes, each once, in the order given."""
     names = [genes] if isinstance(genes, str) else list(genes)
-    if not names or not all(isinstance(gene, str) for gene in names):
-        msg = f"`{name}` is a list of at least one gene, as symbols or Ensembl ids; found {names!r}."
+    if not names:
+        msg = f"`{name}` is empty: give at least one gene, as symbol or Ensembl id."
         raise ValueError(msg)
+    for gene in names:
+        if not isinstance(gene, str):
+            msg = f"`{name}` holds names of genes, found {gene!r} of type {type(gene).__name__}."
+            raise TypeError(msg)
     refuse_unknown(names, vocabulary)
     return np.array(list(dict.fromkeys(vocabulary.resolve(names).tolist())))
 
