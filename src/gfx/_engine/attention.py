@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 _SCORES = {"cpu": 1 << 19}
 _SCORES_ELSEWHERE = 1 << 25
 
+#: Queries in a block from which on products are fast.
+_FEWEST_QUERIES = 128
+
 #: Score of padding, whose weight is 0, as is its product with the score.
 _LOWEST = -1e30
 
@@ -137,9 +140,9 @@ class LayerSums(NamedTuple):
         shapes = [(longest,)] * 3 + [()] * 2 + [(len(BANDS), len(BANDS))]
         return cls(*(projected.new_zeros(n, heads, *shape) for shape in shapes))
 
-    def of_cell(self, cell: int, length: int) -> LayerSums:
-        one = slice(cell, cell + 1)
-        return LayerSums(*(values[one, :, :length] for values in self[:3]), *(values[one] for values in self[3:]))
+    def of_cell(self, cell: int, heads: slice, length: int) -> LayerSums:
+        of_cell = [values[cell : cell + 1, heads] for values in self]
+        return LayerSums(*(values[..., :length] for values in of_cell[:3]), *of_cell[3:])
 
 
 class CellSums(NamedTuple):
@@ -246,10 +249,16 @@ def attend_and_sum(
     """Attend, `(n, l, 3, heads, d)` -> `(n, l, heads, d)`, and add the weights up; adds to `pairs`, one a cell."""
     attended, sums = torch.zeros_like(projected[:, :, 0]), LayerSums.zeros(projected)
     if projected.device.type == "cpu":
+        n_heads = projected.shape[3]
         for cell, length in enumerate(valid.sum(1).cpu().tolist()):
-            one = slice(cell, cell + 1)
-            what = projected[one, :length], None, places.of_cell(cell, length), pairs[one]
-            _attend_by_queries(*what, attended=attended[one, :length], sums=sums.of_cell(cell, length))
+            one, where = slice(cell, cell + 1), places.of_cell(cell, length)
+            # As many heads at a time as leave each the queries that products are fast with; pairs need all.
+            together = n_heads if pairs else max(1, _SCORES["cpu"] // (_FEWEST_QUERIES * length))
+            for first in range(0, n_heads, together):
+                some = slice(first, first + together)
+                what = projected[one, :length, :, some], None, where, pairs[one]
+                out = {"attended": attended[one, :length, some], "sums": sums.of_cell(cell, some, length)}
+                _attend_by_queries(*what, **out)
     else:
         _attend_by_queries(projected, None if bool(valid.all()) else valid, places, pairs, attended=attended, sums=sums)
     return attended, sums
