@@ -120,7 +120,7 @@ def main() -> None:
                 "runs": runs,
                 "times_naive": {which: speed["attention"] / speed[which] for which in NAIVE},
                 "times_time_of_embed": speed["embed"] / speed["attention"],
-                "times_time_without_pairs": speed["attention"] / speed["pairs"],
+                "times_without_pairs": speed["attention"] / speed["pairs"],
                 "share_of_naive_memory": {
                     which: runs["attention"]["more_mb"] / runs[which]["more_mb"] for which in NAIVE
                 },

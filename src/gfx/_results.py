@@ -72,7 +72,8 @@ TABLE: dict[str, Row] = {
         {
             "varm": (
                 *("", "sd", "given", "given_sd", "to_deleted", "random", "random_change"),
-                *("groups", "groups_sd", "groups_given", "groups_given_sd", "groups_n_cells"),
+                *("groups", "groups_sd", "groups_uniform", "groups_n_cells"),
+                *("groups_given", "groups_given_sd", "groups_given_uniform"),
             ),
             "var": ("n_cells", "uniform", "given_uniform", "rank", "random_uniform"),
             "varp": ("", "uniform", "n_cells", "coexpression"),

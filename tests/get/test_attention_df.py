@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +11,7 @@ from sklearn.linear_model import LinearRegression
 from sklearn.metrics import roc_auc_score
 
 import gfx
+from gfx._core.statistics import between_groups
 
 LAYERS, HEADS = 3, 2
 NAMED = [f"TOY{number}" for number in range(1, 31)]
@@ -30,7 +32,7 @@ def adata(toy_cells, toy_model, key):
 
 def test_attention_df(adata, key):
     slot = key or "gfx_attention"
-    columns = ["gene", "layer", "head", "attention", "sd", "uniform", "ratio", "random", "rank", "n_cells"]
+    columns = ["gene", "layer", "head", "attention", "sd", "uniform", "ratio", "n_cells", "rank", "random"]
     for statistic, part in (("received", ""), ("given", "_given")):
         table = gfx.get.attention_df(adata, statistic=statistic, key=key)
         assert table.columns.tolist() == [name for name in columns if statistic == "received" or name != "random"]
@@ -47,6 +49,22 @@ def test_attention_df(adata, key):
             assert row.ratio == pytest.approx(row.attention / row.uniform)
             if statistic == "received":
                 assert row.random == adata.varm[f"{slot}_random"][at, head]
+
+
+@pytest.mark.parametrize("statistic", ["received", "given"])
+def test_attention_of_a_group_is_that_of_its_cells(toy_cells, toy_model, statistic):
+    """Over all its donors."""
+    cells = toy_cells(18)
+    cells.obs["half"] = np.where(np.arange(18) < 8, "a", "all")
+    cells.obs["donor"] = np.arange(18) % 3
+    alone = cells.copy()
+    gfx.tl.attention(cells, model=toy_model, groupby="half", donor_key="donor", controls=None)
+    gfx.tl.attention(alone, model=toy_model, mask_obs=(cells.obs["half"] == "all").to_numpy(), controls=None)
+    found = gfx.get.attention_df(cells, group="all", statistic=statistic)
+    expected = gfx.get.attention_df(alone, statistic=statistic).drop(columns="rank")
+    pd.testing.assert_frame_equal(found, expected, check_dtype=False, rtol=1e-3, atol=1e-5)
+    heads = gfx.get.attention_heads_df(cells, group="all")
+    np.testing.assert_allclose(heads, gfx.get.attention_heads_df(alone), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("min_cells", [0, 4, 1000])
@@ -179,20 +197,21 @@ def test_differences_over_cells_are_those_of_welch(adata, key):
     slot = key or "gfx_attention"
     table = gfx.get.attention_difference_df(adata, group="b", reference="a", min_cells=3, key=key)
     assert table.columns.tolist() == [
-        *("gene", "layer", "head", "attention", "reference", "difference", "low", "high"),
+        *("gene", "layer", "head", "ratio", "reference", "difference", "low", "high"),
         *("n_cells", "n_cells_reference"),
     ]
     n = adata.varm[f"{slot}_groups_n_cells"]
     assert len(table) == (n.min(axis=1) >= 3).sum() * LAYERS * HEADS
-    mean, sd = adata.varm[f"{slot}_groups"].astype(float), adata.varm[f"{slot}_groups_sd"].astype(float)
+    uniform = adata.varm[f"{slot}_groups_uniform"].astype(float)[..., None]
+    mean, sd = adata.varm[f"{slot}_groups"] / uniform, adata.varm[f"{slot}_groups_sd"] / uniform
     for row in table.sample(50, random_state=0).itertuples():
         at, head = adata.var_names.get_loc(row.gene), (row.layer - 1) * HEADS + row.head - 1
         samples = [(mean[at, unit, head], sd[at, unit, head] ** 2 / (n[at, unit] - 1), n[at, unit]) for unit in (1, 0)]
         (one, of_one, n_one), (other, of_other, n_other) = samples
         df = (of_one + of_other) ** 2 / (of_one**2 / (n_one - 1) + of_other**2 / (n_other - 1))
         half = stats.t.ppf(0.975, df) * np.sqrt(of_one + of_other)
-        assert row.difference == pytest.approx(one - other, abs=1e-7)
-        assert (row.low, row.high) == pytest.approx((one - other - half, one - other + half), rel=1e-4, abs=1e-7)
+        assert row.difference == pytest.approx(one - other, abs=1e-5)
+        assert (row.low, row.high) == pytest.approx((one - other - half, one - other + half), rel=1e-4, abs=1e-5)
         assert (row.n_cells, row.n_cells_reference) == (n_one, n_other)
 
 
@@ -214,20 +233,21 @@ def test_differences_over_donors_are_those_of_scipy(with_donors):
     kind, adata = with_donors
     table = gfx.get.attention_difference_df(adata, group="b", reference="a", min_cells=6)
     uns, n = adata.uns["gfx_attention"], adata.varm["gfx_attention_groups_n_cells"]
+    ratios = adata.varm["gfx_attention_groups"] / adata.varm["gfx_attention_groups_uniform"][..., None].astype(float)
     units = {group: np.flatnonzero(uns["groups"] == group) for group in "ab"}
     n_tested = 0
     for row in table.itertuples():
         at, head = adata.var_names.get_loc(row.gene), (row.layer - 1) * HEADS + row.head - 1
-        values = {group: adata.varm["gfx_attention_groups"][at, of, head].astype(float) for group, of in units.items()}
+        values = {group: ratios[at, of, head] for group, of in units.items()}
         if n[at].min() == 0:  # tested below with missing donors
             continue
         n_tested += 1
         test = stats.ttest_rel if kind == "paired" else stats.ttest_ind
         found = test(values["b"], values["a"], **({} if kind == "paired" else {"equal_var": False}))
         interval = found.confidence_interval()
-        assert row.difference == pytest.approx(values["b"].mean() - values["a"].mean(), abs=1e-7)
+        assert row.difference == pytest.approx(values["b"].mean() - values["a"].mean(), abs=1e-5)
         assert row.p == pytest.approx(found.pvalue, rel=1e-3)
-        assert (row.low, row.high) == pytest.approx(tuple(interval), rel=1e-3, abs=1e-7)
+        assert (row.low, row.high) == pytest.approx(tuple(interval), rel=1e-3, abs=1e-5)
         assert row.n_donors == (3 if kind == "paired" else 6)
     assert n_tested > 20
     np.testing.assert_allclose(table["fdr"].dropna(), stats.false_discovery_control(table["p"].dropna()))
@@ -238,14 +258,17 @@ def test_what_a_deletion_changes_is_paired_by_cell(toy_cells, toy_model):
     gfx.tl.attention(adata, model=toy_model, deleted="TOY3")
     table = gfx.get.attention_difference_df(adata, min_cells=5)
     mean, sd = adata.varm["gfx_attention_groups"], adata.varm["gfx_attention_groups_sd"]
-    n = adata.varm["gfx_attention_groups_n_cells"]
+    n, uniform = (adata.varm[f"gfx_attention_groups_{part}"] for part in ("n_cells", "uniform"))
     for row in table.sample(50, random_state=0).itertuples():
         at, head = adata.var_names.get_loc(row.gene), (row.layer - 1) * HEADS + row.head - 1
-        half = stats.t.ppf(0.975, n[at, 2] - 1) * sd[at, 2, head] / np.sqrt(n[at, 2] - 1)
-        assert row.difference == pytest.approx(mean[at, 2, head], abs=1e-8)
+        half = stats.t.ppf(0.975, n[at, 2] - 1) * sd[at, 2, head] / uniform[at, 1] / np.sqrt(n[at, 2] - 1)
+        assert row.difference == pytest.approx(
+            mean[at, 1, head] / uniform[at, 1] - mean[at, 0, head] / uniform[at, 0], abs=1e-5
+        )
         assert row.high - row.low == pytest.approx(2 * half, rel=1e-3)
-        assert row.attention - row.reference == pytest.approx(row.difference, abs=1e-6)
+        assert row.ratio - row.reference == pytest.approx(row.difference, abs=1e-5)
         assert row.random == adata.varm["gfx_attention_random_change"][at, head]
+        assert row.to_deleted == adata.varm["gfx_attention_to_deleted"][at, head]
     assert "p" not in table
     with pytest.raises(ValueError, match="Leave `group` and `reference` out"):
         gfx.get.attention_difference_df(adata, group="deleted", reference="intact")
@@ -363,3 +386,53 @@ def test_questions_that_a_result_cannot_answer_name_what_it_has(adata, key, toy_
     gfx.tl.attention(plain, model=toy_model, controls=None)
     with pytest.raises(KeyError, match="no attention from gene to gene"):
         gfx.get.attention_pairs_df(plain)
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr v2")
+@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
+def test_tables_of_a_file_are_those_of_the_object(adata, key, tmp_path, kind):
+    path = tmp_path / f"cells.{kind}"
+    getattr(adata, f"write_{kind}")(path)
+    again = getattr(ad, f"read_{kind}")(path)
+    edges = pd.DataFrame([(one, other) for one in NAMED[:8] for other in NAMED[8::2]], columns=["source", "target"])
+    for name, how in {
+        "attention_df": {"group": "b"},
+        "attention_heads_df": {"group": "a"},
+        "attention_layers_df": {},
+        "attention_ranks_df": {},
+        "attention_bands_df": {},
+        "attention_difference_df": {"group": "b", "reference": "a", "min_cells": 3},
+        "attention_pairs_df": {},
+        "attention_edges_df": {"edges": edges, "min_cells": 1},
+    }.items():
+        found, expected = (getattr(gfx.get, name)(of, key=key, **how) for of in (again, adata))
+        pd.testing.assert_frame_equal(found, expected, check_dtype=False)
+
+
+def test_differences_are_those_of_ratios_to_uniform_attention(toy_cells, toy_model):
+    """Of shallow cells each gene receives more, but not more than uniform attention gives."""
+    cells = toy_cells(20)
+    gfx.tl.attention(cells, model=toy_model, groupby="condition", controls=None)
+    table = gfx.get.attention_difference_df(cells, group="sick", reference="healthy", min_cells=4)
+    means = {
+        of: gfx.get.attention_df(cells, group=of).set_index(["gene", "layer", "head"])["ratio"]
+        for of in ("sick", "healthy")
+    }
+    expected = (means["sick"] - means["healthy"]).reindex(pd.MultiIndex.from_frame(table[["gene", "layer", "head"]]))
+    np.testing.assert_allclose(table["difference"], expected, atol=1e-5)
+
+
+def test_most_donors_have_to_be_in_both_groups_to_be_compared_with_themselves():
+    rng = np.random.default_rng(0)
+    mean = {"one": rng.normal(size=(1, 5, 1)), "other": rng.normal(size=(1, 5, 1))}
+    sd, n = ({of: np.full((1, 5, *shape), value) for of in mean} for value, shape in ((1.0, (1,)), (9, ())))
+    named = {"one": np.array(list("abcde")), "other": np.array(list("abxyz"))}
+    found = between_groups(mean, sd, n, group="one", reference="other", donors=named)
+    welch = stats.ttest_ind(mean["one"].ravel(), mean["other"].ravel(), equal_var=False)
+    assert found["n_donors"].item() == 10
+    assert found["p"].item() == pytest.approx(welch.pvalue)
+    named["other"] = np.array(list("abcdz"))
+    found = between_groups(mean, sd, n, group="one", reference="other", donors=named)
+    paired = stats.ttest_rel(mean["one"].ravel()[:4], mean["other"].ravel()[:4])
+    assert found["n_donors"].item() == 4
+    assert found["p"].item() == pytest.approx(paired.pvalue)

@@ -104,6 +104,9 @@ def test_groups_and_donors_are_means_over_their_own_cells(cells, toy_model):
         alone = cells.copy()
         chosen = (state & (cells.obs["donor"] == donor)).to_numpy()
         gfx.tl.attention(alone, model=toy_model, mask_obs=chosen, controls=None)
+        for part in ("uniform", "given_uniform"):
+            name = f"gfx_attention_groups_{part}"
+            np.testing.assert_allclose(cells.varm[name][:, unit], alone.var[f"gfx_attention_{part}"], atol=1e-6)
         for part in ("", "_sd", "_given", "_given_sd"):
             name = f"gfx_attention_groups{part}"
             np.testing.assert_allclose(cells.varm[name][:, unit], alone.varm[f"gfx_attention{part}"], atol=1e-6)
@@ -262,7 +265,11 @@ def test_the_order_of_cells_and_their_batches_change_nothing(cells, toy_model):
 
 BAD = {
     "a group without cells": ({"groupby": "half"}, ValueError, r"belongs to \['none'\] of `groupby='half'`"),
-    "deleted with groups": ({"deleted": "TOY1", "groupby": "cell_type"}, ValueError, "use|choose the cells of one"),
+    "deleted with groups": (
+        {"deleted": "TOY1", "groupby": "cell_type"},
+        ValueError,
+        "choose the cells of one group with `mask_obs`",
+    ),
     "an unknown deleted gene": ({"deleted": "NOGENE"}, ValueError, "does not know .*NOGENE"),
     "deleted genes that no cell has": ({"deleted": ["TOY199", "TOY200"]}, ValueError, "No cell that is used has"),
     "no deleted gene": ({"deleted": []}, ValueError, "`deleted` is empty"),
@@ -275,6 +282,9 @@ BAD = {
     ),
     "a layer out of range": ({"genes": PAIRS, "heads": [(4, 1)]}, ValueError, r"`heads` has \(4, 1\).*layer, 1 to 3"),
     "a head out of range": ({"genes": PAIRS, "heads": [(1, 0)]}, ValueError, r"`heads` has \(1, 0\).*head, 1 to 2"),
+    "heads of half layers": ({"genes": PAIRS, "heads": [(1.0, 2)]}, ValueError, r"`heads` has \(1\.0, 2\)"),
+    "heads as a number": ({"genes": PAIRS, "heads": 5}, ValueError, "`heads` is 'mean', 'each', or a list"),
+    "one gene of pairs": ({"genes": ["TOY1"]}, ValueError, "`genes` names one gene"),
     "no heads": ({"genes": PAIRS, "heads": []}, ValueError, "`heads` is empty"),
     "heads by another name": ({"genes": PAIRS, "heads": "all"}, ValueError, "`heads` is 'mean', 'each', or a list"),
     "each head of all pairs": ({"genes": ..., "heads": "each"}, ValueError, "keeps pairs of named genes"),
@@ -314,6 +324,23 @@ def test_genes_that_left_the_object_leave_the_pairs(cells, toy_model):
     assert fewer.uns["gfx_attention"]["pairs_genes"].tolist() == kept
     assert fewer.uns["gfx_attention"]["pairs"].shape == (6, 8, 8)
     assert set(fewer.var_names[np.unique(fewer.varp["gfx_attention"].nonzero()[0])]) <= set(kept)
+
+
+@pytest.mark.parametrize(
+    "heads", [iter([(1, 2), (1, 2)]), [[1, 2]], np.array([[1, 2]])], ids=["generator", "list", "array"]
+)
+def test_heads_may_come_in_any_kind_of_sequence(cells, toy_model, heads):
+    expected = cells.copy()
+    gfx.tl.attention(expected, model=toy_model, genes=PAIRS, heads=[(1, 2)], controls=None)
+    gfx.tl.attention(cells, model=toy_model, genes=PAIRS, heads=heads, controls=None)
+    assert cells.uns["gfx_attention"]["params"]["heads"] == ["1.2"]
+    np.testing.assert_array_equal(cells.varp["gfx_attention"].toarray(), expected.varp["gfx_attention"].toarray())
+
+
+def test_genes_that_no_cell_has_are_named(cells, toy_model, capsys):
+    cells.X = sparse.csr_matrix(cells.X.multiply([name != "TOY8" for name in cells.var_names]))
+    gfx.tl.attention(cells, model=toy_model, genes=PAIRS, controls=None)
+    assert re.search(r"No cell that is used has \[.*'TOY8'.*\], which have no pairs\.", capsys.readouterr().out)
 
 
 def test_the_record_names_what_was_asked_for(cells, toy_model):

@@ -169,9 +169,8 @@ def between_groups(
 
     Returns
     -------
-    `attention` and `reference`, the means of the groups, `difference`, `low` and `high`, its interval, and with donors
-    `p` and `n_donors`, `(n_genes, n_values)`. Donors that are in both groups are compared with themselves, unless there
-    is only one.
+    `ratio` and `reference`, the means of the groups, `difference`, `low` and `high`, its interval, and with donors `p`
+    and `n_donors`, `(n_genes, n_values)`. If most donors are in both groups, these are compared with themselves.
     """
     if donors is None:
         of_cells = {of: _Sample(mean[of][:, 0], sd[of][:, 0], n[of][:, 0, None]) for of in n}
@@ -179,7 +178,8 @@ def between_groups(
         return {name: values for name, values in found.items() if name != "p"}  # cells are not replicates
     both, at, there = np.intersect1d(donors[group], donors[reference], return_indices=True)
     values = {of: np.where(n[of][..., None] > 0, mean[of], np.nan) for of in n}
-    if "change" in n or len(both) > 1:
+    n_all = len(np.union1d(donors[group], donors[reference]))
+    if "change" in n or (len(both) > 1 and 2 * len(both) > n_all):
         first, second = values[group][:, at], values[reference][:, there]
         change = values["change"] if "change" in n else first - second
         has_both = np.isfinite(change)
@@ -223,7 +223,7 @@ def _compare(one: _Sample, other: _Sample, change: _Sample | None) -> dict[str, 
     with np.errstate(invalid="ignore", divide="ignore"):
         p = 2 * stats.t.sf(np.abs(difference) / error, df)
     half = stats.t.ppf((1 + COVERAGE) / 2, np.where(df > 0, df, np.nan)) * error
-    means = {"attention": one.mean, "reference": other.mean, "difference": difference}
+    means = {"ratio": one.mean, "reference": other.mean, "difference": difference}
     return means | {"low": difference - half, "high": difference + half, "p": p}
 
 

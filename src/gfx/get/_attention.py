@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ from gfx._docs import shared
 from gfx._results import find
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from gfx._results import Slots
     from gfx._types import Data
@@ -62,15 +63,20 @@ def _shape(result: Slots) -> tuple[int, int]:
     return int(result.uns["n_layers"]), int(result.uns["n_heads"])
 
 
+def _names(result: Slots, name: str) -> np.ndarray:
+    """Read names that are stored in `uns`; files give them back as other kinds of text."""
+    return np.array([str(entry) for entry in np.asarray(result.uns[name], dtype=object)], dtype=object)
+
+
 def _row_of(result: Slots, group: str | None) -> int:
     """Find the entry of `uns` for a group, or for all cells."""
-    names = [str(name) for name in result.uns["of"]]
     if group is None:
         return 0
-    if group not in names[1:]:
-        msg = f"The result {result.key!r} has the groups {names[1:]}, found `group={group!r}`."
+    names = _names(result, "of")[1:].tolist()
+    if str(group) not in names:
+        msg = f"The result {result.key!r} has the groups {names}, found `group={group!r}`."
         raise ValueError(msg)
-    return names.index(group)
+    return 1 + names.index(str(group))
 
 
 def _units(result: Slots, group: str) -> np.ndarray:
@@ -78,11 +84,11 @@ def _units(result: Slots, group: str) -> np.ndarray:
     if "groups" not in result.uns:
         msg = f"The result {result.key!r} has no groups. Run `gfx.tl.attention(adata, groupby=...)`."
         raise ValueError(msg)
-    names = np.asarray(result.uns["groups"]).astype(str)
-    if group not in names:
+    names = _names(result, "groups")
+    if str(group) not in names:
         msg = f"The result {result.key!r} has the groups {list(dict.fromkeys(names[names != '']))}, found {group!r}."
         raise ValueError(msg)
-    return np.flatnonzero(names == group)
+    return np.flatnonzero(names == str(group))
 
 
 @shared()
@@ -90,6 +96,7 @@ def attention_df(
     adata: Data,
     *,
     statistic: Literal["received", "given"] = "received",
+    group: str | None = None,
     key: str | None = None,
     min_cells: int = 1,
     mod: str | None = None,
@@ -100,6 +107,7 @@ def attention_df(
     ----------
     {after_attention}
     {statistic_of_attention}
+    {group_of_attention}
     {key}
     {min_cells}
     {mod}
@@ -108,15 +116,16 @@ def attention_df(
     -------
     Columns `gene`; `layer` (network layer) and `head`, both counted from 1; `attention`, the mean over the cells that
     express the gene, and `sd`, the standard deviation over these; `uniform`, what it would be if attention were
-    uniform; `ratio`, which is `attention` divided by `uniform`; `random`, the attention received in the random-weights
-    model, if that control was run; `rank`, the mean rank of the gene, counted from 1; and `n_cells`.
+    uniform; `ratio`, which is `attention` divided by `uniform`; and `n_cells`. For all cells also `rank`, the mean rank
+    of the gene, counted from 1; `random`, the attention received in the random-weights model, if that control was run;
+    and `to_deleted`, after a deletion, the attention that the gene gives to the deleted genes.
 
     Raises
     ------
     KeyError
         No such result.
     ValueError
-        Another statistic.
+        Another statistic, or no such group.
 
     Examples
     --------
@@ -124,29 +133,64 @@ def attention_df(
     >>> adata = gfx.datasets.toy()
     >>> gfx.tl.attention(adata, model="mini")
     >>> gfx.get.attention_df(adata).columns.tolist()
-    ['gene', 'layer', 'head', 'attention', 'sd', 'uniform', 'ratio', 'random', 'rank', 'n_cells']
+    ['gene', 'layer', 'head', 'attention', 'sd', 'uniform', 'ratio', 'n_cells', 'rank', 'random']
     """
-    result, part = find(adata, "tl.attention", key=key, mod=mod), _part(statistic)
-    n_cells, shape = result.read("var", "n_cells").to_numpy(), _shape(result)
-    seen = n_cells >= max(min_cells, 1)
-    genes = {
-        "number": np.arange(seen.sum()),
-        "gene": result.adata.var_names.to_numpy()[seen],
-        "uniform": result.read("var", f"{part}_uniform".lstrip("_")).to_numpy()[seen],
-        "rank": result.read("var", "rank").to_numpy()[seen] + 1,
-        "n_cells": n_cells[seen],
-    }
-    more = {"sd": result.read("varm", f"{part}_sd".lstrip("_"))}
-    if statistic == "received" and result.has("varm", "random"):
-        more["random"] = result.read("varm", "random")
-    table = _by_head(
-        _heads_first(np.asarray(result.read("varm", part))[seen], shape),
-        genes,
-        **{name: _heads_first(np.asarray(values)[seen], shape) for name, values in more.items()},
-    )
-    columns = ["gene", "layer", "head", "attention", "sd", "uniform", "ratio", "random", "rank", "n_cells"]
+    result = find(adata, "tl.attention", key=key, mod=mod)
+    shape, values = _shape(result), _of_genes(result, statistic, group)
+    if group is None:
+        more = {"random": "random"} if statistic == "received" else {}
+        more |= {"to_deleted": "to_deleted"}
+        values |= {name: np.asarray(result.read("varm", at)) for name, at in more.items() if result.has("varm", at)}
+        values["rank"] = result.read("var", "rank").to_numpy() + 1
+    seen = values["n_cells"] >= max(min_cells, 1)
+    values = {name: value[seen] for name, value in values.items()}
+    by_head = {name: _heads_first(value, shape) for name, value in values.items() if value.ndim == 2}
+    genes = {"number": np.arange(seen.sum()), "gene": result.adata.var_names.to_numpy()[seen]}
+    genes |= {name: value for name, value in values.items() if value.ndim == 1}
+    table = _by_head(by_head.pop("attention"), genes, **by_head)
+    columns = [
+        "gene",
+        "layer",
+        "head",
+        "attention",
+        "sd",
+        "uniform",
+        "ratio",
+        "n_cells",
+        "rank",
+        "random",
+        "to_deleted",
+    ]
     table = table.sort_values("number", kind="stable", ignore_index=True)
     return table[[name for name in columns if name in table]]
+
+
+def _of_genes(result: Slots, statistic: str, group: str | None) -> dict[str, np.ndarray]:
+    """Read what genes receive or give, over all cells or those of a group: means, deviations, uniform, and numbers."""
+    part = _part(statistic)
+    suffix = f"_{part}" if part else ""
+    if group is None:
+        n, uniform = (result.read("var", f"{name}").to_numpy() for name in ("n_cells", f"{part}_uniform".lstrip("_")))
+        return {
+            "attention": np.asarray(result.read("varm", part)),
+            "sd": np.asarray(result.read("varm", f"{part}_sd".lstrip("_"))),
+            "uniform": uniform,
+            "n_cells": n,
+        }
+    units = _units(result, group)
+    n = np.asarray(result.read("varm", "groups_n_cells"))[:, units]
+    weight = n / np.maximum(n.sum(axis=1, keepdims=True), 1)
+    mean, sd, uniform = (
+        np.nan_to_num(np.asarray(result.read("varm", f"groups{suffix}{end}"), dtype=np.float64)[:, units])
+        for end in ("", "_sd", "_uniform")
+    )
+    total = np.einsum("gu,guh->gh", weight, mean)
+    return {
+        "attention": total,
+        "sd": np.sqrt(np.einsum("gu,guh->gh", weight, sd**2 + (mean - total[:, None]) ** 2)),
+        "uniform": (weight * uniform).sum(axis=1),
+        "n_cells": n.sum(axis=1),
+    }
 
 
 def _part(statistic: str) -> str:
@@ -229,7 +273,7 @@ def attention_bands_df(
     """
     result = find(adata, "tl.attention", key=key, mod=mod)
     row, uns = _row_of(result, group), result.uns
-    n, names = np.asarray(uns["n_in_band"])[row], np.asarray(uns["band_names"]).astype(str)
+    n, names = np.asarray(uns["n_in_band"])[row], _names(result, "band_names")
     used = np.flatnonzero(n)
     gives, receives = np.repeat(used, len(used)), np.tile(used, len(used))
     inner = {
@@ -285,9 +329,9 @@ def attention_heads_df(
     With `gene_sets` one row a head and set. Columns `layer`, `head`, `gene_set`; `n_genes`; `auc`, the probability that
     a gene of the set receives more than one of the other genes, with `p` of the rank-sum test and `fdr` over all rows;
     `auc_matched`, the probability that it receives more than a gene of similar rank and detection, with `p_matched` of
-    a signed-rank test and `fdr_matched`; `auc_random` and `auc_matched_random`, the same in the random-weights model;
-    and `remains`, whether `fdr_matched` is below 0.05 and `auc_matched` is farther from 0.5 than that of any head of
-    the random-weights model.
+    a signed-rank test and `fdr_matched`; and, if that control was run, `auc_random` and `auc_matched_random`, the same
+    in the random-weights model, and `remains`, whether `fdr_matched` is below 0.05 and `auc_matched` is farther from
+    0.5, above or below, than that of any head of the random-weights model.
 
     Raises
     ------
@@ -329,6 +373,9 @@ def _gene_set_table(result: Slots, gene_sets: Mapping[str, Iterable[str]], min_c
     """Compare what genes of each set receive from each head with what other genes receive."""
     n_cells, rank = (result.read("var", name).to_numpy() for name in ("n_cells", "rank"))
     seen = n_cells >= max(min_cells, 1)
+    if not isinstance(gene_sets, Mapping) or not gene_sets:
+        msg = f"`gene_sets` are sets of genes by name, such as `{{'TF': [...]}}`, found {gene_sets!r}."
+        raise TypeError(msg)
     names, shape = result.adata.var_names[seen], _shape(result)
     parts = {"": ("", "uniform")} | ({"_random": ("random", "random_uniform")} if result.has("varm", "random") else {})
     ratios = {
@@ -356,10 +403,9 @@ def _gene_set_table(result: Slots, gene_sets: Mapping[str, Iterable[str]], min_c
     table = pd.concat(tables, ignore_index=True)
     for p, fdr in (("p", "fdr"), ("p_matched", "fdr_matched")):
         table[fdr] = false_discovery_rate(table[p].to_numpy())
-    table["remains"] = table["fdr_matched"] < _ALPHA
     if "_random" in ratios:
         largest = (table["auc_matched_random"] - 0.5).abs().groupby(table["gene_set"]).transform("max")
-        table["remains"] &= (table["auc_matched"] - 0.5).abs() > largest
+        table["remains"] = (table["fdr_matched"] < _ALPHA) & ((table["auc_matched"] - 0.5).abs() > largest)
     order = ["layer", "head", "gene_set", "n_genes", "auc", "p", "fdr", "auc_matched", "p_matched", "fdr_matched"]
     order += ["auc_random", "auc_matched_random", "remains"]
     return table[[name for name in order if name in table]]
@@ -443,12 +489,13 @@ def attention_difference_df(
 
     Returns
     -------
-    Columns `gene`, `layer`, `head` (from 1); `attention` and `reference`, means in the two groups; `difference`, with
-    its 95 % interval, `low` and `high`; `n_cells` and `n_cells_reference`; and `random`, after a deletion, the
-    difference in the random-weights model. After `donor_key=`, means are over donors, which have to have `min_cells`
-    cells with the gene in all; the interval is over donors, paired if these are in both groups, with `p` and `fdr` of
-    the t-test and `n_donors`. Otherwise the interval is over cells, which are not replicates: it says how well the
-    difference between these cells is known, not what other donors would show.
+    Columns `gene`, `layer`, `head` (from 1); `ratio` and `reference`, attention in the two groups divided by uniform
+    attention, because each gene of a shallow cell receives more; `difference` of these, with its 95 % interval, `low`
+    and `high`; `n_cells` and `n_cells_reference`. After a deletion also `random`, the difference in the random-weights
+    model, and `to_deleted`, the attention that the gene gave to the deleted genes. After `donor_key=`, means are over
+    donors, and so is the interval, paired if most donors are in both groups, with `p` and `fdr` of the t-test and
+    `n_donors`. Otherwise the interval is over cells, which are not replicates: it says how well the difference between
+    these cells is known, not what other donors would show.
 
     Raises
     ------
@@ -465,29 +512,34 @@ def attention_difference_df(
     >>> groups = adata.obs["cell_type"].cat.categories
     >>> difference = gfx.get.attention_difference_df(adata, group=groups[0], reference=groups[1])
     >>> difference.columns[:6].tolist()
-    ['gene', 'layer', 'head', 'attention', 'reference', 'difference']
+    ['gene', 'layer', 'head', 'ratio', 'reference', 'difference']
     """
     result, part = find(adata, "tl.attention", key=key, mod=mod), _part(statistic)
-    names = [str(name) for name in result.uns["of"]][1:]
-    is_change = names == ["intact", "deleted"]
+    is_change = "deleted" in result.uns["params"]
     if is_change:
         if group is not None or reference is not None:
             msg = "This result compares cells with and without deleted genes. Leave `group` and `reference` out."
             raise ValueError(msg)
         group, reference = "deleted", "intact"
-    elif group is None or reference is None or group == reference:
+    elif group is None or reference is None or str(group) == str(reference):
+        names = _names(result, "of")[1:].tolist()
         msg = f"`group` and `reference` are two different groups of {names}, found {group!r} and {reference!r}."
         raise ValueError(msg)
     suffix = f"_{part}" if part else ""
     units = {of: _units(result, of) for of in (group, reference, *(["change"] if is_change else []))}
-    n = {of: np.asarray(result.read("varm", "groups_n_cells"))[:, number] for of, number in units.items()}
-    mean, sd = (
-        {of: np.asarray(result.read("varm", f"groups{suffix}{end}"))[:, number] for of, number in units.items()}
-        for end in ("", "_sd")
+    n, mean, sd, uniform = (
+        {of: np.asarray(result.read("varm", name))[:, number] for of, number in units.items()}
+        for name in ("groups_n_cells", *(f"groups{suffix}{end}" for end in ("", "_sd", "_uniform")))
     )
+    if is_change:  # of the mean ratios, with the deviations of what changes in each cell
+        uniform["change"] = uniform[group]
+        mean["change"] = uniform[group][..., None] * (
+            mean[group] / uniform[group][..., None] - mean[reference] / uniform[reference][..., None]
+        )
+    mean, sd = ({of: values / uniform[of][..., None] for of, values in each.items()} for each in (mean, sd))
     donors = None
     if "donors" in result.uns:
-        named = np.asarray(result.uns["donors"]).astype(str)
+        named = _names(result, "donors")
         donors = {of: named[number] for of, number in units.items()}
     seen = np.minimum(n[group].sum(axis=1), n[reference].sum(axis=1)) >= max(min_cells, 1)
     n, mean, sd = ({of: values[seen] for of, values in each.items()} for each in (n, mean, sd))
@@ -503,8 +555,10 @@ def attention_difference_df(
     table["n_cells_reference"] = np.repeat(n[reference].sum(axis=1), n_heads)
     if "p" in table:
         table["fdr"] = false_discovery_rate(table["p"].to_numpy())
-    if is_change and statistic == "received" and result.has("varm", "random_change"):
-        table["random"] = np.asarray(result.read("varm", "random_change"))[seen].ravel()
+    if is_change:
+        if statistic == "received" and result.has("varm", "random_change"):
+            table["random"] = np.asarray(result.read("varm", "random_change"))[seen].ravel()
+        table["to_deleted"] = np.asarray(result.read("varm", "to_deleted"))[seen].ravel()
     return table
 
 
@@ -674,7 +728,7 @@ def attention_edges_df(
         ("ranks", pd.NA, pd.NA, square(table["expected"])),
     ]
     if "pairs" in uns:
-        order = pd.Index(np.asarray(uns["pairs_genes"]).astype(str)).get_indexer(genes)
+        order = pd.Index(_names(result, "pairs_genes")).get_indexer(genes)
         of_heads = np.asarray(uns["pairs"])[:, order[:, None], order]
         layer, head = (values.ravel() + 1 for values in np.indices(_shape(result)))
         given += [("attention", *which) for which in zip(layer, head, of_heads, strict=True)]

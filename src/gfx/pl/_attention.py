@@ -174,8 +174,8 @@ def attention_heads(
     statistic
         Column of :func:`gfx.get.attention_heads_df`. `None` draws ``"entropy"`` or, with gene sets, ``"auc_matched"``.
     gene_sets
-        Sets of genes by name, a matrix each. Heads that attend to a set beyond rank and detection, and farther from
-        chance than any head of the random-weights model (`remains`), have a frame.
+        Sets of genes by name, a matrix each. Heads that attend to a set more, or less, than rank and detection
+        make expect, and than any head of the random-weights model (`remains`), have a frame.
     {group_of_attention}
     {min_cells}
     {key}
@@ -232,7 +232,7 @@ def attention_heads(
     for panel, (name, of_set) in zip(axes, tables.items(), strict=True):
         _matrix(panel, of_set, statistic, title=name or statistic, **limits)
         if gene_sets is not None:
-            for row in of_set[of_set["remains"]].itertuples():
+            for row in of_set[of_set.get("remains", of_set["fdr_matched"] < 0)].itertuples():
                 frame = {"fill": False, "edgecolor": "k", "linewidth": 1.8}
                 panel.add_patch(Rectangle((row.head - 1.48, row.layer - 1.48), 0.96, 0.96, **frame))
     figure_of(axes[0]).colorbar(axes[0].images[0], ax=axes, label=_LABELS[statistic])
@@ -528,7 +528,7 @@ def attention_difference(
     ax.set_yticks(at, labels)
     over = "donors" if "n_donors" in table else "cells"
     of = "after - before the deletion" if group is None else f"{group} - {reference}"
-    ax.set_xlabel(f"difference in attention {statistic}\n{of}, 95 % interval over {over}")
+    ax.set_xlabel(f"attention {statistic} / uniform attention\n{of}, 95 % interval over {over}")
     ax.set_title("gene and head (layer.head)", fontsize="medium", loc="left")
     finish(ax, show=show)
     return ax

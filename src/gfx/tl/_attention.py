@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby as runs_of
 from operator import itemgetter
@@ -18,7 +19,7 @@ from gfx.tl._gene_sets import find_genes
 from gfx.tl._prepare import check_controls, donors, groups_and_rest, prepare
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping
     from types import EllipsisType
 
     from gfx._engine.attention import Pairs
@@ -88,8 +89,8 @@ def attention(
 
     The cost is one forward pass in float32 through all layers, a quarter more for the control, and one more with
     `deleted`. Weights are summed as they are computed, so memory does not depend on the number of cells: 32 bytes × all
-    heads × genes of the model × groups, and 24 bytes for each pair of genes. If ``genes=...`` needs more than 1 GB,
-    the cells are read several times.
+    heads × genes of the model × groups and donors, and 24 bytes for each pair of genes. ``genes=...`` also takes 4
+    bytes for each pair of genes of a cell, and reads the cells several times if all pairs need more than 1 GB.
 
     Parameters
     ----------
@@ -131,12 +132,14 @@ def attention(
         `..._given_sd`.
     `.varm['gfx_attention_random' | ...]` : :class:`numpy.ndarray` (float32, `(n_vars, n)`)
         Attention that each gene receives in the random-weights model; in its cells it would be
-        `.var['..._random_uniform']` if attention were uniform. With `deleted`, also `..._random_change`.
+        `.var['..._random_uniform']` if attention were uniform. With `deleted`, also `..._random_change`,
+        how much its ratio to uniform attention changes.
     `.varm['gfx_attention_to_deleted' | ...]` : :class:`numpy.ndarray` (float32, `(n_vars, n)`)
         With `deleted`, attention that each gene gives to these genes in intact cells.
     `.varm['gfx_attention_groups' | ...]` : :class:`numpy.ndarray` (float32, `(n_vars, n_groups, n)`)
         Attention received in each group or, with donors, from the cells of each donor in each group. Likewise
-        `..._groups_sd`, `..._groups_given`, `..._groups_given_sd`, and int32 `..._groups_n_cells` `(n_vars, n_groups)`.
+        `..._groups_sd`, `..._groups_given`, `..._groups_given_sd`; and `(n_vars, n_groups)`, `..._groups_uniform`,
+        `..._groups_given_uniform` and int32 `..._groups_n_cells`.
     `.var['gfx_attention_n_cells' | ...]` : :class:`pandas.Series` (int32)
         Number of cells that express the gene.
     `.var['gfx_attention_uniform' | ...]` : :class:`pandas.Series` (float32)
@@ -207,7 +210,8 @@ def attention(
         varp, of_pairs = pair_matrices(cells, pairs, parts, lengths, n_neighbors)
         uns |= of_pairs
     params = {"mask_obs": mask_name(mask_obs), "groupby": groupby, "donor_key": donor_key, "controls": list(controls)}
-    params |= {"heads": heads if isinstance(heads, str) else [f"{layer}.{head}" for layer, head in heads], "rng": seed}
+    named = heads if isinstance(heads, str) else [f"{of // shape[1] + 1}.{of % shape[1] + 1}" for of in numbers]
+    params |= {"heads": named, "rng": seed}
     params |= {"n_neighbors": n_neighbors, "deleted": cells.model.vocabulary.ids[gone].tolist() if len(gone) else None}
     n_cells = jobs[0].n_cells
     cells.slots.write(
@@ -241,8 +245,8 @@ def _find_units(cells: Prepared, groupby: str | None, donor_key: str | None, len
     empty = sorted(set(range(len(names))) - set(group[used].tolist()))
     if empty:
         msg = (
-            f"No cell that is used belongs to {[names[number] for number in empty]} of `groupby={groupby!r}`. Leave "
-            f"such groups out with `adata.obs[{groupby!r}].cat.remove_unused_categories()`, on a copy of the cells."
+            f"No cell that is used belongs to {[names[number] for number in empty]} of `groupby={groupby!r}`. Call it "
+            f"with a copy of the cells of the other groups, `gfx.tl.attention(adata[cells].copy(), ...)`."
         )
         raise ValueError(msg)
     donor_names, donor_number = np.unique(donor.astype(str), return_inverse=True)
@@ -256,14 +260,16 @@ def _find_units(cells: Prepared, groupby: str | None, donor_key: str | None, len
 def _find_heads(heads: Literal["mean", "each"] | Sequence[tuple[int, int]], shape: tuple[int, int]) -> list[int] | None:
     """Count the chosen heads from 0, layer by layer; `None` stands for each of them."""
     n_layers, n_heads = shape
-    if isinstance(heads, str):
+    if isinstance(heads, str) or not isinstance(heads, Iterable):
         if heads not in {"mean", "each"}:
             msg = f"`heads` is 'mean', 'each', or a list of pairs such as `[(1, 3)]`, found {heads!r}."
             raise ValueError(msg)
         return None if heads == "each" else list(range(n_layers * n_heads))
     numbers = []
     for pair in heads:
-        layer, head = pair if isinstance(pair, tuple) and len(pair) == 2 else (None, None)
+        is_pair = isinstance(pair, Sequence | np.ndarray) and len(pair) == 2
+        is_whole = is_pair and all(isinstance(number, int | np.integer) for number in pair)
+        layer, head = map(int, pair) if is_whole else (None, None)
         if layer not in range(1, n_layers + 1) or head not in range(1, n_heads + 1):
             msg = f"`heads` has {pair!r}; pairs are a network layer, 1 to {n_layers}, and a head, 1 to {n_heads}."
             raise ValueError(msg)
@@ -320,7 +326,8 @@ def _of_genes(
     has_states = len(found.cells) > len(units)
     if units.groups or units.donor is not None or has_states:
         each = [found.means(np.array([unit])) for unit in range(len(found.cells))]
-        for part in ("", "sd", "given", "given_sd"):
+        parts |= {"uniform": "uniform", "given_uniform": "given_uniform"}
+        for part in ("", "sd", "uniform", "given", "given_sd", "given_uniform"):
             stacked = np.stack([of_unit[parts[part]] for of_unit in each], axis=1)
             varm[f"groups_{part}" if part else "groups"] = cells.per_gene(stacked)
         varm["groups_n_cells"] = cells.cells_per_gene(np.stack([of_unit["n_with_gene"] for of_unit in each], axis=1))
@@ -328,8 +335,9 @@ def _of_genes(
         random = sums["random_weights"].means(every)
         varm["random"] = cells.per_gene(random["received"])
         if has_states:
-            change = sums["random_weights"].means(every + 2 * len(units))
-            varm["random_change"] = cells.per_gene(change["received"])
+            without = sums["random_weights"].means(every + len(units))
+            ratios = (of["received"] / of["uniform"][:, None] for of in (without, random))
+            varm["random_change"] = cells.per_gene(np.subtract(*ratios))
     var = {name: cells.per_gene(means[name]) for name in OF_GENES}
     if "random_weights" in sums:
         var["random_uniform"] = cells.per_gene(random["uniform"])

@@ -57,10 +57,16 @@ def find_pairs(
             raise ValueError(msg)
     else:
         tokens = find_genes(genes, cells.model.vocabulary, "genes")
+        if len(tokens) < 2:
+            msg = "`genes` names one gene; pairs are of two or more. Use `genes=...` for what it attends to among all."
+            raise ValueError(msg)
+        missing = cells.model.vocabulary.symbols[tokens[n_cells[tokens] == 0]]
         if not n_cells[tokens].any():
             why = f" {cells.behind}" if cells.are_cut(tokens, lengths).any() else ""
-            msg = f"No cell that is used has any of the genes {shortened(cells.model.vocabulary.symbols[tokens])}.{why}"
+            msg = f"No cell that is used has any of the genes {shortened(missing)}.{why}"
             raise ValueError(msg)
+        if len(missing):
+            _log.info(f"No cell that is used has {shortened(missing)}, which have no pairs.")
     bytes_per_pair = 8 * (2 + (n_heads if heads is None else 1))
     n_bytes = bytes_per_pair * len(tokens) ** 2
     if genes is not ... and n_bytes > MOST_BYTES:
