@@ -163,6 +163,7 @@ def _with_adapter(start: Classifier, adapter: Adapter | None, settings: Training
     if adapter != "lora":
         start = prepare_model_for_kbit_training(_quantized(start, adapter, settings))
     head = ["classifier"] + (["pooler"] if start.pooler is not None else [])
+    start.name_or_path = None  # older peft asks a hub for the configuration of whatever has a name, even ""
     return get_peft_model(start, LoraConfig(**LORA, layers_to_transform=trained_layers, modules_to_save=head))
 
 
