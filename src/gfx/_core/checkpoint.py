@@ -196,11 +196,16 @@ def encoder_shapes(config: Mapping[str, Any], n_layers: int) -> dict[str, tuple[
 
 
 def plain_names(names: Iterable[str]) -> dict[str, str]:
-    """Map the names of weights without the prefix that whole models have to those in the file."""
+    """Map the names of weights without the prefix that whole models have to those in the file.
+
+    What scales and shifts in a `LayerNorm` is called `gamma` and `beta` in old files, and in those of transformers 5.0.
+    """
     plain: dict[str, str] = {}
     for name in names:
-        if plain.setdefault(name.removeprefix("bert."), name) != name:
-            msg = f"it has two weights {name.removeprefix('bert.')!r}, with and without 'bert.' before the name"
+        own = name.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight")
+        own = own.replace("LayerNorm.beta", "LayerNorm.bias")
+        if plain.setdefault(own, name) != name:
+            msg = f"it has two weights {own!r}: {plain[own]!r} and {name!r}"
             raise ValueError(msg)
     return plain
 

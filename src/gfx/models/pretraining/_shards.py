@@ -9,6 +9,7 @@ from bisect import bisect_right
 from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
+from tokenize import TokenError
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -177,6 +178,6 @@ def _read_account(path: Path) -> tuple[np.ndarray, dict[str, str]]:
         return lengths, {key: account[key] for key in ("name", "sha256")}
     except FileNotFoundError:
         raise
-    except (AttributeError, EOFError, KeyError, OSError, TypeError, ValueError) as error:
+    except (AttributeError, EOFError, KeyError, OSError, TokenError, TypeError, ValueError) as error:
         msg = f"{path} is not a whole shard of tokens ({error}): it has to be deleted and made anew."
         raise ValueError(msg) from error

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -185,7 +186,7 @@ class GeneSummary:
             symbols, gene_types = json.loads(str(arrays["names"]))
         except SourceError:
             raise
-        except (AttributeError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        except (AttributeError, EOFError, TokenError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             msg = f"{path.name} is no readable summary of genes ({error}). Was it copied or fetched completely?"
             raise SourceError(msg) from error
         return cls(ids, histogram, symbols, gene_types)
