@@ -237,9 +237,7 @@ def test_a_weight_that_is_missing_or_of_another_shape_is_named_when_the_model_is
 
 def test_one_weight_under_two_names_is_refused(folder: Path) -> None:
     change_weight(folder, WORDS.removeprefix("bert."), torch.zeros(204, 16))
-    with pytest.raises(
-        ValueError, match=r"two weights 'embeddings\.word_embeddings\.weight': 'bert\..* and 'embed"
-    ):
+    with pytest.raises(ValueError, match=r"two weights 'embeddings\.word_embeddings\.weight': 'bert\..* and 'embed"):
         gfx.models.load(folder)
 
 
