@@ -168,7 +168,7 @@ class OrderedTrainer(Trainer):
             data_collator=Padded(vocabulary, of_cells=getattr(examples, "of_cell", None) is not None),
             train_dataset=examples,
             eval_dataset=held_out,
-            callbacks=[_OrderAndLog(self.order), _RunLoss()],
+            callbacks=[_OrderAndLog(self.order), _RunLoss(), _EvaluationAtEnd()],
             **kwargs,
         )
         if patience is not None:
@@ -279,6 +279,14 @@ class _OrderAndLog(TrainerCallback):
         if state.is_world_process_zero:
             with (Path(args.output_dir) / "log.jsonl").open(mode) as lines:
                 lines.writelines(json.dumps(entry) + "\n" for entry in entries)
+
+
+class _EvaluationAtEnd(TrainerCallback):
+    """Evaluate after the last step as well, as newer versions of transformers do by themselves."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.eval_strategy == "steps" and state.global_step >= max(state.max_steps, args.eval_delay):
+            control.should_evaluate = True
 
 
 class _RunLoss(TrainerCallback, ExportableState):

@@ -168,7 +168,7 @@ def test_a_large_vocabulary_needs_wider_tokens(tmp_path: Path) -> None:
         medians=np.concatenate([np.full(len(SPECIALS), np.nan), np.ones(n)]),
         symbols=np.full(n + len(SPECIALS), "", dtype=object),
     )
-    x = sparse.random_array((20, n), density=0.001, rng=np.random.default_rng(0), format="csr", dtype=np.float32)
+    x = sparse.random_array((20, n), density=0.001, random_state=0, format="csr", dtype=np.float32)
     x.data[:] = np.arange(1, len(x.data) + 1)
     adata = ad.AnnData(x, var=pd.DataFrame(index=names))
     shards = encode_sources(find_sources(adata, None), vocabulary, 4096, tmp_path)
