@@ -103,7 +103,9 @@ ATTENTION = {
     **{f"var:{{key}}_{part}": ("float32", ()) for part in ("uniform", "given_uniform", "rank", "random_uniform")},
 }
 OF_UNITS = {f"varm:{{key}}_groups{part}": ("float32", (12, HEADS)) for part in ("", "_sd", "_given", "_given_sd")} | {
-    "varm:{key}_groups_n_cells": ("int32", (12,))
+    "varm:{key}_groups_n_cells": ("int32", (12,)),
+    "varm:{key}_groups_uniform": ("float32", (12,)),
+    "varm:{key}_groups_given_uniform": ("float32", (12,)),
 }
 PAIRS = tuple(f"varp:{{key}}{part}" for part in ("", "_uniform", "_n_cells", "_coexpression"))
 EMBED_GENES = {"varm:{key}": ("float32", (WIDTH,)), "var:{key}_n_cells": ("int32", ())}

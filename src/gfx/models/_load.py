@@ -83,7 +83,7 @@ class Model:
 
     @property
     def config_sha256(self) -> str:
-        """Fingerprint of the configuration: the same weights with another activation are another network."""
+        """Fingerprint of the configuration; the same weights with another activation are another network."""
         return hashlib.sha256(json.dumps(dict(self.config), sort_keys=True).encode()).hexdigest()
 
     def provenance(self) -> dict[str, str]:
