@@ -329,7 +329,7 @@ def attention_heads_df(
     With `gene_sets` one row a head and set. Columns `layer`, `head`, `gene_set`; `n_genes`; `auc`, the probability that
     a gene of the set receives more than one of the other genes, with `p` of the rank-sum test and `fdr` over all rows;
     `auc_matched`, the probability that it receives more than a gene of similar rank and detection, with `p_matched` of
-    a signed-rank test and `fdr_matched`; and, if that control was run, `auc_random` and `auc_matched_random`, the same
+    a t-test and `fdr_matched`; and, if that control was run, `auc_random` and `auc_matched_random`, the same
     in the random-weights model, and `remains`, whether `fdr_matched` is below 0.05 and `auc_matched` is farther from
     0.5, above or below, than that of any head of the random-weights model.
 
