@@ -10,7 +10,7 @@ import numba
 import numpy as np
 from scipy import stats
 
-from gfx._core.statistics import moments
+from gfx._core.statistics import divided, moments
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -118,15 +118,15 @@ class AttentionSums:
             number = np.broadcast_to(n[:, None], sums[name].shape)
             _, means[name], means[f"{name}_sd"] = moments(np.stack([sums[name], sums[f"{name}_squared"], number]))
         if "to_deleted" in sums:
-            means["to_deleted"] = _over(sums["to_deleted"], n[:, None])
-        means |= dict(zip(OF_GENES, _over(genes[:, -len(OF_GENES) :], n[:, None]).T, strict=True))
+            means["to_deleted"] = divided(sums["to_deleted"], n[:, None])
+        means |= dict(zip(OF_GENES, divided(genes[:, -len(OF_GENES) :], n[:, None]).T, strict=True))
         n_cells, distance = self.cells[units].sum(axis=0)
-        of_heads = _over(self.heads[units].sum(axis=0), np.asarray(n_cells))
+        of_heads = divided(self.heads[units].sum(axis=0), np.asarray(n_cells))
         means |= dict(zip(("entropy", "distance", "special"), of_heads, strict=True))
-        means["distance_uniform"] = _over(distance, np.asarray(n_cells))
+        means["distance_uniform"] = divided(distance, np.asarray(n_cells))
         n_in_band = self.n_in_band[units].sum(axis=0)
-        means["bands"] = _over(self.bands[units].sum(axis=0), n_in_band[:, None])
-        means["bands_uniform"] = _over(self.bands_uniform[units].sum(axis=0), n_in_band[:, None])
+        means["bands"] = divided(self.bands[units].sum(axis=0), n_in_band[:, None])
+        means["bands_uniform"] = divided(self.bands_uniform[units].sum(axis=0), n_in_band[:, None])
         counts = {"n_with_gene": n, "n_cells": n_cells, "n_in_band": n_in_band}
         return {name: np.asarray(mean, dtype=np.float32) for name, mean in means.items()} | {
             name: np.asarray(count, dtype=np.int64) for name, count in counts.items()
@@ -137,7 +137,7 @@ class AttentionSums:
 
         `ranks`, float32 `(n_ranks, H)`, `ranks_uniform` and the number of cells `ranks_n_cells`, `(n_ranks,)`.
         """
-        means = _over(self.ranks[:, :-1], self.ranks[:, -1:]).astype(np.float32)
+        means = divided(self.ranks[:, :-1], self.ranks[:, -1:]).astype(np.float32)
         return {"ranks": means[:, :-1], "ranks_uniform": means[:, -1], "ranks_n_cells": self.ranks[:, -1].astype(int)}
 
     def of_pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -145,14 +145,8 @@ class AttentionSums:
 
         With it what uniform attention would be, and the number of cells, `(n_gives, n_receives)`.
         """
-        means = _over(self.pairs[..., :-1], self.pairs[..., -1:]).astype(np.float32)
+        means = divided(self.pairs[..., :-1], self.pairs[..., -1:]).astype(np.float32)
         return means[..., :-1], means[..., -1], self.pairs[..., -1].astype(np.int32)
-
-
-def _over(sums: np.ndarray, n: np.ndarray) -> np.ndarray:
-    """Divide sums by numbers; NaN where these are 0."""
-    sums, n = np.broadcast_arrays(sums, n)
-    return np.divide(sums, n, out=np.full(sums.shape, np.nan), where=n > 0)
 
 
 @numba.njit(cache=True, nogil=True)

@@ -29,8 +29,14 @@ N_DRAWS = 1_000
 def moments(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Turn sum, sum of squares and number, `(3, ...)`, into number, mean and standard deviation; NaN where none."""
     total, squares, n = sums
-    mean, square = (np.divide(values, n, out=np.full(n.shape, np.nan), where=n > 0) for values in (total, squares))
+    mean, square = divided(total, n), divided(squares, n)
     return n, mean, np.sqrt(np.maximum(square - mean**2, 0))
+
+
+def divided(sums: np.ndarray, n: np.ndarray) -> np.ndarray:
+    """Divide sums by numbers, of the same shape or one that is broadcast to it; NaN where these are 0."""
+    sums, n = np.broadcast_arrays(sums, n)
+    return np.divide(sums, n, out=np.full(sums.shape, np.nan), where=n > 0)
 
 
 # --- against random sets -------------------------------------------------------------------------------------------
@@ -135,16 +141,8 @@ def bootstrapped(values: np.ndarray, rng: np.random.Generator) -> Interval:
     mean = float(values.mean()) if n else np.nan
     if n < 2:
         return Interval(mean, np.nan, np.nan, n)
-    interval = stats.bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=N_DRAWS,
-        batch=max(1, 10_000_000 // n),  # bounds memory
-        confidence_level=COVERAGE,
-        method="percentile",
-        random_state=rng,
-    ).confidence_interval
-    return Interval(mean, *map(float, interval), n)
+    _, low, high = resampled(values[None], rng)
+    return Interval(mean, float(low[0]), float(high[0]), n)
 
 
 def between_groups(
@@ -207,7 +205,7 @@ class _Sample(NamedTuple):
     @property
     def square_error(self) -> np.ndarray:
         """Square of the standard error of the mean; NaN for fewer than two observations."""
-        return np.divide(self.sd**2, self.n - 1, out=np.full(self.mean.shape, np.nan), where=self.n > 1)
+        return divided(self.sd**2, self.n - 1)
 
 
 def _compare(one: _Sample, other: _Sample, change: _Sample | None) -> dict[str, np.ndarray]:

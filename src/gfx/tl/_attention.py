@@ -203,8 +203,9 @@ def attention(
         for job, results in runs_of(run(jobs, description="reading attention"), key=itemgetter(0)):
             n_units = len(units) * (len(STATES) if job.task.deleted else 1)
             sums[job.name] = AttentionSums.of((found for _, _, found in results), n_units, len(cells.model.vocabulary))
-    varm, var = _of_genes(cells, sums, units)
-    varp, uns = {}, _of_heads(sums, units, shape)
+    means = {name: of_job.means(np.arange(len(units))) for name, of_job in sums.items() if name in _MEASURED}
+    varm, var = _of_genes(cells, sums, means, units)
+    varp, uns = {}, _of_heads(sums["attention"], means, units, shape)
     if pairs:
         parts = [of_job for name, of_job in sums.items() if name != "random_weights"]
         varp, of_pairs = pair_matrices(cells, pairs, parts, lengths, n_neighbors)
@@ -315,12 +316,18 @@ def _jobs(
 # --- results ---------------------------------------------------------------------------------------------------------
 
 
+#: Jobs whose means over all cells are part of the result.
+_MEASURED = ("attention", "random_weights")
+
+
 def _of_genes(
-    cells: Prepared, sums: Mapping[str, AttentionSums], units: Units
+    cells: Prepared,
+    sums: Mapping[str, AttentionSums],
+    means_of: Mapping[str, Mapping[str, np.ndarray]],
+    units: Units,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Lay out what is known of genes, over all cells and in each unit, for `varm` and `var`."""
-    found, every = sums["attention"], np.arange(len(units))
-    means = found.means(every)
+    found, means = sums["attention"], means_of["attention"]
     parts = {"": "received", "sd": "received_sd", "given": "given", "given_sd": "given_sd", "to_deleted": "to_deleted"}
     varm = {part: cells.per_gene(means[name]) for part, name in parts.items() if name in means}
     has_states = len(found.cells) > len(units)
@@ -331,22 +338,21 @@ def _of_genes(
             stacked = np.stack([of_unit[parts[part]] for of_unit in each], axis=1)
             varm[f"groups_{part}" if part else "groups"] = cells.per_gene(stacked)
         varm["groups_n_cells"] = cells.cells_per_gene(np.stack([of_unit["n_with_gene"] for of_unit in each], axis=1))
-    if "random_weights" in sums:
-        random = sums["random_weights"].means(every)
-        varm["random"] = cells.per_gene(random["received"])
+    var = {name: cells.per_gene(means[name]) for name in OF_GENES}
+    if random := means_of.get("random_weights"):
+        varm["random"], var["random_uniform"] = (cells.per_gene(random[name]) for name in ("received", "uniform"))
         if has_states:
-            without = sums["random_weights"].means(every + len(units))
+            without = sums["random_weights"].means(np.arange(len(units)) + len(units))
             ratios = (of["received"] / of["uniform"][:, None] for of in (without, random))
             varm["random_change"] = cells.per_gene(np.subtract(*ratios))
-    var = {name: cells.per_gene(means[name]) for name in OF_GENES}
-    if "random_weights" in sums:
-        var["random_uniform"] = cells.per_gene(random["uniform"])
     return varm, {"n_cells": cells.cells_per_gene(means["n_with_gene"])} | var
 
 
-def _of_heads(sums: Mapping[str, AttentionSums], units: Units, shape: tuple[int, int]) -> dict[str, object]:
+def _of_heads(
+    found: AttentionSums, means_of: Mapping[str, Mapping[str, np.ndarray]], units: Units, shape: tuple[int, int]
+) -> dict[str, object]:
     """Lay out what is known of heads, over all cells and in each group, for `uns`, and name the units of `varm`."""
-    found, n, every = sums["attention"], len(units), np.arange(len(units))
+    n, every = len(units), np.arange(len(units))
     rows = {name: every[units.group == number] for number, name in enumerate(units.groups)}
     of_units = [[*units.groups, ""][group] for group in units.group] if units.groups else [""] * n
     if len(found.cells) > n:
@@ -357,9 +363,9 @@ def _of_heads(sums: Mapping[str, AttentionSums], units: Units, shape: tuple[int,
         uns["groups"] = np.array(of_units, dtype=object)
     if units.donor is not None:
         uns["donors"] = np.tile(units.donor.astype(object), len(of_units) // n)
-    uns |= _stacked([found.means(every), *(found.means(of_group) for of_group in rows.values())], shape)
-    if "random_weights" in sums:
-        uns["random"] = _stacked([sums["random_weights"].means(every)], shape)
+    uns |= _stacked([means_of["attention"], *(found.means(of_group) for of_group in rows.values())], shape)
+    if "random_weights" in means_of:
+        uns["random"] = _stacked([means_of["random_weights"]], shape)
     by_rank = found.by_rank()
     return uns | by_rank | {"ranks": by_rank["ranks"].T.reshape(*shape, -1)}
 
