@@ -1,7 +1,8 @@
-"""Small data for trying things out, offline."""
+"""Cells for trying things out, offline."""
 
 from __future__ import annotations
 
+from gfx.datasets._ifnb import ifnb
 from gfx.datasets._toy import toy
 
-__all__ = ["toy"]
+__all__ = ["ifnb", "toy"]
