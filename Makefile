@@ -1,6 +1,7 @@
 # What a checkout can do. Everything runs in a virtual environment of its own, made on first use from the pinned stack:
 #   make demo    the quickstart on real cells, into demo/
 #   make test    all tests that need no GPU and no network
+#   make tutorials    the notebooks, each whole; TUTORIALS=--overwrite stores what they print and draw
 #   make docs    the documentation, into docs/_build/html
 #   make lint    style and formatting
 #   make test-lowest, make test-newest    the tests on the lowest versions declared, on the newest that pip finds
@@ -12,11 +13,12 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
 WORKERS ?= logical
+TUTORIALS ?=
 CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet $(addprefix --constraint ,$(CONSTRAINTS))
 
-.PHONY: demo test test-lowest test-newest docs lint clean
+.PHONY: demo test test-lowest test-newest tutorials docs lint clean
 
 demo: $(VENV)/.runs
 	$(BIN)/python tutorials/quickstart.py
@@ -30,6 +32,9 @@ test-newest: CONSTRAINTS :=
 test-lowest test-newest: test-%:
 	rm -rf .venv-$*
 	$(MAKE) test VENV=.venv-$* CONSTRAINTS=$(CONSTRAINTS)
+
+tutorials: $(VENV)/.notebooks
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout 300 --numprocesses $(WORKERS) --maxprocesses 2 $(TUTORIALS) tutorials
 
 docs: $(VENV)/.documents
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
@@ -58,6 +63,10 @@ $(VENV)/.runs: $(PINS) | $(BIN)/python
 
 $(VENV)/.tests: $(VENV)/.runs
 	$(PIP) --editable ".[test]"
+	@touch $@
+
+$(VENV)/.notebooks: $(VENV)/.tests
+	$(PIP) --editable ".[notebook]"
 	@touch $@
 
 $(VENV)/.documents: $(VENV)/.runs
