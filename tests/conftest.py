@@ -9,9 +9,13 @@ import json
 import os
 import random
 import shutil
+import threading
+import warnings
+from collections import Counter
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -341,6 +345,58 @@ def golden_run(request: pytest.FixtureRequest, golden: Path, tmp_path_factory: p
         state=np.array(expected["state"]),
         expected=expected,
     )
+
+
+# --- a server of files ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Hub:
+    """What a server holds and was asked for. `together`: that many must ask for a file before it is sent."""
+
+    url: str = ""
+    files: dict[str, bytes] = field(default_factory=dict)
+    asked: Counter[str] = field(default_factory=Counter)
+    broken: Counter[str] = field(default_factory=Counter)
+    together: dict[str, threading.Barrier] = field(default_factory=dict)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Serve `hub.files` on this machine; the first `hub.broken[path]` answers to a path stop half-way."""
+    hub = Hub()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path = self.path.removeprefix("/")
+            hub.asked[path] += 1
+            if path in hub.together:
+                hub.together[path].wait(timeout=60)
+            body = hub.files.get(path)
+            if body is None:
+                self.send_error(404)
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            half = hub.asked[path] <= hub.broken[path]
+            self.wfile.write(body[: len(body) // 2] if half else body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield hub
+    server.shutdown()
+    server.server_close()
+    thread.join()
+    with warnings.catch_warnings():  # answers that were given up are left open; let go of them while nobody minds
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 # --- training that is stopped ---------------------------------------------------------------------------------------

@@ -1,15 +1,10 @@
-"""A local server in the shape of the published repository, with faults on request."""
+"""Models in the shape of the published repository, on the local server."""
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
-import threading
-import warnings
-from collections import Counter
-from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,61 +14,13 @@ from safetensors.numpy import save
 from gfx.models._registry import FileEntry, ModelCard, Registry, Store, published
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
+
+    from conftest import Hub
 
 REVISION = "1234567890abcdef1234567890abcdef12345678"
 #: The byte-identical copies at hand carry the older name.
 RENAMED = {"gc104M": "gc95M"}
-
-
-@dataclass
-class Hub:
-    """What a server holds and was asked for. `together`: that many must ask for a file before it is sent."""
-
-    url: str = ""
-    files: dict[str, bytes] = field(default_factory=dict)
-    asked: Counter[str] = field(default_factory=Counter)
-    broken: Counter[str] = field(default_factory=Counter)
-    together: dict[str, threading.Barrier] = field(default_factory=dict)
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """Serve `hub.files` on this machine; the first `hub.broken[path]` answers to a path stop half-way."""
-    hub = Hub()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            path = self.path.removeprefix("/")
-            hub.asked[path] += 1
-            if path in hub.together:
-                hub.together[path].wait(timeout=60)
-            body = hub.files.get(path)
-            if body is None:
-                self.send_error(404)
-                return
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            half = hub.asked[path] <= hub.broken[path]
-            self.wfile.write(body[: len(body) // 2] if half else body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield hub
-    server.shutdown()
-    server.server_close()
-    thread.join()
-    with warnings.catch_warnings():  # answers that were given up are left open; let go of them while nobody minds
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 def checkpoint(n_tokens: int, *, max_length: int = 64, size: int = 8) -> dict[str, bytes]:
@@ -126,7 +73,7 @@ def store(hub: Hub, tmp_path: Path) -> Store:
     files = []
     for name, content in checkpoint(30).items():
         entry = FileEntry(f"Small/{name}", REVISION, len(content), hashlib.sha256(content).hexdigest())
-        hub.files[f"{REVISION}/{entry.path}"] = content
+        hub.files[f"Small/Models/resolve/{REVISION}/{entry.path}"] = content
         files.append(entry)
     card = ModelCard(
         name="small",
@@ -142,8 +89,8 @@ def store(hub: Hub, tmp_path: Path) -> Store:
         size=sum(file.size for file in files),
         also_known_as=("Tiny-2026",),
     )
-    registry = Registry(base_url=hub.url, models={"small": card}, vocabularies={})
-    return Store(registry=registry, folder=tmp_path / "cache", attempts=1)
+    registry = Registry(repository="Small/Models", models={"small": card}, vocabularies={})
+    return Store(registry=registry, folder=tmp_path / "cache", endpoint=hub.url, attempts=1)
 
 
 @pytest.fixture
@@ -153,6 +100,7 @@ def published_store(hub: Hub, tmp_path: Path, shared: Path) -> Store:
     Adds `V1-small` and `V2-small`: random weights with tables of the published sizes.
     """
     registry = published()
+    base = f"{registry.repository}/resolve"
     models = dict(registry.models)
     for vocabulary, like in (("V1", "V1-10M"), ("V2", "V2-104M")):
         card = registry.vocabularies[vocabulary]
@@ -160,13 +108,13 @@ def published_store(hub: Hub, tmp_path: Path, shared: Path) -> Store:
             name = file.name
             for new, old in RENAMED.items():
                 name = name.replace(new, old)
-            hub.files[f"{file.revision}/{file.path}"] = (shared / "data" / "official" / name).read_bytes()
+            hub.files[f"{base}/{file.revision}/{file.path}"] = (shared / "data" / "official" / name).read_bytes()
         files = []
         for name, content in checkpoint(card.n_tokens).items():
             entry = FileEntry(f"{vocabulary}-small/{name}", REVISION, len(content), hashlib.sha256(content).hexdigest())
-            hub.files[f"{REVISION}/{entry.path}"] = content
+            hub.files[f"{base}/{REVISION}/{entry.path}"] = content
             files.append(entry)
         models[f"{vocabulary}-small"] = replace(
             models[like], name=f"{vocabulary}-small", files=(*files, *card.files), also_known_as=()
         )
-    return Store(registry=replace(registry, base_url=hub.url, models=models), folder=tmp_path / "cache")
+    return Store(registry=replace(registry, models=models), folder=tmp_path / "cache", endpoint=hub.url)

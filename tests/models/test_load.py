@@ -14,9 +14,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import gfx
+from gfx._core.manifest import file_sha256
 from gfx._core.vocabulary import Vocabulary
 from gfx.models._load import _announce_embedded
-from gfx.models._registry import Store, file_sha256, published
+from gfx.models._registry import Store, published
 from gfx.models._vocabulary_file import write_vocabulary
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import pytest
 
 import gfx
 from gfx.models import _registry
-from gfx.models._registry import published
+from gfx.models._registry import Store, published
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,8 +34,13 @@ def test_every_file_is_pinned() -> None:
         assert re.fullmatch("[0-9a-f]{40}", file.revision)
         assert re.fullmatch("[0-9a-f]{64}", file.sha256)
         assert file.size > 0
-        assert f"/resolve/{file.revision}/" in file.url(registry.base_url)
-        assert file.url(registry.base_url).startswith("https://")
+
+
+def test_addresses_lead_to_a_revision_of_the_repository(tmp_path: Path) -> None:
+    store = Store(published(), tmp_path)
+    for file in store.files_of(store.registry.models["V1-10M"]):
+        assert re.match(r"https://huggingface\.co/ctheodoris/Geneformer/resolve/[0-9a-f]{40}/\w", file.url)
+        assert file.url.endswith(f"/{file.name}")
 
 
 def test_pins_agree_with_the_published_history(shared: Path) -> None:

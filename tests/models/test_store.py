@@ -12,17 +12,21 @@ import time
 import traceback
 from dataclasses import replace
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import pytest
 
 import gfx
+from gfx._core.manifest import file_sha256
 from gfx._core.scratch import scratch_folder
-from gfx.models._registry import Store, default_store, file_sha256, published
+from gfx.models._registry import Store, default_store, published
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from conftest import Hub
+
+    from gfx._downloads import RemoteFile
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # of answers that pooch gave up
@@ -40,9 +44,14 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def files_of(store: Store) -> list[RemoteFile]:
+    return store.files_of(store.registry.models["small"])
+
+
 def path_of(store: Store, file: str) -> str:
     """Path of a file of the small model on the server."""
-    return next(entry.url("") for entry in store.registry.models["small"].files if entry.name == file)[1:]
+    (url,) = (entry.url for entry in files_of(store) if entry.name == file)
+    return urlsplit(url).path[1:]
 
 
 def test_fetched_once_then_used_from_the_cache(store: Store, hub: Hub) -> None:
@@ -119,11 +128,11 @@ def test_a_server_that_does_not_answer_is_one_error_without_a_chain(store: Store
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # nobody listens there
         address = f"http://127.0.0.1:{closed.getsockname()[1]}"
-        nowhere = replace(store, registry=replace(store.registry, base_url=address))
+        nowhere = replace(store, endpoint=address)
         with pytest.raises(RuntimeError, match=r"^Could not fetch config\.json: .*Connection refused") as caught:
             nowhere.fetch("small")
-    for entry in store.registry.models["small"].files:
-        assert entry.url(address) in str(caught.value), "all that is missing, for whoever cannot connect"
+    for entry in files_of(nowhere):
+        assert entry.url in str(caught.value), "all that is missing, for whoever cannot connect"
     assert_shown_alone(caught.value)
 
 
@@ -145,9 +154,9 @@ def test_offline_names_every_missing_file(store: Store, hub: Hub) -> None:
     with pytest.raises(RuntimeError, match="gfx is offline") as caught:
         replace(store, offline=True).fetch("small")
     assert not hub.asked
-    for entry in store.registry.models["small"].files:
+    for entry in files_of(store):
         for part in (
-            entry.url(hub.url),
+            entry.url,
             str(store.folder / "small" / entry.name),
             entry.sha256,
             f"{entry.size:,} bytes",
@@ -288,7 +297,7 @@ def test_without_a_folder_to_write_to_caches_are_temporary_and_one_warning_says_
         assert done.returncode == 0, done.stderr
         models, compiled, works = done.stdout.splitlines()[-1].split()
         assert (models, compiled, works) == (
-            f"{tmp_path}/gfx-{os.getuid()}/models",
+            f"{tmp_path}/gfx-{os.getuid()}/downloads",
             f"{tmp_path}/gfx-{os.getuid()}/numba",
             "True",
         )
@@ -308,6 +317,19 @@ def test_a_temporary_folder_that_others_can_write_to_is_not_used(
         folder = scratch_folder.__wrapped__()
     assert folder != planted
     assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_mirror_of_hugging_face_is_asked_instead(
+    published_store: Store, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", f"{hub.url}/")
+    with gfx.settings.override(cache_dir=tmp_path / "elsewhere"):
+        folder = gfx.models.fetch("V2")
+    assert folder == tmp_path / "elsewhere" / "V2"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        file.name for file in published_store.registry.vocabularies["V2"].files
+    )
+    assert all(path.startswith("ctheodoris/Geneformer/resolve/") for path in hub.asked)
 
 
 def test_without_a_setting_the_systems_cache_is_used() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
 #: Results hardly depend on these: a run goes on where only they differ.
 VERSIONS = {"gfx_version": "gfx", "torch_version": "torch"}
@@ -53,3 +55,16 @@ def fingerprint(*arrays: np.ndarray | Iterable[np.ndarray]) -> str:
             "\0".join(map(str, array)).encode() if array.dtype == object else np.ascontiguousarray(array).tobytes()
         )
     return sha.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Hash a file; asked again in the same process, only if the file has changed since."""
+    path = path.resolve()
+    state = path.stat()
+    return _hash(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _hash(path: Path, _size: int, _changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gfx._core.checkpoint import check_shapes, check_size, encoder_shapes, plain_names, read_configuration
+from gfx._core.manifest import file_sha256
 from gfx._core.vocabulary import Vocabulary
 from gfx._log import info, shows_progress
 from gfx._settings import settings
-from gfx.models._registry import EMBEDDED_FOLDER, ModelCard, VocabularyCard, default_store, file_sha256
+from gfx.models._registry import EMBEDDED_FOLDER, ModelCard, VocabularyCard, default_store
 from gfx.models._vocabulary_file import VOCABULARY_FILE, check_no_pointer, vocabulary_in
 
 if TYPE_CHECKING:

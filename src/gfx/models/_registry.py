@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from pathlib import Path, PurePosixPath
-from shutil import rmtree
-from typing import TYPE_CHECKING, Any, NoReturn
-from uuid import uuid4
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from gfx._core.scratch import can_write, scratch_folder
-from gfx._locks import InUseError, held
-from gfx._log import info, shows_progress
+from gfx._downloads import RemoteFile, cache_folder, fetch, megabytes, size_of
 from gfx._settings import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
 REGISTRY_FILE = Path(__file__).with_name("registry.toml")
 #: The model inside the package.
 EMBEDDED_FOLDER = Path(__file__).with_name("mini")
+HUGGING_FACE = "https://huggingface.co"
 
 
 @dataclass(frozen=True)
@@ -41,10 +39,6 @@ class FileEntry:
     def name(self) -> str:
         """Name on disk."""
         return PurePosixPath(self.path).name
-
-    def url(self, base_url: str) -> str:
-        """Where it is published."""
-        return f"{base_url}/{self.revision}/{self.path}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -99,16 +93,11 @@ class ModelCard:
         )
 
 
-def megabytes(size: int) -> str:
-    """Bytes in words."""
-    return f"{size / 1e6:,.1f} MB"
-
-
 @dataclass(frozen=True)
 class Registry:
-    """All cards by name, and the address that their files' paths begin with."""
+    """All cards by name, and the repository on Hugging Face that has their files."""
 
-    base_url: str
+    repository: str
     models: Mapping[str, ModelCard]
     vocabularies: Mapping[str, VocabularyCard]
 
@@ -160,7 +149,7 @@ def published() -> Registry:
         fields["files"] += vocabulary.files
         size = sum(file.size for file in fields["files"])
         models[name] = ModelCard(name=name, specials=vocabulary.specials, size=size, **fields)
-    return Registry(base_url=content["base_url"], models=models, vocabularies=vocabularies)
+    return Registry(repository=content["repository"], models=models, vocabularies=vocabularies)
 
 
 def _fields(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,30 +213,10 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 # --- the cache ------------------------------------------------------------------------------------------------------
 
 
-def file_sha256(path: Path) -> str:
-    """Hash a file; asked again in the same process, only if the file has changed since."""
-    path = path.resolve()
-    state = path.stat()
-    return _hash(path, state.st_size, state.st_mtime_ns)
-
-
-@lru_cache(maxsize=256)
-def _hash(path: Path, _size: int, _changed: int) -> str:
-    import pooch
-
-    return pooch.file_hash(path, alg="sha256")
-
-
 def default_store() -> Store:
     """Use the cache and the connection that the settings allow."""
-    folder = settings.cache_dir
-    if folder is None:
-        import pooch
-
-        folder = Path(pooch.os_cache("gfx"))
-        if not (folder.is_dir() or can_write(folder)):
-            folder = scratch_folder() / "models"
-    return Store(registry=published(), folder=folder, offline=settings.offline)
+    endpoint = (os.environ.get("HF_ENDPOINT") or HUGGING_FACE).rstrip("/")
+    return Store(registry=published(), folder=cache_folder(), endpoint=endpoint, offline=settings.offline)
 
 
 @dataclass(frozen=True)
@@ -256,6 +225,7 @@ class Store:
 
     registry: Registry
     folder: Path
+    endpoint: str = HUGGING_FACE
     offline: bool = False
     attempts: int = 3
 
@@ -265,80 +235,21 @@ class Store:
 
     def holds(self, card: ModelCard | VocabularyCard) -> bool:
         """Whether all files are there in their full size; hashes are checked when they are used."""
-        return all(_bytes(self.folder_of(card) / file.name) == file.size for file in card.files)
+        return all(size_of(self.folder_of(card) / file.name) == file.size for file in card.files)
 
     def fetch(self, name: str) -> Path:
         """Make sure that the files of a model or vocabulary are there and whole; return their folder."""
         card = self.registry.get(name)
         folder = self.folder_of(card)
-        if card.files:
-            _clean(folder)
-        missing = []
-        for file in card.files:
-            path = folder / file.name
-            if _bytes(path) != file.size or file_sha256(path) != file.sha256:
-                missing.append(file)
-        if missing and self.offline:
-            self._fail(f"{card.name} is not complete in the cache, and gfx is offline.", missing, folder)
-        if missing:
-            info(f"Fetching {card.name} ({megabytes(sum(file.size for file in missing))}) into {folder}.")
-            self._download(missing, folder)
+        fetch(card.name, self.files_of(card), folder, offline=self.offline, attempts=self.attempts)
         return folder
 
-    def _download(self, missing: Sequence[FileEntry], folder: Path) -> None:
-        """Fetch into a folder of this process beside the target; several processes may fetch at once."""
-        own = folder / f"{_PART}{uuid4().hex}"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with held(_lock_of(own)):
-                try:
-                    self._download_into(own, missing, folder)
-                finally:
-                    rmtree(own, ignore_errors=True)
-        except OSError as error:
-            problem = f"Could not write to the cache: {error}. `gfx.settings.cache_dir` or GFX_CACHE_DIR names another."
-            self._fail(problem, missing, folder)
-
-    def _download_into(self, own: Path, missing: Sequence[FileEntry], folder: Path) -> None:
-        import pooch
-        from requests import RequestException
-
-        cache = pooch.create(
-            path=own,
-            base_url=self.registry.base_url,
-            registry={file.name: f"sha256:{file.sha256}" for file in missing},
-            urls={file.name: file.url(self.registry.base_url) for file in missing},
-            retry_if_failed=self.attempts - 1,
-        )
-        over_http = pooch.HTTPDownloader(progressbar=shows_progress(), chunk_size=1 << 20)
-        for number, file in enumerate(missing):
-            try:
-                fetched = Path(cache.fetch(file.name, downloader=over_http))
-                fetched.chmod(0o644)  # pooch's temporary files are the user's alone; a cache may be shared
-                fetched.replace(folder / file.name)
-                continue
-            except RequestException as error:
-                cause = error  # the error below all that were raised because of it, such as that of a socket
-                while cause.__context__ is not None:
-                    cause = cause.__context__
-                problem = f"Could not fetch {file.name}: {cause}."
-            except ValueError:
-                problem = (
-                    f"What was sent as {file.name} is not the published file: its sha256 differs. It was not kept."
-                )
-            self._fail(problem, missing[number:], folder)
-
-    def _fail(self, problem: str, missing: Sequence[FileEntry], folder: Path) -> NoReturn:
-        lines = [problem, "To put the missing files there by hand:"]
-        for file in missing:
-            path = folder / file.name
-            present = "" if _bytes(path) is None else f" (the file there now, {_bytes(path):,} bytes, is another one)"
-            lines += [
-                f"- {file.url(self.registry.base_url)}",
-                f"  to {path}{present}",
-                f"  {file.size:,} bytes, sha256 {file.sha256}",
-            ]
-        raise RuntimeError("\n".join(lines)) from None
+    def files_of(self, card: ModelCard | VocabularyCard) -> list[RemoteFile]:
+        """List the files of a card with their addresses."""
+        base = f"{self.endpoint}/{self.registry.repository}/resolve"
+        return [
+            RemoteFile(file.name, f"{base}/{file.revision}/{file.path}", file.sha256, file.size) for file in card.files
+        ]
 
     def available(self) -> pd.DataFrame:
         """List all models."""
@@ -360,31 +271,8 @@ class Store:
         """List what is in the cache."""
         rows = {}
         for card in (*self.registry.models.values(), *self.registry.vocabularies.values()):
-            sizes = [size for file in card.files if (size := _bytes(self.folder / card.name / file.name)) is not None]
+            sizes = [size for file in card.files if (size := size_of(self.folder / card.name / file.name)) is not None]
             if sizes:
                 rows[card.name] = (self.holds(card), round(sum(sizes) / 1e6, 1), str(self.folder_of(card)))
         index = pd.Index(list(rows), name="name", dtype=object)
         return pd.DataFrame(list(rows.values()), columns=["complete", "megabytes", "folder"], index=index)
-
-
-#: Begins the names of folders that files are fetched into.
-_PART = "tmp-"
-
-
-def _lock_of(part: Path) -> Path:
-    return part.with_name(f"{part.name}.lock")
-
-
-def _clean(folder: Path) -> None:
-    """Delete what processes left that were killed while they fetched; those that still run have theirs locked."""
-    for part in {path.with_name(path.name.removesuffix(".lock")) for path in folder.glob(f"{_PART}*")}:
-        try:
-            with held(_lock_of(part)) as is_locked:
-                if is_locked:
-                    rmtree(part, ignore_errors=True)
-        except InUseError:
-            pass
-
-
-def _bytes(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None

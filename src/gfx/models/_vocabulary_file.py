@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from gfx._core.manifest import file_sha256
 from gfx._core.vocabulary import SPECIALS, Vocabulary, plain_id
 from gfx.models._plain_pickle import NotPlainError, read_plain
-from gfx.models._registry import file_sha256
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,10 +13,9 @@ import numpy as np
 
 from gfx import _log
 from gfx._core.checkpoint import read_json
-from gfx._core.manifest import fingerprint
+from gfx._core.manifest import file_sha256, fingerprint
 from gfx.models import FineTuning, load
 from gfx.models._plan import PLAN_FILE, keep_to_plan
-from gfx.models._registry import file_sha256
 from gfx.models._vocabulary_file import write_vocabulary
 from gfx.tl.classification._units import HIDDEN_LAYER
 
