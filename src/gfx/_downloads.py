@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import rmtree
+from shutil import copyfile, rmtree
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -16,7 +18,7 @@ from gfx._log import info, shows_progress
 from gfx._settings import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 #: Begins the names of folders that files are downloaded into.
 _PART = "tmp-"
@@ -24,17 +26,29 @@ _PART = "tmp-"
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A published file: the name that it is kept under, its address, SHA-256 and, where it is known, size in bytes."""
+    """A published file: the name that it is kept under, its address, SHA-256 and, where it is known, size in bytes.
+
+    `copies` are paths on this machine where it may lie as well.
+    """
 
     name: str
     url: str
     sha256: str
     size: int | None = None
+    copies: tuple[Path, ...] = ()
 
     def is_at(self, path: Path) -> bool:
         """Whether this very file lies there."""
         size = size_of(path)
         return size is not None and self.size in (None, size) and file_sha256(path) == self.sha256
+
+    def copy(self) -> Path | None:
+        """Find this very file elsewhere on this machine."""
+        for path in self.copies:
+            with suppress(PermissionError):
+                if self.is_at(path):
+                    return path.resolve()
+        return None
 
 
 def cache_folder() -> Path:
@@ -48,36 +62,52 @@ def cache_folder() -> Path:
 
 
 def fetch(title: str, files: Sequence[RemoteFile], folder: Path, *, offline: bool, attempts: int = 3) -> None:
-    """Make sure that files are in a folder and whole; each is asked for `attempts` times.
+    """Make sure that files are in a folder and whole: linked to copies on this machine, or else downloaded.
 
-    Raises `RuntimeError` with the address, size and hash of whatever is missing then.
+    Each download is tried `attempts` times. `RuntimeError` tells the address, size and hash of what is missing then.
     """
     _clean(folder)
     missing = [file for file in files if not file.is_at(folder / file.name)]
-    if not missing:
-        return
-    if offline:
+    copies = {file: copy for file in missing if (copy := file.copy()) is not None}
+    missing = [file for file in missing if file not in copies]
+    if missing and offline:
         _fail(f"{title} is not complete in the cache, and gfx is offline.", missing, folder)
-    sizes = [file.size for file in missing]
-    size = "" if None in sizes else f" ({megabytes(sum(sizes))})"
-    info(f"Downloading {title}{size} from {urlsplit(missing[0].url).netloc} into {folder}.")
+    if not (copies or missing):
+        return
     own = folder / f"{_PART}{uuid4().hex}"  # of this process: several may download at once
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with held(_lock_of(own)):
             try:
-                _download(missing, own, folder, attempts)
+                if copies:
+                    _link(title, copies, own, folder)
+                if missing:
+                    _download(title, missing, own, folder, attempts=attempts)
             finally:
                 rmtree(own, ignore_errors=True)
     except OSError as error:
         problem = f"Could not write to the cache: {error}. `gfx.settings.cache_dir` or GFX_CACHE_DIR names another."
-        _fail(problem, missing, folder)
+        _fail(problem, [*copies, *missing], folder)
 
 
-def _download(missing: Sequence[RemoteFile], own: Path, folder: Path, attempts: int) -> None:
+def _link(title: str, copies: Mapping[RemoteFile, Path], own: Path, folder: Path) -> None:
+    origin = os.path.commonpath([copy.parent for copy in copies.values()])
+    info(f"Linking {_in_words(title, [*copies])} into {folder}, from {origin}.")
+    own.mkdir()
+    for file, copy in copies.items():
+        link = own / file.name
+        try:
+            link.symlink_to(copy)
+        except OSError:  # Windows, where links are a privilege, and drives without links
+            copyfile(copy, link)
+        link.replace(folder / file.name)
+
+
+def _download(title: str, missing: Sequence[RemoteFile], own: Path, folder: Path, *, attempts: int) -> None:
     import pooch
     from requests import RequestException
 
+    info(f"Downloading {_in_words(title, missing)} into {folder}, from {urlsplit(missing[0].url).netloc}.")
     cache = pooch.create(
         path=own,
         base_url="",
@@ -100,6 +130,12 @@ def _download(missing: Sequence[RemoteFile], own: Path, folder: Path, attempts: 
         except ValueError:
             problem = f"What was sent as {file.name} is not the published file: its sha256 differs. It was not kept."
         _fail(problem, missing[number:], folder)
+
+
+def _in_words(title: str, files: Sequence[RemoteFile]) -> str:
+    sizes = [file.size for file in files]
+    size = "" if None in sizes else f" ({megabytes(sum(sizes))})"
+    return f"{files[0].name if len(files) == 1 else f'{len(files)} files'} of {title}{size}"
 
 
 def _fail(problem: str, missing: Sequence[RemoteFile], folder: Path) -> NoReturn:

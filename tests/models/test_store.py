@@ -251,7 +251,8 @@ def test_the_real_dictionaries_pass_their_published_hashes(published_store: Stor
     assert published_store.cached().index.tolist() == ["V1", "V2"]
 
 
-def test_settings_choose_cache_and_connection(tmp_path: Path) -> None:
+def test_settings_choose_cache_and_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "none"))
     with gfx.settings.override(cache_dir=tmp_path, offline=True):
         store = default_store()
         assert (store.folder, store.offline) == (tmp_path, True)
@@ -323,6 +324,7 @@ def test_a_mirror_of_hugging_face_is_asked_instead(
     published_store: Store, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", f"{hub.url}/")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "none"))
     with gfx.settings.override(cache_dir=tmp_path / "elsewhere"):
         folder = gfx.models.fetch("V2")
     assert folder == tmp_path / "elsewhere" / "V2"

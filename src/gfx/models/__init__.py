@@ -116,9 +116,13 @@ def info(name: str) -> ModelCard | VocabularyCard:
 def fetch(name: str) -> Path:
     """Fetch a published model or vocabulary into the cache, unless it is there.
 
-    Every file is checked against its published sha256, also one that was put there by hand. A broken transfer is
-    started again; several processes may fetch the same model at once. Costs the transfer the first time, and hashing
-    the files once a session after that.
+    Files that the Hugging Face cache has already are linked from there (copied on Windows, where links are a
+    privilege); the others are downloaded. Every file is checked against its published SHA-256, wherever it comes from,
+    also one that was put there by hand. A broken transfer is started again; several processes may fetch the same model
+    at once. Costs the transfer the first time, and hashing the files once a session after that.
+
+    The variables of `huggingface_hub` are honoured: `HF_HUB_CACHE` and `HF_HOME` say where its cache is, and
+    `HF_ENDPOINT` names a mirror to download from.
 
     Parameters
     ----------

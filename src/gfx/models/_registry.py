@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +15,7 @@ import pandas as pd
 
 from gfx._downloads import RemoteFile, cache_folder, fetch, megabytes, size_of
 from gfx._settings import settings
+from gfx.models._hugging_face import HUGGING_FACE, copies_in, endpoint, hub_cache
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 REGISTRY_FILE = Path(__file__).with_name("registry.toml")
 #: The model inside the package.
 EMBEDDED_FOLDER = Path(__file__).with_name("mini")
-HUGGING_FACE = "https://huggingface.co"
 
 
 @dataclass(frozen=True)
@@ -215,8 +214,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 
 def default_store() -> Store:
     """Use the cache and the connection that the settings allow."""
-    endpoint = (os.environ.get("HF_ENDPOINT") or HUGGING_FACE).rstrip("/")
-    return Store(registry=published(), folder=cache_folder(), endpoint=endpoint, offline=settings.offline)
+    return Store(published(), cache_folder(), endpoint=endpoint(), hub_cache=hub_cache(), offline=settings.offline)
 
 
 @dataclass(frozen=True)
@@ -226,6 +224,7 @@ class Store:
     registry: Registry
     folder: Path
     endpoint: str = HUGGING_FACE
+    hub_cache: Path | None = None
     offline: bool = False
     attempts: int = 3
 
@@ -245,11 +244,14 @@ class Store:
         return folder
 
     def files_of(self, card: ModelCard | VocabularyCard) -> list[RemoteFile]:
-        """List the files of a card with their addresses."""
-        base = f"{self.endpoint}/{self.registry.repository}/resolve"
-        return [
-            RemoteFile(file.name, f"{base}/{file.revision}/{file.path}", file.sha256, file.size) for file in card.files
-        ]
+        """List the files of a card: their addresses, and where the cache of Hugging Face may have them."""
+        return [self._remote(file) for file in card.files]
+
+    def _remote(self, file: FileEntry) -> RemoteFile:
+        repository = self.registry.repository
+        url = f"{self.endpoint}/{repository}/resolve/{file.revision}/{file.path}"
+        copies = () if self.hub_cache is None else copies_in(self.hub_cache, repository, file.path, file.sha256)
+        return RemoteFile(file.name, url, file.sha256, file.size, tuple(copies))
 
     def available(self) -> pd.DataFrame:
         """List all models."""
