@@ -64,17 +64,32 @@ def test_weights_that_are_no_fractions_are_refused_by_name(
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e38])
+@pytest.mark.parametrize("precision", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
 def test_a_weight_without_a_value_in_the_row_of_a_gene_that_no_cell_has_is_refused_by_name(
-    folder: Path, toy_cells: ToyCells, value: float, file: str
+    folder: Path, toy_cells: ToyCells, value: float, precision: torch.dtype, file: str
 ) -> None:
-    weights = load_file(folder / "model.safetensors")
+    weights = {name: tensor.to(precision) for name, tensor in load_file(folder / "model.safetensors").items()}
     weights[WORDS][-1, 3] = value
     (folder / "model.safetensors").unlink()
     (save_file if file == "model.safetensors" else torch.save)(weights, folder / file)
     adata = toy_cells(6)
     adata = adata[:, adata.var["ensembl_id"] != "ENSG00000000200"].copy()
     with pytest.raises(ValueError, match=rf"{file}: 'embeddings\.word_embeddings\.weight' has NaN or infinite"):
+        gfx.tl.embed(adata, model=folder)
+
+
+def test_states_that_the_precision_cannot_hold_are_not_cells_without_genes(folder: Path, toy_cells: ToyCells) -> None:
+    words = load_file(folder / "model.safetensors")[WORDS]
+    change_weight(folder, WORDS, words / words.abs().max() * 900_000)  # float16 ends at 65,504
+    adata = toy_cells(6)
+    with (
+        gfx.settings.override(dtype="float16"),
+        pytest.raises(ValueError, match=r"6 of 6 cells are beyond what float16 can hold.*dtype = \"float32\""),
+    ):
+        gfx.tl.embed(adata, model=folder)
+    assert not adata.obsm
+    with gfx.settings.override(dtype="float32"):
         gfx.tl.embed(adata, model=folder)
 
 

@@ -149,7 +149,7 @@ def _check_weight(file: Path, name: str, tensor: object) -> None:
         msg = f"{file}: {name!r} is a tensor {kind}; an ordinary one is needed. {_ASK_FOR_SAFETENSORS}"
     elif tensor.dtype not in _PRECISIONS:
         msg = f"{file}: {name!r} is of type {tensor.dtype}; weights are float32, float16, bfloat16 or float64."
-    elif tensor.numel() and not torch.stack(torch.aminmax(tensor.detach())).abs().max() <= LARGEST_WEIGHT:
+    elif tensor.numel() and not _largest(tensor) <= LARGEST_WEIGHT:
         msg = (
             f"{file}: {name!r} has NaN or infinite values, or some beyond {LARGEST_WEIGHT:,}, which spoil all "
             "states. Fetch it again, or ask its author."
@@ -157,6 +157,11 @@ def _check_weight(file: Path, name: str, tensor: object) -> None:
     else:
         return
     raise ValueError(msg)
+
+
+def _largest(tensor: torch.Tensor) -> float:
+    """Find the largest absolute value; NaN if there is one. As a Python number: in half precision a million is inf."""
+    return torch.stack(torch.aminmax(tensor.detach())).abs().max().item()
 
 
 def read_pickle(file: Path, advice: str, **how: Any) -> object:

@@ -64,7 +64,8 @@ def embed(
     ------
     ValueError
         There are no raw counts, the model does not know the genes, the tokens belong to another vocabulary, the model
-        does not have this network layer, or a slot of the result already holds something else.
+        does not have this network layer, its states are beyond what the precision can hold, or a slot of the result
+        already holds something else.
 
     Examples
     --------
@@ -81,8 +82,14 @@ def embed(
     params = cells.provenance(job.task.network) | {"hidden_layer": hidden_layer, "pooling": job.task.pooling}
     kept = None if store is None else open_store(store, "tl.embed", cells, params)
     vectors = vectors_of(run([job], description="embedding", store=kept), len(cells.tokens))["cells"]
-    n_empty = int(np.isnan(vectors[:, 0]).sum())
-    if n_empty:
+    is_empty = cells.tokens.lengths == 0
+    if n_infinite := int((~np.isfinite(vectors).all(axis=1) & ~is_empty).sum()):
+        msg = (
+            f"The states of {n_infinite:,} of {len(vectors):,} cells are beyond what {params['dtype']} can hold. Set "
+            '`gfx.settings.dtype = "float32"`; if it is that already, the weights of this model are damaged.'
+        )
+        raise ValueError(msg)
+    if n_empty := int(is_empty.sum()):
         warnings.warn(
             f"{n_empty} of {len(vectors)} cells have no gene that the model knows; their embedding is NaN. "
             "Leave them out before `scanpy.pp.neighbors`.",
