@@ -54,25 +54,30 @@ $(BIN)/python:
 	  { echo "gfx needs Python 3.11 or newer; '$(PYTHON)' is not. Name another: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
+# Dependency groups are read by pip 25.1 and newer.
+$(VENV)/.pip: | $(BIN)/python
+	$(BIN)/python -m pip install --quiet "pip>=25.1"
+	@touch $@
+
 # torch by itself and first, so that it can come from an index of its own; what it needs follows from the usual one.
-$(VENV)/.runs: $(PINS) | $(BIN)/python
+$(VENV)/.runs: $(PINS) | $(VENV)/.pip
 	@echo "Installing the $(if $(CONSTRAINTS),versions of $(CONSTRAINTS),newest versions) into $(VENV): some minutes, once."
 	$(PIP) $(if $(TORCH_INDEX),--no-deps --index-url $(TORCH_INDEX)) torch
 	$(PIP) --editable .
 	@touch $@
 
 $(VENV)/.tests: $(VENV)/.runs
-	$(PIP) --editable ".[test]"
+	$(PIP) --editable ".[dask,lora,search]" --group test
 	@touch $@
 
 $(VENV)/.notebooks: $(VENV)/.tests
-	$(PIP) --editable ".[notebook]"
+	$(PIP) --editable ".[notebook]" --group tutorials
 	@touch $@
 
 $(VENV)/.documents: $(VENV)/.runs
-	$(PIP) --editable ".[doc]"
+	$(PIP) --editable ".[train]" --group doc
 	@touch $@
 
-$(VENV)/.lints: $(PINS) | $(BIN)/python
-	$(PIP) ruff
+$(VENV)/.lints: $(PINS) | $(VENV)/.pip
+	$(PIP) --group dev
 	@touch $@

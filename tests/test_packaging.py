@@ -11,26 +11,52 @@ from pathlib import Path
 import numpy as np
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 from safetensors.numpy import load_file
 
 import gfx
+from gfx._engine import extras
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 DECLARED = {requirement.name: requirement for requirement in map(Requirement, PROJECT["dependencies"])}
 
 #: What is loaded where it is asked for, and not installed otherwise.
-EXTRAS = ("lora", "search")
+EXTRAS = ("train", "lora", "search")
 
 DISTRIBUTION = {"sklearn": "scikit-learn"}
 CONDA = {"torch": "pytorch", "matplotlib": "matplotlib-base", "adjustText": "adjusttext"}
+#: A version of each package that conda-forge has, the newest that its pages and recipes showed in 2026.
+ON_CONDA_FORGE = {
+    "adjusttext": "1.3.0",
+    "anndata": "0.12.16",
+    "h5py": "3.11.0",
+    "hatchling": "1.27.0",
+    "matplotlib-base": "3.10.0",
+    "mudata": "0.3.8",
+    "networkx": "3.3",
+    "numba": "0.60.0",
+    "numpy": "2.0.0",
+    "pandas": "2.3.0",
+    "pip": "25.1",
+    "pooch": "1.9.0",
+    "python": "3.13.0",
+    "pytorch": "2.12.0",
+    "requests": "2.32.3",
+    "safetensors": "0.8.0",
+    "scanpy": "1.12.4",
+    "scikit-learn": "1.6.0",
+    "scipy": "1.13.0",
+    "tqdm": "4.66.5",
+    "transformers": "5.13.0",
+    "zarr": "3.2.1",
+}
 # Declared, though gfx does not import it itself.
 NEEDED_BY_OTHERS = {
-    "accelerate": "transformers' Trainer, which trains models, needs it",
     "mudata": "MuData is taken wherever AnnData is, and recognised without loading it",
-    "muon": "multimodal analysis around gfx, as scanpy is the one around AnnData",
     "scanpy": "neighbours, UMAP and plots after gfx, and the quickstart's cells",
 }
 
@@ -62,7 +88,7 @@ def pins(file: str = "constraints.txt") -> dict[str, str]:
 def test_imported_libraries_are_declared_and_the_others_have_a_reason() -> None:
     imported = {DISTRIBUTION.get(name, name) for name in imported_libraries()}
     extras = {Requirement(entry).name for extra in EXTRAS for entry in PROJECT["optional-dependencies"][extra]}
-    assert extras & imported == {"optuna", "peft"}
+    assert extras & imported == {"accelerate", "optuna", "peft"}
     assert imported <= set(DECLARED) | extras
     assert set(DECLARED) - imported <= set(NEEDED_BY_OTHERS)
 
@@ -70,6 +96,13 @@ def test_imported_libraries_are_declared_and_the_others_have_a_reason() -> None:
 def test_recipe_asks_for_what_the_project_asks_for() -> None:
     expected = {CONDA.get(name, name): str(requirement.specifier) for name, requirement in DECLARED.items()}
     assert recipe_list("run") == {"python": PROJECT["requires-python"]} | expected
+
+
+@pytest.mark.parametrize("section", ["host", "run"])
+def test_recipe_can_be_solved_on_conda_forge(section: str) -> None:
+    """Each package is there under this name, in a version within the bound."""
+    for name, bound in recipe_list(section).items():
+        assert SpecifierSet(bound or "").contains(ON_CONDA_FORGE[name]), f"{name} {bound}"
 
 
 def test_recipe_lists_are_sorted_and_its_build_tool_is_the_project_s() -> None:
@@ -91,24 +124,41 @@ def test_recipe_summary_is_the_project_s_and_short_enough() -> None:
     assert len(PROJECT["description"]) <= 120
 
 
-REQUIREMENTS = {"dependencies": PROJECT["dependencies"]} | PROJECT["optional-dependencies"]
+GROUPS = PYPROJECT["dependency-groups"]
+REQUIREMENTS = {"dependencies": PROJECT["dependencies"]} | PROJECT["optional-dependencies"] | GROUPS
+#: Lists of which the lowest versions are not tested.
+NEWEST_ONLY = ("notebook", "tutorials", "doc", "dev")
 
 
-@pytest.mark.parametrize("requirement", [entry for group in REQUIREMENTS.values() for entry in group])
+def required(*left_out: str) -> list[str]:
+    """List every requirement once, but for those of some lists and of `all`, which names other lists."""
+    lists = [entries for name, entries in REQUIREMENTS.items() if name not in ("all", *left_out)]
+    return sorted({entry for entries in lists for entry in entries})
+
+
+@pytest.mark.parametrize("requirement", required())
 def test_pins_satisfy_the_bounds(requirement: str) -> None:
     asked = Requirement(requirement)
     assert asked.specifier.contains(pins()[canonicalize_name(asked.name)])
 
 
-@pytest.mark.parametrize(
-    "requirement",
-    [entry for name, group in REQUIREMENTS.items() if name not in ("doc", "dev", "notebook") for entry in group],
-)
+@pytest.mark.parametrize("requirement", required(*NEWEST_ONLY))
 def test_lowest_pins_are_the_bounds(requirement: str) -> None:
     asked = Requirement(requirement)
     (bound,) = asked.specifier
     assert bound.operator == ">="
     assert Version(bound.version) == Version(pins("constraints-lowest.txt")[canonicalize_name(asked.name)])
+
+
+def test_all_is_every_other_extra() -> None:
+    everything = Requirement(*PROJECT["optional-dependencies"]["all"])
+    assert everything.name == PROJECT["name"]
+    assert everything.extras == set(PROJECT["optional-dependencies"]) - {"all"}
+
+
+def test_a_missing_package_is_named_with_the_extra_that_brings_it() -> None:
+    for package, extra in extras.EXTRA_WITH.items():
+        assert package in {Requirement(entry).name for entry in PROJECT["optional-dependencies"][extra]}
 
 
 @pytest.mark.parametrize(("file", "torch"), [("constraints.txt", "2.13.0"), ("constraints-lowest.txt", "2.6.0")])

@@ -15,7 +15,7 @@ from transformers import Trainer, TrainingArguments
 
 from gfx import settings
 from gfx._core.encodings import Encodings
-from gfx._engine import fine_tuning
+from gfx._engine import extras
 from gfx._engine.class_scores import of_cells, of_occurrences, probabilities
 from gfx._engine.classifier import Classifier, Head, freeze, make_classifier, weigh_classes
 from gfx._engine.examples import NOTHING, LabelledCells, Padded
@@ -471,7 +471,7 @@ def test_unknown_adapters_are_refused() -> None:
 
 @pytest.mark.parametrize(("adapter", "bits"), [("lora-4bit", 4), ("lora-8bit", 8)])
 def test_quantized_adapters_need_cuda(monkeypatch: pytest.MonkeyPatch, adapter: str, bits: int) -> None:
-    monkeypatch.setattr(fine_tuning, "find_spec", lambda name: object())
+    monkeypatch.setattr(extras, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     check_adapter("lora")
     with pytest.raises(ValueError, match=rf"`adapter='{adapter}'` .* in {bits} bits.*CUDA.*adapter='lora'"):
@@ -483,13 +483,13 @@ def test_quantized_adapters_need_cuda(monkeypatch: pytest.MonkeyPatch, adapter: 
 @pytest.mark.parametrize(
     ("missing", "adapter", "text"),
     [
-        (["peft"], "lora", r"needs peft: `pip install 'scgfx\[lora\]'`"),
-        (["bitsandbytes"], "lora-8bit", r"needs bitsandbytes: `pip install 'scgfx\[quantized\]'`"),
-        (["peft", "bitsandbytes"], "lora-4bit", r"needs peft and bitsandbytes: `pip install 'scgfx\[quantized\]'`"),
+        (["peft"], "lora", r"needs peft: `pip install 'scgfx\[lora\]'` or `conda install -c conda-forge peft`"),
+        (["bitsandbytes"], "lora-8bit", r"needs bitsandbytes: `pip install 'scgfx\[quantized\]'` or `conda "),
+        (["peft", "bitsandbytes"], "lora-4bit", r"needs peft and bitsandbytes: `pip .*\[lora,quantized\]'`.*peft bits"),
     ],
 )
 def test_adapters_need_packages(monkeypatch: pytest.MonkeyPatch, missing: list[str], adapter: str, text: str) -> None:
-    monkeypatch.setattr(fine_tuning, "find_spec", lambda name: None if name in missing else object())
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name in missing else object())
     with pytest.raises(ImportError, match=text):
         check_adapter(adapter)
 
@@ -610,11 +610,11 @@ def test_with_an_adapter_trials_train_the_adapter(
 
 
 def test_a_search_needs_optuna(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fine_tuning, "find_spec", lambda name: None)
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
     check_search(0)
     with pytest.raises(ImportError, match=r"`n_trials=3` .*optuna.*`pip install 'scgfx\[search\]'`"):
         check_search(3)
-    monkeypatch.setattr(fine_tuning, "find_spec", lambda name: object())
+    monkeypatch.setattr(extras, "find_spec", lambda name: object())
     check_search(3)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +14,7 @@ from gfx._core.checkpoint import check_shapes
 from gfx._engine.classifier import Classifier
 from gfx._engine.encoder import load_weights, read_tensors
 from gfx._engine.examples import NOTHING
+from gfx._engine.extras import need
 from gfx._engine.surroundings import quiet_surroundings
 from gfx._engine.trainer import COMMON, KEEP_BEST, OrderedTrainer, best_checkpoint, last_checkpoint, training_arguments
 
@@ -56,12 +56,7 @@ def check_adapter(adapter: str | None) -> None:
     if adapter not in ADAPTERS:
         msg = f"`adapter` is one of {[None, *ADAPTERS]}, found {adapter!r}."
         raise ValueError(msg)
-    needed = ["peft"] if adapter == "lora" else ["peft", "bitsandbytes"]
-    missing = [name for name in needed if find_spec(name) is None]
-    if missing:
-        extra = "lora" if adapter == "lora" else "quantized"
-        msg = f"`adapter={adapter!r}` needs {' and '.join(missing)}: `pip install 'scgfx[{extra}]'`."
-        raise ImportError(msg)
+    need(f"`adapter={adapter!r}`", "peft", *(["bitsandbytes"] if adapter != "lora" else []))
     if adapter != "lora" and not torch.cuda.is_available():
         msg = (
             f"`adapter={adapter!r}` keeps the network in {adapter[-4]} bits, which runs on CUDA only, and this torch "
@@ -72,9 +67,8 @@ def check_adapter(adapter: str | None) -> None:
 
 def check_search(n_trials: int) -> None:
     """Refuse a search for hyperparameters where there is nothing to search with."""
-    if n_trials and find_spec("optuna") is None:
-        msg = f"`n_trials={n_trials}` searches with optuna, which is not installed: `pip install 'scgfx[search]'`."
-        raise ImportError(msg)
+    if n_trials:
+        need(f"`n_trials={n_trials}`", "optuna")
 
 
 def arguments_for(

@@ -34,6 +34,7 @@ from gfx._core.seeds import check_whole
 from gfx._engine.device import choose_device, ran_out_of_memory
 from gfx._engine.encoder import read_pickle
 from gfx._engine.examples import LabelledCells, Padded, SimilarLengths
+from gfx._engine.extras import need
 from gfx._settings import settings as gfx_settings
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def training_arguments(
     folder: Path, n_cells: int, given: Mapping[str, Any], plan: Callable[[float], Mapping[str, Any]], seed: int
 ) -> OneDevice:
     """Make arguments for the Trainer: what is given, else what `plan` derives from the number of steps, else ours."""
+    need("Training", "accelerate")
     fixed = {"output_dir": str(folder), "remove_unused_columns": False, "seed": seed}
     known = {field.name for field in fields(TrainingArguments) if field.init} - set(fixed)
     check_names("training", given, known, "TrainingArguments")

@@ -146,6 +146,8 @@ def pretrain(
         contradict each other, or the folder holds a run on other cells or with other settings.
     FileNotFoundError
         A source does not exist.
+    ImportError
+        accelerate, which training needs, is not installed.
 
     Examples
     --------

@@ -38,7 +38,7 @@ _ERRORS = """
 KeyError
     There is no such column in `var` or `obs`.
 ImportError
-    The package that an adapter or the search for hyperparameters needs is not installed.
+    The package that training, an adapter or the search for hyperparameters needs is not installed.
 """
 
 
