@@ -1,18 +1,27 @@
 """How the documentation is built: `make docs`, warnings being errors.
 
-No connection is opened. `GFX_DOCS_LINKS=1 make docs` fetches the inventories of other projects and links to them.
+No connection is opened. `GFX_DOCS_LINKS=1 make docs`, or Read the Docs, fetches the inventories of other projects and
+links to them.
 """
 
 from __future__ import annotations
 
+import ast
+import base64
+import json
 import os
 import re
+import shutil
 from dataclasses import fields
+from functools import cache
 from importlib.metadata import version as installed_version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
+from docutils import nodes
+from sphinx.addnodes import desc
 from sphinx.pycode import ModuleAnalyzer
 
 import gfx
@@ -31,25 +40,33 @@ copyright = f"2026, {author}"
 version = release = installed_version("scgfx")
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx_design",
     "sphinxcontrib.bibtex",
+    "sphinxext.opengraph",
 ]
 templates_path = ["_templates"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "generated/gallery.md"]
 default_role = "literal"
 nitpicky = True
 
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist"]
 myst_heading_anchors = 3
+nb_execution_mode = "off"  # notebooks are stored with their outputs; `make tutorials` runs them
+copybutton_exclude = ".linenos, .gp, .go"
+ogp_social_cards = {"enable": False}
 bibtex_bibfiles = ["references.bib"]
 bibtex_reference_style = "author_year"
 
 html_theme = "sphinx_book_theme"
 html_title = "gfx"
+html_context = {"default_mode": "auto"}  # light or dark, as the reader's system is
 html_theme_options = {
     "navbar_persistent": [],  # one search field, the one in the side bar
     "show_navbar_depth": 1,
@@ -79,26 +96,27 @@ _INVENTORIES = {
     "python": "https://docs.python.org/3/",
     "scanpy": "https://scanpy.readthedocs.io/en/stable/",
     "scipy": "https://docs.scipy.org/doc/scipy/",
+    "torch": "https://docs.pytorch.org/docs/stable/",
 }
 intersphinx_mapping = (
-    {name: (url, None) for name, url in _INVENTORIES.items()} if os.environ.get("GFX_DOCS_LINKS") else {}
+    {name: (url, None) for name, url in _INVENTORIES.items()}
+    if os.environ.get("GFX_DOCS_LINKS") or os.environ.get("READTHEDOCS")
+    else {}
 )
 # What the names stand for that modules import for type checkers only, as annotations spell them.
 _SHORT_NAMES = {
     "AnnData": "anndata.AnnData",
     "Axes": "matplotlib.axes.Axes",
-    "Data": "anndata.AnnData",
     "Iterator": "collections.abc.Iterator",
     "Mapping": "collections.abc.Mapping",
-    "Mask": "numpy.ndarray",
     "Model": "gfx.models.Model",
-    "ModelLike": "gfx.models.Model",
     "MuData": "mudata.MuData",
     "Path": "pathlib.Path",
     "Sequence": "collections.abc.Sequence",
     "np.ndarray": "numpy.ndarray",
     "np.random.Generator": "numpy.random.Generator",
     "pd.DataFrame": "pandas.DataFrame",
+    "pd.Series": "pandas.Series",
 }
 # Without inventories the names of other projects lead nowhere, nor do types that are not public; all others must.
 nitpick_ignore_regex = [
@@ -106,7 +124,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"gfx\.(\w+\.)*_.*"),
     (
         "py:.*",
-        r"(Any|Buckets|Counts|EllipsisType|GeneLabels|Genes|Literal|Method|ModelCard|Pooling|PoolingOfShifts|Positions|Vocabulary|VocabularyCard)",
+        r"(Any|EllipsisType|Literal|ModelCard|Vocabulary|VocabularyCard)",
     ),
     ("py:.*", r"(bool|dict|float|int|list|object|str|tuple)"),
     ("py:.*", "|".join(re.escape(name) for name in _SHORT_NAMES)),
@@ -122,9 +140,71 @@ def _qualify(app: Sphinx, env: BuildEnvironment, node: Element, content: Element
     return env.get_domain("py").resolve_xref(env, node["refdoc"], app.builder, "class", full, node, content)
 
 
+# --- signatures: types are spelled out, arguments of long calls are grouped -------------------------------------------
+
+#: Arguments of calls with many of them; those that are not named say what is done.
+_GROUPS = {
+    "Which cells": ("layer", "mask_obs", "groupby", "start", "goal", "max_cells", "mod"),
+    "Read-out": ("hidden_layer", "pooling", "heads", "n_neighbors"),
+    "Controls and evaluation": ("controls", "n_random", "donor_key", "n_splits", "n_repeats", "learning_curve"),
+    "Storage": ("store", "folder", "rng", "key_added", "copy"),
+}
+_MANY = 14
+
+
+@cache
+def _tree(module: str) -> ast.Module:
+    return ast.parse(Path(find_spec(module).origin).read_text(encoding="utf-8"))
+
+
+def _meaning(module: str, name: str) -> str | None:
+    """Say what a name stands for that a module defines, or imports, as an alias of types; else `None`."""
+    for node in ast.walk(_tree(module)):
+        match node:
+            case ast.ImportFrom(module=str(origin), names=names) if origin.startswith("gfx."):
+                if any(imported.name == name for imported in names):
+                    return _meaning(origin, name)
+            case (
+                ast.Assign(targets=[ast.Name(id=alias)], value=ast.BinOp() | ast.Subscript() as value)
+                | ast.AnnAssign(target=ast.Name(id=alias), value=ast.BinOp() | ast.Subscript() as value)
+            ) if alias == name:
+                return _spelled_out(module, ast.unparse(value))
+    return None
+
+
+def _spelled_out(module: str, annotation: str) -> str:
+    return re.sub(r"(?<![\w.'\"])[A-Z]\w+\b", lambda name: _meaning(module, name[0]) or name[0], annotation)
+
+
+def _spell_out(_app: Sphinx, function: object, _: object) -> None:
+    """Replace aliases of types, which are private, in the annotations of a function."""
+    for name, annotation in getattr(function, "__annotations__", {}).items():
+        if isinstance(annotation, str):
+            function.__annotations__[name] = _spelled_out(function.__module__, annotation)
+
+
+def _group_arguments(_app: Sphinx, doctree: nodes.document) -> None:
+    """Divide the list of arguments of long calls into groups with a heading each."""
+    for field in [field for call in doctree.findall(desc) for field in call.findall(nodes.field)]:
+        items = [*field[1][0].children] if field[0].astext() == "Parameters" else []
+        if len(items) < _MANY:
+            continue
+        groups: dict[str, list[nodes.Node]] = {group: [] for group in ("What is done", *_GROUPS)}
+        for item in items:
+            name = next(item.findall(nodes.strong)).astext()
+            groups[next((group for group, names in _GROUPS.items() if name in names), "What is done")].append(item)
+        field[1].clear()
+        for group, members in groups.items():
+            if members:
+                field[1] += nodes.paragraph("", "", nodes.emphasis(text=group), classes=["argument-group"])
+                field[1] += nodes.bullet_list("", *members)
+
+
 def setup(app: Sphinx) -> None:
     """Connect what is defined here."""
     app.connect("missing-reference", _qualify, priority=400)
+    app.connect("autodoc-before-process-signature", _spell_out)
+    app.connect("doctree-read", _group_arguments)
 
 
 # --- tables made from the package itself ----------------------------------------------------------------------------
@@ -158,3 +238,41 @@ def _write_tables() -> None:
 
 
 _write_tables()
+
+
+# --- tutorials: pages of their own, and a card for each on the page that lists them ----------------------------------
+
+
+def _card(notebook: Path) -> str:
+    """Write the card of a notebook: its title, its question (or first sentence), and its first picture."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    text = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    title, paragraph = re.match(r"# *(.+)\s+(?:\*\*[^*]+\*\*\s*)?(.+(?:\n.+)*)", text).groups()
+    sentences = re.split(r"(?<=[.?!])\s+", paragraph)
+    question = next((sentence for sentence in sentences if sentence.endswith("?")), sentences[0])
+    outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+    picture = next(("".join(data["image/png"]) for data in outputs if "image/png" in data), None)
+    options = f":link: {notebook.stem}\n:link-type: doc"
+    if picture:
+        (GENERATED / f"{notebook.stem}.png").write_bytes(base64.b64decode(picture))
+        options += f"\n:img-top: /generated/{notebook.stem}.png\n:img-alt: {title}"
+    return f":::{{grid-item-card}} {title}\n{options}\n\n{question}\n:::\n"
+
+
+def _add_tutorials() -> None:
+    pages = HERE / "tutorials"
+    notebooks = sorted((HERE.parent / "tutorials").glob("[0-9]*.ipynb"))
+    for page in {*pages.glob("*.ipynb")} - {pages / notebook.name for notebook in notebooks}:
+        page.unlink()
+    for notebook in notebooks:
+        shutil.copy2(notebook, pages)
+    cards = "\n".join(_card(notebook) for notebook in notebooks)
+    toctree = "\n".join(notebook.stem for notebook in notebooks)
+    (GENERATED / "gallery.md").write_text(
+        f"::::{{grid}} 1 1 2 3\n:gutter: 3\n\n{cards}::::\n\n```{{toctree}}\n:hidden:\n\n{toctree}\n```\n"
+        if notebooks
+        else ""
+    )
+
+
+_add_tutorials()
