@@ -60,7 +60,7 @@ IMPORTS: dict[str, set[str]] = {
     },
     "get": {"_adata", "_core", "_results", "_run_store"},
     "pl": {"get"},
-    "datasets": {"models"},
+    "datasets": {"_downloads", "_settings", "models"},
 }
 
 # Which libraries a floor may load. torch and transformers have one home, matplotlib another.
@@ -91,7 +91,7 @@ LOADS: dict[str, set[str]] = {
     "tl": {"anndata", "numpy", "pandas", "scanpy", "scipy", "tqdm"},
     "get": {"numpy", "pandas", "scipy", "sklearn"},
     "pl": {"adjustText", "matplotlib", "networkx", "numpy"},
-    "datasets": {"anndata", "numpy", "pandas", "scipy"},
+    "datasets": {"anndata", "h5py", "numpy", "pandas", "scipy"},
 }
 
 HEAVY = ("torch", "transformers", "scanpy", "muon", "matplotlib", "dask", "numba", "anndata")
