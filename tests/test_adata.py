@@ -452,9 +452,9 @@ def bad(kind: str) -> sparse.csr_array:
         ("inf", "log1p", "holds infinite values"),
         ("-3", "raw", r"negative values \(as low as -3\): scaled or batch-corrected.*`layer=`"),
         ("-3", "normalized", "negative values"),
-        ("log1p", "raw", r"log-normalised counts.*gfx\.pp\.tokenize\(adata, counts='log1p'\)` first"),
+        ("log1p", "raw", r"log-normalised counts.*If they are lost, say `counts='log1p'`: division"),
         ("log1p", "normalized", r"log-normalised counts.*counts='log1p'"),
-        ("normalized", "raw", r"normalised counts.*gfx\.pp\.tokenize\(adata, counts='normalized'\)` first"),
+        ("normalized", "raw", r"normalised counts.*If they are lost, say `counts='normalized'`: division"),
         ("normalized", "log1p", r"normalised counts.*counts='normalized'"),
         ("log2", "raw", r"to the base 2.*np\.log\(2\)"),
         ("log2", "log1p", r"to the base 2.*np\.log\(2\)"),
@@ -485,15 +485,21 @@ def test_repeated_entries_are_summed_before_the_logarithm_is_undone():
 
 
 def test_usable_calls(toy_cells):
+    def usable(counts="raw", **place):
+        return usable_calls(adata, open_counts(adata, **place), counts)
+
     adata = toy_cells(30)
-    assert usable_calls(adata) == "This object can be used with `gfx.pp.tokenize(adata)`."
+    assert usable("log1p") == "This object can be used with `gfx.pp.tokenize(adata)`."
+    assert usable("raw") == ""  # it was refused for what stands behind its first cells
     adata.layers["counts"] = adata.X.copy()
+    assert usable("raw") == "This object can be used with `gfx.pp.tokenize(adata, layer='counts')`."
     adata.X = adata.X * -1
-    assert usable_calls(adata) == "This object can be used with `gfx.pp.tokenize(adata, layer='counts')`."
+    assert usable("raw") == "This object can be used with `gfx.pp.tokenize(adata, layer='counts')`."
+    assert usable("log1p", layer="counts") == usable("raw")
     adata.raw = ad.AnnData(np.log1p(adata.layers.pop("counts")), var=adata.var)
-    assert "`gfx.pp.tokenize(adata, use_raw=True, counts='log1p')`" in usable_calls(adata)
+    assert "`gfx.pp.tokenize(adata, use_raw=True, counts='log1p')`" in usable()
     adata.raw = None
-    assert usable_calls(adata) == ""
+    assert usable() == ""
 
 
 # --- genes ----------------------------------------------------------------------------------------------------------

@@ -151,6 +151,7 @@ class CountMatrix:
     x: object  # cells × columns: numpy, scipy sparse, dask, or a dataset on disk
     genes: Genes  # what its columns are
     where: str  # how to call this matrix in a message
+    argument: str  # the argument of functions that names it, such as "layer='counts'"; "" for `X`
 
     @property
     def names(self) -> np.ndarray:
@@ -172,6 +173,13 @@ def check_place(layer: str | None, *, use_raw: bool) -> None:
         raise ValueError(msg)
 
 
+def name_place(layer: str | None, *, use_raw: bool) -> tuple[str, str]:
+    """Name a matrix: by the argument of functions that gives it, "" for `X`, and as messages do."""
+    if use_raw:
+        return "use_raw=True", "adata.raw.X"
+    return ("", "adata.X") if layer is None else (f"layer={layer!r}", f"adata.layers[{layer!r}]")
+
+
 def open_counts(
     adata: AnnData, *, layer: str | None = None, use_raw: bool = False, gene_ids: str | None = None
 ) -> CountMatrix:
@@ -185,11 +193,12 @@ def open_counts(
         msg = f"Did not find {layer!r} in `adata.layers`. Present: {layers}."
         raise KeyError(msg)
     holder, name = (adata.raw, "adata.raw") if use_raw else (adata, "adata")
-    x, where = (holder.X, f"{name}.X") if layer is None else (adata.layers[layer], f"adata.layers[{layer!r}]")
+    x = holder.X if layer is None else adata.layers[layer]
+    argument, where = name_place(layer, use_raw=use_raw)
     if x is None:
         msg = f"`{where}` is empty. Name the layer that holds the counts: `layer=` one of {layers}."
         raise ValueError(msg)
-    return CountMatrix(x=x, genes=read_genes(holder.var, gene_ids, f"{name}.var"), where=where)
+    return CountMatrix(x=x, genes=read_genes(holder.var, gene_ids, f"{name}.var"), where=where, argument=argument)
 
 
 @dataclass(frozen=True)
@@ -517,7 +526,7 @@ READ_AS: dict[str, Counts] = {
     "log1p": "log1p",
     "normalized": "normalized",
     "estimated": "estimated",
-    "estimated normalized": "estimated",
+    "estimated normalized": "normalized",
     "estimated log1p": "log1p",
     "few negative": "estimated",
 }
@@ -528,6 +537,15 @@ _ACCEPTED: dict[str, frozenset[str]] = {
     "log1p": frozenset({"empty", "log1p", "estimated", "estimated log1p"}),
     "estimated": frozenset({"empty", "counts", "estimated", "estimated normalized", "few negative"}),
 }
+
+#: What is said of values that :func:`keeps_order` says no of.
+ANOTHER_ORDER = "Genes are ranked by these values; this is not the order of the counts."
+
+
+def keeps_order(scale: Scale, counts: Counts) -> bool:
+    """Whether values of this scale, read as `counts`, give the tokens of the raw counts."""
+    return scale in {"empty", "counts"} or (scale in UNDO and counts != "estimated")
+
 
 #: What values are that bear no mark of counts, by their scale.
 _ESTIMATED: dict[str, str] = {
@@ -565,8 +583,8 @@ def counts_problem(scale: Scale, counts: Counts, values: np.ndarray, where: str)
         case "log2" | "log10" | "estimated log2" | "estimated log10":
             found = f"logarithms of {'' if scale.startswith('log') else 'estimated '}counts to the base {base}"
             remedy += (
-                f" If they are lost, make natural logarithms, `adata.layers['log1p'] = adata.X * np.log({base})`, and "
-                "call `gfx.pp.tokenize(adata, layer='log1p', counts='log1p')` first."
+                f" If they are lost, multiply the values by `np.log({base})`, which makes natural logarithms, and say "
+                "`counts='log1p'`."
             )
         case _ if is_undetected:
             found = f"values up to {highest:.3g}: estimated counts below {DETECTED} are 0, so all of them are"
@@ -574,22 +592,23 @@ def counts_problem(scale: Scale, counts: Counts, values: np.ndarray, where: str)
         case "estimated log1p":
             found = f"{fractions}: logarithms of TPM or of estimated counts"
             remedy += (
-                " If they are lost, call `gfx.pp.tokenize(adata, counts='log1p')` first, which ranks genes by TPM or "
-                "the estimates. This is not the order of the counts."
+                " If they are lost, say `counts='log1p'`, which ranks genes by TPM or the estimates. This is not the "
+                "order of the counts."
             )
         case "log1p" | "normalized":
             kind = "log-normalised" if scale == "log1p" else "normalised"
             found = f"{fractions}: {kind} counts"
             remedy += (
-                f" If they are lost, call `gfx.pp.tokenize(adata, counts={scale!r})` first: division of a cell by its "
-                "depth, and the logarithm, keep the order of its genes, so the tokens are those of the counts."
+                f" If they are lost, say `counts={scale!r}`: division of a cell by its depth, and the logarithm, keep "
+                "the order of its genes, so the tokens are those of the counts."
             )
         case _:
             found = f"{fractions}, no multiples of one number: {_ESTIMATED[scale]}"
+            threshold = f"; those below {DETECTED} are 0" if READ_AS[scale] == "estimated" else ""
             remedy += (
-                " If they are lost, call `gfx.pp.tokenize(adata, counts='estimated')` first, which ranks genes by "
-                f"these values; those below {DETECTED} are 0. This is not the order of the counts: estimates differ "
-                "from them, and TPM and FPKM are divided by the length of the gene, too."
+                f" If they are lost, say `counts={READ_AS[scale]!r}`, which ranks genes by these values{threshold}. "
+                "This is not the order of the counts: estimates differ from them, and TPM and FPKM are divided by the "
+                "length of the gene, too."
             )
             if highest <= _LOG_CEILING:
                 remedy += " If the values are natural logarithms, say `counts='log1p'` instead."
@@ -616,12 +635,16 @@ def by_scale(places: Mapping[str, object]) -> dict[str, list[str]]:
     return found
 
 
-def usable_calls(adata: AnnData) -> str:
-    """Name the calls that can use this object, by a look at the values of its first cells; "" if there are none."""
+def usable_calls(adata: AnnData, matrix: CountMatrix, counts: Counts) -> str:
+    """Name the calls that can use this object, by a look at the values of its first cells; "" if there are none.
+
+    The one that could not read `matrix` as `counts` is none of them, whatever its first cells hold.
+    """
     calls = {
         scale: [
-            f"`gfx.pp.tokenize({', '.join(filter(None, ['adata', place, scale != 'counts' and f'counts={how!r}']))})`"
+            f"`gfx.pp.tokenize({', '.join(filter(None, ['adata', place, how != 'raw' and f'counts={how!r}']))})`"
             for place in places
+            if (place, how) != (matrix.argument, counts)
         ]
         for (scale, places), how in zip(by_scale(places_of_counts(adata)).items(), READ_AS.values(), strict=True)
     }

@@ -12,9 +12,11 @@ from scipy.sparse import csr_array
 from gfx._adata import (
     GeneMatch,
     check_counts,
+    keeps_order,
     match_genes,
     obs_column,
     open_counts,
+    read_counts,
     read_leniently,
     some_rows,
     to_counts,
@@ -23,6 +25,7 @@ from gfx._adata import (
 from gfx._core.encodings import Encodings
 from gfx._core.manifest import fingerprint
 from gfx._core.ranking import rank_cells
+from gfx._core.scales import SCALES, worse
 from gfx._log import info
 from gfx._results import TABLE, Slots, made_by
 
@@ -78,14 +81,14 @@ def make_tokens(
     lengths = np.zeros(n_cells, dtype=np.int32)
     blocks: list[tuple[slice, Encodings]] = []
     known_counts = all_counts = 0.0
-    n_truncated = 0
+    n_truncated, scale = 0, "empty"
     for rows, stored in matrix.blocks():
-        try:
-            block = to_counts(stored, counts, matrix.where)
-        except ValueError as problem:
-            msg = f"{problem} {usable_calls(adata)}".strip()
-            raise ValueError(msg) from None
-        ranked = rank_cells(block, match.tokens, vocabulary, max_length)
+        read = read_counts(stored, counts, matrix.where)
+        if read.problem:
+            msg = f"{' '.join(read.problem)} {usable_calls(adata, matrix, counts)}".strip()
+            raise ValueError(msg)
+        scale = worse(scale, read.scale)
+        ranked = rank_cells(read.counts, match.tokens, vocabulary, max_length)
         encoded = Encodings.of(ranked.tokens, ranked.lengths)
         blocks.append((rows, encoded if padded else encoded.without_padding()))
         lengths[rows] = ranked.lengths
@@ -105,6 +108,8 @@ def make_tokens(
         "n_cells": n_cells,
         "n_cells_empty": int((lengths == 0).sum()),
         "n_cells_truncated": n_truncated,
+        "values": SCALES[scale],
+        "keeps_order": keeps_order(scale, counts),
         "n_genes": len(match.names),
         "names_sha256": _of_names(matrix),
         "n_genes_recognised": match.n_known,

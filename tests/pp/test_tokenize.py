@@ -212,6 +212,8 @@ def test_slots(toy, toy_cells):
         "n_genes_recognised": 200,
         "n_genes_repeated": 0,
         "n_genes_made_unique": 0,
+        "values": "raw counts",
+        "keeps_order": True,
         "not_genes": "",
     }
     assert 0 < report["n_cells_truncated"] < 20
@@ -477,7 +479,9 @@ def test_log_normalised_cells_of_scanpy(official):
         ValueError, match=r"negative values.*`gfx\.pp\.tokenize\(adata, use_raw=True, counts='log1p'\)`"
     ):
         gfx.pp.tokenize(cells, model=official["V2"])
-    with pytest.raises(ValueError, match=r"log-normalised counts.*gfx\.pp\.tokenize\(adata, counts='log1p'\)"):
+    with pytest.raises(
+        ValueError, match=r"log-normalised counts.*with `gfx\.pp\.tokenize\(adata, use_raw=True, counts"
+    ):
         gfx.pp.tokenize(cells, model=official["V2"], use_raw=True)
     assert_untouched(cells, before)
     gfx.pp.tokenize(cells, model=official["V2"], use_raw=True, counts="log1p")
@@ -498,6 +502,82 @@ def spoiled(cells, what):
         case _:
             cells.X.data[7] = float(what)
     return cells
+
+
+@pytest.mark.parametrize("function", [gfx.pp.tokenize, gfx.pp.check])
+def test_values_of_another_place_are_advised_by_their_place(toy, toy_cells, function):
+    cells = toy_cells(20)
+    cells.raw = ad.AnnData(np.log1p(cells.X), var=cells.var)
+    cells.layers["logs"] = cells.raw.X.copy()
+    cells.X = cells.X.toarray() - 1
+
+    def said(**arguments):
+        if function is gfx.pp.check:
+            return function(cells, model=toy, **arguments).set_index("check").loc["values", "advice"]
+        with pytest.raises(ValueError, match="holds") as error:
+            function(cells, model=toy, **arguments)
+        return str(error.value)
+
+    calls = [f"`gfx.pp.tokenize(adata, {place}, counts='log1p')`" for place in ("layer='logs'", "use_raw=True")]
+    for arguments in ({}, {"layer": "logs"}, {"use_raw": True}):
+        assert said(**arguments).endswith(f"This object can be used with {' or '.join(calls)}.")
+        assert said(**arguments).count("gfx.pp.tokenize") == 2
+    for arguments in ({"layer": "logs"}, {"use_raw": True}):
+        gfx.pp.tokenize(cells, model=toy, counts="log1p", **arguments)
+
+
+def test_a_call_that_failed_is_not_advised(toy, toy_cells):
+    cells = ad.concat([toy_cells(60)] * 6, index_unique="-", merge="same")
+    cells.X.data[-1] = 0.5
+    for function in (gfx.pp.tokenize, lambda *_, **__: gfx.models.build_vocabulary(cells, gene_ids="ensembl_id")):
+        with pytest.raises(ValueError, match=r"fractions, such as 0\.5") as error:
+            function(cells, model=toy)
+        assert not any(text in str(error.value) for text in ("can be used with", "no argument"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "counts", "values"),
+    [
+        ("counts", "raw", "raw counts"),
+        ("counts", "estimated", "raw counts"),
+        ("normalized", "normalized", "counts divided by depth"),
+        ("log1p", "log1p", "log-normalised counts"),
+        ("estimates", "estimated", "estimated counts, or FPKM"),
+        ("estimates", "normalized", "estimated counts, or FPKM"),
+        ("normalized estimates", "normalized", "TPM, or estimated counts divided by depth"),
+        ("logs of estimates", "log1p", "logarithms of TPM or estimated counts"),
+    ],
+)
+def test_the_log_and_the_report_say_what_values_are(toy, toy_cells, capsys, kind, counts, values):
+    cells = toy_cells(40)
+    x = cells.X.toarray().astype(np.float64)
+    if "estimates" in kind:
+        x *= np.random.default_rng(0).beta(8, 2, x.shape)
+    if kind.startswith(("normalized", "log")):
+        x *= 1e4 / x.sum(axis=1, keepdims=True)
+    cells.X = np.log1p(x) if kind.startswith("log") else x
+    with gfx.settings.override(verbosity=2):
+        gfx.pp.tokenize(cells, model=toy, counts=counts)
+    report, is_in_order = cells.uns["gfx_tokens"]["report"], "estimates" not in kind
+    assert (report["values"], report["keeps_order"]) == (values, is_in_order)
+    said = f"The values are {values}. Genes are ranked by these values; this is not the order of the counts."
+    assert (said in capsys.readouterr().out) == (not is_in_order)
+    assert (gfx.pp.check(cells, model=toy, counts=counts)["status"][0] == "ok") == is_in_order
+
+
+def test_estimates_that_were_divided_by_depth_keep_genes_below_one_half(toy, toy_cells):
+    """Half a molecule is no threshold for shares of 10,000."""
+    cells = toy_cells(40)
+    x = cells.X.toarray() * np.random.default_rng(0).beta(8, 2, cells.shape)
+    cells.X = (x / x.sum(axis=1, keepdims=True) * 100).astype(np.float32)
+    with pytest.raises(ValueError, match=r"divided by depth.*`counts='normalized'`, which ranks genes by these val"):
+        gfx.pp.tokenize(cells, model=toy)
+    gfx.pp.tokenize(cells, model=toy, counts="normalized")
+    linear = cells.obsm["gfx_tokens"].copy()
+    assert (cells.obs["gfx_tokens_n"] - 2 == np.minimum((x[:, :200] > 0).sum(axis=1), 62)).all()
+    cells.X = np.log1p(cells.X)
+    gfx.pp.tokenize(cells, model=toy, counts="log1p")
+    np.testing.assert_array_equal(cells.obsm["gfx_tokens"], linear)
 
 
 @pytest.mark.parametrize(
@@ -565,7 +645,7 @@ def test_tools_make_tokens_on_the_fly(toy, toy_cells, expected):
     assert set(cells.obsm) == set()
     cells.layers["counts"] = cells.X.copy()
     cells.X = np.log1p(cells.X)
-    with pytest.raises(ValueError, match=r"gfx\.pp\.tokenize\(adata, counts='log1p'\)` first"):
+    with pytest.raises(ValueError, match=r"log-normalised.*with `gfx\.pp\.tokenize\(adata, layer='counts'\)`"):
         find_tokens(cells, toy.vocabulary, toy.max_length)
     np.testing.assert_array_equal(padded(find_tokens(cells, toy.vocabulary, 64, layer="counts")), expected)
     gfx.pp.tokenize(cells, model=toy, counts="log1p")

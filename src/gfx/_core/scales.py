@@ -37,6 +37,25 @@ Scale = Literal[
     "missing",
 ]
 
+#: What a scale of values is called, the worst first: the worst of all blocks of rows is that of the matrix.
+SCALES: dict[Scale, str] = {
+    "missing": "NaN",
+    "infinite": "infinite values",
+    "negative": "negative values",
+    "few negative": "fractions, and a few small negative values",
+    "estimated": "estimated counts, or FPKM",
+    "estimated normalized": "TPM, or estimated counts divided by depth",
+    "estimated log2": "logarithms of TPM or estimated counts to the base 2",
+    "estimated log10": "logarithms of TPM or estimated counts to the base 10",
+    "estimated log1p": "logarithms of TPM or estimated counts",
+    "log2": "logarithms to the base 2",
+    "log10": "logarithms to the base 10",
+    "log1p": "log-normalised counts",
+    "normalized": "counts divided by depth",
+    "counts": "raw counts",
+    "empty": "nothing but zeros",
+}
+
 #: How far from a whole multiple a value may lie, relative to it: files are written with three digits, too.
 _TOLERANCE = 0.01
 #: A multiple above this lies that near to a whole number by chance.
@@ -60,6 +79,11 @@ UNDO: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 #: No logarithm of counts is larger, to whatever base in use; the exponential would overflow, too.
 _HIGHEST_LOGARITHM = 64.0
+
+
+def worse(one: Scale, other: Scale) -> Scale:
+    """Return the one of two scales that says more about a matrix in which both occur."""
+    return min(one, other, key=[*SCALES].index)
 
 
 def scale_of(block: sparse.csr_array) -> Scale:

@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 
 from gfx._adata import (
+    ANOTHER_ORDER,
     GeneMatch,
     better_column,
     check_counts,
     genes_problem,
+    keeps_order,
     named_better,
     open_counts,
     pick,
@@ -22,7 +24,7 @@ from gfx._adata import (
 )
 from gfx._core.gene_names import Species, foreign_species, is_date, name_kinds, without_genome
 from gfx._core.ranking import rank_cells
-from gfx._core.scales import UNDO, survey
+from gfx._core.scales import SCALES, UNDO, survey, worse
 from gfx._core.vocabulary import plain_id
 from gfx._docs import shared
 from gfx._log import info
@@ -40,24 +42,6 @@ if TYPE_CHECKING:
 #: Cells with fewer recognised genes than this are hard to separate.
 _FEW_GENES = 200
 
-#: What a scale of values is called, the worst first: the worst of all blocks of rows is that of the matrix.
-_SCALES = {
-    "missing": "NaN",
-    "infinite": "infinite values",
-    "negative": "negative values",
-    "few negative": "fractions, and a few small negative values",
-    "estimated": "estimated counts, or FPKM",
-    "estimated normalized": "TPM, or estimated counts divided by depth",
-    "estimated log2": "logarithms of TPM or estimated counts to the base 2",
-    "estimated log10": "logarithms of TPM or estimated counts to the base 10",
-    "estimated log1p": "logarithms of TPM or estimated counts",
-    "log2": "logarithms to the base 2",
-    "log10": "logarithms to the base 10",
-    "log1p": "log-normalised counts",
-    "normalized": "counts divided by depth",
-    "counts": "raw counts",
-    "empty": "nothing but zeros",
-}
 _KINDS = {"none": "without a name", "Ensembl": "Ensembl ids", "number": "numbers", "symbol": "symbols"}
 
 
@@ -146,14 +130,13 @@ class _Seen:
 
 
 def _look(matrix: CountMatrix, match: GeneMatch, vocabulary: Vocabulary, counts: Counts) -> _Seen:
-    seen, worst_first = _Seen(n_detected=np.zeros(matrix.x.shape[0], dtype=np.int32)), list(_SCALES)
+    seen = _Seen(n_detected=np.zeros(matrix.x.shape[0], dtype=np.int32))
     for rows, stored in matrix.blocks():
         read = read_counts(stored, counts, matrix.where)
-        is_worse = worst_first.index(read.scale) < worst_first.index(seen.scale)
-        if is_worse:
-            seen.scale = read.scale
-        if read.problem and (is_worse or not seen.problem):
+        scale = worse(seen.scale, read.scale)
+        if read.problem and (scale != seen.scale or not seen.problem):
             seen.problem = " ".join(read.problem)
+        seen.scale = scale
         seen.highest = max(seen.highest, survey(np.nan_to_num(stored.data, posinf=0.0))[1])
         block = read.counts
         if read.problem:  # values that are not what was said still show which genes were detected
@@ -174,16 +157,15 @@ def _finding(check: str, found: str, advice: str, status: str = "warning", *, wh
 
 
 def _about_values(adata: AnnData, matrix: CountMatrix, seen: _Seen, counts: Counts) -> Finding:
-    found = f"{_SCALES[seen.scale]} in `{matrix.where}`, up to {seen.highest:.4g}"
+    found = f"{SCALES[seen.scale]} in `{matrix.where}`, up to {seen.highest:.4g}"
     if seen.problem:
-        return _finding("values", found, f"{seen.problem} {usable_calls(adata)}".strip(), "error")
+        return _finding("values", found, f"{seen.problem} {usable_calls(adata, matrix, counts)}".strip(), "error")
     if seen.scale == "empty":
         return _finding("values", found, "There is nothing to rank.")
     if seen.scale == "counts":
         advice = "Only 0 and 1: ranks need counts, not whether a gene was seen."
         return _finding("values", found, advice, when=seen.highest == 1)
-    advice = "Genes are ranked by these values; this is not the order of the counts."
-    return _finding("values", found, advice, when=counts == "estimated" or seen.scale not in UNDO)
+    return _finding("values", found, ANOTHER_ORDER, when=not keeps_order(seen.scale, counts))
 
 
 def _about_names(match: GeneMatch, vocabulary: Vocabulary) -> Finding:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from gfx._adata import ANOTHER_ORDER
 from gfx._docs import shared
 from gfx._log import info
 from gfx._results import claim
@@ -68,8 +69,9 @@ def tokenize(
         only divided by the depth of the cell. ``"log1p"``: log(1 + x) of such normalized counts, with the natural
         logarithm. ``"normalized"`` and ``"log1p"`` give the same tokens as the raw counts, because they keep the order
         of genes within a cell; scaled, regressed or integrated values do not keep it. ``"estimated"``: counts that
-        other software corrected or estimated, TPM or FPKM, ranked as they are, with 0 for values below 0.5. Their order
-        is not that of the counts.
+        other software corrected or estimated, or FPKM, ranked as they are, with 0 for values below 0.5. Their order is
+        not that of the counts, nor is that of such values divided by depth (``"normalized"``), such as TPM, or of
+        logarithms of these (``"log1p"``); the log and the report say so.
     n_counts
         Column of `obs` with the total counts of each cell, for objects with a subset of the measured genes. The total
         counts affect only the share of counts in the report, not the ranks. `None` uses the sums of the matrix.
@@ -93,7 +95,8 @@ def tokenize(
         The model, its vocabulary, and the arguments.
     `.uns['gfx_tokens' | key_added]['report']` : :class:`dict`
         Numbers of recognised genes, summed columns, empty cells and truncated cells, the share of recognised counts,
-        which columns are no genes, and a fingerprint of the names of the genes.
+        what the values are and whether they keep the order of the counts, which columns are no genes, and a fingerprint
+        of the names of the genes.
 
     Raises
     ------
@@ -141,6 +144,8 @@ def tokenize(
 def _tell(report: Report, model: Model) -> None:
     """Log what was recognised, and warn where it is little."""
     info(recognised(report, model.vocabulary))
+    if not report["keeps_order"]:
+        info(f"The values are {report['values']}. {ANOTHER_ORDER}")
     if report["n_genes_repeated"]:
         info(f"{report['n_genes_repeated']:,} columns name a gene that another column names, too: summed.")
     if report["n_genes_made_unique"]:

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from gfx._adata import CountMatrix, by_scale, check_place, open_counts, places_of_counts, read_counts, read_genes
+from gfx._adata import (
+    CountMatrix,
+    by_scale,
+    check_place,
+    name_place,
+    open_counts,
+    places_of_counts,
+    read_counts,
+    read_genes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -79,6 +88,7 @@ class Source:
                 with ExitStack() as stack:
                     is_file = isinstance(self.place, Path)
                     places = _places(_group(self.place, stack)) if is_file else places_of_counts(self.place)
+                    places.pop(counts.argument)  # its first cells may hold counts
                     usable = [f"`{place}`" if place else "no argument" for place in by_scale(places)["counts"]]
                 remedy = f"with {' or '.join(usable)}" if usable else "nowhere in it, as far as its first cells show"
                 msg = f"{read.problem[0]} Raw counts are needed; this source has them {remedy}."
@@ -88,7 +98,7 @@ class Source:
     def _open_file(self, group: Any) -> tuple[CountMatrix, pd.DataFrame]:
         import anndata as ad
 
-        argument = "use_raw=True" if self.use_raw else "" if self.layer is None else f"layer={self.layer!r}"
+        argument, where = name_place(self.layer, use_raw=self.use_raw)
         name, places = f"`{argument}`" if argument else "`X`", _places(group)
         holder = group["raw"] if self.use_raw and "raw" in group else group
         if argument not in places or "var" not in holder:
@@ -97,9 +107,8 @@ class Source:
             msg = f"{missing} in this file. It has counts, or other values, with {' or '.join(others) or 'nothing'}."
             raise ValueError(msg)
         var = ad.io.read_elem(holder["var"])
-        where = f"adata.layers[{self.layer!r}]" if self.layer else "adata.raw.X" if self.use_raw else "adata.X"
         _check_chunks(places[argument], where.removeprefix("adata."))
-        return CountMatrix(x=places[argument], genes=read_genes(var, self.gene_ids), where=where), var
+        return CountMatrix(places[argument], read_genes(var, self.gene_ids), where, argument), var
 
 
 class SourceError(ValueError):
