@@ -18,12 +18,6 @@ import pandas as pd
 TABLE = Path(__file__).resolve().parents[1] / "src" / "gfx" / "_core" / "gene_names.tsv.gz"
 
 
-def dates(stem: str, month: str, numbers: range) -> dict[str, str]:
-    """Map the dates into which spreadsheets turned former symbols to the current ones."""
-    spellings = ("{n}-{m}", "{n:02}-{m}", "{m}-{n}", "{m}-{n:02}")
-    return {text.format(n=n, m=month): f"{stem}{n}" for n in numbers for text in spellings}
-
-
 def main(dictionaries: Path, current: Path, *vocabularies: Path) -> None:
     """Read all names, and write those of the wanted genes."""
     ids: set[str] = set()
@@ -41,9 +35,9 @@ def main(dictionaries: Path, current: Path, *vocabularies: Path) -> None:
             if gene_of.setdefault(name.upper(), gene) != gene:
                 several.add(name.upper())
     former = {f"SEPT{n}": f"SEPTIN{n}" for n in range(1, 15)} | {f"MARCH{n}": f"MARCHF{n}" for n in range(1, 12)}
-    former |= (
-        dates("SEPTIN", "SEP", range(1, 15)) | dates("MARCHF", "MAR", range(3, 12)) | dates("DELEC", "DEC", range(1, 2))
-    )
+    # The dates into which spreadsheets turned them, as `gfx._core.gene_names.plain_date` writes all dates.
+    former |= {f"{n}-SEP": f"SEPTIN{n}" for n in range(1, 15)} | {f"{n}-MAR": f"MARCHF{n}" for n in range(3, 12)}
+    former |= {"15-SEP": "SELENOF", "1-DEC": "DELEC1"}
     for name, symbol in former.items():
         if symbol in gene_of:
             gene_of[name] = gene_of[symbol]

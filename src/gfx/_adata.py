@@ -237,13 +237,12 @@ def read_genes(var: pd.DataFrame, gene_ids: str | None, where: str = "adata.var"
             "the object, or the modality of a MuData (`mod=`), that holds the counts of genes."
         )
         raise ValueError(msg)
-    texts = [names] if gene_ids is None else [names, gene_names(var.index)]
-    kinds = [
-        next(filter(None, map(no_gene, row)), "") if not (is_typed and word) or word in _GENE_TYPES else kind
-        for word, kind, *row in zip(words, types, *texts, strict=True)
-    ]
-    is_gene = np.array([not kind for kind in kinds], dtype=bool)
-    return Genes(np.where(is_gene, names, ""), is_gene, Counter(filter(None, kinds)))
+    is_other = np.array([is_typed and word != "" and word not in _GENE_TYPES for word in words], dtype=bool)
+    kinds = np.where(is_other, types, "")
+    for texts in (names,) if gene_ids is None else (names, gene_names(var.index)):
+        kinds = np.where(kinds == "", [no_gene(text) or "" for text in texts], kinds)
+    is_gene = kinds == ""
+    return Genes(np.where(is_gene, names, ""), is_gene, Counter(kinds[~is_gene].tolist()))
 
 
 def gene_column(var: pd.DataFrame, gene_ids: str | None, where: str = "adata.var") -> pd.Index | pd.Series:
@@ -766,9 +765,9 @@ def genes_problem(match: GeneMatch, vocabulary: Vocabulary) -> str | None:
     species = foreign_species(names)
     # How symbols are written is a hint, and matters only where they would be taken for those of the vocabulary.
     if species is not None and not species.may_be(vocabulary.species) and (enough or species.is_sure):
-        is_foreign = [_is_foreign(str(name)) for name in names]
-        examples = [str(name) for name in names[is_foreign]][:5]
-        n_ours = int(match.known[~np.array(is_foreign)].sum())
+        kinds = [name_kind(str(name)) for name in names]
+        examples = [str(name) for name, kind in zip(names, kinds, strict=True) if kind == species][:5]
+        n_ours = int(match.known[[not isinstance(kind, Species) for kind in kinds]].sum())
         theirs = "human" if vocabulary.species is None else vocabulary.species.name
         return (
             f"These are {species.name} genes, such as {examples}{_beside(n_ours, theirs)}; the vocabulary "

@@ -53,12 +53,14 @@ def test_good_cells(toy_model, toy_cells, capsys):
     n_known = (cells.X.toarray()[:, :200] > 0).sum(axis=1)
     genes = f"{int(np.median(n_known))} known genes in the median cell, {n_known.min()} to {n_known.max()}"
     share = cells.X[:, :200].sum() / cells.X.sum()
+    unknown = np.asarray(cells.X.sum(axis=0)).ravel()[200:]
+    others = ", ".join(cells.var_names[200:][np.argsort(-unknown, kind="stable")[:3]])
     assert table["found"].to_dict() == {
         "values": f"raw counts in `adata.X`, up to {cells.X.max():.0f}",
         "gene names": "205 symbols",
         "not genes": "0 columns that are no genes",
         "genes": "200 of 205 genes known to the vocabulary 'toy'",
-        "share of counts": f"{share:.1%} of the counts belong to known genes",
+        "share of counts": f"{share:.1%} of the counts belong to known genes; of the others, most to {others}",
         "prefixes": "0 names with a genome in front",
         "id versions": "0 ids with a version",
         "repeated genes": "0 columns repeat a gene",

@@ -178,16 +178,41 @@ def test_names_of_the_model_itself_win(toy_vocabulary):
     assert replace(toy_vocabulary, symbols=symbols).resolve([name])[0] == 10
 
 
-def test_dates_are_genes_where_one_gene_is_meant_and_listed_where_not(toy, toy_cells, official_v1):
+DATES = {
+    "SEPTIN2": ["SEPT2", "2-Sep", "02-Sep", "Sep-02", "sep-2", "2-Sep-16", "Sep-02-2016", "2016-09-02"],
+    "SEPTIN7": ["Sep-07", "2001-09-07 00:00:00", "2019/09/07"],
+    "SELENOF": ["SEP15", "15-Sep"],
+    "MARCHF5": ["5-Mar", "Mar-05", "5-Mar-2020", "2020-03-05T00:00:00"],
+}
+UNCLEAR = ["1-Mar", "Mar-02", "1-Mar-16", "2016-03-01", "2016-03-02 00:00:00"]  # MARCHF1 or MTARC1
+NUMBERS_ALONE = ["9/2/2016", "02/09/16"]
+
+
+def test_dates_are_genes_where_one_gene_is_meant_and_listed_where_not(toy, toy_cells, official_v1, official_v2):
     mini = gfx.models.load("mini").vocabulary
-    for name, symbol in (("2-Sep", "SEPTIN2"), ("SEPT2", "SEPTIN2"), ("Sep-07", "SEPTIN7"), ("5-Mar", "MARCHF5")):
-        assert mini.resolve([name]) == mini.resolve([symbol]) >= 0
+    for vocabulary in (mini, official_v1, official_v2):
+        for symbol, dates in DATES.items():
+            assert set(vocabulary.resolve(dates)) == set(vocabulary.resolve([symbol])) != {-1}
+        assert (vocabulary.resolve([*NUMBERS_ALONE, "40-Sep", "2016-13-02", "2016-09-02-1", "MARS-1"]) == -1).all()
     for vocabulary in (mini, official_v1):
-        assert vocabulary.resolve(["1-Mar", "2-Mar"]).tolist() == [-1, -1]  # MARCHF1 or MTARC1
-    cells = with_columns(toy_cells(20), ["1-Mar", "2-Mar"])
+        assert (vocabulary.resolve(UNCLEAR) == -1).all()
+    # The published dictionary says which it takes them for.
+    assert set(official_v2.resolve(UNCLEAR)) == set(official_v2.resolve(["MARCHF1", "MARCHF2"]))
+    cells = with_columns(toy_cells(20), [*UNCLEAR, *NUMBERS_ALONE])
+    said = ", ".join([*UNCLEAR, *NUMBERS_ALONE])
     assert finding(cells, toy, "dates").startswith(
-        "warning: 2 names that are dates and may mean several genes 1-Mar, 2"
+        f"warning: 7 names that are dates and may mean several genes {said}: spreadsheets"
     )
+
+
+def test_unknown_names_with_most_counts_are_named(toy, toy_cells):
+    cells = with_columns(toy_cells(20), ["OBSOLETE1", "LOC100"], 500)
+    cells.var.loc["LOC100", "ensembl_id"] = None
+    cells.X[:, 205] *= 2
+    most = "of the counts belong to known genes; of the others, most to"
+    assert f"{most} OBSOLETE1, LOC100, UNKNOWN" in finding(cells, toy, "share of counts")
+    by_id = finding(cells, toy, "share of counts", gene_ids="ensembl_id")
+    assert f"{most} OBSOLETE1, genes without a name, ENSG" in by_id
 
 
 def test_dates_do_not_become_names_of_a_vocabulary(toy_cells):
@@ -228,6 +253,10 @@ def test_mouse_genes_among_human_ones_are_named_and_human_ones_counted(toy, toy_
     cells.var_names = ["GRCh38_" * (not name.startswith("mm10")) + name for name in cells.var_names]
     with pytest.raises(ValueError, match=r"mouse genes, such as \['mm10___Gene0', .*beside 200 human ones"):
         gfx.pp.tokenize(cells, model=toy)
+    other = cells.copy()
+    other.var_names = ["hsa-mir-8072", *cells.var_names[1:]]  # written like a gene of fish, and none of mouse either
+    with pytest.raises(ValueError, match=r"mouse genes, such as \['mm10___Gene0', .*beside 199 human ones"):
+        gfx.pp.tokenize(other, model=toy)
     fewer = cells[:, :300].copy()
     np.testing.assert_array_equal(tokens(fewer, toy), tokens(human, toy))
     assert "95 mouse The mouse genes are left out" in finding(fewer, toy, "gene names")

@@ -33,8 +33,13 @@ _NO_GENE = {
 _ANY_NO_GENE = re.compile("|".join(f"(?P<{kind.replace('-', '_')}>{how})" for kind, how in _NO_GENE.items()), re.I)
 #: How scanpy and R make the second column of a name unique.
 _NUMBERED = re.compile(r"^(.+)[-.](\d{1,3})$")
-_MONTH = "(?:JAN|FEB|MAR|APR|MAY|JUN|JUL|AUG|SEP|OCT|NOV|DEC)"
-_DATE = re.compile(rf"^(?:\d{{1,2}}-{_MONTH}|{_MONTH}-\d{{1,2}})$", re.IGNORECASE)
+#: How spreadsheets write dates: 2-Sep and Sep-02, with or without a year; 2016-09-02; 9/2/2016 or 2/9/2016.
+_MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
+_YEAR = r"(?:-(?:\d\d){1,2})?"
+_DAY_FIRST = re.compile(rf"^(\d{{1,2}})-({'|'.join(_MONTHS)}){_YEAR}$")
+_MONTH_FIRST = re.compile(rf"^({'|'.join(_MONTHS)})-(\d{{1,2}}){_YEAR}$")
+_YEAR_FIRST = re.compile(r"^(?:19|20)\d\d[-/](0[1-9]|1[0-2])[-/]([0-3]\d)(?:[ T]00:00:00)?$")
+_NUMBERS_ALONE = re.compile(r"^\d{1,2}/\d{1,2}/(?:\d\d){1,2}$")
 
 
 class Species(NamedTuple):
@@ -90,9 +95,21 @@ def no_gene(name: str) -> str | None:
     return found and found.lastgroup.replace("_", "-")
 
 
-def is_date(name: str) -> bool:
-    """Whether a spreadsheet has turned a symbol into a date, such as ``1-Mar``."""
-    return _DATE.match(name) is not None
+def plain_date(name: str) -> str | None:
+    """Write a date into which a spreadsheet has turned a symbol as its day and month, ``2-SEP``; `None` for no date.
+
+    Where numbers alone do not tell the day from the month, the date stays as it is.
+    """
+    name = name.strip().upper()
+    if found := _DAY_FIRST.match(name):
+        day, month = found.groups()
+    elif found := _MONTH_FIRST.match(name):
+        month, day = found.groups()
+    elif found := _YEAR_FIRST.match(name):
+        month, day = _MONTHS[int(found[1]) - 1], found[2]
+    else:
+        return name if _NUMBERS_ALONE.match(name) else None
+    return f"{int(day)}-{month}"
 
 
 def numbered(name: str) -> str | None:

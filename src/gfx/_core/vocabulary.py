@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gfx._core.gene_names import foreign_species, human_genes, without_genome
+from gfx._core.gene_names import foreign_species, human_genes, plain_date, without_genome
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -157,11 +157,16 @@ class Vocabulary:
     def resolve(self, names: Iterable[str]) -> np.ndarray:
         """Find the token of each gene name, int32 `(n_names,)`; -1 where the model does not know the gene.
 
-        Names are Ensembl ids with or without version, retired ids, current and former symbols and aliases, in any case.
+        Names are Ensembl ids with or without version, retired ids, current and former symbols and aliases, in any case,
+        and dates into which spreadsheets turned symbols, where one gene is meant.
         """
+        return np.fromiter((self._token_of(name) for name in names), dtype=np.int32)
+
+    def _token_of(self, name: str) -> int:
         known = self._token_of_name
-        tokens = (known[name] if name in known else known.get(plain_id(str(name)), -1) for name in names)
-        return np.fromiter(tokens, dtype=np.int32)
+        if name not in known:
+            name = plain_id(str(name))
+        return known[name] if name in known else known.get(plain_date(name), -1)
 
     @cached_property
     def sha256(self) -> str:

@@ -22,7 +22,7 @@ from gfx._adata import (
     read_counts,
     usable_calls,
 )
-from gfx._core.gene_names import Species, foreign_species, is_date, name_kinds, without_genome
+from gfx._core.gene_names import Species, foreign_species, name_kinds, plain_date, without_genome
 from gfx._core.ranking import rank_cells
 from gfx._core.scales import SCALES, UNDO, survey, worse
 from gfx._core.vocabulary import plain_id
@@ -122,15 +122,14 @@ class _Seen:
     """What one walk over the rows showed."""
 
     n_detected: np.ndarray  # known genes of each cell
+    of_genes: np.ndarray  # sum of the counts of each gene
     scale: str = "empty"
     problem: str | None = None  # why the values cannot be read, as `pp.tokenize` says it
     highest: float = 0.0
-    known: float = 0.0  # sum of the counts of known genes
-    total: float = 0.0  # sum of all counts
 
 
 def _look(matrix: CountMatrix, match: GeneMatch, vocabulary: Vocabulary, counts: Counts) -> _Seen:
-    seen = _Seen(n_detected=np.zeros(matrix.x.shape[0], dtype=np.int32))
+    seen = _Seen(np.zeros(matrix.x.shape[0], dtype=np.int32), np.zeros(len(match.names)))
     for rows, stored in matrix.blocks():
         read = read_counts(stored, counts, matrix.where)
         scale = worse(seen.scale, read.scale)
@@ -143,8 +142,7 @@ def _look(matrix: CountMatrix, match: GeneMatch, vocabulary: Vocabulary, counts:
             values = np.nan_to_num(block.data, posinf=0.0, neginf=0.0).clip(min=0)
             block.data = UNDO[read.scale](values) if read.scale in UNDO else values
         seen.n_detected[rows] = rank_cells(block, match.tokens, vocabulary, vocabulary.n_specials + 1).n_detected
-        seen.total += float(block.data.sum(dtype=np.float64))
-        seen.known += float(block.data.sum(where=match.known[block.indices], dtype=np.float64))
+        seen.of_genes += np.bincount(block.indices, block.data, minlength=len(match.names))
     return seen
 
 
@@ -194,8 +192,11 @@ def _about_genes(
     advice = named_better(better)
     known = f"{match.n_known:,} of {len(match.names):,} genes known to the vocabulary {vocabulary.name!r}"
     yield _finding("genes", known, (advice + (problem or "")).strip(), "error" if problem else "warning")
-    share = seen.known / seen.total if seen.total else 0.0
-    found = f"{share:.1%} of the counts belong to known genes"
+    total = seen.of_genes.sum()
+    share = seen.of_genes[match.known].sum() / total if total else 0.0
+    most = [i for i in np.argsort(-seen.of_genes, kind="stable") if not match.known[i] and seen.of_genes[i] > 0][:3]
+    others = ", ".join(str(match.names[i]) or "genes without a name" for i in most)
+    found = f"{share:.1%} of the counts belong to known genes" + f"; of the others, most to {others}" * bool(most)
     yield _finding("share of counts", found, "The model sees little of these cells.", when=share < LOW_SHARE)
     names = [(str(name).strip(), without_genome(str(name).strip())) for name in match.names]
     n = sum(name != bare for name, bare in names)
@@ -208,7 +209,7 @@ def _about_genes(
     advice = f"Such as {examples}: summed with the gene. Leave them out if they are guides or proteins."
     found = f"{len(match.unique):,} names made unique by a number"
     yield _finding("unique names", found, advice, "ok", when=len(match.unique))
-    dates = [str(name) for name in match.names[~match.known] if is_date(str(name))]
+    dates = [str(name) for name in match.names[~match.known] if plain_date(str(name))]
     advice = f"{', '.join(dates[:10])}: spreadsheets turned symbols into dates; write the symbols that were meant."
     yield _finding("dates", f"{len(dates):,} names that are dates and may mean several genes", advice, when=dates)
 

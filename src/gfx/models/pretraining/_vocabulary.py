@@ -18,7 +18,7 @@ import numpy as np
 from scipy import sparse
 
 from gfx._adata import gene_column, gene_names
-from gfx._core.gene_names import is_date
+from gfx._core.gene_names import plain_date
 from gfx._core.seeds import check_whole
 from gfx._core.vocabulary import SPECIALS, Vocabulary, plain_id
 from gfx.models.pretraining._sources import SourceError, each_source, find_sources
@@ -435,7 +435,7 @@ def _blocks(
         names: tuple[dict[str, Counter[str]], ...] = ({}, {})
         for i in columns:
             for counted, name in zip(names, (symbols[i], types[i]), strict=True):
-                if name and plain_id(name) != ids[i] and not is_date(name):  # an id is no symbol, nor is a date
+                if name and plain_id(name) != ids[i] and not plain_date(name):  # an id is no symbol, nor is a date
                     counted.setdefault(ids[i], Counter())[name] += 1
         genes, rows = np.unique([ids[i] for i in columns], return_inverse=True)
         genes = genes.astype(object)
