@@ -170,6 +170,45 @@ def test_missing_and_damaged_blocks_are_not_taken_for_zeros(copied: Screened, bl
     copied.refused("blocks are damaged")
 
 
+#: What takes the place of an array of effects, and what is said of it, if not by scipy in its own words.
+NO_EFFECTS = {
+    "no token": ({"token": None}, "'token'"),
+    "no shift": ({"shift": None}, "'shift'"),
+    "token beyond a vocabulary": ({"token": np.array([4, 2**62])}, "its tokens go from 4 to 4611686018427387904"),
+    "token below 0": ({"token": np.array([4, -7])}, "its tokens go from -7 to"),
+    "token as fraction": ({"token": np.array([4.0, 5.5])}, "its tokens go from"),
+    "cell that is not there": ({"cell": np.array([0, 12])}, ""),
+    "cell below 0": ({"cell": np.array([0, -1])}, ""),
+    "fewer cells than tokens": ({"cell": np.array([0])}, ""),
+    "a number": ({"shift": np.float32(1)}, ""),
+}
+
+
+@pytest.mark.parametrize("wrong", NO_EFFECTS)
+def test_blocks_that_are_none_of_a_screen_are_refused(copied: Screened, wrong: str) -> None:
+    changes, said = NO_EFFECTS[wrong]
+    block = {"cell": np.array([0, 1]), "token": np.array([4, 5]), "shift": np.zeros(2, dtype=np.float32)} | changes
+    RunStore(copied.store).write("model", 0, {name: array for name, array in block.items() if array is not None})
+    copied.refused(rf"holds blocks that are none of a screen \(.*{said}.*\)\. Call `gfx\.tl\.screen_genes` again")
+
+
+@pytest.mark.parametrize(
+    "tokens", [None, np.zeros(3, dtype=np.int32), np.zeros(205), np.full(205, -2), np.full(205, 2**62)]
+)
+def test_a_store_that_does_not_say_which_genes_is_damaged(copied: Screened, tokens: np.ndarray | None) -> None:
+    store = RunStore(copied.store)
+    if tokens is None:
+        shutil.rmtree(copied.store / "genes")
+    else:
+        store.write("genes", 0, store.read("genes", 0) | {"token": tokens})
+    copied.refused(r"does not say which genes its effects are of: it is damaged\. Call `gfx\.tl\.screen_genes` again")
+
+
+def test_a_store_of_another_configuration_is_refused(copied: Screened) -> None:
+    copied.adata.uns["gfx_screen"]["params"]["config_sha256"] = "0" * 64
+    copied.refused("holds a screen with another config_sha256 than the result 'gfx_screen'")
+
+
 def test_without_a_result(toy_cells: ToyCells, with_goal: Screened) -> None:
     with pytest.raises(KeyError, match=r"Run `gfx\.tl\.screen_genes\(adata\)` first"):
         gfx.get.screen_cells(toy_cells(12), with_goal.store)

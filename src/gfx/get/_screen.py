@@ -9,6 +9,7 @@ import pandas as pd
 from scipy import sparse
 
 from gfx._adata import gene_column, gene_names
+from gfx._core.checkpoint import SIZES
 from gfx._core.manifest import fingerprint
 from gfx._core.screening import standing_out
 from gfx._core.statistics import by_chance, false_discovery_rate
@@ -226,9 +227,11 @@ def screen_cells(
         raise ValueError(msg)
     genes = opened.read("genes", 0) or {}
     names, tokens = genes.get("names", np.zeros(0)), genes.get("token", np.zeros(0))
-    is_whole = tokens.shape == (result.adata.n_vars,) and tokens.dtype.kind == "i" and tokens.min(initial=0) >= -1
-    if not is_whole or names.tobytes().hex() != fingerprint(result.adata.var_names.to_numpy(dtype=object)):
+    if names.size and names.tobytes().hex() != fingerprint(result.adata.var_names.to_numpy(dtype=object)):
         msg = f"{store} holds effects of other genes. Read it before genes are left out, reordered or renamed."
+        raise RunStoreError(msg)
+    if not names.size or tokens.shape != (result.adata.n_vars,) or not _are_tokens(tokens, lowest=-1):
+        msg = f"{store} does not say which genes its effects are of: it is damaged. Call `gfx.tl.screen_genes` again."
         raise RunStoreError(msg)
     effects = _effects(opened, measure, n_obs=result.adata.n_obs)
     columns = np.where(tokens < effects.shape[1], tokens, -1)  # the last column is empty
@@ -243,6 +246,12 @@ def screen_cells(
     return effects
 
 
+def _are_tokens(tokens: np.ndarray, *, lowest: int) -> bool:
+    """Whether whole numbers can be those of genes: a table as wide as the highest is made of them."""
+    highest = SIZES["vocab_size"][1]
+    return tokens.dtype.kind in "iu" and bool(tokens.min(initial=0) >= lowest and tokens.max(initial=0) < highest)
+
+
 def _effects(store: RunStore, measure: str, *, n_obs: int) -> sparse.csr_matrix:
     """Read the effects of all tokens, `(n_obs, n_tokens + 1)`, as far as blocks are intact."""
     from gfx._run_store import RunStoreError
@@ -253,6 +262,9 @@ def _effects(store: RunStore, measure: str, *, n_obs: int) -> sparse.csr_matrix:
     try:
         cell, token = (np.concatenate([none, *(block[name] for block in blocks)]) for name in ("cell", "token"))
         values = [block["shift"] if measure == "shift" else block["toward"][:, 0] for block in blocks]
+        if not _are_tokens(token, lowest=0):
+            msg = f"its tokens go from {token.min()} to {token.max()}"
+            raise ValueError(msg)
         shape = n_obs, int(token.max(initial=0)) + 2
         return sparse.csr_matrix((np.concatenate([none.astype(np.float32), *values]), (cell, token)), shape=shape)
     except (LookupError, TypeError, ValueError) as error:
