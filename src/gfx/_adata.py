@@ -18,7 +18,7 @@ from gfx._core.gene_names import Species, foreign_species, name_kind, no_gene, n
 from gfx._core.scales import UNDO, recover_counts, scale_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
 
     from anndata import AnnData
@@ -91,6 +91,14 @@ def shortened(names: Sequence[object], most: int = 10) -> str:
     """List names in a message: the first ones, and how many more there are."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return f"{list(names[:most])}{more}"
+
+
+def group_name(value: object, names: Container[str]) -> str:
+    """Name a group as its column does: as text, where 0, "0" and "0.0" are one number, whole or stored as a float."""
+    text = str(value)
+    whole = text.removesuffix(".0")
+    same = (text, whole, f"{whole}.0") if whole.lstrip("-").isdecimal() else (text,)
+    return next((name for name in same if name in names), text)
 
 
 def obs_column(adata: AnnData, key: str) -> pd.Series:

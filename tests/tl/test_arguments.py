@@ -101,6 +101,30 @@ def test_states_of_a_column_of_floats_are_asked_for_as_numbers_or_text(cells, to
     assert (params["start"], params["goal"]) == ("0.0", "1.0")
 
 
+@pytest.mark.parametrize("dtype", [float, int])
+def test_groups_of_numbers_are_read_as_numbers_or_text(cells, toy_model, dtype):
+    cells.obs["cluster"] = (np.arange(cells.n_obs) % 2).astype(dtype)
+    gfx.tl.attention(cells, model=toy_model, groupby="cluster", controls=None)
+    gfx.tl.screen_genes(cells, genes=["TOY90"], model=toy_model, groupby="cluster", controls=None)
+    first, second = (str(dtype(n)) for n in (0, 1))
+    for group, reference in ((0, 1), ("0", "1"), (0.0, 1.0), ("0.0", "1.0"), (first, second)):
+        pd.testing.assert_frame_equal(gfx.get.screen_df(cells, group), gfx.get.screen_df(cells, first))
+        for table in (gfx.get.attention_df, gfx.get.attention_heads_df):
+            pd.testing.assert_frame_equal(table(cells, group=group), table(cells, group=first))
+        difference = [
+            gfx.get.attention_difference_df(cells, group=one, reference=other, min_cells=1)
+            for one, other in ((group, reference), (first, second))
+        ]
+        pd.testing.assert_frame_equal(*difference)
+        with pytest.raises(ValueError, match="are two different groups"):
+            gfx.get.attention_difference_df(cells, group=group, reference=first)
+    for unknown in (2, "0.5", "00", "a"):
+        with pytest.raises(ValueError, match=r"has the groups \["):
+            gfx.get.attention_df(cells, group=unknown)
+        with pytest.raises(KeyError, match="Did not find the group"):
+            gfx.get.screen_df(cells, unknown)
+
+
 def test_a_gene_behind_what_the_model_reads_is_reported_as_cut(cells, toy_model, capsys):
     token = toy_model.vocabulary.resolve(["TOY1"])[0]
     x = np.asarray(cells.X.todense())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
+from gfx._adata import group_name
 from gfx._core.attention import band_of, breadth, diversity, key_profile
 from gfx._core.statistics import (
     between_groups,
@@ -73,10 +74,10 @@ def _row_of(result: Slots, group: str | None) -> int:
     if group is None:
         return 0
     names = _names(result, "of")[1:].tolist()
-    if str(group) not in names:
+    if (name := group_name(group, names)) not in names:
         msg = f"The result {result.key!r} has the groups {names}, found `group={group!r}`."
         raise ValueError(msg)
-    return 1 + names.index(str(group))
+    return 1 + names.index(name)
 
 
 def _units(result: Slots, group: str) -> np.ndarray:
@@ -85,10 +86,10 @@ def _units(result: Slots, group: str) -> np.ndarray:
         msg = f"The result {result.key!r} has no groups. Run `gfx.tl.attention(adata, groupby=...)`."
         raise ValueError(msg)
     names = _names(result, "groups")
-    if str(group) not in names:
+    if (name := group_name(group, names)) not in names:
         msg = f"The result {result.key!r} has the groups {list(dict.fromkeys(names[names != '']))}, found {group!r}."
         raise ValueError(msg)
-    return np.flatnonzero(names == str(group))
+    return np.flatnonzero(names == name)
 
 
 @shared()
@@ -515,14 +516,13 @@ def attention_difference_df(
     ['gene', 'layer', 'head', 'ratio', 'reference', 'difference']
     """
     result, part = find(adata, "tl.attention", key=key, mod=mod), _part(statistic)
-    is_change = "deleted" in result.uns["params"]
+    is_change, names = "deleted" in result.uns["params"], _names(result, "of")[1:].tolist()
     if is_change:
         if group is not None or reference is not None:
             msg = "This result compares cells with and without deleted genes. Leave `group` and `reference` out."
             raise ValueError(msg)
         group, reference = "deleted", "intact"
-    elif group is None or reference is None or str(group) == str(reference):
-        names = _names(result, "of")[1:].tolist()
+    elif group is None or reference is None or group_name(group, names) == group_name(reference, names):
         msg = f"`group` and `reference` are two different groups of {names}, found {group!r} and {reference!r}."
         raise ValueError(msg)
     suffix = f"_{part}" if part else ""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from gfx._adata import gene_column, gene_names
+from gfx._adata import gene_column, gene_names, group_name
 from gfx._docs import shared
 from gfx._results import CLASSIFICATIONS, find
 
@@ -271,8 +271,8 @@ def gene_scores_df(
 def _group_number(group: str, result: Slots) -> int:
     """Find the number of a group, or say what there is."""
     groups = [str(name) for name in result.uns.get("groups", [])]
-    if group in groups:
-        return groups.index(group)
+    if (name := group_name(group, groups)) in groups:
+        return groups.index(name)
     msg = f"Did not find the group {group!r}. Present: {groups}."
     if result.function == _HELD_OUT:
         msg = (

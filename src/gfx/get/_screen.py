@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from gfx._adata import gene_column, gene_names
+from gfx._adata import gene_column, gene_names, group_name
 from gfx._core.checkpoint import SIZES
 from gfx._core.manifest import fingerprint
 from gfx._core.screening import standing_out
@@ -111,10 +111,10 @@ def screen_df(
         table = result.read("varm").reset_index(drop=True)
     else:
         groups = [str(name) for name in result.uns.get("groups", [])]
-        if group not in groups:
+        if (name := group_name(group, groups)) not in groups:
             msg = f"Did not find the group {group!r}. Present: {groups}."
             raise KeyError(msg)
-        values = np.asarray(result.read("varm", "groups"))[:, groups.index(group)]
+        values = np.asarray(result.read("varm", "groups"))[:, groups.index(name)]
         table = pd.DataFrame(values, columns=[str(name) for name in result.uns["columns"]])
         table["n_cells"] = table["n_cells"].fillna(0).astype(np.int32)
     table.insert(0, "gene", gene_names(gene_column(result.adata.var, names)))

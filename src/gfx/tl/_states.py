@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gfx._adata import shortened
+from gfx._adata import group_name, shortened
 from gfx._core.statistics import axis_auc
 from gfx.tl._prepare import groups
 
@@ -73,12 +73,6 @@ class States:
         )
 
 
-def _name(state: object, names: list[str]) -> str:
-    """Name a state as its column does: as text, and of whole numbers that are stored as floats, 0 and "0" as "0.0"."""
-    text = str(state)
-    return f"{text}.0" if text not in names and text.isdecimal() and f"{text}.0" in names else text
-
-
 def find_states(cells: Prepared, groupby: str | None, start: str | None, goal: str | None) -> States | None:
     """Read the states from `obs`; `None` if there are none asked for."""
     if groupby is None and start is None and goal is None:
@@ -88,7 +82,7 @@ def find_states(cells: Prepared, groupby: str | None, start: str | None, goal: s
         msg = f"`groupby`, `start` and `goal` go together; found {given}."
         raise ValueError(msg)
     names, group = groups(cells.adata, groupby)
-    start, goal = (_name(state, names) for state in (start, goal))
+    start, goal = (group_name(state, names) for state in (start, goal))
     occupied = np.unique(group[group >= 0])
     kept = [names[number] for number in occupied]  # categories without cells are no states
     for role, state in (("start", start), ("goal", goal)):
