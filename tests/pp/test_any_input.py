@@ -97,7 +97,17 @@ CONTAINERS = {
     "backed csc": sparse.csc_matrix,
     "backed dense": np.array,
 }
-NAMES = ["ids", "symbols", "versioned", "former", "mixed", "repeated", "few", "unknown"]
+#: How genes are named, each in one way or every gene in its own; and what is counted beside them.
+SPELLINGS = {
+    "ids": "ENSG{:011d}",  # beyond those of the vocabulary they are ids of other genes
+    "symbols": "TOY{}",
+    "versioned": "ENSG{:011d}.7",
+    "former": "OLDTOY{}",
+    "prefixed": "GRCh38_TOY{}",
+    "unknown": "Nothing{}",
+    "proteins": "TOY{}_ADT",
+}
+NAMES = [*SPELLINGS, "mixed", "repeated", "few"]
 PLACES = ["X", "layer", "raw"]
 #: What a message of a refusal says to do.
 REMEDIES = ("`layer=`", "gene_ids=", "all their genes", "from where it came", 'Leave `counts="log1p"` out')
@@ -125,17 +135,9 @@ def names_of(kind, rng, n_genes):
         numbers[n_genes // 2 :] = numbers[: n_genes - n_genes // 2]
     if kind == "few":
         numbers[5:] = 201
-    kinds = rng.choice(["ids", "symbols", "versioned", "former"], n_genes) if kind in {"mixed", "repeated"} else None
-    write = {
-        "symbols": lambda n: f"TOY{n}",
-        "former": lambda n: f"OLDTOY{n}",
-        "versioned": lambda n: f"ENSG{n:011d}.7",
-        "unknown": lambda n: f"Nothing{n}",
-    }
-    written = [kind] * n_genes if kinds is None else kinds
-    # Ensembl ids beyond the vocabulary's are ids of other genes.
-    names = [write.get(how, lambda n: f"ENSG{n:011d}")(n) for how, n in zip(written, numbers.tolist(), strict=True)]
-    return names, np.where((numbers > 200) | (kind == "unknown"), 0, numbers)
+    kinds = rng.choice([*SPELLINGS], n_genes) if kind in {"mixed", "repeated"} else np.full(n_genes, kind)
+    names = [SPELLINGS.get(how, SPELLINGS["ids"]).format(n) for how, n in zip(kinds, numbers.tolist(), strict=True)]
+    return names, np.where((numbers > 200) | np.isin(kinds, ["unknown", "proteins"]), 0, numbers)
 
 
 def reference(values, numbers, vocabulary, counts, max_length):
