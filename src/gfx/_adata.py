@@ -568,7 +568,7 @@ def counts_problem(scale: Scale, counts: Counts, values: np.ndarray, where: str)
     is_undetected = counts == "estimated" and 0 < highest < DETECTED
     if scale in _ACCEPTED[counts] and not is_undetected and (counts != "log1p" or highest <= _LOG_CEILING):
         return None
-    remedy = "Name the layer that holds raw counts with `layer=`, or say `use_raw=True`."
+    remedy = "Raw counts, if the object has them, are in a layer (`layer=`) or in `raw` (`use_raw=True`)."
     base = scale.removeprefix("estimated ").removeprefix("log")
     example = next(iter(values[values != np.rint(values)]), highest)
     fractions = f"fractions, such as {example:.4g}, and up to {highest:.4g}"
