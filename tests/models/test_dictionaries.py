@@ -149,6 +149,8 @@ HOSTILE = {
     "persistent id": b"\x80\x04" + text("a") + b"Q.",
     "extension": b"\x80\x04\x82\x01.",
     "buffer": b"\x80\x05\x97.",
+    "long tuple, to be given again and again": b"\x80\x04(" + b"N" * 100_000 + b"tq\x00" + b"h\x00" * 1000 + b".",
+    "mark that is not there": b"\x80\x04}u.",
 }
 
 
@@ -168,7 +170,7 @@ def test_a_hostile_dictionary_is_one_error_in_little_time_and_memory(tmp_path: P
 
 
 def test_a_dictionary_of_more_instructions_than_any_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gfx.models._plain_pickle.MOST_INSTRUCTIONS", 1000)
+    monkeypatch.setattr("gfx._core.pickles.MOST_INSTRUCTIONS", 1000)
     assert len(read_dictionary(pickled(tmp_path, {f"gene {n}": n for n in range(300)}))) == 300
     with pytest.raises(ValueError, match="asks for more than 1,000 instructions"):
         read_dictionary(pickled(tmp_path, {f"gene {n}": n for n in range(350)}))

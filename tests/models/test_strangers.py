@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -110,6 +112,14 @@ PICKLES: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
     "nested": (lambda weights: {"state_dict": weights}, "lacks 37 tensors of a BERT encoder"),
     "sparse": (with_words(torch.Tensor.to_sparse), "is a tensor of layout torch.sparse_coo"),
     "meta": (with_words(lambda words: words.to("meta")), "is a tensor without values"),
+    "tensor of tensors": (
+        with_words(lambda words: torch.nested.nested_tensor([words[0], words[0, :3]])),
+        "(is a tensor of tensors|was refused)",  # the older format cannot hold them
+    ),
+    "one value again and again": (
+        with_words(lambda words: words[:1, :1].expand(10**7, 10**7)),
+        r"has shape \(10000000, 10000000\), \(204, 16\) in a BERT encoder",
+    ),
     "numbers": (with_words(torch.Tensor.tolist), "is a list, not a tensor"),
     "complex": (with_words(lambda words: words.to(torch.complex64)), "is of type torch.complex64"),
     "another shape": (with_words(lambda words: words[:-1]), r"has shape \(203, 16\), \(204, 16\) in a BERT encoder"),
@@ -117,6 +127,7 @@ PICKLES: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 @pytest.mark.parametrize("kind", PICKLES)
 @pytest.mark.parametrize("old", [False, True], ids=["zip", "old"])
 def test_a_pickle_that_holds_no_weights_is_one_error_that_names_it(
@@ -129,6 +140,41 @@ def test_a_pickle_that_holds_no_weights_is_one_error_that_names_it(
     if old:
         os.truncate(file, max(file.stat().st_size, 50_000))  # room enough for the weights
     with pytest.raises(ValueError, match=rf"pytorch_model\.bin.* {text}"):
+        gfx.tl.embed(toy_cells(6), model=folder)
+
+
+class Memory:
+    """Asks for memory where a pickle is read."""
+
+    def __reduce__(self) -> tuple[object, tuple[int, int]]:
+        return torch.Tensor, (10**8, 10**8)
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["zip", "old"])
+def test_a_pickle_that_asks_for_more_memory_than_there_is_is_refused(
+    folder: Path, toy_cells: ToyCells, old: bool
+) -> None:
+    file = folder / "pytorch_model.bin"
+    torch.save(whole(folder) | {"more": Memory()}, file, _use_new_zipfile_serialization=not old)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin was refused: .*more memory than there is"):
+        gfx.tl.embed(toy_cells(6), model=folder)
+
+
+@pytest.mark.parametrize("name", ["data.pkl", "DATA.PKL"])
+def test_no_pickle_hides_in_a_zip(folder: Path, toy_cells: ToyCells, name: str) -> None:
+    """One with a key that is read for ever; torch takes the first of that name, in capitals or not."""
+    doubling = b"\x80\x02})" + b"q\x00h\x00\x86" * 60 + b"K\x01s."
+    torch.save(whole(folder), folder / "whole")
+    (folder / "model.safetensors").unlink()
+    with ZipFile(folder / "whole") as packed, ZipFile(folder / "pytorch_model.bin", "w") as hostile:
+        for entry in packed.namelist():
+            if entry.endswith("data.pkl"):
+                hostile.writestr(entry.replace("data.pkl", name), doubling)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # two of one name
+                hostile.writestr(entry, packed.read(entry))
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin was refused: it holds more than tensors"):
         gfx.tl.embed(toy_cells(6), model=folder)
 
 

@@ -14,12 +14,11 @@ from safetensors import SafetensorError, safe_open
 from transformers import BertConfig, BertModel
 
 from gfx._core.checkpoint import NUMBERS, check_shapes, encoder_shapes, plain_names
-from gfx._core.nesting import check_nesting
+from gfx._core.pickles import check_nesting
 from gfx._core.seeds import check_whole
-from gfx._engine.device import ran_out_of_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from torch import nn
@@ -55,12 +54,10 @@ def layers_needed(hidden_layer: int, n_layers: int) -> int:
 
 def load_weights(model: nn.Module, weights: Path, what: str) -> None:
     """Put the weights of a file into a model, all of them; those that are tied need not be there."""
-    expected = {name.removeprefix("bert."): parameter for name, parameter in model.named_parameters()}
-    state = read_tensors(weights, expected)
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    check_shapes(weights, found, {name: tuple(parameter.shape) for name, parameter in expected.items()}, what)
+    parameters = {name.removeprefix("bert."): parameter for name, parameter in model.named_parameters()}
+    state = read_tensors(weights, {name: tuple(parameter.shape) for name, parameter in parameters.items()}, what)
     with torch.no_grad():
-        for name, parameter in expected.items():
+        for name, parameter in parameters.items():
             parameter.copy_(state[name])
 
 
@@ -83,9 +80,7 @@ def load_encoder(
 ) -> BertModel:
     """Read the first `n_layers` layers of a checkpoint; pickled weights only as plain tensors."""
     expected = encoder_shapes(config, n_layers)
-    state = read_tensors(weights, set(expected))
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    check_shapes(weights, found, expected, f"a BERT encoder with {n_layers} layers")
+    state = read_tensors(weights, expected, f"a BERT encoder with {n_layers} layers")
     settings = bert_config(config, num_hidden_layers=n_layers)
     with torch.device("meta"):  # no time spent on random weights that are replaced at once
         encoder = BertModel(settings, add_pooling_layer=False)
@@ -108,8 +103,8 @@ def random_encoder(
     return encoder.to(device, dtype).eval().requires_grad_(requires_grad=False)
 
 
-def read_tensors(weights: Path, wanted: Collection[str]) -> dict[str, torch.Tensor]:
-    """Read weights by their names without `bert.`, as far as they are there, each one checked.
+def read_tensors(weights: Path, expected: Mapping[str, tuple[int, ...]], what: str) -> dict[str, torch.Tensor]:
+    """Read the weights of `what`, by their names without `bert.`, each one of its shape and checked.
 
     Of safetensors nothing else is read from disk; pickles are read as plain tensors only.
     """
@@ -117,7 +112,7 @@ def read_tensors(weights: Path, wanted: Collection[str]) -> dict[str, torch.Tens
         try:
             with safe_open(weights, framework="pt") as stored:
                 names = plain_names(stored.keys())
-                tensors = {name: stored.get_tensor(names[name]) for name in names if name in wanted}
+                tensors = {name: stored.get_tensor(names[name]) for name in names if name in expected}
         except (SafetensorError, ValueError) as error:
             msg = f"{weights} is not a readable safetensors file ({error}). Copy or fetch it again."
             raise ValueError(msg) from error
@@ -131,29 +126,34 @@ def read_tensors(weights: Path, wanted: Collection[str]) -> dict[str, torch.Tens
         except ValueError as error:
             msg = f"{weights} cannot be read: {error}."
             raise ValueError(msg) from None
-        tensors = {name: pickled[names[name]] for name in names if name in wanted}
+        tensors = {name: pickled[names[name]] for name in names if name in expected}
     for name, tensor in tensors.items():
-        _check_weight(weights, name, tensor)
+        _check_kind(weights, name, tensor)
+    # Before a look at values, of which a small file may claim as many as it likes.
+    check_shapes(weights, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, expected, what)
+    for name, tensor in tensors.items():
+        if tensor.numel() and not _largest(tensor) <= LARGEST_WEIGHT:
+            msg = (
+                f"{weights}: {name!r} has NaN or infinite values, or some beyond {LARGEST_WEIGHT:,}, which spoil all "
+                "states. Fetch it again, or ask its author."
+            )
+            raise ValueError(msg)
     return tensors
 
 
 _ASK_FOR_SAFETENSORS = "Fetch it again, or ask its author for `model.safetensors`."
 
 
-def _check_weight(file: Path, name: str, tensor: object) -> None:
-    """Refuse what is no tensor of finite numbers with a fraction: states would be constant, or no numbers."""
+def _check_kind(file: Path, name: str, tensor: object) -> None:
+    """Refuse what is no ordinary tensor of numbers with a fraction: states would be constant, or no numbers."""
     if not isinstance(tensor, torch.Tensor):
         msg = f"{file}: {name!r} is a {type(tensor).__name__}, not a tensor. {_ASK_FOR_SAFETENSORS}"
-    elif tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized:
+    elif tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_nested:
         kind = "without values" if tensor.is_meta else f"of layout {tensor.layout}, type {tensor.dtype}"
+        kind = "of tensors" if tensor.is_nested else kind
         msg = f"{file}: {name!r} is a tensor {kind}; an ordinary one is needed. {_ASK_FOR_SAFETENSORS}"
     elif tensor.dtype not in _PRECISIONS:
         msg = f"{file}: {name!r} is of type {tensor.dtype}; weights are float32, float16, bfloat16 or float64."
-    elif tensor.numel() and not _largest(tensor) <= LARGEST_WEIGHT:
-        msg = (
-            f"{file}: {name!r} has NaN or infinite values, or some beyond {LARGEST_WEIGHT:,}, which spoil all "
-            "states. Fetch it again, or ask its author."
-        )
     else:
         return
     raise ValueError(msg)
@@ -170,11 +170,11 @@ def read_pickle(file: Path, advice: str, **how: Any) -> object:
         _check_pickle(file)
         return torch.load(file, map_location="cpu", weights_only=True, **how)
     except _UNREADABLE as error:
-        if not _blames_the_content(error):
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # as which torch reports a zip that was cut
             raise
         msg = (
-            f"{file} was refused: it holds more than tensors, or is broken. Pickles can run any program when they "
-            f"are read; do not open this one with anything else. {advice}"
+            f"{file} was refused: it holds more than tensors, asks for more memory than there is, or is broken. "
+            f"Pickles can run any program when they are read; do not open this one with anything else. {advice}"
         )
         raise ValueError(msg) from None
 
@@ -188,14 +188,7 @@ def _check_pickle(file: Path) -> None:
                 check_nesting(stream)
             return
     with ZipFile(file) as packed:
-        for name in packed.namelist():
-            if name.endswith("data.pkl"):
-                with packed.open(name) as stream:
+        for entry in packed.infolist():  # of several of one name, or in capitals, torch may take any
+            if entry.filename.lower().endswith("data.pkl"):
+                with packed.open(entry) as stream:
                     check_nesting(stream)
-
-
-def _blames_the_content(error: Exception) -> bool:
-    """Tell a broken file from a lack of memory, and from one that cannot be opened (a cut zip is invalid, too)."""
-    if isinstance(error, OSError):
-        return error.errno == errno.EINVAL
-    return not (isinstance(error, RuntimeError) and ran_out_of_memory(error))

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from gfx._core.manifest import file_sha256
+from gfx._core.pickles import NotPlainError, read_plain
 from gfx._core.vocabulary import SPECIALS, Vocabulary, plain_id
-from gfx.models._plain_pickle import NotPlainError, read_plain
 
 if TYPE_CHECKING:
     from pathlib import Path
