@@ -494,7 +494,39 @@ def test_a_stage_that_ended_early_and_was_not_written_is_written(run: Run, tmp_p
     again, log = run(tmp_path, epochs=20, patience=2, learning_rate=0.0)
     assert_same_weights(weights(again), expected)
     assert max(entry["step"] for entry in log) == max(entry["step"] for entry in history)
+    assert final_loss(log) == pytest.approx(final_loss(history), abs=1e-5)
     assert (tmp_path / "finished" / "history.json").is_file()
+
+
+def test_a_run_whose_folder_was_moved_knows_its_best_model(
+    run: Run, held_out: MaskedCells, tmp_path: Path, stop_in_step: StopInStep
+) -> None:
+    """Stopped in the step behind its best checkpoint; the last checkpoint is worse than that."""
+    model, history = run(tmp_path / "whole", epochs=1, patience=20, **TOO_FAST)
+    found = evaluations(history)
+    best = 1 + found.index(min(found))
+    assert best < len(found) - 1
+    stop_in_step(best + 2)
+    with pytest.raises(stop_in_step.stopped):
+        run(tmp_path / "parts", epochs=1, patience=20, **TOO_FAST)
+    stop_in_step(NEVER)
+    (tmp_path / "parts").rename(tmp_path / "moved")
+    moved, _ = run(tmp_path / "moved", epochs=1, patience=20, **TOO_FAST)
+    assert_same_weights(weights(moved), weights(model))
+
+
+@pytest.mark.parametrize("place", ["elsewhere", "gone"])
+def test_the_best_checkpoint_is_one_of_the_run(run: Run, trained: tuple, tmp_path: Path, place: str) -> None:
+    """Stopped before anything was written of a finished run; what its state calls the best is a folder of others."""
+    model, _ = run(tmp_path / "run", epochs=1, patience=20, **TOO_FAST)
+    shutil.rmtree(tmp_path / "run" / "finished")
+    state = tmp_path / "run" / "checkpoint-8" / "trainer_state.json"
+    other = tmp_path / "other"
+    if place == "elsewhere":
+        shutil.copytree(trained[0] / "finished", other)
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"best_model_checkpoint": str(other)}))
+    again, _ = run(tmp_path / "run", epochs=1, patience=20, **TOO_FAST)
+    assert_same_weights(weights(again), weights(model))
 
 
 # --- a checkpoint made by someone else -------------------------------------------------------------------------------
@@ -559,12 +591,13 @@ def test_a_checkpoint_with_code_is_refused_by_file_and_torch_advises_nothing(
     assert not mark.exists()
 
 
+NOTED = b'{"stateful_callbacks": {"_RunLoss": {"args": {}, "attributes": {"total": "much"}}}}'
 DAMAGED = {
     "optimizer.pt": [b"", b"text", "cut"],
     "scheduler.pt": [b"", "cut"],
     "rng_state.pth": [b"", "cut"],
     "model.safetensors": [b"", b"text", "cut", None],
-    "trainer_state.json": [b"", b"[]", b'{"global_step": "eight"}', b'{"unknown": 1}', b'{"save_steps": 0}'],
+    "trainer_state.json": [b"", b"[]", b'{"global_step": "eight"}', b'{"unknown": 1}', b'{"save_steps": 0}', NOTED],
 }
 
 
@@ -585,6 +618,23 @@ def test_a_damaged_checkpoint_is_one_error_that_names_the_file(
         run(folder, epochs=2)
 
 
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "adapter_model.bin", "pytorch_model_fsdp.bin"])
+@pytest.mark.parametrize("beside", ["other.safetensors", None])
+def test_of_the_weights_of_a_checkpoint_only_safetensors_are_read(
+    run: Run, stopped_folder: Path, tmp_path: Path, name: str, beside: str | None
+) -> None:
+    checkpoint = shutil.copytree(stopped_folder, tmp_path / "run") / "checkpoint-8"
+    torch.save({"state": Touches(tmp_path / "was-run")}, checkpoint / name)
+    (checkpoint / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "a/stranger"}')
+    if beside is None:  # the weights are whole, and the others are passed over
+        run(tmp_path / "run", epochs=2)
+    else:
+        (checkpoint / "model.safetensors").rename(checkpoint / beside)
+        with pytest.raises(ValueError, match=r"checkpoint-8 holds no weights as `model\.safetensors`\. Delete"):
+            run(tmp_path / "run", epochs=2)
+    assert not (tmp_path / "was-run").exists()
+
+
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"])
 def test_a_checkpoint_of_another_training_is_named(
     run: Run, stopped_folder: Path, toy_vocabulary: Vocabulary, tmp_path: Path, name: str
@@ -593,7 +643,7 @@ def test_a_checkpoint_of_another_training_is_named(
     text = r"checkpoint-8 does not go with this training .*Delete .*checkpoint-8 to go on"
     if name == "model.safetensors":
         save_file({"bert.embeddings.word_embeddings.weight": torch.zeros(3, 3)}, folder / "checkpoint-8" / name)
-        text = rf"checkpoint-8/{name} lacks \d+ tensors of the model that is trained here"
+        text = rf"checkpoint-8/{name} lacks \d+ tensors of what is trained here"
     else:
         torch.save({"something": torch.zeros(3)} if name != "scheduler.pt" else [1], folder / "checkpoint-8" / name)
     with pytest.raises(ValueError, match=text):

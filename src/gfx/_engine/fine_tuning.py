@@ -8,14 +8,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from transformers.utils import SAFE_WEIGHTS_NAME
 
 from gfx._engine.classifier import Classifier
-from gfx._engine.encoder import load_weights, read_tensors
 from gfx._engine.examples import NOTHING
 from gfx._engine.extras import need
 from gfx._engine.surroundings import quiet_surroundings
-from gfx._engine.trainer import COMMON, KEEP_BEST, OrderedTrainer, best_checkpoint, last_checkpoint, training_arguments
+from gfx._engine.trainer import (
+    COMMON,
+    KEEP_BEST,
+    OrderedTrainer,
+    best_checkpoint,
+    last_checkpoint,
+    load_checkpoint,
+    training_arguments,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,9 +42,6 @@ DEFAULTS = COMMON | {
     "disable_tqdm": True,  # the trainer adds a bar without the log
 }
 EPOCHS = {"genes": 1, "cells": 10}
-
-#: Name that peft gives to the weights of adapters.
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 #: Steps of warm-up in the paper, where there were 833; where there are fewer, the same share of them.
 WARM_UP, WARM_UP_SHARE = 500, 0.6
@@ -120,7 +123,7 @@ def fine_tune(
     if ended is not None:
         best = best_checkpoint(folder, ended)
         if adapter is None:
-            load_weights(model, best / SAFE_WEIGHTS_NAME, "the classifier that is trained here")
+            load_checkpoint(model, best)
     else:
         adapted = _with_adapter(model, adapter, settings)
         trainer = OrderedTrainer(settings, cells, validation, vocabulary, patience=patience, model=adapted)
@@ -132,7 +135,7 @@ def fine_tune(
     if adapter is not None:
         # Trained adapters are added to the weights that they were trained beside, in full precision.
         model = _with_adapter(make(), "lora", settings)
-        _load_adapter(model, best / ADAPTER_WEIGHTS)
+        load_checkpoint(model, best)
         model = model.merge_and_unload()
     return model.to(settings.device)
 
@@ -158,14 +161,6 @@ def _with_adapter(start: Classifier, adapter: Adapter | None, settings: Training
     head = ["classifier"] + (["pooler"] if start.pooler is not None else [])
     start.name_or_path = None  # older peft asks a hub for the configuration of whatever has a name, even ""
     return get_peft_model(start, LoraConfig(**LORA, layers_to_transform=trained_layers, modules_to_save=head))
-
-
-def _load_adapter(model: PeftModel, file: Path) -> None:
-    """Put trained adapters into a model; what the folder says of them besides is not read."""
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
-
-    expected = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(model).items()}
-    set_peft_model_state_dict(model, read_tensors(file, expected, "the adapter trained here"))
 
 
 def _quantized(start: Classifier, adapter: Adapter, settings: TrainingArguments) -> Classifier:

@@ -25,6 +25,7 @@ from gfx._engine.trainer import (
     best_checkpoint,
     check_names,
     last_checkpoint,
+    load_checkpoint,
     training_arguments,
 )
 
@@ -249,7 +250,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, state = last_checkpoint(folder, patience)
     if state is not None:
-        load_weights(model, best_checkpoint(folder, state) / SAFE_WEIGHTS_NAME, "the model that is trained here")
+        load_checkpoint(model, best_checkpoint(folder, state))
     else:
         if settings.bf16 and settings.device.type == "cpu" and not has_fast_bfloat16(settings.device):
             model.set_attn_implementation(float32_attention.NAME)

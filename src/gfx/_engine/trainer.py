@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch.utils.data import DataLoader
 from transformers import (
     EarlyStoppingCallback,
@@ -26,13 +25,13 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME, safe_globals
 from transformers.trainer_callback import ExportableState
 from transformers.training_args import ParallelMode
-from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_NAME
 
 from gfx import _log
-from gfx._core.checkpoint import check_shapes, read_json
+from gfx._core.checkpoint import read_json
 from gfx._core.seeds import check_whole
 from gfx._engine.device import choose_device, ran_out_of_memory
-from gfx._engine.encoder import read_pickle
+from gfx._engine.encoder import load_weights, read_pickle, read_tensors
 from gfx._engine.examples import LabelledCells, Padded, SimilarLengths
 from gfx._engine.extras import need
 from gfx._settings import settings as gfx_settings
@@ -170,7 +169,7 @@ class OrderedTrainer(Trainer):
             data_collator=Padded(vocabulary, of_cells=getattr(examples, "of_cell", None) is not None),
             train_dataset=examples,
             eval_dataset=held_out,
-            callbacks=[_OrderAndLog(self.order), _RunLoss(), _EvaluationAtEnd()],
+            callbacks=[_OrderAndLog(self.order), _RunLoss(), _EvaluationAtEnd(), _BestOfThisRun()],
             **kwargs,
         )
         if patience is not None:
@@ -231,10 +230,9 @@ class OrderedTrainer(Trainer):
 
     # --- a checkpoint to go on from ---
 
-    def _load_from_checkpoint(self, checkpoint: str, *args: Any, **kwargs: Any) -> None:
-        check_checkpoint(Path(checkpoint), self.model)
-        with _named(checkpoint):
-            super()._load_from_checkpoint(checkpoint, *args, **kwargs)
+    def _load_from_checkpoint(self, checkpoint: str, *_args: Any, **_kwargs: Any) -> None:
+        check_checkpoint(Path(checkpoint))
+        load_checkpoint(self.model, Path(checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _named(checkpoint):
@@ -245,8 +243,7 @@ class OrderedTrainer(Trainer):
             super()._load_scaler(checkpoint)
 
     def _load_best_model(self) -> None:
-        with _named(self.state.best_model_checkpoint):
-            super()._load_best_model()
+        load_checkpoint(self.model, Path(self.state.best_model_checkpoint))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with _named(checkpoint):
@@ -291,6 +288,14 @@ class _EvaluationAtEnd(TrainerCallback):
             control.should_evaluate = True
 
 
+class _BestOfThisRun(TrainerCallback):
+    """Take the best checkpoint from the folder of this run, wherever that was when the run stopped."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        best = best_checkpoint(Path(args.output_dir), state)
+        state.best_model_checkpoint = str(best) if best.is_dir() else None
+
+
 class _RunLoss(TrainerCallback, ExportableState):
     """The sum of the losses of all steps; checkpoints hold it, so that it is that of the whole run."""
 
@@ -303,8 +308,7 @@ class _RunLoss(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"total": self.total}}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        stored = state.stateful_callbacks.get(type(self).__name__, {}) if state.global_step else {}
-        self.total, self.of_this_process = float(stored.get("attributes", {}).get("total", 0.0)), 0.0
+        self.total, self.of_this_process = _noted(state, type(self), "total") if state.global_step else 0.0, 0.0
 
     def gather(self, accelerator: Accelerator) -> None:
         """Add the mean over processes to the total; all of them call this."""
@@ -320,8 +324,16 @@ def _begin_anew(checkpoint: object) -> str:
     return f"Delete {checkpoint} to go on from the checkpoint before it, or to begin anew."
 
 
+def _noted(state: TrainerState, callback: type, name: str) -> float:
+    """Read a number that a callback left in a state; 0 if it left none."""
+    return state.stateful_callbacks.get(callback.__name__, {}).get("attributes", {}).get(name, 0)
+
+
 def last_checkpoint(folder: Path, patience: int | None) -> tuple[str | None, TrainerState | None]:
-    """Find the last whole checkpoint of a stopped run; and its state, if patience had ended the run there."""
+    """Find the last whole checkpoint of a stopped run; and its state, if patience had ended the run there.
+
+    The log of that state ends with the mean loss of all steps, as that of every finished run does.
+    """
     # The state is the file written last: a run that was stopped while it wrote a checkpoint leaves a part of it.
     whole = [path.parent for path in folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]
     whole = {int(number): path for path in whole if (number := path.name.removeprefix("checkpoint-")).isdecimal()}
@@ -329,9 +341,11 @@ def last_checkpoint(folder: Path, patience: int | None) -> tuple[str | None, Tra
         return None, None
     checkpoint = whole[max(whole)]
     state = _read_state(checkpoint / TRAINER_STATE_NAME)
-    callback = state.stateful_callbacks.get("EarlyStoppingCallback", {})
-    waited = callback.get("attributes", {}).get("early_stopping_patience_counter", 0)
-    return str(checkpoint), state if patience is not None and waited >= patience else None
+    if patience is None or _noted(state, EarlyStoppingCallback, "early_stopping_patience_counter") < patience:
+        return str(checkpoint), None
+    loss = _noted(state, _RunLoss, "total") / max(1, state.global_step)
+    state.log_history.append({"train_loss": loss, "epoch": state.epoch, "step": state.global_step})
+    return str(checkpoint), state
 
 
 def _read_state(file: Path) -> TrainerState:
@@ -340,8 +354,9 @@ def _read_state(file: Path) -> TrainerState:
     try:
         state = TrainerState(**content)
         is_sound = all(getattr(state, name) >= least for name, least in (numbers | {"save_steps": 1}).items())
-        is_sound = is_sound and all(isinstance(of, dict) for of in state.stateful_callbacks.values())
-        is_sound = is_sound and isinstance(state.best_model_checkpoint, str | None)
+        noted = [value for of in state.stateful_callbacks.values() for part in of.values() for value in part.values()]
+        is_sound = is_sound and all(isinstance(value, int | float | None) for value in noted)
+        is_sound = is_sound and isinstance(state.best_global_step, int | None)
         is_sound = is_sound and all(isinstance(entry, dict) for entry in state.log_history)
     except (TypeError, AttributeError):
         is_sound = False
@@ -353,29 +368,35 @@ def _read_state(file: Path) -> TrainerState:
 
 def best_checkpoint(folder: Path, state: TrainerState) -> Path:
     """Find the best checkpoint of a run, wherever its folder was when that was noted."""
-    return folder / Path(state.best_model_checkpoint or "checkpoint").name
+    return folder / f"checkpoint-{state.best_global_step}"
 
 
-def check_checkpoint(checkpoint: Path, model: nn.Module) -> None:
-    """Refuse a checkpoint whose files are broken or hold more than tensors, before torch reads them."""
+def check_checkpoint(checkpoint: Path) -> None:
+    """Refuse a checkpoint whose state or pickles are broken or hold more than tensors, before they are read."""
     _read_state(checkpoint / TRAINER_STATE_NAME)
     for file in (*checkpoint.glob("*.pt"), *checkpoint.glob("rng_state*.pth")):
         with safe_globals():
             read_pickle(file, _begin_anew(checkpoint), mmap=True)
-    weights = [*checkpoint.glob("*.safetensors")]
-    if not weights:
-        msg = f"{checkpoint} holds no weights as safetensors. {_begin_anew(checkpoint)}"
-        raise ValueError(msg)
-    for file in weights:
-        try:
-            with safe_open(file, framework="pt") as stored:
-                found = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            msg = f"{file} is not a readable safetensors file ({error}). {_begin_anew(checkpoint)}"
-            raise ValueError(msg) from None
-        if file.name == SAFE_WEIGHTS_NAME:  # an adapter has names of its own
-            expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-            check_shapes(file, found, expected, "the model that is trained here")
+
+
+def load_checkpoint(model: nn.Module, folder: Path) -> None:
+    """Put the weights of a checkpoint, or its adapter where that is trained, into a model; nothing else is read."""
+    is_adapted = hasattr(model, "peft_config")
+    file, what = folder / (ADAPTER_SAFE_WEIGHTS_NAME if is_adapted else SAFE_WEIGHTS_NAME), "what is trained here"
+    try:
+        if not file.is_file():
+            msg = f"{folder} holds no weights as `{file.name}`."
+            raise ValueError(msg)
+        if not is_adapted:
+            load_weights(model, file, what)
+            return
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+        expected = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(model).items()}
+        set_peft_model_state_dict(model, read_tensors(file, expected, what))
+    except ValueError as error:
+        msg = f"{error} {_begin_anew(folder)}"
+        raise ValueError(msg) from None
 
 
 @contextmanager
@@ -383,7 +404,7 @@ def _named(checkpoint: str | None) -> Iterator[None]:
     """Say of what does not fit the training which checkpoint it is from."""
     try:
         yield
-    except (AttributeError, LookupError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, RuntimeError) and ran_out_of_memory(error):
             raise
         msg = (
