@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 
@@ -372,6 +374,32 @@ def test_a_sparse_matrix_that_points_outside_itself_is_refused(damage, form, pla
             x.group[name][:] = values
     with pytest.raises(ValueError, match=rf"matrix is damaged: {DAMAGE[damage]}.*from where it came"):
         list(row_blocks(x, 10))
+
+
+VIEWS = """
+import sys
+from scipy import sparse
+import gfx
+adata = gfx.datasets.toy(40)
+form, taken, array = sys.argv[1:]
+adata.layers["counts"] = getattr(sparse, form)(adata.X)
+getattr(adata.layers["counts"], array)[5:9] = 10**9
+view = adata[::2] if taken == "cells" else adata[:, ::-1]
+try:
+    gfx.pp.check(view, layer="counts")
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("form", ["csr_array", "csc_array"])
+@pytest.mark.parametrize(("taken", "array"), [("cells", "indptr"), ("genes", "indices")])
+def test_a_view_of_a_sparse_matrix_that_points_outside_itself_is_refused(form, taken, array):
+    """In a process of its own, which would end."""
+    call = [sys.executable, "-c", VIEWS, form, taken, array]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-1000:]
+    assert f"This matrix is damaged: `{array}`" in done.stdout
 
 
 def test_dask_chunks_are_computed_once():

@@ -200,6 +200,7 @@ def open_counts(
     if layer is not None and layer not in layers:
         msg = f"Did not find {layer!r} in `adata.layers`. Present: {layers}."
         raise KeyError(msg)
+    _check_parent(adata, layer)
     holder, name = (adata.raw, "adata.raw") if use_raw else (adata, "adata")
     x = holder.X if layer is None else adata.layers[layer]
     argument, where = name_place(layer, use_raw=use_raw)
@@ -428,6 +429,18 @@ def _check_pointers(indptr: np.ndarray, n: int, data: object, indices: object) -
         _refuse_damaged("`indptr` falls")
 
 
+def _check_parent(adata: AnnData, layer: str | None) -> None:
+    """Refuse a view of a damaged sparse matrix: to take its cells and genes follows the indices, too."""
+    if not adata.is_view or (parent := getattr(adata, "_adata_ref", None)) is None:
+        return
+    x = parent.X if layer is None else parent.layers[layer]
+    if sparse.issparse(x) and x.format in {"csr", "csc"}:
+        is_csc = x.format == "csc"
+        _check_pointers(x.indptr, x.shape[is_csc], x.data, x.indices)
+        if is_csc or not adata.var_names.equals(parent.var_names):  # whole rows are taken without a look at indices
+            _check_indices(x.indices, x.shape[not is_csc])
+
+
 def _check_indices(indices: np.ndarray, n: int) -> None:
     """Refuse indices outside a matrix that has `n` columns, or rows."""
     if indices.dtype.kind not in "iu":
@@ -624,6 +637,8 @@ def counts_problem(scale: Scale, counts: Counts, values: np.ndarray, where: str)
 
 def places_of_counts(adata: AnnData) -> dict[str, object]:
     """List the matrices that may hold counts, by the argument that names them; `X` needs none."""
+    for layer in (None, *adata.layers):
+        _check_parent(adata, layer)
     places = {"": adata.X} | {f"layer={key!r}": adata.layers[key] for key in adata.layers if key is not None}
     return places if adata.raw is None else places | {"use_raw=True": adata.raw.X}
 
