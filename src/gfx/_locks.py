@@ -7,6 +7,7 @@ import os
 import socket
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from threading import get_ident
 from typing import TYPE_CHECKING
 
 try:
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 #: Where nothing can be written, or a network drive has no locks, nothing is locked.
 _NO_LOCKS = {getattr(errno, name) for name in ("EACCES", "EPERM", "EROFS", "ENOSPC", "ENOLCK", "ENOTSUP", "ENOSYS")}
 
-#: Files that this process has locked: it may lock them again.
-_own: set[Path] = set()
+#: Files that threads of this process have locked, by thread: it may lock them again.
+_own: dict[Path, int] = {}
 
 
 class InUseError(Exception):
@@ -34,18 +35,18 @@ class InUseError(Exception):
 def held(file: Path) -> Iterator[bool]:
     """Lock a file, with the name of this process in it, or raise :class:`InUseError`; it is deleted afterwards.
 
-    Yields whether it is locked by this call: where nothing can be, or this process has done so before, it is not.
+    Yields whether it is locked by this call: where nothing can be, or this thread has done so before, it is not.
     """
-    file = file.absolute()
-    stream = None if file in _own or fcntl is None else _lock(file)
+    file, thread = file.absolute(), get_ident()
+    stream = None if _own.get(file) == thread or fcntl is None else _lock(file)
     if stream is None:
         yield False
         return
-    _own.add(file)
+    _own[file] = thread
     try:
         yield True
     finally:
-        _own.discard(file)
+        del _own[file]
         file.unlink(missing_ok=True)
         stream.close()
 

@@ -458,7 +458,9 @@ def test_a_head_of_another_shape_is_refused(toy: Toy, tmp_path: Path) -> None:
     config = json.loads(file.read_text())
     dict(config[HEAD_FIELD]["tasks"])["type"].append("dead")
     file.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"classifier\.\w+' has shape \(5(, 16)?,?\), \(6.* in a classifier of 6 classes"):
+    with pytest.raises(
+        ValueError, match=r"classifier\.\w+' has shape \(5(, 16)?,?\), \(6.* in a classifier of 6 classes"
+    ):
         read_back(tmp_path)
 
 

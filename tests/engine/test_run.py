@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -320,6 +321,15 @@ def test_a_store_that_another_process_has_is_refused_with_its_name_until_that_ha
     each = job()
     np.testing.assert_array_equal(sums([each], store=mine)["sums"], expected(each))
     assert {entry.name for entry in tmp_path.iterdir()} == {"store"}
+
+
+def test_a_store_that_another_thread_has_is_refused(tmp_path: Path) -> None:
+    store = RunStore.open(tmp_path / "store", MANIFEST)
+    with store.held(), store.held(), ThreadPoolExecutor(1) as other:
+        with pytest.raises(RunStoreError, match=rf"store is in use by process {os.getpid()} on"):
+            other.submit(sums, [job()], store=store).result()
+        np.testing.assert_array_equal(sums([job()], store=store)["sums"], expected(job()))
+    assert not (tmp_path / "store.lock").exists()
 
 
 def test_of_processes_that_begin_a_store_at_once_one_has_it(tmp_path: Path) -> None:
