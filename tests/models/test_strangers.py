@@ -324,11 +324,32 @@ def test_a_pickle_without_room_for_the_weights_is_refused_before_it_is_read(fold
         gfx.models.load(folder)
 
 
-def test_training_that_goes_on_from_a_folder_takes_our_attention(folder: Path) -> None:
-    from gfx._engine.pretraining import read_model
+def test_training_that_goes_on_from_a_folder_takes_our_attention(
+    folder: Path, toy_cells: ToyCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything that the folder says besides is passed over: nothing is asked of a hub, no kernel is looked for."""
+    from transformers import PreTrainedModel
 
-    configure(folder, attn_implementation="stranger/kernel", _attn_implementation="stranger/kernel", is_decoder=True)
+    strange = {"attn_implementation": "stranger/kernel", "_attn_implementation": "stranger/kernel", "is_decoder": True}
+    configure(folder, **strange, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "stranger/repository"}')
-    model = gfx.models.load(folder)
-    read = read_model(model.weights, model.config)
-    assert (read.config._attn_implementation, read.config.is_decoder) == ("sdpa", False)
+    seen = set()
+    original = PreTrainedModel.__init__
+
+    def watched(self: PreTrainedModel, config: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, config, *args, **kwargs)
+        seen.add((config._attn_implementation, config.is_decoder, hasattr(config, "quantization_config")))
+
+    monkeypatch.setattr(PreTrainedModel, "__init__", watched)
+    with gfx.settings.override(verbosity=0):
+        trained = gfx.models.pretrain(
+            [toy_cells(40)],
+            tmp_path / "run",
+            gene_ids="ensembl_id",
+            start_from=folder,
+            curriculum=[(64, 1)],
+            training={"max_steps": 1, "use_cpu": True},
+        )
+    assert seen == {("sdpa", False, False)}
+    written = json.loads((trained / "config.json").read_text())
+    assert not {"attn_implementation", "quantization_config"} & set(written)
