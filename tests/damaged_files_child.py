@@ -90,9 +90,13 @@ def damage_json(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def use(adata: ad.AnnData, kind: str, folder: Path) -> None:
-    """Embed cells with a model, or go on with a store."""
+    """Embed cells with a model, go on with a store, or predict with a classifier."""
     if kind == "store":
         gfx.tl.embed(adata, model=folder.parent / "model", store=folder)
+    elif kind == "of_genes":
+        gfx.tl.predict_genes(adata, folder)
+    elif kind == "of_cells":
+        gfx.tl.predict_cells(adata, folder)
     else:
         gfx.tl.embed(adata, model=folder)
 
@@ -103,32 +107,32 @@ def outcome(adata: ad.AnnData, kind: str, folder: Path, file: Path) -> str:
         use(adata, kind, folder)
     except ValueError as error:
         text = str(error)
-        if "X_gfx" in adata.obsm:
+        if adata.obsm or adata.varm:
             return "the object was changed"
         # A vocabulary of another size is named by the name within it.
         named = any(name in text for name in (file.name, str(folder), repr(folder.name)))
         return "" if named and len(text) < 3000 else f"unclear: {text[:1000]}"
     except BaseException:  # noqa: BLE001 - what else comes is what is looked for
         return traceback.format_exc()[-1500:]
-    return "" if np.isfinite(adata.obsm["X_gfx"]).all() else "embeddings without a value"
+    if kind == "of_genes":  # genes that no cell has are without a value
+        result = adata.varm["gfx_predicted_genes"][adata.var["gfx_predicted_genes_n_cells"] > 0]
+    else:
+        result = adata.obsm["gfx_predicted_cells" if kind == "of_cells" else "X_gfx"]
+    return "" if np.isfinite(result).all() else "results without a value"
 
 
 def main(root: Path, seed: int, number: int) -> None:
     cells = ad.read_h5ad(root / "cells.h5ad")
     warnings.simplefilter("ignore")
     gfx.settings.verbosity = 0
-    for kind in ("model", "pickled", "dictionaries"):
+    kinds = ("model", "pickled", "dictionaries", "of_genes", "of_cells", "store")
+    for kind in kinds[:-1]:
         use(cells.copy(), kind, root / kind)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     rng = np.random.default_rng(seed)
-    originals = [
-        (kind, path)
-        for kind in ("model", "pickled", "dictionaries", "store")
-        for path in sorted((root / kind).rglob("*"))
-        if path.is_file()
-    ]
+    originals = [(kind, path) for kind in kinds for path in sorted((root / kind).rglob("*")) if path.is_file()]
     for case in range(number):
         kind, original = originals[rng.integers(len(originals))]
         folder = root / "damaged"

@@ -27,7 +27,7 @@ CHILD = Path(__file__).with_name("damaged_files_child.py")
 
 @pytest.fixture
 def whole(toy_folder: Path, toy_vocabulary: Vocabulary, toy_cells: ToyCells, tmp_path: Path) -> Path:
-    """A model, one with weights as a pickle, one with pickled dictionaries, a store of a finished call, and cells."""
+    """A model, one with weights as a pickle, one with pickled dictionaries, two classifiers, a store, and cells."""
     shutil.copytree(toy_folder, tmp_path / "model")
     shutil.copytree(toy_folder, tmp_path / "pickled")
     torch.save(load_file(toy_folder / "model.safetensors"), tmp_path / "pickled" / "pytorch_model.bin")
@@ -40,6 +40,10 @@ def whole(toy_folder: Path, toy_vocabulary: Vocabulary, toy_cells: ToyCells, tmp
     cells = toy_cells(6)
     cells.var_names = cells.var["ensembl_id"].tolist()
     cells.write_h5ad(tmp_path / "cells.h5ad")
+    train = {"model": tmp_path / "model", "method": "linear_probe"}
+    gfx.models.fine_tune_cells(cells, "cell_type", tmp_path / "of_cells", **train)
+    labels = {"low": cells.var_names[:100].tolist(), "high": cells.var_names[100:200].tolist()}
+    gfx.models.fine_tune_genes(cells, labels, tmp_path / "of_genes", **train)
     gfx.tl.embed(cells, model=tmp_path / "model", store=tmp_path / "store")
     return tmp_path
 
@@ -58,4 +62,6 @@ def test_files_with_random_damage_are_one_error_that_names_them_or_are_whole(who
     wrong = [f"{case}, {files[case]}: {ended.get(case, 'crashed or hung')}" for case in files if ended.get(case, "!")]
     assert not wrong, "\n".join(wrong[:5])
     assert len(ended) == number, done.stderr[-2000:]
-    assert {file.partition("/")[0] for file in files.values()} == {"model", "pickled", "dictionaries", "store"}
+    assert {file.partition("/")[0] for file in files.values()} == {
+        *("model", "pickled", "dictionaries", "of_genes", "of_cells", "store")
+    }

@@ -239,13 +239,23 @@ BAD_FIELDS = {
     "tie_word_embeddings": ["yes", 1],
     "position_embedding_type": ["relative_key"],
     "architectures": ["BertModel", [3]],
-    "id2label": [[], "a", {"0": "a", "2": "b"}, {}, {"0": ["a"]}],
+    "id2label": [[], "a", {"0": "a", "2": "b"}, {}, {"0": ["a"]}, {"0": "a", "1": "a"}],
     "classifier_head": [
         *([], {}, {"of": "cells"}, {"of": "genes", "pooling": "cls", "tasks": [["t", ["a"]]]}),
         *(
             {"of": "cells", "pooling": "cls", "tasks": tasks}
-            for tasks in ([], [["t", []]], [["t"]], {"t": "ab"}, [["t", [1]]], 3)
+            for tasks in (
+                [],
+                [["t", []]],
+                [["t"]],
+                {"t": "ab"},
+                [["t", [1]]],
+                3,
+                [["t", ["a", "a"]]],
+                [["t", ["a"]]] * 2,
+            )
         ),
+        {"of": "genes", "pooling": "gene", "tasks": [["t", ["a"]], ["u", ["b"]]]},
     ],
 }
 

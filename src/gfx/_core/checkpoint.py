@@ -144,8 +144,9 @@ def _read_classes(found: Mapping[str, Any]) -> dict[str, Any]:
     if "id2label" in found:
         labels = found["id2label"]
         is_numbered = isinstance(labels, dict) and sorted(labels) == sorted(map(str, range(len(labels))))
-        if not (is_numbered and labels and all(isinstance(label, str | int) for label in labels.values())):
-            msg = f"`id2label` numbers the classes from 0 on, found {_shown(labels)}."
+        are_names = is_numbered and labels and all(isinstance(label, str | int) for label in labels.values())
+        if not (are_names and len(set(map(str, labels.values()))) == len(labels)):
+            msg = f"`id2label` numbers the classes from 0 on, each of another name, found {_shown(labels)}."
             raise ValueError(msg)
         classes["id2label"] = labels
     if HEAD_FIELD in found:
@@ -153,9 +154,11 @@ def _read_classes(found: Mapping[str, Any]) -> dict[str, Any]:
         try:
             is_known = head["pooling"] in POOLINGS[head["of"]] and len(head) == 3
             tasks = dict(head["tasks"])
+            is_known = is_known and len(tasks) == len(head["tasks"]) and (len(tasks) == 1 or head["of"] == "cells")
             are_lists = all(isinstance(classes, list) and classes for classes in tasks.values())
             names = [name for task, classes in tasks.items() for name in (task, *classes)]
             is_head = is_known and names and are_lists and all(isinstance(name, str) for name in names)
+            is_head = is_head and all(len(set(classes)) == len(classes) for classes in tasks.values())
         except (KeyError, TypeError, ValueError):
             is_head = False
         if not is_head:

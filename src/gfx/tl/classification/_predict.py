@@ -94,7 +94,7 @@ def predict_genes(
     """
     from gfx._engine.tasks import GeneClasses
 
-    loaded, head, notes = load_trained(model, "genes")
+    loaded, head, trained_on = load_trained(model, "genes")
     cells = prepare(adata, loaded, function="tl.predict_genes", layer=layer, key_added=key_added, mod=mod, copy=copy)
     cells.slots.claim(reads=[("obs", groupby), ("obs", mask_obs)])
     lengths, vocabulary = cells.lengths(mask_obs), loaded.vocabulary
@@ -107,7 +107,7 @@ def predict_genes(
     scores = cells.per_gene(mean)
     ((task_name, classes),) = head.tasks.items()
     predicted = predicted_classes(scores, head.tasks)[task_name]
-    trained_on = vocabulary.resolve([gene for genes in notes.get("taught", {}).values() for gene in genes])
+    trained_on = vocabulary.resolve(trained_on)
     varm, uns = {"": scores, "sd": cells.per_gene(sd)}, {"tasks": {task_name: np.array(classes, dtype=object)}}
     done = f"scored {int((predicted.codes >= 0).sum()):,} genes with {loaded.name!r}"
     if names:

@@ -192,8 +192,8 @@ def _card(units: Units, params: Mapping[str, Any], summary: pd.DataFrame | None)
 # --- reading it -----------------------------------------------------------------------------------------------------
 
 
-def load_trained(model: ModelLike, of: Literal["genes", "cells"]) -> tuple[Model, Head, dict[str, Any]]:
-    """Find a classifier, its head, and what it was trained on, if that lies beside it."""
+def load_trained(model: ModelLike, of: Literal["genes", "cells"]) -> tuple[Model, Head, list[str]]:
+    """Find a classifier, its head, and the genes that it was trained on, if these are listed beside it."""
     from gfx._engine.classifier import head_of
 
     loaded = load(model)
@@ -208,4 +208,11 @@ def load_trained(model: ModelLike, of: Literal["genes", "cells"]) -> tuple[Model
         msg = f"{loaded.name!r} classifies {head.of}, not {of}. Use `gfx.tl.predict_{head.of}(adata, model)`."
         raise ValueError(msg)
     notes = loaded.folder / NOTES_FILE
-    return loaded, head, read_json(notes) if notes.is_file() else {}
+    if of == "cells" or not notes.is_file():
+        return loaded, head, []
+    by_class = read_json(notes).get("taught")
+    lists = list(by_class.values()) if isinstance(by_class, dict) else [None]
+    if not all(isinstance(genes, list) and all(isinstance(gene, str) for gene in genes) for genes in lists):
+        msg = f"{notes} does not list the genes of each class of the training. Copy or fetch it again, or delete it."
+        raise ValueError(msg)
+    return loaded, head, [gene for genes in lists for gene in genes]
