@@ -5,6 +5,8 @@
 #   make docs    the documentation, into docs/_build/html
 #   make lint    style and formatting
 #   make test-lowest, make test-newest    the tests on the lowest versions declared, on the newest that pip finds
+#   make test-no-torch    the tests of what works without torch: check, tokenize, tables and plots
+#   make dist    the archives for the package index, checked; the wheel runs the README in a fresh environment
 # Another interpreter: make test PYTHON=python3.12. Another environment: make test VENV=/path/to/one.
 # Tests run in one process per core, at most four, each of which takes 1 to 2 GB: make test WORKERS=1 for fewer.
 # On Linux pip takes torch for CUDA; the small one: make test TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -15,10 +17,11 @@ TORCH_INDEX ?=
 WORKERS ?= logical
 TUTORIALS ?=
 CONSTRAINTS ?= constraints.txt
+PACKAGE ?= --editable .
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet $(addprefix --constraint ,$(CONSTRAINTS))
 
-.PHONY: demo test test-lowest test-newest tutorials docs lint clean
+.PHONY: demo test test-lowest test-newest test-no-torch tutorials docs dist lint clean
 
 demo: $(VENV)/.runs
 	$(BIN)/python tutorials/quickstart.py
@@ -33,18 +36,33 @@ test-lowest test-newest: test-%:
 	rm -rf .venv-$*
 	$(MAKE) test VENV=.venv-$* CONSTRAINTS=$(CONSTRAINTS)
 
+# A computer that only looks at results: the same environment, and then no library that runs a network.
+WITHOUT_TORCH := $(addprefix tests/,core pp get pl datasets test_adata.py test_packaging.py test_results.py test_settings.py)
+test-no-torch:
+	rm -rf .venv-no-torch
+	$(MAKE) .venv-no-torch/.tests VENV=.venv-no-torch
+	.venv-no-torch/bin/python -m pip uninstall --quiet --yes torch transformers accelerate peft
+	.venv-no-torch/bin/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile $(WITHOUT_TORCH)
+
 tutorials: $(VENV)/.notebooks
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout 300 --numprocesses $(WORKERS) --maxprocesses 2 $(TUTORIALS) tutorials
 
 docs: $(VENV)/.documents
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
+dist: $(VENV)/.builds
+	rm -rf dist .venv-dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	$(MAKE) .venv-dist/.runs VENV=.venv-dist PACKAGE="$$(echo dist/*.whl)"
+	.venv-dist/bin/python -P tests/installed.py
+
 lint: $(VENV)/.lints
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf .venv .venv-lowest .venv-newest demo docs/_build docs/generated build dist
+	rm -rf .venv .venv-lowest .venv-newest .venv-no-torch .venv-dist demo docs/_build docs/generated build dist
 
 # Each stamp says that the environment holds what one of the targets needs; a change of the pins makes it anew.
 PINS := pyproject.toml $(CONSTRAINTS)
@@ -63,7 +81,7 @@ $(VENV)/.pip: | $(BIN)/python
 $(VENV)/.runs: $(PINS) | $(VENV)/.pip
 	@echo "Installing the $(if $(CONSTRAINTS),versions of $(CONSTRAINTS),newest versions) into $(VENV): some minutes, once."
 	$(PIP) $(if $(TORCH_INDEX),--no-deps --index-url $(TORCH_INDEX)) torch
-	$(PIP) --editable .
+	$(PIP) $(PACKAGE)
 	@touch $@
 
 $(VENV)/.tests: $(VENV)/.runs
@@ -80,4 +98,8 @@ $(VENV)/.documents: $(VENV)/.runs
 
 $(VENV)/.lints: $(PINS) | $(VENV)/.pip
 	$(PIP) --group dev
+	@touch $@
+
+$(VENV)/.builds: $(PINS) | $(VENV)/.pip
+	$(PIP) --group dist
 	@touch $@

@@ -162,7 +162,7 @@ def toy_vocabulary_v1() -> Vocabulary:
 
 def write_toy_model(folder: Path, vocabulary: Vocabulary, *, max_length: int = 64, seed: int = 0) -> Path:
     """Write a random BERT with 3 blocks of width 16 as a published folder: config, safetensors, vocabulary."""
-    import torch
+    torch = pytest.importorskip("torch", reason="a toy model is made by torch")
     from transformers import BertConfig, BertForMaskedLM
 
     from gfx.models._vocabulary_file import write_vocabulary

@@ -7,9 +7,11 @@ import re
 import sys
 import tomllib
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -17,7 +19,9 @@ from packaging.version import Version
 from safetensors.numpy import load_file
 
 import gfx
-from gfx._engine import extras
+
+if TYPE_CHECKING:
+    from hatchling.builders.plugin.interface import BuilderInterface
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -98,6 +102,12 @@ def test_recipe_asks_for_what_the_project_asks_for() -> None:
     assert recipe_list("run") == {"python": PROJECT["requires-python"]} | expected
 
 
+def test_recipe_leads_to_the_project_s_pages() -> None:
+    text = (ROOT / "recipe" / "meta.yaml").read_text()
+    assert f"  doc_url: {PROJECT['urls']['Documentation']}\n  dev_url: {PROJECT['urls']['Source']}\n" in text
+    assert re.search(r"^  identifiers:\n    - doi:10\.", text, flags=re.M)
+
+
 @pytest.mark.parametrize("section", ["host", "run"])
 def test_recipe_can_be_solved_on_conda_forge(section: str) -> None:
     """Each package is there under this name, in a version within the bound."""
@@ -127,7 +137,7 @@ def test_recipe_summary_is_the_project_s_and_short_enough() -> None:
 GROUPS = PYPROJECT["dependency-groups"]
 REQUIREMENTS = {"dependencies": PROJECT["dependencies"]} | PROJECT["optional-dependencies"] | GROUPS
 #: Lists of which the lowest versions are not tested.
-NEWEST_ONLY = ("notebook", "tutorials", "doc", "dev")
+NEWEST_ONLY = ("notebook", "tutorials", "doc", "dev", "dist")
 
 
 def required(*left_out: str) -> list[str]:
@@ -157,6 +167,7 @@ def test_all_is_every_other_extra() -> None:
 
 
 def test_a_missing_package_is_named_with_the_extra_that_brings_it() -> None:
+    extras = pytest.importorskip("gfx._engine.extras")
     for package, extra in extras.EXTRA_WITH.items():
         assert package in {Requirement(entry).name for entry in PROJECT["optional-dependencies"][extra]}
 
@@ -171,7 +182,21 @@ def test_pins_name_no_place_and_no_cuda(file: str, torch: str) -> None:
 # --- the model inside the package -----------------------------------------------------------------------------------
 
 MINI = "gfx/models/mini"
-MINI_FILES = {f"{MINI}/{name}" for name in ("config.json", "model.safetensors", "vocabulary.tsv.gz")}
+#: Files in the package that were made from data of others.
+DATA = {f"{MINI}/{name}" for name in ("config.json", "model.safetensors", "vocabulary.tsv.gz")}
+DATA |= {"gfx/datasets/kang2018_ifnb.h5ad", "gfx/_core/gene_names.tsv.gz"}
+#: Folders that tests read.
+READ = {"benchmarks", "src", "tests", "tutorials"}
+
+
+def builder_of(kind: str) -> BuilderInterface:
+    """Make what lists the files of a wheel or a source archive, without building it."""
+    builders = pytest.importorskip(f"hatchling.builders.{kind}", reason="`pip install hatchling`")
+    return getattr(builders, f"{kind.capitalize()}Builder")(str(ROOT))
+
+
+def packaged_by(builder: BuilderInterface) -> set[str]:
+    return {Path(file.distribution_path).as_posix() for file in builder.recurse_included_files()}
 
 
 def test_mini_is_small_and_reads_long_cells() -> None:
@@ -187,10 +212,46 @@ def test_mini_is_small_and_reads_long_cells() -> None:
 
 
 @pytest.mark.parametrize(("kind", "prefix"), [("wheel", ""), ("sdist", "src/")])
-def test_mini_is_packaged(kind: str, prefix: str) -> None:
+def test_data_are_packaged_with_what_is_owed_to_their_sources(kind: str, prefix: str) -> None:
     """What is built leaves out what version control ignores."""
-    reason = "lists what would be packaged; `pip install hatchling`"
-    builders = pytest.importorskip(f"hatchling.builders.{kind}", reason=reason)
-    builder = getattr(builders, f"{kind.capitalize()}Builder")(str(ROOT))
-    packaged = {Path(file.distribution_path).as_posix() for file in builder.recurse_included_files()}
-    assert {prefix + name for name in MINI_FILES} <= packaged
+    builder = builder_of(kind)
+    assert {prefix + name for name in DATA} <= packaged_by(builder)
+    licences = {Path(file).as_posix() for file in builder.metadata.core.license_files}
+    assert licences == {"LICENSE", "NOTICE", "docs/models/mini.md"}
+    notice = (ROOT / "NOTICE").read_text()
+    for name in sorted(DATA):
+        assert name in notice or name.rpartition("/")[0] in notice
+
+
+def test_source_archive_holds_all_that_its_tests_read() -> None:
+    packaged = packaged_by(builder_of("sdist"))
+    tracked = {path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py") if path.parts[len(ROOT.parts)] in READ}
+    assert tracked <= packaged
+    assert {"Makefile", "CHANGELOG.md", "constraints.txt", "recipe/meta.yaml", ".ci/run"} <= packaged
+
+
+# --- what runs where changes are proposed -----------------------------------------------------------------------------
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+def test_workflows_run_targets_of_the_makefile_and_all_that_a_change_must_pass() -> None:
+    (matrix,) = [job["strategy"]["matrix"] for job in read_jobs("ci.yml") if "strategy" in job]
+    targets = [*matrix["target"], *(job["target"] for job in matrix["include"])]
+    makefile = (ROOT / "Makefile").read_text()
+    phony = re.search(r"^\.PHONY: (.*)$", makefile, flags=re.M)[1].split()
+    assert set(targets) <= set(phony)
+    must_pass = re.search(r"^make --keep-going (.*)$", (ROOT / ".ci" / "run").read_text(), flags=re.M)[1].split()
+    assert set(must_pass) <= set(targets)
+
+
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
+def test_actions_are_taken_by_major_version_and_may_read_only(file: Path) -> None:
+    assert yaml.safe_load(file.read_text())["permissions"] == {"contents": "read"}
+    for job in read_jobs(file.name):
+        for step in job["steps"]:
+            assert re.fullmatch(r"[\w-]+/[\w-]+@(v\d+|release/v\d+)", step.get("uses", "actions/none@v1"))
+
+
+def read_jobs(file: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load((ROOT / ".github" / "workflows" / file).read_text())["jobs"].values())
