@@ -61,7 +61,7 @@ ON_CONDA_FORGE = {
 # Declared, though gfx does not import it itself.
 NEEDED_BY_OTHERS = {
     "mudata": "MuData is taken wherever AnnData is, and recognised without loading it",
-    "scanpy": "neighbours, UMAP and plots after gfx, and the quickstart's cells",
+    "scanpy": "neighbours, UMAP and plots after gfx",
 }
 
 
