@@ -128,7 +128,8 @@ def test_links_between_files_lead_somewhere(page: Path) -> None:
         return
     targets = re.findall(r"\]\(([^)#:\s]+\.\w+|[A-Z]+)\)", page.read_text())
     targets += re.findall(r"```\{(?:include|literalinclude)\} (\S+)", page.read_text())
-    assert not [target for target in targets if not (page.parent / target).exists()]
+    made = [target for target in targets if "generated" in Path(target).parts]  # by `make docs`
+    assert not [target for target in targets if target not in made and not (page.parent / target).exists()]
 
 
 def test_environment_variables_that_pages_name_exist() -> None:
