@@ -60,6 +60,7 @@ IMPORTS: dict[str, set[str]] = {
     },
     "get": {"_adata", "_core", "_results", "_run_store"},
     "pl": {"get"},
+    "_report": {"_adata", "_core", "_results", "get", "pl"},
     "datasets": {"_downloads", "_settings", "models"},
 }
 
@@ -91,6 +92,7 @@ LOADS: dict[str, set[str]] = {
     "tl": {"anndata", "numpy", "pandas", "scanpy", "scipy", "tqdm"},
     "get": {"numpy", "pandas", "scipy", "sklearn"},
     "pl": {"adjustText", "matplotlib", "networkx", "numpy"},
+    "_report": {"jinja2", "numpy", "pandas"},
     "datasets": {"anndata", "h5py", "numpy", "pandas", "scipy"},
 }
 

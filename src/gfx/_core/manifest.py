@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from scipy.sparse import csr_array
+
 #: Results hardly depend on these: a run goes on where only they differ.
 VERSIONS = {"gfx_version": "gfx", "torch_version": "torch"}
 
@@ -68,3 +70,16 @@ def file_sha256(path: Path) -> str:
 def _hash(path: Path, _size: int, _changed: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint_of_rows(blocks: Iterable[tuple[slice, csr_array]]) -> str:
+    """Summarize a matrix that is read in blocks of rows: one sha256, in whatever form and blocks it is stored."""
+    parts = [hashlib.sha256() for _ in range(3)]
+    for _, block in blocks:
+        rows = block.copy()  # blocks may share their values with the matrix of the user
+        rows.sum_duplicates()
+        rows.eliminate_zeros()
+        kinds = (np.diff(rows.indptr), np.int64), (rows.indices, np.int64), (rows.data, np.float64)
+        for part, (values, dtype) in zip(parts, kinds, strict=True):
+            part.update(values.astype(dtype).tobytes())
+    return hashlib.sha256(b"".join(part.digest() for part in parts)).hexdigest()

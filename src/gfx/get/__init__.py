@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING
+
 from gfx.get._attention import (
     attention_bands_df,
     attention_df,
@@ -26,6 +29,9 @@ from gfx.get._perturbation import (
 )
 from gfx.get._screen import screen_cells, screen_df
 
+if TYPE_CHECKING:
+    from gfx._report import report
+
 __all__ = [
     "attention_bands_df",
     "attention_df",
@@ -46,9 +52,18 @@ __all__ = [
     "official_statistics_df",
     "random_sets_df",
     "rank_trend_df",
+    "report",
     "roc_df",
     "screen_cells",
     "screen_df",
     "synergy_df",
     "target_effects_df",
 ]
+
+
+def __getattr__(name: str) -> object:
+    # The report draws: it stands above `pl`, which stands above these tables.
+    if name == "report":
+        return importlib.import_module("gfx._report").report
+    msg = f"module 'gfx.get' has no attribute {name!r}"
+    raise AttributeError(msg)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -56,6 +57,21 @@ def finish(*axes: Axes, show: bool | None) -> None:
         import matplotlib.pyplot as plt
 
         plt.show()
+
+
+def as_png(draw: Callable[[], Axes | Sequence[Axes]]) -> bytes:
+    """Draw a new figure in matplotlib's own style, whatever the user's is, and close it."""
+    import matplotlib.pyplot as plt
+
+    others = set(plt.get_fignums())
+    try:
+        with plt.ioff(), plt.style.context("default"):
+            figure, picture = figure_of(np.ravel(draw())[0]), BytesIO()
+            figure.savefig(picture, format="png", dpi=150, bbox_inches="tight")
+    finally:
+        for number in set(plt.get_fignums()) - others:  # also one that was begun before an error
+            plt.close(number)
+    return picture.getvalue()
 
 
 _LINE_OF_LABEL = {"arrowstyle": "-", "color": "0.5", "linewidth": 0.5, "shrinkB": 2}
