@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
 #: Rows of a table that are shown; all are in the table of `gfx.get`.
 MOST_ROWS = 30
@@ -66,7 +66,7 @@ class Section:
     @property
     def parameters(self) -> Table:
         """How the result was made, as a table."""
-        return pairs(dict(self.params))
+        return pairs(self.params)
 
     @property
     def anchor(self) -> str:
@@ -104,9 +104,9 @@ def tabulate(table: pd.DataFrame, below: str = "", *, most: int = MOST_ROWS) -> 
     return Table([str(name) for name in shown], rows, is_number, below.replace("`", ""))
 
 
-def pairs(entries: Mapping[str, object], columns: Iterable[str] = ("", "")) -> Table:
+def pairs(entries: Mapping[str, object]) -> Table:
     """Write names and values as a table of two columns."""
-    return Table(list(columns), [[str(name), written(value)] for name, value in entries.items()], [False, False])
+    return Table([], [[str(name), written(value)] for name, value in entries.items()], [False, False])
 
 
 def draw(plot: Callable, *args: object, **kwargs: object) -> Figure | str:

@@ -56,12 +56,13 @@ def sections(adata: AnnData, keys: list[str], names: str | None) -> list[Section
     labels = gene_names(gene_column(adata.var, names))
     results = [Slots(adata, made_by(adata.uns[key]), key) for key in keys]
     order = list(_TOLD)
-    return [_told(result, names, labels) for result in sorted(results, key=lambda found: order.index(found.function))]
+    results.sort(key=lambda result: (order.index(result.function), result.key))
+    return [_told(result, names, labels) for result in results]
 
 
 def _told(result: Slots, names: str | None, labels: np.ndarray) -> Section:
     title, tell = _TOLD[result.function]
-    section = Section(result.key, result.function, title, result.uns["params"])
+    section = Section(result.key, result.function, title, dict(sorted(result.uns["params"].items())))
     if section.params.get("model") == "mini":
         section.warnings.append(
             "The model is mini, which is meant for first trials, teaching and tests, not for findings."
@@ -99,9 +100,9 @@ def data_tables(adata: AnnData, told: list[Section]) -> dict[str, Table]:
         else:
             rows[f"sha256 of the values in {matrix.where}"] = fingerprint_of_rows(row_blocks(matrix.x))
     tables = {"Cells and genes": pairs(rows)}
-    for key, entry in adata.uns.items():
+    for key, entry in sorted(adata.uns.items()):
         if made_by(entry) == "pp.tokenize":
-            report = {name: value for name, value in entry.get("report", {}).items() if value not in ("", 0)}
+            report = {name: value for name, value in sorted(entry.get("report", {}).items()) if value not in ("", 0)}
             if key in adata.obsm:
                 report["sha256 of tokens"] = fingerprint(np.asarray(adata.obsm[key]))
             tables[f"Tokens: {key}"] = pairs({name.replace("_", " "): value for name, value in report.items()})
