@@ -212,10 +212,15 @@ def test_mini_is_small_and_reads_long_cells() -> None:
 
 
 @pytest.mark.parametrize(("kind", "prefix"), [("wheel", ""), ("sdist", "src/")])
-def test_data_are_packaged_with_what_is_owed_to_their_sources(kind: str, prefix: str) -> None:
+def test_files_beside_the_code_are_packaged(kind: str, prefix: str) -> None:
     """What is built leaves out what version control ignores."""
-    builder = builder_of(kind)
+    reason = "lists what would be packaged; `pip install hatchling`"
+    builders = pytest.importorskip(f"hatchling.builders.{kind}", reason=reason)
+    builder = getattr(builders, f"{kind.capitalize()}Builder")(str(ROOT))
+    packaged = {Path(file.distribution_path).as_posix() for file in builder.recurse_included_files()}
     assert {prefix + name for name in DATA} <= packaged_by(builder)
+def test_data_are_packaged_with_what_is_owed_to_their_sources(kind: str, prefix: str) -> None:
+    builder = builder_of(kind)
     licences = {Path(file).as_posix() for file in builder.metadata.core.license_files}
     assert licences == {"LICENSE", "NOTICE", "docs/models/mini.md"}
     notice = (ROOT / "NOTICE").read_text()

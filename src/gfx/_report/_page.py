@@ -117,8 +117,8 @@ def draw(plot: Callable, *args: object, **kwargs: object) -> Figure | str:
         png = as_png(lambda: plot(*args, **kwargs, show=False))
     except ValueError as nothing:
         return f"No figure: {nothing}"
-    first, _, rest = inspect.cleandoc(plot.__doc__ or plot.__name__).partition("\n\n")
-    caption = re.sub(r":\w+:`([^`]*)`", r"\1", rest.partition("\nParameters\n")[0]).replace("`", "")
+    told = re.split(r"^Parameters$", inspect.cleandoc(plot.__doc__ or plot.__name__), maxsplit=1, flags=re.MULTILINE)[0]
+    first, _, caption = re.sub(r":\w+:`([^`]*)`", r"\1", told).replace("`", "").partition("\n\n")
     width, height = (round(size / _DENSITY) for size in struct.unpack(">II", png[16:24]))  # of the header
     return Figure(
         base64.b64encode(png).decode("ascii"), " ".join(first.split()), " ".join(caption.split()), width, height
@@ -175,8 +175,8 @@ _PAPERS = {
 def _citations(sections: list[Section]) -> list[tuple[str, str]]:
     """Text and address of what to cite: the package, and the paper of each model."""
     cited = [(f"gfx {version('scgfx')}, published as scgfx: Geneformer for AnnData.", "")]
-    used = {(str(section.params.get("model")), str(section.params.get("vocabulary"))) for section in sections}
-    for model, vocabulary in sorted(used):
+    used = {(section.params.get("model"), section.params.get("vocabulary")) for section in sections}
+    for model, vocabulary in sorted(used - {(None, None)}):
         own = ("The model mini is a part of gfx.", "")
         unknown = (f"The source of the model {model!r}, which is not a published Geneformer.", "")
         entry = own if model == "mini" else _PAPERS.get(vocabulary, unknown)

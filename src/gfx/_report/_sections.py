@@ -108,15 +108,15 @@ def data_tables(adata: AnnData, told: list[Section]) -> dict[str, Table]:
             tables[f"Tokens: {key}"] = pairs({name.replace("_", " "): value for name, value in report.items()})
     models = pd.DataFrame(
         {
-            "model": str(section.params.get("model")),
-            "vocabulary": str(section.params.get("vocabulary")),
-            "sha256 of weights": str(section.params.get("weights_sha256")),
-            "of configuration": str(section.params.get("config_sha256")),
-            "of vocabulary": str(section.params.get("vocabulary_sha256")),
+            "model": section.params.get("model"),
+            "vocabulary": section.params.get("vocabulary"),
+            "sha256 of weights": section.params.get("weights_sha256"),
+            "of configuration": section.params.get("config_sha256"),
+            "of vocabulary": section.params.get("vocabulary_sha256"),
         }
         for section in told
     ).drop_duplicates()
-    return tables | {"Models": tabulate(models)}
+    return tables | {"Models": tabulate(models.dropna(how="all"))}
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -130,9 +130,13 @@ def _some(table: pd.DataFrame, columns: str) -> pd.DataFrame:
     return table[[name for name in columns.split() if name in table]]
 
 
-def _ends(table: pd.DataFrame) -> pd.DataFrame:
-    """Keep both ends of a sorted table."""
-    return table if len(table) <= 2 * _ENDS else pd.concat([table.head(_ENDS), table.tail(_ENDS)])
+def _ends(table: pd.DataFrame, sorted_by: str, columns: str | None = None) -> Table:
+    """Tabulate both ends of a sorted table."""
+    shown = table if columns is None else _some(table, columns)
+    if len(table) <= 2 * _ENDS:
+        return tabulate(shown, f"Sorted by {sorted_by}.")
+    below = f"Sorted by {sorted_by}; the first and the last {_ENDS} of {len(table):,} genes."
+    return tabulate(pd.concat([shown.head(_ENDS), shown.tail(_ENDS)]), below)
 
 
 # --- perturbations and screens --------------------------------------------------------------------------------------
@@ -163,7 +167,8 @@ def _perturbation(section: Section, result: Slots, names: str | None, labels: np
     )
     note = f"Sorted by z-score, descending. {table.attrs['note']}" if has_random else table.attrs["note"]
     section.parts.append(("Effects", tabulate(_some(table, columns), note)))
-    section.parts.append(("Effects beside random sets", draw(pl.deletion, adata, key=key, n_top=_DRAWN, min_cells=1)))
+    title = "Effects beside random sets" if has_random else "Effects on cells"
+    section.parts.append((title, draw(pl.deletion, adata, key=key, n_top=_DRAWN, min_cells=1)))
     if "synergy" in result.uns:
         synergy = get.synergy_df(adata, key=key).drop(columns=["displaced_mean", "composed_mean"])
         section.parts.append(("Genes together, beyond their single effects", tabulate(synergy)))
@@ -221,8 +226,7 @@ def _screen(section: Section, result: Slots, names: str | None, labels: np.ndarr
     columns = f"gene n_cells rank_mean {columns} exact_n_cells detection expression_mean logfc"
     if measure == "toward":
         columns = columns.replace(" shift_excess shift_low shift_high", "")
-    below = f"Sorted by z-score; the first and the last {_ENDS} of {len(table):,} genes. {table.attrs['note']}"
-    section.parts.append(("Genes", tabulate(_some(_ends(table), columns), below)))
+    section.parts += [("Genes", _ends(table, "z-score, descending", columns)), ("", table.attrs["note"])]
     groups = [str(name) for name in result.uns.get("groups", [])][:_GROUPS]
     if groups:
         section.parts.append(
@@ -382,7 +386,8 @@ def _classification(section: Section, result: Slots, names: str | None, labels: 
     if of == "cell" and params.get("donor_key") is None:
         remedy = "Hold out donors with donor_key: cells of one donor are alike, so that held-out cells are no new ones."
         section.warnings.append(_CELLS_ARE_NO_REPLICATES.format(remedy=remedy))
-    section.parts.append(("Held-out performance, the model and its controls", tabulate(table, table.attrs["note"])))
+    compared = tabulate(table, table.attrs["note"], most=len(table))
+    section.parts.append(("Held-out performance, the model and its controls", compared))
     for task in main["task"].unique():
         of_task = {"task": str(task), "key": key}
         section.parts.append((f"ROC curves: {task}", draw(pl.roc, adata, **of_task)))
@@ -437,9 +442,8 @@ def _add_scores(section: Section, result: Slots, names: str | None) -> None:
     scores = get.gene_scores_df(result.adata, key=result.key, names=names)
     if "in_training" in scores:
         scores = scores[~scores["in_training"].astype(bool)].drop(columns="in_training")
-    below = f"Sorted by the score of the last class; the first and the last {_ENDS} of {len(scores):,} genes."
     section.parts.append(("Scores of genes", draw(pl.gene_scores, result.adata, key=result.key, names=names)))
-    section.parts.append(("", tabulate(_ends(scores), below)))
+    section.parts.append(("", _ends(scores, "the score of the last class, descending")))
 
 
 def _predicted_genes(section: Section, result: Slots, names: str | None, labels: np.ndarray) -> None:
@@ -553,7 +557,9 @@ def _add_difference(section: Section, result: Slots) -> None:
         remedy = "Name donors with donor_key for tests over donors."
         section.warnings.append(_CELLS_ARE_NO_REPLICATES.format(remedy=remedy))
     title = f"Difference between {of['group']} and {of['reference']}" if of else "What the deletion changes"
-    section.parts.append((title, draw(pl.attention_difference, result.adata, key=result.key, **of)))
+    section.parts.append(
+        (title, draw(pl.attention_difference, result.adata, key=result.key, min_cells=_MIN_CELLS, **of))
+    )
 
 
 def _embedding(section: Section, result: Slots, names: str | None, labels: np.ndarray) -> None:
