@@ -241,6 +241,7 @@ TERMS = {
     "label": "the given class",
     "predicted": "the class with the highest score",
     "in_training": "whether the gene was in the training set: its score is no prediction then",
+    "rank": "mean rank of the gene in its cells, in genes",
     "attention": "attention that the gene receives from an average position of its cells, mean over heads",
     "uniform": "what it would receive if attention were uniform",
     "ratio": "attention divided by uniform attention",

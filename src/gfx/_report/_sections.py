@@ -498,14 +498,19 @@ def _attention(section: Section, result: Slots, names: str | None, labels: np.nd
         section.warnings.append(
             "No random-weights model was run: whether attention depends on what the model has learnt is not known."
         )
-    by_rank = spearman(genes["ratio"].to_numpy(), genes["rank_mean"].to_numpy())
+    by_rank = spearman(genes["ratio"].to_numpy(), genes["rank"].to_numpy())
     if abs(by_rank) >= EXPLAINED:
         section.warnings.append(
             f"The rank of a gene explains the attention that it receives (Spearman {by_rank:.2f}): the genes that "
             "receive most are those of certain ranks."
         )
     columns = "layer entropy entropy_random distance distance_random special special_random"
-    section.parts.append(("Network layers", tabulate(_some(get.attention_layers_df(adata, key=key), columns))))
+    section.parts.append(
+        (
+            "Controls: network layers beside random weights",
+            tabulate(_some(get.attention_layers_df(adata, key=key), columns)),
+        )
+    )
     section.parts.append(("Heads and ranks", draw(pl.attention, adata, key=key)))
     section.parts.append(("Bands of ranks", draw(pl.attention_bands, adata, key=key)))
     below = f"The {_DRAWN} genes with the largest ratio of {len(genes):,} in at least {_MIN_CELLS} cells."
@@ -532,7 +537,7 @@ def _attention_of_genes(result: Slots, labels: np.ndarray) -> pd.DataFrame:
         {
             "gene": labels,
             "n_cells": result.read("var", "n_cells").to_numpy(),
-            "rank_mean": result.read("var", "rank").to_numpy(),
+            "rank": result.read("var", "rank").to_numpy(),
             "attention": np.asarray(result.read("varm")).mean(axis=1),
             "uniform": result.read("var", "uniform").to_numpy(),
         }

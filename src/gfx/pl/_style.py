@@ -67,7 +67,7 @@ def as_png(draw: Callable[[], Axes | Sequence[Axes]]) -> bytes:
     try:
         with plt.ioff(), plt.style.context("default"):
             figure, picture = figure_of(np.ravel(draw())[0]), BytesIO()
-            figure.savefig(picture, format="png", dpi=150)
+            figure.savefig(picture, format="png", dpi=150, bbox_inches="tight")  # also labels longer than an axis
     finally:
         for number in set(plt.get_fignums()) - others:  # also one that was begun before an error
             plt.close(number)
