@@ -43,14 +43,14 @@ def report(
     cite. A warning is given where a control is missing or explains the effect. Results that have no control, such as
     embeddings, are listed as such.
 
-    Nothing is computed anew: use the tables of :mod:`gfx.get` for all genes or perturbations, of which the report shows
+    Nothing is computed anew: use the tables of `gfx.get` for all genes or perturbations, of which the report shows
     the first. The same object gives the same file. Cost: one pass over the counts for their checksum, and a second or
     two for each result.
 
     Parameters
     ----------
     adata
-        Cells with at least one result of :mod:`gfx.tl`.
+        Cells with at least one result of `gfx.tl`.
     path
         File to write, which ends in `.html`. An existing file is replaced once the new one is complete.
     key
