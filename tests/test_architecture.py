@@ -271,6 +271,7 @@ gfx.pp.check(adata, model={str(toy_folder)!r})
 gfx.pp.tokenize(adata, model={str(toy_folder)!r})
 gfx.get.deletion_df(adata)
 gfx.pl.deletion(adata, min_cells=1, show=False)
+gfx.get.report(adata, {str(tmp_path / "report.html")!r})
 adata.write_h5ad({str(tmp_path / "out.h5ad")!r})
 """
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"NUMBA_NUM_THREADS": "4"})
