@@ -38,6 +38,7 @@ ON_CONDA_FORGE = {
     "adjusttext": "1.3.0",
     "anndata": "0.12.16",
     "h5py": "3.11.0",
+    "jinja2": "3.1.6",
     "hatchling": "1.27.0",
     "matplotlib-base": "3.10.0",
     "mudata": "0.3.8",
