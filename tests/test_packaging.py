@@ -38,8 +38,8 @@ ON_CONDA_FORGE = {
     "adjusttext": "1.3.0",
     "anndata": "0.12.16",
     "h5py": "3.11.0",
-    "jinja2": "3.1.6",
     "hatchling": "1.27.0",
+    "jinja2": "3.1.6",
     "matplotlib-base": "3.10.0",
     "mudata": "0.3.8",
     "networkx": "3.3",
@@ -213,15 +213,10 @@ def test_mini_is_small_and_reads_long_cells() -> None:
 
 
 @pytest.mark.parametrize(("kind", "prefix"), [("wheel", ""), ("sdist", "src/")])
-def test_files_beside_the_code_are_packaged(kind: str, prefix: str) -> None:
-    """What is built leaves out what version control ignores."""
-    reason = "lists what would be packaged; `pip install hatchling`"
-    builders = pytest.importorskip(f"hatchling.builders.{kind}", reason=reason)
-    builder = getattr(builders, f"{kind.capitalize()}Builder")(str(ROOT))
-    packaged = {Path(file.distribution_path).as_posix() for file in builder.recurse_included_files()}
-    assert {prefix + name for name in DATA} <= packaged_by(builder)
 def test_data_are_packaged_with_what_is_owed_to_their_sources(kind: str, prefix: str) -> None:
+    """What is built leaves out what version control ignores."""
     builder = builder_of(kind)
+    assert {prefix + name for name in DATA | {"gfx/_report/page.html"}} <= packaged_by(builder)
     licences = {Path(file).as_posix() for file in builder.metadata.core.license_files}
     assert licences == {"LICENSE", "NOTICE", "docs/models/mini.md"}
     notice = (ROOT / "NOTICE").read_text()
