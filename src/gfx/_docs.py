@@ -169,7 +169,8 @@ cmap
 palette
     Colours of the groups, in their order. `None` uses matplotlib's colour cycle.
 show
-    Whether to call :func:`matplotlib.pyplot.show`. `None` follows scanpy's setting.
+    Whether to show the figure. A function that shows its figure returns `None`, otherwise the axes it drew on, as
+    scanpy's plots do. `None` shows it, unless `ax` is given or ``scanpy.settings.autoshow`` is `False`.
 """
 
 

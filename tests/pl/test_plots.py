@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
@@ -10,6 +11,7 @@ mpl.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 
 import gfx
@@ -50,14 +52,23 @@ def points(ax: plt.Axes, colour: str) -> list[np.ndarray]:
     """Clouds of points of one colour, from the first row to the last."""
     wanted = mpl.colors.to_rgb(colour)
     clouds = [c for c in ax.collections if len(c.get_facecolor()) and np.allclose(c.get_facecolor()[:, :3], wanted)]
-    return [np.asarray(cloud.get_offsets()) for cloud in clouds]
+    return [np.asarray(cloud.get_offsets()) for cloud in clouds if len(cloud.get_offsets())]
 
 
 def diamonds(ax: plt.Axes) -> np.ndarray:
     """Where effects stand, one point each, in the order of the rows."""
-    edged = [c for c in ax.collections if len(c.get_edgecolor()) and np.allclose(c.get_edgecolor()[0, :3], 0)]
-    at = np.array([c.get_offsets()[0] for c in edged])
+    at = np.concatenate([c.get_offsets() for c in ax.collections if c.get_zorder() == 3])
     return at[np.argsort(at[:, 1])]
+
+
+def intervals(ax: plt.Axes) -> list[np.ndarray]:
+    """Ends of the lines through effects, from the first row to the last."""
+    return [line.get_xdata() for line in ax.lines if line.get_linewidth() == 1.5 and len(line.get_xdata())]
+
+
+def entries(ax: plt.Axes) -> list[str]:
+    """What the legend says."""
+    return [text.get_text() for text in ax.get_legend().get_texts()]
 
 
 def test_deletion_orders_rows_as_the_table(deleted: ad.AnnData) -> None:
@@ -68,38 +79,79 @@ def test_deletion_orders_rows_as_the_table(deleted: ad.AnnData) -> None:
         f"{row.perturbation} ({row.n_cells})" for row in table.itertuples()
     ]
     assert ax.get_ylim()[1] < 0 < ax.get_ylim()[0]  # the first row is on top
-    np.testing.assert_allclose(diamonds(ax)[:, 0], table["shift_mean"])
+    np.testing.assert_allclose(diamonds(ax)[:, 0], table["shift_mean"] - table["random_mean"])
     for row, text in zip(table.itertuples(), ax.texts, strict=True):
         assert text.get_text() == f"z {round(row.z, 1) + 0.0:+.1f}, p {row.p:.2g}"
 
 
-def test_deletion_draws_random_sets_in_front_of_effects(deleted: ad.AnnData) -> None:
+def test_deletion_draws_random_sets_around_0(deleted: ad.AnnData) -> None:
     ax = gfx.pl.deletion(deleted, show=False)
     table, random = gfx.get.deletion_df(deleted), gfx.get.random_sets_df(deleted)
     clouds = points(ax, "0.6")
     assert len(clouds) == len(ax.patches) == len(table) == 3
     for cloud, bar, row in zip(clouds, ax.patches, table.itertuples(), strict=True):
-        # The cells that both were perturbed in: the difference there, beside the effect of all cells.
-        values = row.shift_mean + random.loc[random["perturbation"] == row.perturbation, "difference"]
+        values = random.loc[random["perturbation"] == row.perturbation, "difference"]
+        values -= values.mean()
         np.testing.assert_allclose(sorted(cloud[:, 0]), sorted(values))
+        assert cloud[:, 0].mean() == pytest.approx(0, abs=1e-9)
         np.testing.assert_allclose([bar.get_x(), bar.get_x() + bar.get_width()], np.percentile(values, [5, 95]))
+    assert ax.get_xlabel() == "excess shift over random sets (1 - cosine)"
+    assert entries(ax) == [
+        "rank-matched random sets",
+        "their 5th to 95th percentile",
+        "mean of the perturbed cells",
+        "5th to 95th percentile of these cells",
+    ]
 
 
 def test_deletion_without_random_sets_draws_none(deleted: ad.AnnData) -> None:
     ax = gfx.pl.deletion(deleted, key="alone", show=False)
     assert not points(ax, "0.6")
     assert not ax.texts
-    assert len(diamonds(ax)) == 3
+    np.testing.assert_allclose(diamonds(ax)[:, 0], gfx.get.deletion_df(deleted, key="alone")["shift_mean"])
+    assert ax.get_xlabel() == "shift (1 - cosine)"
+    assert entries(ax) == ["mean of the perturbed cells", "5th to 95th percentile of these cells"]
+
+
+def test_deletion_says_where_a_perturbation_has_no_random_sets(deleted: ad.AnnData) -> None:
+    adata = deleted.copy()
+    first = gfx.get.deletion_df(adata)["perturbation"].iloc[0]
+    random = adata.uns["gfx_delete"]["random_sets"]
+    adata.uns["gfx_delete"]["random_sets"] = random[random["perturbation"] != first].reset_index(drop=True)
+    table = adata.uns["gfx_delete"]["table"]
+    table.loc[table["perturbation"] == first, ["random_mean", "z", "p"]] = np.nan
+    ax = gfx.pl.deletion(adata, show=False)
+    assert [text.get_text() for text in ax.texts][-1] == "no random sets"
+    assert len(points(ax, "0.6")) == 2
+
+
+@pytest.mark.parametrize("n", [1, 60])
+def test_rows_and_names_of_one_and_of_many_deletions_have_room(deleted: ad.AnnData, n: int) -> None:
+    adata = deleted.copy()
+    result = adata.uns["gfx_delete"]
+    names = [f"GENE-WITH-A-LONG-NAME{number}" for number in range(n)]
+    result["table"] = pd.concat([result["table"].head(1)] * n, ignore_index=True).assign(perturbation=names)
+    result["random_sets"] = pd.concat([result["random_sets"].assign(perturbation=name) for name in names])
+    result["perturbations"] = names
+    del adata.obsm["gfx_delete_parts"]
+    adata.obsm["gfx_delete"] = np.tile(adata.obsm["gfx_delete"][:, :1], n)
+    ax = gfx.pl.deletion(adata, show=False)
+    ax.figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in ax.get_yticklabels()]
+    assert len(boxes) == n
+    assert not any(a.overlaps(b) for a, b in itertools.pairwise(boxes))
+    assert all(ax.figure.bbox.containsx(box.x0) for box in boxes)
+    assert not ax.get_legend().get_window_extent().overlaps(ax.bbox)
+    assert 2.5 < ax.figure.get_figheight() < 15
 
 
 def test_deletion_spread_is_that_of_cells_and_colour_the_mean_rank(deleted: ad.AnnData) -> None:
     ax = gfx.pl.deletion(deleted, cmap="magma", show=False)
     table, cells = gfx.get.deletion_df(deleted), gfx.get.deletion_cells_df(deleted)
-    lines = [line for line in ax.lines if line.get_color() == "0.25"]
-    faces = [c.get_facecolor()[0] for c in ax.collections if c.get_zorder() == 3]
-    for line, face, row in zip(lines, faces, table.itertuples(), strict=True):
+    faces = [c.get_facecolor()[0] for c in ax.collections if c.get_zorder() == 3 and len(c.get_offsets())]
+    for line, face, row in zip(intervals(ax), faces, table.itertuples(), strict=True):
         values = cells.loc[cells["perturbation"] == row.perturbation, "shift"]
-        np.testing.assert_allclose(line.get_xdata(), np.percentile(values, [5, 95]))
+        np.testing.assert_allclose(line, np.percentile(values, [5, 95]) - row.random_mean)
         np.testing.assert_allclose(face, mpl.colormaps["magma"](row.rank_mean))
 
 
@@ -113,14 +165,14 @@ def test_synergy_draws_excess_interval_and_random_pairs(deleted: ad.AnnData) -> 
     (row,) = gfx.get.synergy_df(deleted).itertuples()
     random = gfx.get.random_sets_df(deleted).query("perturbation == @row.perturbation")
     for ax, measure in zip(axes, ("on_shifts", "on_vectors"), strict=True):
-        mean = getattr(row, f"{measure}_mean")
-        np.testing.assert_allclose(diamonds(ax), [[mean, 0]])
-        (interval,) = [line for line in ax.lines if line.get_color() == "0.25"]
-        np.testing.assert_allclose(
-            interval.get_xdata(), [getattr(row, f"{measure}_low"), getattr(row, f"{measure}_high")]
-        )
+        difference = random[f"{measure}_difference"]
+        of_random = getattr(row, f"{measure}_mean") + difference.mean()
+        np.testing.assert_allclose(diamonds(ax), [[-difference.mean(), 0]])
+        (interval,) = intervals(ax)
+        ends = np.array([getattr(row, f"{measure}_low"), getattr(row, f"{measure}_high")])
+        np.testing.assert_allclose(interval, ends - of_random)
         (cloud,) = points(ax, "0.6")
-        np.testing.assert_allclose(sorted(cloud[:, 0]), sorted(mean + random[f"{measure}_difference"]))
+        np.testing.assert_allclose(sorted(cloud[:, 0]), sorted(difference - difference.mean()))
     assert [label.get_text() for label in axes[0].get_yticklabels()] == [f"{row.perturbation} ({row.n_cells})"]
     by_state = gfx.pl.synergy(deleted, key="by_state", min_cells=1, show=False)
     assert len(points(by_state[0], "0.6")[0]) == 6  # a random set once, not once a state
@@ -274,13 +326,11 @@ def test_deletion_with_states_draws_the_goal_or_the_state_asked_for(deleted: ad.
         ax = gfx.pl.deletion(deleted, state=state, **given)
         assert f"toward {state or 'b'}" in ax.get_xlabel()
         rows = table[table["state"] == (state or "b")]
-        np.testing.assert_allclose(diamonds(ax)[:, 0], rows["toward_mean"])
+        np.testing.assert_allclose(diamonds(ax)[:, 0], rows["toward_mean"] - rows["toward_random_mean"])
         random = gfx.get.random_sets_df(deleted, key="by_state").query("state == @state" if state else "state == 'b'")
         drawn = np.concatenate(points(ax, "0.6"))[:, 0]
-        expected = random["toward_difference"] + random["perturbation"].map(
-            rows.set_index("perturbation")["toward_mean"]
-        )
-        np.testing.assert_allclose(sorted(drawn), sorted(expected))
+        of_rows = random.groupby("perturbation")["toward_difference"]
+        np.testing.assert_allclose(sorted(drawn), sorted(of_rows.transform(lambda values: values - values.mean())))
     with pytest.raises(KeyError, match="Did not find the state 'z'"):
         gfx.pl.deletion(deleted, key="by_state", state="z")
     with pytest.raises(KeyError, match="without states"):

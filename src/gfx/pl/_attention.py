@@ -14,7 +14,7 @@ from gfx.get import (
     attention_pairs_df,
     attention_ranks_df,
 )
-from gfx.pl._style import axes_for, figure_of, finish
+from gfx.pl._style import GUIDE, axes_for, figure_of, finish
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -50,7 +50,7 @@ def attention(
     ax: Sequence[Axes] | None = None,
     mod: str | None = None,
     show: bool | None = None,
-) -> list[Axes]:
+) -> list[Axes] | None:
     """Draw how uniformly each head attends, and to which ranks.
 
     Left: relative entropy of each head's attention, 1 for uniform attention. Right: attention by rank of the attended
@@ -70,7 +70,8 @@ def attention(
 
     Returns
     -------
-    The two axes. Their data: :func:`gfx.get.attention_heads_df` and :func:`gfx.get.attention_ranks_df`.
+    The two axes, unless the figure is shown. Their data: :func:`gfx.get.attention_heads_df` and
+    :func:`gfx.get.attention_ranks_df`.
 
     Raises
     ------
@@ -106,7 +107,7 @@ def attention(
         for _, of_head in of_layer.groupby("head"):
             right.plot(*_profile(of_head), color=colour, linewidth=0.6, alpha=0.5)
         right.plot(*_profile(of_layer), color=colour, linewidth=2, label=str(layer))
-    right.axhline(1, color="0.3", linewidth=0.8, linestyle=":")
+    right.axhline(1, color=GUIDE, linewidth=0.8, linestyle=":")
     right.set_xscale("log")
     right.set_yscale("log", base=2)
     right.yaxis.set_major_formatter("{x:.2g}")
@@ -115,8 +116,7 @@ def attention(
     right.set_title("attention by rank", fontsize="medium")
     columns = {"ncols": -(-n_layers // 10), "loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
     right.legend(title="layer", fontsize="small", frameon=False, **columns)
-    finish(right, show=show)
-    return axes
+    return finish(axes, given=ax, show=show)
 
 
 def _profile(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
@@ -165,7 +165,7 @@ def attention_heads(
     ax: Axes | Sequence[Axes] | None = None,
     mod: str | None = None,
     show: bool | None = None,
-) -> list[Axes]:
+) -> list[Axes] | None:
     """Draw a statistic of each head, network layers × heads.
 
     Parameters
@@ -188,7 +188,7 @@ def attention_heads(
 
     Returns
     -------
-    The axes, one a set. Their data: :func:`gfx.get.attention_heads_df`.
+    The axes, one a set, unless the figure is shown. Their data: :func:`gfx.get.attention_heads_df`.
 
     Raises
     ------
@@ -236,8 +236,7 @@ def attention_heads(
                 frame = {"fill": False, "edgecolor": "k", "linewidth": 1.8}
                 panel.add_patch(Rectangle((row.head - 1.48, row.layer - 1.48), 0.96, 0.96, **frame))
     figure_of(axes[0]).colorbar(axes[0].images[0], ax=axes, label=_LABELS[statistic])
-    finish(*axes, show=show)
-    return axes
+    return finish(axes, given=ax, show=show)
 
 
 @shared()
@@ -253,7 +252,7 @@ def attention_bands(
     ax: Axes | Sequence[Axes] | None = None,
     mod: str | None = None,
     show: bool | None = None,
-) -> list[Axes]:
+) -> list[Axes] | None:
     """Draw which ranks attend to which: attention from band to band of ranks, for each network layer.
 
     Colours are log2 of attention divided by uniform attention, mean over the heads of a layer: red where a band of
@@ -278,7 +277,7 @@ def attention_bands(
 
     Returns
     -------
-    The axes, one a layer. Their data: :func:`gfx.get.attention_bands_df`.
+    The axes, one a layer, unless the figure is shown. Their data: :func:`gfx.get.attention_bands_df`.
 
     Raises
     ------
@@ -329,8 +328,7 @@ def attention_bands(
     figure_of(axes[0]).colorbar(
         axes[0].images[0], ax=axes, label="log2 of attention / uniform attention", extend="both", shrink=1 / n_rows
     )
-    finish(*axes, show=show)
-    return axes
+    return finish(axes, given=ax, show=show)
 
 
 @shared()
@@ -347,7 +345,7 @@ def attention_neighbors(
     ax: Axes | Sequence[Axes] | None = None,
     mod: str | None = None,
     show: bool | None = None,
-) -> list[Axes]:
+) -> list[Axes] | None:
     """Draw the genes that a gene attends to most, and what their ranks alone make expect.
 
     Parameters
@@ -373,7 +371,8 @@ def attention_neighbors(
 
     Returns
     -------
-    The axes: the list and, with `network`, the network. Their data: :func:`gfx.get.attention_pairs_df`.
+    The axes, unless the figure is shown: the list and, with `network`, the network. Their data:
+    :func:`gfx.get.attention_pairs_df`.
 
     Raises
     ------
@@ -405,7 +404,7 @@ def attention_neighbors(
     axes = axes_for(ax, 1 + network, figsize or default)
     listed, at = axes[0], np.arange(len(table))[::-1]
     listed.hlines(at, table["expected"], table["attention"], color="0.75", linewidth=1.5, zorder=1)
-    listed.scatter(table["expected"], at, marker="|", s=70, color="0.35", label="expected from ranks", zorder=2)
+    listed.scatter(table["expected"], at, marker="|", s=70, color=GUIDE, label="expected from ranks", zorder=2)
     listed.scatter(table["attention"], at, s=26, color="C0", label="attention", zorder=3)
     listed.set_yticks(at, table["attends_to"])
     listed.set_xlim(left=0)
@@ -413,8 +412,7 @@ def attention_neighbors(
     listed.legend(fontsize="small", frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     if network:
         _draw_network(axes[1], adata, gene, table, key=key, mod=mod)
-    finish(listed, show=show)
-    return axes
+    return finish(axes, given=ax, show=show)
 
 
 #: Arrows that each gene of a network gives to others of it.
@@ -468,7 +466,7 @@ def attention_difference(
     ax: Axes | None = None,
     mod: str | None = None,
     show: bool | None = None,
-) -> Axes:
+) -> Axes | None:
     """Draw the genes and heads whose attention differs most between two groups, or changes most after a deletion.
 
     Points are differences, lines their 95 % intervals over donors, or over cells where there are no donors. Genes are
@@ -491,7 +489,7 @@ def attention_difference(
 
     Returns
     -------
-    The axes. Their data: :func:`gfx.get.attention_difference_df`.
+    The axes, unless the figure is shown. Their data: :func:`gfx.get.attention_difference_df`.
 
     Raises
     ------
@@ -518,17 +516,16 @@ def attention_difference(
     if table.empty:
         msg = f"There is nothing to draw: no gene has an interval with {min_cells} cells in each group (`min_cells`)."
         raise ValueError(msg)
-    (ax,) = axes_for(ax, 1, figsize or (5, 1.1 + 0.24 * len(table)))
+    (panel,) = axes_for(ax, 1, figsize or (5, 1.1 + 0.24 * len(table)))
     at = np.arange(len(table))[::-1]
     colours = np.where(table["difference"] > 0, "C3", "C0")
-    ax.hlines(at, table["low"], table["high"], colors=colours, linewidth=1.5)
-    ax.scatter(table["difference"], at, c=colours, s=24, zorder=3)
-    ax.axvline(0, color="0.3", linewidth=0.8, linestyle=":")
+    panel.hlines(at, table["low"], table["high"], colors=colours, linewidth=1.5)
+    panel.scatter(table["difference"], at, c=colours, s=24, zorder=3)
+    panel.axvline(0, color=GUIDE, linewidth=0.8, linestyle=":")
     labels = table["gene"].str.cat(table[["layer", "head"]].astype(str).agg(".".join, axis=1), sep="  ")
-    ax.set_yticks(at, labels)
+    panel.set_yticks(at, labels)
     over = "donors" if "n_donors" in table else "cells"
     of = "after - before the deletion" if group is None else f"{group} - {reference}"
-    ax.set_xlabel(f"attention {statistic} / uniform attention\n{of}, 95 % interval over {over}")
-    ax.set_title("gene and head (layer.head)", fontsize="medium", loc="left")
-    finish(ax, show=show)
-    return ax
+    panel.set_xlabel(f"attention {statistic} / uniform attention\n{of}, 95 % interval over {over}")
+    panel.set_title("gene and head (layer.head)", fontsize="medium", loc="left")
+    return finish(panel, given=ax, show=show)

@@ -8,7 +8,7 @@ import numpy as np
 
 from gfx._docs import shared
 from gfx.get import classification_df, confusion_df, gene_scores_df, learning_curve_df, roc_df
-from gfx.pl._style import axes_for, figure_of, finish, label_column
+from gfx.pl._style import GUIDE, axes_for, figure_of, finish, label_column
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _LOOKS = {
     "model": {"color": "C3", "linewidth": 2, "zorder": 4},
     "random_weights": {"color": "0.6", "linewidth": 1.4, "zorder": 2},
-    "majority": {"color": "0.3", "linewidth": 0.9, "linestyle": ":", "zorder": 1},
+    "majority": {"color": GUIDE, "linewidth": 0.9, "linestyle": ":", "zorder": 1},
 }
 _COLOURS = ("C0", "C1", "C4", "C5", "C8", "C9")
 
@@ -55,7 +55,7 @@ def roc(
     ax: Axes | None = None,
     mod: str | None = None,
     show: bool | None = None,
-) -> Axes:
+) -> Axes | None:
     """Draw the mean ROC curves of the model, of random weights and of baselines, for held-out genes or cells.
 
     A line is the mean true positive rate over folds and repeats, its band one standard deviation of these to either
@@ -77,8 +77,9 @@ def roc(
 
     Returns
     -------
-    The axes. Its data: :func:`gfx.get.roc_df` and, for the AUC, :func:`gfx.get.classification_df`. With one of several
-    classes the legend has no AUC, because that is over all of them.
+    The axes, unless the figure is shown. Their data: :func:`gfx.get.roc_df` and, for the AUC,
+    :func:`gfx.get.classification_df`. With one of several classes the legend has no AUC, because that is over all of
+    them.
 
     Raises
     ------
@@ -108,8 +109,8 @@ def roc(
     methods = [method for method in summary["method"].unique() if method in set(table["method"]) - {"majority"}]
     has_auc = class_name is None or len(classes) == 1
     auc = summary[summary["metric"] == "auc"].set_index("method")
-    (ax,) = axes_for(ax, 1, figsize or (4.6, 4.6))
-    ax.plot([0, 1], [0, 1], **_LOOKS["majority"])
+    (panel,) = axes_for(ax, 1, figsize or (4.6, 4.6))
+    panel.plot([0, 1], [0, 1], **_LOOKS["majority"])
     for method, look in _looks(methods).items():
         # First over classes, so that a curve is one fold of one repeat.
         curves = table[table["method"] == method].groupby(["repeat", "fold", "fpr"])["tpr"].mean().unstack("fpr")
@@ -119,14 +120,13 @@ def roc(
             label += f" {auc.at[method, 'mean']:.2f}"
             label += f" ± {auc.at[method, 'sd']:.2f}" if np.isfinite(auc.at[method, "sd"]) else ""
         low, high = np.clip([mean - sd, mean + sd], 0, 1)
-        _line_with_band(ax, curves.columns, mean, (low, high) if len(curves) > 1 else None, label=label, **look)
-    ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel="false positive rate", ylabel="true positive rate")
-    ax.set_aspect("equal")
+        _line_with_band(panel, curves.columns, mean, (low, high) if len(curves) > 1 else None, label=label, **look)
+    panel.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel="false positive rate", ylabel="true positive rate")
+    panel.set_aspect("equal")
     single = class_name or (classes[0] if len(classes) == 1 else None)
-    ax.set_title(f"{single} against all others" if single else f"mean of {len(classes)} classes", fontsize="medium")
-    ax.legend(title="AUC" if has_auc else None, loc="lower right", frameon=False, fontsize="small")
-    finish(ax, show=show)
-    return ax
+    panel.set_title(f"{single} against all others" if single else f"mean of {len(classes)} classes", fontsize="medium")
+    panel.legend(title="AUC" if has_auc else None, loc="lower right", frameon=False, fontsize="small")
+    return finish(panel, given=ax, show=show)
 
 
 @shared()
@@ -141,7 +141,7 @@ def learning_curve(
     ax: Axes | None = None,
     mod: str | None = None,
     show: bool | None = None,
-) -> Axes:
+) -> Axes | None:
     """Draw how well held-out genes or cells are classified, against the number of training cells.
 
     A line is a method: the mean over repeats, with one standard deviation to either side. Where the line of the model
@@ -162,7 +162,7 @@ def learning_curve(
 
     Returns
     -------
-    The axes. Its data: :func:`gfx.get.learning_curve_df`.
+    The axes, unless the figure is shown. Their data: :func:`gfx.get.learning_curve_df`.
 
     Raises
     ------
@@ -179,23 +179,22 @@ def learning_curve(
     """
     table = _of_unit(_select(learning_curve_df(adata, key=key, mod=mod), "task", task), unit)
     table = _select(table, "metric", metric)
-    (ax,) = axes_for(ax, 1, figsize or (5.2, 3.8))
+    (panel,) = axes_for(ax, 1, figsize or (5.2, 3.8))
     for method, look in _looks(table["method"].unique()).items():
         of_method = table[table["method"] == method]
         n_cells, mean, sd = (of_method[column].to_numpy() for column in ("n_cells", "mean", "sd"))
         look |= {"label": method.replace("_", " "), "marker": "o", "markersize": 4}
-        _line_with_band(ax, n_cells, mean, (mean - sd, mean + sd), **look)
-    ax.set_xscale("log")
+        _line_with_band(panel, n_cells, mean, (mean - sd, mean + sd), **look)
+    panel.set_xscale("log")
     numbers = sorted(table["n_cells"].unique())
     if len(numbers) <= _MOST_TICKS:
-        ax.set_xticks(numbers, [f"{n:,}" for n in numbers])
-        ax.minorticks_off()
+        panel.set_xticks(numbers, [f"{n:,}" for n in numbers])
+        panel.minorticks_off()
     else:
-        ax.xaxis.set_major_formatter("{x:,.0f}")
-    ax.set(xlabel="training cells", ylabel=f"{_METRICS.get(metric, metric)} ({table['unit'].iloc[0]}s)")
-    ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
-    finish(ax, show=show)
-    return ax
+        panel.xaxis.set_major_formatter("{x:,.0f}")
+    panel.set(xlabel="training cells", ylabel=f"{_METRICS.get(metric, metric)} ({table['unit'].iloc[0]}s)")
+    panel.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return finish(panel, given=ax, show=show)
 
 
 @shared()
@@ -210,7 +209,7 @@ def confusion(
     ax: Axes | None = None,
     mod: str | None = None,
     show: bool | None = None,
-) -> Axes:
+) -> Axes | None:
     """Draw the confusion matrix of held-out genes or cells.
 
     A row is a true class, with the number of its genes or cells; its squares add up to 1, so that large classes do not
@@ -231,7 +230,7 @@ def confusion(
 
     Returns
     -------
-    The axes. Its data: :func:`gfx.get.confusion_df`.
+    The axes, unless the figure is shown. Their data: :func:`gfx.get.confusion_df`.
 
     Raises
     ------
@@ -257,26 +256,25 @@ def confusion(
     n_classes, longest = len(classes), max(map(len, classes))
     side = min(max(2.0, 0.46 * n_classes), 12)
     room = (side + 2.6 + 0.085 * longest, side + 0.8 + 0.06 * longest)  # squares and names
-    (ax,) = axes_for(ax, 1, figsize or room)
+    (panel,) = axes_for(ax, 1, figsize or room)
     colours = mpl.colormaps[cmap].with_extremes(bad="lightgray")
-    image = ax.imshow(np.ma.masked_invalid(shares), cmap=colours, vmin=0, vmax=1)
+    image = panel.imshow(np.ma.masked_invalid(shares), cmap=colours, vmin=0, vmax=1)
     if n_classes <= _MOST_WRITTEN:
         for (row, column), share in np.ndenumerate(shares):
             if share >= 0.005:  # else it would be written as 0.00
                 dark = np.dot(colours(share)[:3], (0.299, 0.587, 0.114)) < 0.5
                 look = {"ha": "center", "va": "center", "fontsize": "small", "color": "w" if dark else "k"}
-                ax.text(column, row, f"{share:.2f}", **look)
-    ax.set_xticks(range(n_classes), classes)
+                panel.text(column, row, f"{share:.2f}", **look)
+    panel.set_xticks(range(n_classes), classes)
     totals = zip(classes, numbers.sum(axis=1), strict=True)
-    ax.set_yticks(range(n_classes), [f"{name} ({n:,.0f})" for name, n in totals])
+    panel.set_yticks(range(n_classes), [f"{name} ({n:,.0f})" for name, n in totals])
     if n_classes > 2 or longest > 8:
-        ax.tick_params(axis="x", rotation=45)
-        for label in ax.get_xticklabels():
+        panel.tick_params(axis="x", rotation=45)
+        for label in panel.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")
-    ax.set(xlabel="predicted class", ylabel=f"true class ({table['unit'].iloc[0]}s)")
-    figure_of(ax).colorbar(image, ax=ax, label="share of the true class", shrink=0.8)
-    finish(show=show)
-    return ax
+    panel.set(xlabel="predicted class", ylabel=f"true class ({table['unit'].iloc[0]}s)")
+    figure_of(panel).colorbar(image, ax=panel, label="share of the true class", shrink=0.8)
+    return finish(panel, given=ax, show=show)
 
 
 def _select(table: pd.DataFrame, column: str, value: str | None) -> pd.DataFrame:
@@ -330,7 +328,7 @@ def gene_scores(
     ax: Axes | None = None,
     mod: str | None = None,
     show: bool | None = None,
-) -> Axes:
+) -> Axes | None:
     """Draw the probability of a class for each gene: held-out genes by label, or predicted genes by score.
 
     After :func:`gfx.tl.classify_genes`: a strip is a label, a point a gene, scored by models that were trained without
@@ -358,7 +356,7 @@ def gene_scores(
 
     Returns
     -------
-    The axes. Its data: :func:`gfx.get.gene_scores_df`.
+    The axes, unless the figure is shown. Their data: :func:`gfx.get.gene_scores_df`.
 
     Raises
     ------
@@ -391,18 +389,17 @@ def gene_scores(
     table = table.sort_values(score, ascending=False, kind="stable")
     held_out = "label" in table
     width = min(2.1 * len(classes) + 2.2, 16) if held_out else 6.4
-    (ax,) = axes_for(ax, 1, figsize or (width, 4.6))
+    (panel,) = axes_for(ax, 1, figsize or (width, 4.6))
     if len(classes) == 2:
-        ax.axhline(0.5, color="0.3", linewidth=0.8, linestyle=":", zorder=0)
-    ax.set(ylim=(-0.03, 1.03), ylabel=f"probability of {class_name!r}")
+        panel.axhline(0.5, color=GUIDE, linewidth=0.8, linestyle=":", zorder=0)
+    panel.set(ylim=(-0.03, 1.03), ylabel=f"probability of {class_name!r}")
     draw = _draw_strips if held_out else _draw_sorted
-    columns = draw(ax, table, score, n_names)
+    columns = draw(panel, table, score, n_names)
     if group is not None:
-        ax.set_title(group)
+        panel.set_title(group)
     for genes, x, y, column in columns:
-        label_column(ax, genes, x, y, column)
-    finish(ax, show=show)
-    return ax
+        label_column(panel, genes, x, y, column)
+    return finish(panel, given=ax, show=show)
 
 
 def _draw_strips(ax: Axes, table: pd.DataFrame, score: str, n_names: int) -> list[tuple]:

@@ -9,26 +9,33 @@ import numpy as np
 
 from gfx._docs import shared
 from gfx.get import deletion_cells_df, deletion_df, gene_effects_df, random_sets_df, rank_trend_df, synergy_df
-from gfx.pl._style import axes_for, figure_of, finish, label_points
+from gfx.pl._style import BAND, GUIDE, axes_for, figure_of, finish, label_points
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import pandas as pd
     from matplotlib.axes import Axes
+    from numpy.typing import ArrayLike
 
     from gfx._types import Data
 
 #: Random sets drawn in a row at most; the bar is over all of them.
 _MAX_POINTS = 200
 
+#: Rows up to which each has the height of a line of text and some room; with more, lines are close and small.
+_MOST_ROWS = 25
+
 #: Letters that fit along the axes.
 _WIDEST = 60
 
-#: Mean effect of a perturbation.
-_DIAMOND = {"marker": "D", "s": 40, "edgecolors": "black", "linewidths": 0.9, "zorder": 3}
+#: Random sets.
+_POINTS = {"color": "0.6", "alpha": 0.55, "linewidths": 0, "zorder": 1.5}
 
-_MEASURES = {"on_shifts": "beyond the sum of shifts", "on_vectors": "beyond the sum of displacements"}
+#: The spread of perturbed cells.
+_LINE = {"color": GUIDE, "linewidth": 1.5, "zorder": 2}
+
+_MEASURES = {"on_shifts": "shifts", "on_vectors": "displacements"}
 
 
 # --- rows of effects ------------------------------------------------------------------------------------------------
@@ -47,13 +54,15 @@ def deletion(
     ax: Axes | None = None,
     mod: str | None = None,
     show: bool | None = None,
-) -> Axes:
-    """Draw the shift of cells when genes are perturbed, compared with random genes of the same rank.
+) -> Axes | None:
+    """Draw the shift of cells when genes are perturbed, in excess of random gene sets of the same rank.
 
-    Each row shows a perturbation; rows are sorted by z-score. Grey points are its random sets, and the grey bar reaches
-    from their 5th to their 95th percentile. The diamond is the mean shift of the perturbed cells, and the thin line
-    reaches from the 5th to the 95th percentile of these cells. Only a diamond outside the grey bar says anything about
-    the gene. The colour of the diamond is the mean rank of the perturbed genes; it is white if no cell expresses them.
+    Each row shows a perturbation; rows are sorted by z-score. The excess is the shift minus the mean shift when random
+    sets are perturbed in the same cells, so that 0 is the effect of any genes of that rank. Grey points are the random
+    sets, and the grey bar reaches from their 5th to their 95th percentile. The diamond is the mean of the perturbed
+    cells, and the thin line reaches from the 5th to the 95th percentile of these cells. Only a diamond outside the grey
+    bar says anything about the gene. The colour of the diamond is the mean rank of the perturbed genes; it is white if
+    no cell expresses them. Without random sets, the shift itself is drawn.
 
     Parameters
     ----------
@@ -72,8 +81,8 @@ def deletion(
 
     Returns
     -------
-    The axes. :func:`gfx.get.deletion_df`, :func:`gfx.get.random_sets_df` and :func:`gfx.get.deletion_cells_df` give the
-    data that are drawn.
+    The axes, unless the figure is shown. Their data: :func:`gfx.get.deletion_df`, :func:`gfx.get.random_sets_df` and
+    :func:`gfx.get.deletion_cells_df`.
 
     Raises
     ------
@@ -89,14 +98,15 @@ def deletion(
     >>> gfx.tl.delete_genes(adata, ["CD3D", "MS4A1"], model="mini", n_random=10)
     >>> ax = gfx.pl.deletion(adata, show=False)
     >>> ax.get_xlabel()
-    'shift of the cell (1 - cosine)'
+    'excess shift over random sets (1 - cosine)'
     """
     import matplotlib as mpl
 
     table = deletion_df(adata, key=key, min_cells=min_cells, mod=mod)
     cells = deletion_cells_df(adata, key=key, mod=mod)
     random = random_sets_df(adata, key=key, mod=mod) if "z" in table else None
-    measure, prefix, label = "shift", "", "shift of the cell (1 - cosine)"
+    drawn, over = ("shift", "") if random is None else ("excess shift", " over random sets")
+    measure, prefix, label = "shift", "", f"{drawn}{over} (1 - cosine)"
     if "state" in table:
         state = table.loc[table["role"] == "goal", "state"].iloc[0] if state is None else state
         if state not in set(table["state"]):
@@ -104,25 +114,25 @@ def deletion(
             raise KeyError(msg)
         table, cells = table[table["state"] == state], cells[cells["state"] == state]
         random = None if random is None else random[random["state"] == state]
-        measure, prefix, label = "toward", "toward_", f"shift toward {state} (change of cosine)"
+        measure, prefix, label = "toward", "toward_", f"{drawn} toward {state}{over} (cosine)"
     elif state is not None:
         msg = f"`state={state!r}`, but genes were perturbed without states. Give `groupby=`, `start=` and `goal=`."
         raise KeyError(msg)
     table = _drawn(table, f"{measure}_mean", n_top, min_cells)
-    (ax,) = axes_for(ax, 1, figsize or (7.2, max(2.6, 1.3 + 0.36 * len(table))))
+    (panel,) = axes_for(ax, 1, figsize or (7.2, _height(len(table))))
     colours = mpl.colormaps[cmap]
     faces = [colours(rank) if np.isfinite(rank) else "white" for rank in table["rank_mean"]]
     of_cells = cells.groupby("perturbation")[measure].quantile([0.05, 0.95]).unstack().loc[table["perturbation"]]
-    _draw_rows(ax, table, measure, random, prefix=prefix, ends=of_cells.to_numpy(), faces=faces, label=label)
-    ax.set_ylabel("perturbed genes (cells)")
-    bar = figure_of(ax).colorbar(
-        mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), colours), ax=ax, shrink=0.8, aspect=12, pad=0.02
+    _draw_rows(panel, table, measure, random, prefix=prefix, ends=of_cells.to_numpy(), faces=faces)
+    panel.set(xlabel=label, ylabel="perturbed genes (cells)")
+    _explain_rows(panel, "5th to 95th percentile of these cells", has_random=random is not None)
+    bar = figure_of(panel).colorbar(
+        mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), colours), ax=panel, shrink=0.8, aspect=12, pad=0.02
     )
     bar.set_ticks([0, 1], labels=["first", "last"])
     bar.set_label("mean rank of the genes")
     bar.ax.invert_yaxis()
-    finish(ax, show=show)
-    return ax
+    return finish(panel, given=ax, show=show)
 
 
 @shared()
@@ -136,12 +146,13 @@ def synergy(
     ax: Sequence[Axes] | None = None,
     mod: str | None = None,
     show: bool | None = None,
-) -> list[Axes]:
+) -> list[Axes] | None:
     """Draw the effect of genes perturbed together beyond their single effects, compared with random sets.
 
-    A row is a set, a panel a measure of the excess (see :func:`gfx.get.synergy_df`). Grey: rank-matched random sets in
-    the same cells, a point each, with a bar from their 5th to their 95th percentile; they have an excess, too. The
-    diamond is the mean over cells, the line its 95 % interval.
+    A row is a set, a panel a measure of the effect beyond single effects (see :func:`gfx.get.synergy_df`). Random sets
+    have such an effect, too, so that 0 is the mean of rank-matched random sets in the same cells. Grey points are these
+    random sets, and the grey bar reaches from their 5th to their 95th percentile. The diamond is the mean over cells,
+    the line its 95 % interval. Without random sets, 0 is the sum of the single effects.
 
     Parameters
     ----------
@@ -158,7 +169,8 @@ def synergy(
 
     Returns
     -------
-    The axes, one a measure. Their data: :func:`gfx.get.synergy_df` and :func:`gfx.get.random_sets_df`.
+    The axes, one a measure, unless the figure is shown. Their data: :func:`gfx.get.synergy_df` and
+    :func:`gfx.get.random_sets_df`.
 
     Raises
     ------
@@ -179,16 +191,16 @@ def synergy(
     random = random_sets_df(adata, key=key, mod=mod) if table["on_vectors_z"].notna().any() else None
     if random is not None:
         random = random.drop_duplicates(["perturbation", "genes", "difference"])  # one row a set, whatever the states
-    axes = axes_for(ax, 2, figsize or (9.6, max(2.8, 1.6 + 0.4 * len(table))))
-    for panel, (measure, title) in zip(axes, _MEASURES.items(), strict=True):
+    axes = axes_for(ax, 2, figsize or (9.6, _height(len(table))))
+    for panel, (measure, beyond) in zip(axes, _MEASURES.items(), strict=True):
         ends = table[[f"{measure}_low", f"{measure}_high"]].to_numpy()
-        shown = {"ends": ends, "faces": ["white"] * len(table), "label": "excess shift (1 - cosine)"}
-        _draw_rows(panel, table, measure, random, prefix=f"{measure}_", **shown)
-        panel.set_title(title)
+        _draw_rows(panel, table, measure, random, prefix=f"{measure}_", ends=ends, faces=["white"] * len(table))
+        over = "" if random is None else ", over random sets"
+        panel.set_xlabel(f"shift beyond the sum of {beyond}{over}\n(1 - cosine)")
     axes[1].tick_params(axis="y", labelleft=False)
-    axes[0].set_ylabel("genes perturbed together (cells)")
-    finish(*axes, show=show)
-    return axes
+    axes[0].set_ylabel("perturbed together (cells)")
+    _explain_rows(axes[0], "95 % interval of the mean", has_random=random is not None)
+    return finish(axes, given=ax, show=show)
 
 
 def _drawn(table: pd.DataFrame, effect: str, n_top: int | None, min_cells: int) -> pd.DataFrame:
@@ -199,51 +211,71 @@ def _drawn(table: pd.DataFrame, effect: str, n_top: int | None, min_cells: int) 
     return table if n_top is None else table.head(n_top)
 
 
+def _height(n_rows: int) -> float:
+    """Height of a new figure, in inches."""
+    return 1.6 + (0.36 if n_rows <= _MOST_ROWS else 0.2) * max(n_rows, 3)
+
+
 def _draw_rows(
-    ax: Axes,
-    table: pd.DataFrame,
-    measure: str,
-    random: pd.DataFrame | None,
-    *,
-    prefix: str,
-    ends: np.ndarray,
-    faces: Sequence[Any],
-    label: str,
+    ax: Axes, table: pd.DataFrame, measure: str, random: pd.DataFrame | None, *, prefix: str, **looks: Any
 ) -> None:
     """Draw a row for each perturbation: its mean as a diamond, a line between two ends, and its random sets in grey.
 
-    The effect of a random set is the mean of the perturbation and the difference from it in the same cells. Names are
-    on the left, the first row on top; with random sets, z and p are on the right.
+    With random sets, everything is drawn relative to their mean effect in the same cells. `looks` are the colours of
+    the diamonds (`faces`) and the ends of the lines (`ends`). Names are on the left, the first row on top; with random
+    sets, z and p are on the right.
     """
     jitter = np.random.default_rng(0)  # the same picture every time
+    size = "small" if len(table) <= _MOST_ROWS else "x-small"
     for row, effect in enumerate(table.to_dict("records")):
         mean, z, p = effect[f"{measure}_mean"], effect.get(f"{prefix}z", np.nan), effect.get(f"{prefix}p", np.nan)
-        values = np.zeros(0)
+        of_random = 0.0
         if random is not None:
             of_row = random["perturbation"] == effect["perturbation"]
-            values = mean + random.loc[of_row, f"{prefix}difference"].dropna().to_numpy()
-        if len(values):
-            low, middle, high = np.percentile(values, [5, 50, 95])
-            ax.barh(row, high - low, left=low, height=0.62, color="0.9", linewidth=0, zorder=0.5)
-            ax.plot([middle, middle], [row - 0.31, row + 0.31], color="0.6", linewidth=1.2, zorder=1)
-            points = values if len(values) <= _MAX_POINTS else jitter.choice(values, _MAX_POINTS, replace=False)
-            heights = row + jitter.uniform(-0.25, 0.25, len(points))
-            ax.scatter(points, heights, s=5, color="0.6", alpha=0.55, linewidths=0, zorder=1.5)
-        ax.plot(ends[row], [row, row], color="0.25", linewidth=1, zorder=2)
-        ax.scatter(mean, row, color=[faces[row]], **_DIAMOND)
-        if np.isfinite(z):
-            note = f"z {round(z, 1) + 0.0:+.1f}" + (f", p {p:.2g}" if np.isfinite(p) else "")
+            differences = random.loc[of_row, f"{prefix}difference"].dropna().to_numpy()
+            of_random = mean + differences.mean() if len(differences) else np.nan
+            if len(differences):
+                _draw_random(ax, row, differences - differences.mean(), jitter)
+        ax.plot(looks["ends"][row] - of_random, [row, row], **_LINE)
+        _draw_means(ax, mean - of_random, row, [looks["faces"][row]])
+        note = f"z {round(z, 1) + 0.0:+.1f}" + (f", p {p:.2g}" if np.isfinite(p) else "") if np.isfinite(z) else ""
+        if note or np.isnan(of_random):
             where = {"xycoords": ("axes fraction", "data"), "va": "center", "annotation_clip": False}
-            ax.annotate(note, (1.01, row), fontsize="small", **where)
+            ax.annotate(note or "no random sets", (1.01, row), fontsize=size, **where)
     names = [f"{name} ({n:,})" for name, n in zip(table["perturbation"], table["n_cells"], strict=True)]
-    ax.set_yticks(range(len(names)), names)
+    ax.set_yticks(range(len(names)), names, fontsize=size if len(names) > _MOST_ROWS else None)
     ax.set_ylim(len(names) - 0.4, -0.6)
-    ax.axvline(0, color="0.3", linewidth=0.8, linestyle=":", zorder=0)
+    ax.axvline(0, color=GUIDE, linewidth=0.8, linestyle=":", zorder=0)
     # Effects are small numbers: few ticks, with the power of ten once at the end of the axis.
     ax.locator_params(axis="x", nbins=5)
     ax.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3), useMathText=True)
     ax.xaxis.labelpad = 16  # below the power of ten, however long the label is
-    ax.set_xlabel(label)
+
+
+def _draw_random(ax: Axes, row: int, values: np.ndarray, jitter: np.random.Generator) -> None:
+    low, high = np.percentile(values, [5, 95])
+    ax.barh(row, high - low, left=low, height=0.62, color=BAND, linewidth=0, zorder=0.5)
+    points = values if len(values) <= _MAX_POINTS else jitter.choice(values, _MAX_POINTS, replace=False)
+    ax.scatter(points, row + jitter.uniform(-0.25, 0.25, len(points)), s=5, **_POINTS)
+
+
+def _draw_means(ax: Axes, x: ArrayLike, y: ArrayLike, faces: Any, label: str | None = None) -> None:
+    """Draw the mean effects of perturbations as diamonds."""
+    import matplotlib as mpl
+
+    edge = mpl.rcParams["axes.edgecolor"]
+    ax.scatter(x, y, color=faces, marker="D", s=40, edgecolors=edge, linewidths=0.9, zorder=3, label=label)
+
+
+def _explain_rows(ax: Axes, interval: str, *, has_random: bool) -> None:
+    """Draw the legend, above the rows."""
+    if has_random:
+        ax.scatter([], [], s=14, label="rank-matched random sets", **_POINTS)
+        ax.plot([], [], linewidth=9, color=BAND, label="their 5th to 95th percentile")
+    _draw_means(ax, [], [], "white", label="mean of the perturbed cells")
+    ax.plot([], [], label=interval, **_LINE)
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "ncols": 2}
+    ax.legend(fontsize="small", frameon=False, **place)
 
 
 # --- clouds of points -----------------------------------------------------------------------------------------------
@@ -262,7 +294,7 @@ def gene_effects(
     ax: Axes | None = None,
     mod: str | None = None,
     show: bool | None = None,
-) -> Axes:
+) -> Axes | None:
     """Draw the shift of each other gene, against its shift when random sets are perturbed instead.
 
     On the dashed line are genes with the same ratio of the two as the median gene (excess 0); what is specific to the
@@ -287,7 +319,7 @@ def gene_effects(
 
     Returns
     -------
-    The axes. Its data: :func:`gfx.get.gene_effects_df`.
+    The axes, unless the figure is shown. Their data: :func:`gfx.get.gene_effects_df`.
 
     Raises
     ------
@@ -311,29 +343,30 @@ def gene_effects(
     if table.empty:
         msg = f"There is nothing to draw: no gene is in at least {min_cells} cells (`min_cells`)."
         raise ValueError(msg)
-    (ax,) = axes_for(ax, 1, figsize or (5.2, 4.6))
-    ax.scatter(table[x], table["shift"], s=8, color="0.6", alpha=0.6, linewidths=0, zorder=1)
+    (panel,) = axes_for(ax, 1, figsize or (5.2, 4.6))
+    panel.scatter(table[x], table["shift"], s=8, color="0.6", alpha=0.6, linewidths=0, zorder=1)
     if has_random:
         ends = np.array([table[x].min(), table[x].max()])
         median = 2 ** np.log2(table["shift"].astype(float) / table[x]).median()  # where the excess is 0
-        ax.plot(ends, median * ends, color="0.3", linewidth=0.9, linestyle="--", zorder=2, label="as the median gene")
+        panel.plot(
+            ends, median * ends, color=GUIDE, linewidth=0.9, linestyle="--", zorder=2, label="as the median gene"
+        )
     for number, (name, genes) in enumerate((targets or {}).items()):
         members = table[table["gene"].isin(list(genes))]
         look = {"s": 26, "color": f"C{number}", "edgecolors": "white", "linewidths": 0.5, "zorder": 3}
-        ax.scatter(members[x], members["shift"], label=f"{name} ({len(members)})", **look)
-    ax.set_xscale("log")
-    ax.set_yscale("log")
-    ax.set_xlabel("its shift when random sets are perturbed (1 - cosine)" if has_random else "cells with the gene")
+        panel.scatter(members[x], members["shift"], label=f"{name} ({len(members)})", **look)
+    panel.set_xscale("log")
+    panel.set_yscale("log")
+    panel.set_xlabel("its shift when random sets are perturbed (1 - cosine)" if has_random else "cells with the gene")
     measured = f"shift of a gene when {perturbation} is perturbed"
     # Sets of genes have long names.
     fits = len(measured) < _WIDEST - 12
-    ax.set_ylabel(f"{measured} (1 - cosine)" if fits else f"{textwrap.fill(measured, _WIDEST)}\n(1 - cosine)")
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False, fontsize="small")
+    panel.set_ylabel(f"{measured} (1 - cosine)" if fits else f"{textwrap.fill(measured, _WIDEST)}\n(1 - cosine)")
+    if panel.get_legend_handles_labels()[0]:
+        panel.legend(frameon=False, fontsize="small")
     named = table.head(n_top)
-    label_points(ax, named["gene"].tolist(), named[x].to_numpy(), named["shift"].to_numpy())
-    finish(ax, show=show)
-    return ax
+    label_points(panel, named["gene"].tolist(), named[x].to_numpy(), named["shift"].to_numpy())
+    return finish(panel, given=ax, show=show)
 
 
 @shared()
@@ -346,7 +379,7 @@ def rank_trend(
     ax: Sequence[Axes] | None = None,
     mod: str | None = None,
     show: bool | None = None,
-) -> list[Axes]:
+) -> list[Axes] | None:
     """Draw the effect of random genes against their rank, in the model and in a model with random weights.
 
     Grey points are random genes, each perturbed in one random cell, with a fitted line and a band of two standard
@@ -366,8 +399,8 @@ def rank_trend(
 
     Returns
     -------
-    The two axes: of the model, and of the random-weights model. :func:`gfx.get.rank_trend_df` and
-    :func:`gfx.get.deletion_df` give the data that are drawn.
+    The two axes, of the model and of the random-weights model, unless the figure is shown. Their data:
+    :func:`gfx.get.rank_trend_df` and :func:`gfx.get.deletion_df`.
 
     Raises
     ------
@@ -391,17 +424,16 @@ def rank_trend(
         panel.scatter(drawn["rank"], drawn[f"{prefix}shift"], s=8, color="0.6", alpha=0.6, linewidths=0, zorder=1)
         trend = sample.attrs[f"{prefix}trend"]
         middle = trend["intercept"] + trend["slope"] * line
-        panel.plot(line, np.exp(middle), color="0.3", linewidth=1, zorder=2)
+        panel.plot(line, np.exp(middle), color=GUIDE, linewidth=1, zorder=2)
         low, high = (np.exp(middle + side * trend["sd"]) for side in (-2, 2))
-        panel.fill_between(line, low, high, color="0.85", linewidth=0, zorder=0)
+        panel.fill_between(line, low, high, color=BAND, linewidth=0, zorder=0)
         effect = f"{prefix}shift_mean"
         known = table[(table[effect] > 0) & table["rank_mean"].notna()]
-        panel.scatter(known["rank_mean"], known[effect], color="white", **_DIAMOND)
+        _draw_means(panel, known["rank_mean"], known[effect], "white")
         panel.set_yscale("log")
         panel.set(xlim=(-0.02, 1.02), title=title, xlabel="rank of the gene (0 first, 1 last)")
         labels.append((known["perturbation"].tolist(), known["rank_mean"].to_numpy(), known[effect].to_numpy()))
     axes[0].set_ylabel("shift of the cell (1 - cosine)")
     for panel, of_panel in zip(axes, labels, strict=True):
         label_points(panel, *of_panel)
-    finish(*axes, show=show)
-    return axes
+    return finish(axes, given=ax, show=show)

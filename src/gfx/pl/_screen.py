@@ -8,7 +8,7 @@ import numpy as np
 
 from gfx._docs import shared
 from gfx.get import screen_df
-from gfx.pl._style import axes_for, finish, label_points
+from gfx.pl._style import BAND, GUIDE, axes_for, finish, label_points
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +40,7 @@ def screen(
     ax: Axes | Sequence[Axes] | None = None,
     mod: str | None = None,
     show: bool | None = None,
-) -> list[Axes]:
+) -> list[Axes] | None:
     """Draw the excess of every gene of a screen against its rank.
 
     Grey genes lie within three robust standard deviations of genes that are similar in rank and number of cells; red
@@ -69,7 +69,7 @@ def screen(
 
     Returns
     -------
-    The axes, a panel each. Their data: :func:`gfx.get.screen_df`.
+    The axes, a panel each, unless the figure is shown. Their data: :func:`gfx.get.screen_df`.
 
     Raises
     ------
@@ -109,10 +109,10 @@ def screen(
         along = along[np.isfinite(low[along])]
         if len(along):
             edges = _smooth(low[along]), _smooth(high[along])
-            panel.fill_between(rank[along], *edges, color="0.9", linewidth=0, zorder=0)
+            panel.fill_between(rank[along], *edges, color=BAND, linewidth=0, zorder=0)
         for genes, face in ((beyond & ~significant, "none"), (significant, "C3")):
             panel.scatter(rank[genes], excess[genes], s=18, facecolors=face, edgecolors="C3", linewidths=0.8, zorder=2)
-        panel.axhline(0, color="0.4", linewidth=0.6, zorder=1)
+        panel.axhline(0, color=GUIDE, linewidth=0.6, zorder=1)
         title = group or table.attrs.get("start", "all cells")
         panel.set(xlim=(-0.02, 1.02), xlabel="mean rank of the gene (0 first, 1 last)", title=title)
         panel.margins(y=0.12)
@@ -124,8 +124,7 @@ def screen(
     axes[0].set_ylabel(_LABELS[effect].format(goal=tables[0].attrs.get("goal")))
     for panel, (genes, x, y, others) in zip(axes, labels, strict=True):
         label_points(panel, genes, x, y, others=others)
-    finish(*axes, show=show)
-    return axes
+    return finish(axes, given=ax, show=show)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    Drawn = TypeVar("Drawn", Axes, list[Axes])
+
+#: Greys that are legible on white and on black: of bands, and of lines that guide the eye.
+BAND, GUIDE = ("0.5", 0.2), "0.5"
 
 #: Names next to points and steps in which they are moved apart at most, and lines of names in a column, in points.
 _MOST_NAMES, _STEPS, _LINE = 40, 200, 10.0
@@ -35,11 +40,14 @@ def axes_for(
         _, grid = plt.subplots(*shape, figsize=figsize, layout="constrained", squeeze=False, width_ratios=widths)
         for unused in grid.ravel()[n:]:
             unused.remove()
-        return list(grid.ravel()[:n])
-    axes = [given] if isinstance(given, plt.Axes) else list(given)
+        axes = list(grid.ravel()[:n])
+    else:
+        axes = [given] if isinstance(given, plt.Axes) else list(given)
     if len(axes) != n:
         msg = f"This plot draws on {n} axes, found {len(axes)}."
         raise ValueError(msg)
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
     return axes
 
 
@@ -48,15 +56,17 @@ def figure_of(ax: Axes) -> Figure:
     return ax.get_figure(root=True)
 
 
-def finish(*axes: Axes, show: bool | None) -> None:
-    """Take off the frame and show the figure if asked to; `None` follows scanpy's setting where scanpy is loaded."""
-    for ax in axes:
-        ax.spines[["top", "right"]].set_visible(False)
-    scanpy = sys.modules.get("scanpy")
-    if show or (show is None and scanpy is not None and scanpy.settings.autoshow):
-        import matplotlib.pyplot as plt
+def finish(axes: Drawn, *, given: object, show: bool | None) -> Drawn | None:
+    """Show the figure and return nothing, or return the axes that a plot drew on; see `show` in :mod:`gfx._docs`."""
+    if show is None:
+        scanpy = sys.modules.get("scanpy")
+        show = given is None and (scanpy is None or scanpy.settings.autoshow)
+    if not show:
+        return axes
+    import matplotlib.pyplot as plt
 
-        plt.show()
+    plt.show()
+    return None
 
 
 def as_png(draw: Callable[[], Axes | Sequence[Axes]]) -> bytes:
@@ -74,7 +84,7 @@ def as_png(draw: Callable[[], Axes | Sequence[Axes]]) -> bytes:
     return picture.getvalue()
 
 
-_LINE_OF_LABEL = {"arrowstyle": "-", "color": "0.5", "linewidth": 0.5, "shrinkB": 2}
+_LINE_OF_LABEL = {"arrowstyle": "-", "color": GUIDE, "linewidth": 0.5, "shrinkB": 2}
 
 
 def label_points(
