@@ -231,7 +231,7 @@ def test_one_line_tells_what_was_added(adata, capsys) -> None:
     with gfx.settings.override(verbosity=2):
         slots = claim(adata, "tl.embed_genes", None)
         slots.write("embedded genes", params={}, hint="Read it.", **values(adata, "tl.embed_genes"))
-    assert capsys.readouterr().out == "embedded genes: added 'gfx_genes' (adata.varm, adata.var, adata.uns). Read it.\n"
+    assert capsys.readouterr().out == "embedded genes: added 'gfx_genes' (adata.varm, .var, .uns).\nRead it.\n"
 
 
 # --- files and parts ------------------------------------------------------------------------------------------------

@@ -277,8 +277,8 @@ class Slots:
             if name in getattr(self.adata, element):
                 del getattr(self.adata, element)[name]
         self.adata.uns[self.key] = {"params": how, "slots": names} | dict(uns or {})
-        where = ", ".join(f"adata.{element}" for element in (*names, "uns"))
-        info(f"{done}: added {self.key!r} ({where}).{hint and ' '}{hint}")
+        where = "adata" + ", ".join(f".{element}" for element in (*names, "uns"))
+        info(f"{done}: added {self.key!r} ({where})." + f"\n{hint}" * bool(hint))
 
     # --- reading
 

@@ -139,15 +139,17 @@ def test_a_network_is_loaded_once_and_let_go(toy: Any, monkeypatch: pytest.Monke
 
 def test_one_bar_counts_all_cells_batch_by_batch(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cells of tasks that tell of no batches count when their block is finished."""
+    import tqdm
+
     from gfx._engine import run as module
 
-    class Bar(module.tqdm):
+    class Bar(tqdm.tqdm):
         def update(self, n: int) -> None:
             seen.append((id(self), n))
             super().update(n)
 
     seen: list[tuple[int, int]] = []
-    monkeypatch.setattr(module, "tqdm", Bar)
+    monkeypatch.setattr(tqdm, "tqdm", Bar)
     network = module.Network(toy.model.weights, toy.model.config, 1, "float32")
     blocks = by_length(toy.lengths, 10)
     embedding = Job("vectors", CellEmbedding(network, toy.vocabulary, "mean"), toy.tokens, blocks)

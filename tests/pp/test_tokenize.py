@@ -253,7 +253,7 @@ def test_messages(toy, toy_cells, capsys):
     assert "2 columns name a gene that another column names, too: summed." in said
     assert "1 cells have no recognised gene: their rows are empty." in said
     assert "cells have more than 62 recognised genes: cut after these." in said
-    assert "added 'gfx_tokens' (adata.obsm, adata.obs, adata.uns)" in said
+    assert "added 'gfx_tokens' (adata.obsm, .obs, .uns)" in said
     with gfx.settings.override(verbosity=1):
         gfx.pp.tokenize(cells, model=toy)
     assert capsys.readouterr().out == ""

@@ -100,7 +100,7 @@ def test_a_warning_made_an_error_leaves_everything_as_it_was(cells, toy_model, s
 
 def test_it_says_what_it_did(cells, toy_model, capsys):
     gfx.tl.embed(cells, model=toy_model)
-    assert "embedded 24 cells with 'toy' in float32: added 'X_gfx' (adata.obsm, adata.uns)" in capsys.readouterr().out
+    assert "embedded 24 cells with 'toy' in float32: added 'X_gfx' (adata.obsm, .uns)" in capsys.readouterr().out
     with gfx.settings.override(verbosity=0):
         gfx.tl.embed(cells, model=toy_model)
     assert capsys.readouterr().out == ""

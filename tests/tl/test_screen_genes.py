@@ -378,7 +378,7 @@ def test_a_line_says_what_was_done(
     n = found.table["n_cells"].sum()
     assert f"{n:,} deletions in 20 cells with 'toy': added 'gfx_screen'" in printed
     value = found.controls["value"]["random_weights", "spearman"]
-    assert f"Spearman over genes: {value:+.2f} with random weights (shift)" in printed
+    assert f"Spearman with random weights {value:+.2f}, with rank" in printed
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from gfx import _log
 from gfx._engine.blocks import blocks_of, embed
@@ -81,9 +80,8 @@ def run_cells(
         tokens, valid = put_cells(ids, lengths, rows, device)
         return Batch(rows, tokens, valid, forward(encoder, tokens, valid))
 
-    is_hidden = listener is not None or not _log.shows_progress()
-    shown = {"desc": description, "unit": "cell", "leave": False, "delay": 1, "disable": is_hidden}
-    with tqdm(total=int((lengths > 0).sum()), **shown) as bar, workers(n_workers(device)) as mapped:
+    bar = _log.progress(int((lengths > 0).sum()), description, "cell", is_hidden=listener is not None)
+    with bar, workers(n_workers(device)) as mapped:
         for rows, batch in halving(passes(lengths, device), run, mapped):
             yield batch
             (listener or bar.update)(len(rows))

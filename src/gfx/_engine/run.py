@@ -17,7 +17,6 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from gfx import _log
 from gfx._core.batching import ahead, pieces
@@ -196,9 +195,8 @@ def run(
         n = sum(map(len, finished.values()))
         _log.info(f"{store.path} has {n:,} of {sum(len(job.blocks) for job in jobs):,} blocks of cells; going on.")
     unit = "cell" if all(job.passes is None for job in jobs) else "pass"
-    shown = {"desc": description, "unit": unit, "leave": False, "delay": 1, "disable": not _log.shows_progress()}
     blocks = [(job, number) for job in jobs for number in range(len(job.blocks))]
-    with networks(store), tqdm(total=sum(job.n_passes() for job in jobs), **shown) as bar:
+    with networks(store), _log.progress(sum(job.n_passes() for job in jobs), description, unit) as bar:
         missing = ((job.task, job.cells(number)) for job, number in blocks if number not in finished[job.name])
         fresh = _in_order(missing, bar.update)
         n_finished = 0

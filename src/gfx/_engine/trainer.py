@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader
 from transformers import (
     EarlyStoppingCallback,
     PrinterCallback,
-    ProgressCallback,
     Trainer,
     TrainerCallback,
     TrainerState,
@@ -177,7 +176,7 @@ class OrderedTrainer(Trainer):
         if not (prints_log and _log.shows_progress()):
             self.remove_callback(PrinterCallback)  # without a bar the Trainer prints every log entry
         if not prints_log and _log.shows_progress():
-            self.add_callback(_BarAlone)
+            self.add_callback(_Bar)
 
     def get_train_dataloader(self) -> DataLoader:
         """Load cells in our order, which the Trainer's own samplers do not know."""
@@ -254,9 +253,17 @@ class OrderedTrainer(Trainer):
         return self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=False)
 
 
-class _BarAlone(ProgressCallback):
-    def on_log(self, *args: Any, **kwargs: Any) -> None:
-        """Print nothing."""
+class _Bar(TrainerCallback):
+    """Show how many steps are done, and nothing of the log."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.bar = _log.progress(state.max_steps, "training", "step", is_hidden=not state.is_world_process_zero)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
 
 
 class _OrderAndLog(TrainerCallback):

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from gfx import _log
 from gfx._core.classification import Evaluation
@@ -98,8 +97,7 @@ def _evaluate(
     evaluation = Evaluation(units.of.removesuffix("s"), units.tasks, truth, fold, units.donor)
     spread = np.zeros((len(units), units.head.n_logits))
     n_fits = sum(len(np.unique(of_repeat)) for of_repeat in fold) * len(learners) * len(sizes)
-    shown = {"desc": "folds", "unit": "fit", "leave": False, "delay": 1, "disable": not _log.shows_progress()}
-    with tqdm(total=n_fits, **shown) as bar:
+    with _log.progress(n_fits, "folds", "fit") as bar:
         for repeat, of_repeat in enumerate(fold):
             for number, is_train, _ in each_fold(of_repeat):
                 splits = units.splits(is_train, sizes, seed=rng + repeat, fold=number)

@@ -370,4 +370,4 @@ def _hint(controls: pd.DataFrame) -> str:
     read = "Read `gfx.get.controls_df`, then `gfx.get.deletion_df`."
     if correlation.isna().all():
         return read
-    return f"Shifts of random genes correlate {correlation.iloc[0]:+.2f} (Spearman) with random weights. {read}"
+    return f"Spearman with random weights: {correlation.iloc[0]:+.2f}. {read}"

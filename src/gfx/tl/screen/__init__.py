@@ -459,10 +459,8 @@ def _of_genes(table: pd.DataFrame, cells: Prepared) -> pd.DataFrame:
 
 def _hint(controls: pd.DataFrame) -> str:
     """Say at once how far the ranking is that of random weights, and that of the rank."""
-    spearman = controls[(controls["statistic"] == "spearman") & controls["control"].isin([RANDOM, "rank"])]
-    correlations = [
-        f"{row.value:+.2f} with {row.control.replace('_', ' ')} ({row.measure})"
-        for row in spearman.dropna().itertuples()
-    ]
-    summary = f"Spearman over genes: {', '.join(correlations)}. " if correlations else ""
+    spearman = controls[(controls["statistic"] == "spearman") & controls["control"].isin([RANDOM, "rank"])].dropna()
+    shift = spearman[spearman["measure"] == "shift"]
+    values = [f"with {row.control.replace('_', ' ')} {row.value:+.2f}" for row in shift.itertuples()]
+    summary = f"Spearman {', '.join(values)}. " if values else ""
     return f"{summary}Read `gfx.get.controls_df`, then `gfx.get.screen_df`."
