@@ -59,7 +59,7 @@ IMPORTS: dict[str, set[str]] = {
         "models",
     },
     "get": {"_adata", "_core", "_results", "_run_store"},
-    "pl": {"get"},
+    "pl": {"_results", "get"},
     "_report": {"_adata", "_core", "_results", "get", "pl"},
     "datasets": {"_downloads", "_settings", "models"},
 }
@@ -68,7 +68,7 @@ IMPORTS: dict[str, set[str]] = {
 LOADS: dict[str, set[str]] = {
     "_docs": set(),
     "_types": set(),
-    "_log": set(),
+    "_log": {"tqdm"},
     "_locks": set(),
     "_settings": set(),
     "_core": {"numba", "numpy", "pandas", "scipy", "sklearn"},
@@ -77,7 +77,7 @@ LOADS: dict[str, set[str]] = {
     "_results": {"numpy"},
     "_tokens": {"numpy", "pandas", "scipy"},
     "_run_store": {"numpy", "zarr"},
-    "_engine": {"numpy", "optuna", "peft", "safetensors", "torch", "tqdm", "transformers"},
+    "_engine": {"numpy", "optuna", "peft", "safetensors", "torch", "transformers"},
     "models": {
         "anndata",
         "h5py",
@@ -89,7 +89,7 @@ LOADS: dict[str, set[str]] = {
         "zarr",
     },
     "pp": {"numpy", "pandas"},
-    "tl": {"anndata", "numpy", "pandas", "scanpy", "scipy", "tqdm"},
+    "tl": {"anndata", "numpy", "pandas", "scanpy", "scipy"},
     "get": {"numpy", "pandas", "scipy", "sklearn"},
     "pl": {"adjustText", "matplotlib", "networkx", "numpy"},
     "_report": {"jinja2", "numpy", "pandas"},

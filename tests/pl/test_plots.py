@@ -491,3 +491,75 @@ def test_screen_errors(screened: ad.AnnData) -> None:
     _, axes = plt.subplots(1, 3)
     with pytest.raises(ValueError, match="draws on 2 axes, found 3"):
         gfx.pl.screen(screened, ["a", "b"], ax=axes)
+
+
+# --- effects against their false discovery rate ---------------------------------------------------------------------
+
+
+def drawn_points(ax: plt.Axes) -> np.ndarray:
+    return in_order(np.concatenate([cloud.get_offsets() for cloud in ax.collections]))
+
+
+def test_volcano_draws_each_gene_of_a_screen_that_has_an_fdr(screened: ad.AnnData) -> None:
+    ax = gfx.pl.volcano(screened, key="gfx_screen", min_cells=5, fdr=0.2, show=False)
+    table = gfx.get.screen_df(screened, key="gfx_screen", min_cells=5).dropna(subset="shift_fdr")
+    expected = np.column_stack([table["shift_excess"], -np.log10(table["shift_fdr"])])
+    np.testing.assert_allclose(drawn_points(ax), in_order(expected))
+    (cloud,) = [c for c in ax.collections if len(c.get_offsets())]
+    hits = table["shift_fdr"] <= 0.2
+    for colour, of_colour in (
+        ("C3", hits & (table["shift_excess"] > 0)),
+        ("C0", hits & (table["shift_excess"] < 0)),
+        ("0.6", ~hits),
+    ):
+        is_colour = (cloud.get_facecolor()[:, :3] == mpl.colors.to_rgb(colour)).all(axis=1)
+        assert is_colour.sum() == of_colour.sum() > 0
+    assert entries(ax) == ["FDR 0.2"]
+    (line,) = [line for line in ax.lines if line.get_label() == "FDR 0.2"]
+    assert line.get_ydata()[0] == pytest.approx(-np.log10(0.2))
+    named = {text.get_text() for text in ax.texts}
+    smallest = table.assign(size=-table["shift_excess"].abs()).sort_values(["shift_fdr", "size"]).head(15)
+    assert named
+    assert named <= set(smallest["gene"])
+    assert ax.get_xlabel() == "excess shift over genes of similar rank (1 - cosine)"
+
+
+@pytest.mark.parametrize(("key", "effect"), [("gfx_delete", None), ("by_state", "toward"), ("by_state", "shift")])
+def test_volcano_of_perturbations(deleted: ad.AnnData, key: str, effect: str | None) -> None:
+    ax = gfx.pl.volcano(deleted, key=key, effect=effect, min_cells=1, show=False)
+    table = gfx.get.deletion_df(deleted, key=key, min_cells=1)
+    table = table[table["role"] == "goal"] if "role" in table else table
+    measure, prefix = ("toward", "toward_") if effect == "toward" else ("shift", "")
+    excess = table[f"{measure}_mean"] - table[f"{prefix}random_mean"]
+    expected = np.column_stack([excess, -np.log10(table[f"{prefix}fdr"])])
+    np.testing.assert_allclose(drawn_points(ax), in_order(expected))
+    assert {text.get_text() for text in ax.texts} <= set(table["perturbation"])
+    toward = " toward b" if effect == "toward" else ""
+    assert ax.get_xlabel().startswith(f"excess shift{toward} over random sets (")
+
+
+def test_volcano_draws_an_fdr_of_0_as_a_triangle_above_all(
+    screened: ad.AnnData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = gfx.get.screen_df(screened, key="gfx_screen").dropna(subset="shift_fdr")
+    table.loc[table.index[:2], "shift_fdr"] = 0.0
+    monkeypatch.setattr("gfx.pl._screen.screen_df", lambda *_, **__: table)
+    ax = gfx.pl.volcano(screened, key="gfx_screen", show=False)
+    points, triangles = [np.asarray(c.get_offsets()) for c in ax.collections if len(c.get_offsets())]
+    assert (len(points), len(triangles)) == (len(table) - 2, 2)
+    assert triangles[:, 1].min() > points[:, 1].max()
+    assert np.isfinite(triangles).all()
+    assert entries(ax) == ["FDR too small for a number", "FDR 0.1"]
+
+
+def test_volcano_errors(screened: ad.AnnData, deleted: ad.AnnData) -> None:
+    with pytest.raises(KeyError, match="Did not find 'other'"):
+        gfx.pl.volcano(deleted, key="other")
+    with pytest.raises(ValueError, match="no gene has an FDR"):
+        gfx.pl.volcano(screened, key="mine")
+    with pytest.raises(ValueError, match="no gene has an FDR"):
+        gfx.pl.volcano(deleted, key="alone")
+    with pytest.raises(ValueError, match=r"`gfx.tl.delete_genes` has no groups"):
+        gfx.pl.volcano(deleted, "a", key="gfx_delete")
+    with pytest.raises(KeyError, match="Did not find the effect 'toward'"):
+        gfx.pl.volcano(deleted, effect="toward", key="gfx_delete")

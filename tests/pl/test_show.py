@@ -36,6 +36,7 @@ CALLS: dict[str, dict[str, object]] = {
     "roc": {},
     "screen": {"min_cells": 1},
     "synergy": {"min_cells": 1},
+    "volcano": {"key": "gfx_delete", "min_cells": 1},
 }
 
 

@@ -11,7 +11,7 @@ from gfx.pl._attention import (
 )
 from gfx.pl._classification import confusion, gene_scores, learning_curve, roc
 from gfx.pl._perturbation import deletion, gene_effects, rank_trend, synergy
-from gfx.pl._screen import screen
+from gfx.pl._screen import screen, volcano
 
 __all__ = [
     "attention",
@@ -28,4 +28,5 @@ __all__ = [
     "roc",
     "screen",
     "synergy",
+    "volcano",
 ]

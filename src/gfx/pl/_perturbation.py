@@ -127,7 +127,11 @@ def deletion(
     panel.set(xlabel=label, ylabel="perturbed genes (cells)")
     _explain_rows(panel, "5th to 95th percentile of these cells", has_random=random is not None)
     bar = figure_of(panel).colorbar(
-        mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), colours), ax=panel, shrink=0.8, aspect=12, pad=0.02
+        mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), colours),
+        ax=panel,
+        shrink=min(0.8, 8 / (len(table) + 2)),
+        aspect=12,
+        pad=0.02,
     )
     bar.set_ticks([0, 1], labels=["first", "last"])
     bar.set_label("mean rank of the genes")

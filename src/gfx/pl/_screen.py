@@ -1,4 +1,4 @@
-"""Plot of a screen."""
+"""Plots of a screen, and of effects against their false discovery rate."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gfx._docs import shared
-from gfx.get import screen_df
+from gfx._results import PERTURBATIONS, find
+from gfx.get import deletion_df, screen_df
 from gfx.pl._style import BAND, GUIDE, axes_for, finish, label_points
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import pandas as pd
     from matplotlib.axes import Axes
 
     from gfx._types import Data
 
 _LABELS = {
-    "shift": "excess shift over genes of similar rank (1 - cosine)",
-    "toward": "excess shift toward {goal} over genes of similar rank (cosine)",
+    "shift": "excess shift over {others} (1 - cosine)",
+    "toward": "excess shift toward {goal} over {others} (cosine)",
 }
 
 #: Genes to either side that the drawn band is smoothed over.
@@ -92,11 +94,7 @@ def screen(
     if not all(map(len, tables)):
         msg = f"There is nothing to draw: no gene is in at least {min_cells} cells (`min_cells`)."
         raise ValueError(msg)
-    effects = [name for name in ("toward", "shift") if f"{name}_mean" in tables[0]]
-    effect = effects[0] if effect is None else effect
-    if effect not in effects:
-        msg = f"Did not find the effect {effect!r}. Present: {effects}."
-        raise KeyError(msg)
+    effect = _effect(tables[0], effect)
     axes = axes_for(ax, len(panels), figsize or (5.2 * len(panels), 4.2))
     labels = []
     for panel, group, table in zip(axes, panels, tables, strict=True):
@@ -121,7 +119,7 @@ def screen(
         unnamed = np.setdiff1d(np.flatnonzero(beyond), far)
         others = np.column_stack([rank[unnamed], excess[unnamed]])
         labels.append((table["gene"].to_numpy()[far].tolist(), rank[far], excess[far], others))
-    axes[0].set_ylabel(_LABELS[effect].format(goal=tables[0].attrs.get("goal")))
+    axes[0].set_ylabel(_LABELS[effect].format(goal=tables[0].attrs.get("goal"), others="genes of similar rank"))
     for panel, (genes, x, y, others) in zip(axes, labels, strict=True):
         label_points(panel, genes, x, y, others=others)
     return finish(axes, given=ax, show=show)
@@ -132,3 +130,139 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     half = min(_ABOUT, len(values) // 8)
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(values, half, mode="reflect"), 2 * half + 1)
     return np.median(windows, axis=1)
+
+
+# --- effects of screens and of perturbations ------------------------------------------------------------------------
+
+
+@shared()
+def volcano(
+    adata: Data,
+    group: str | None = None,
+    *,
+    effect: str | None = None,
+    fdr: float = 0.1,
+    n_names: int = 15,
+    names: str | None = None,
+    key: str | None = None,
+    min_cells: int = 10,
+    figsize: tuple[float, float] | None = None,
+    ax: Axes | None = None,
+    mod: str | None = None,
+    show: bool | None = None,
+) -> Axes | None:
+    """Draw a volcano plot of a screen or of perturbations: the excess of each gene against its false discovery rate.
+
+    Genes above the dashed line have a smaller FDR than the threshold, and are red if their excess is positive, blue if
+    it is negative. The genes with the smallest FDR are named, as far as there is room. The p-values come from random
+    sets or from a random-weights model, so they have a smallest value, and many genes may lie on one line at the top.
+    An FDR that is too small for a floating-point number is drawn as a triangle above all others. Genes without an FDR,
+    which are in too few cells, are left out.
+
+    Parameters
+    ----------
+    adata
+        After :func:`gfx.tl.screen_genes`, :func:`gfx.tl.delete_genes`, :func:`gfx.tl.overexpress_genes` or
+        :func:`gfx.tl.shift_genes`, with their default controls.
+    group
+        A group of a screen. `None` draws all cells.
+    effect
+        ``"shift"`` or ``"toward"``, the shift toward the goal. `None` is ``"toward"`` if there is a goal.
+    fdr
+        Threshold of the false discovery rate.
+    n_names
+        Number of genes to name.
+    names
+        Column of `var` with the gene names of a screen. `None` uses `var_names`.
+    {key}
+    {min_cells}
+    {figsize}
+    {ax}
+    {mod}
+    {show}
+
+    Returns
+    -------
+    The axes, unless the figure is shown. Their data: :func:`gfx.get.screen_df` or :func:`gfx.get.deletion_df`; of the
+    latter, the difference of mean effect and mean random effect, or with donors `donor_mean` and `donor_fdr`.
+
+    Raises
+    ------
+    KeyError
+        No such result, group or effect, several results and no `key`, or no such column in `var`.
+    ValueError
+        No gene has an FDR, or `group` was given for perturbations.
+
+    Examples
+    --------
+    >>> import gfx
+    >>> adata = gfx.datasets.toy()
+    >>> gfx.tl.delete_genes(adata, ["CD3D", "MS4A1"], model="mini", n_random=10)
+    >>> gfx.pl.volcano(adata, show=False).get_ylabel()
+    '$-$log$_{10}$ FDR'
+    """
+    result = find(adata, *PERTURBATIONS, "tl.screen_genes", key=key, mod=mod)
+    how = {"key": result.key, "min_cells": min_cells, "mod": mod}
+    if result.function == "tl.screen_genes":
+        table, others = screen_df(adata, group, names=names, **how), "genes of similar rank"
+    elif group is None:
+        table, others = deletion_df(adata, **how).rename(columns={"perturbation": "gene"}), "random sets"
+    else:
+        msg = (
+            f"`group={group!r}`, but `gfx.{result.function}` has no groups. Perturb the cells of one with `mask_obs=`."
+        )
+        raise ValueError(msg)
+    effect = _effect(table, effect)
+    table = _tested(table, effect)
+    if table.empty:
+        msg = "There is nothing to draw: no gene has an FDR. It takes the default controls, and genes in enough cells."
+        raise ValueError(msg)
+    gene, x, values = (table[name].to_numpy() for name in ("gene", "excess", "fdr"))
+    is_zero, threshold = values == 0, -np.log10(fdr)
+    y = -np.log10(np.where(is_zero, 1, values))
+    y[is_zero] = 1.15 * max(threshold, *y)
+    (panel,) = axes_for(ax, 1, figsize or (5.2, 4.4))
+    colours = np.where(values > fdr, "0.6", np.where(x > 0, "C3", "C0"))
+    panel.scatter(x[~is_zero], y[~is_zero], c=colours[~is_zero], s=14, linewidths=0, zorder=2)
+    if is_zero.any():
+        look = {"s": 32, "marker": "^", "linewidths": 0, "zorder": 2}
+        panel.scatter(x[is_zero], y[is_zero], c=colours[is_zero], **look)
+        panel.scatter([], [], color="0.6", label="FDR too small for a number", **look)
+    panel.axhline(threshold, color=GUIDE, linewidth=0.9, linestyle="--", zorder=1, label=f"FDR {fdr:g}")
+    panel.axvline(0, color=GUIDE, linewidth=0.8, linestyle=":", zorder=1)
+    panel.set_xlabel(_LABELS[effect].format(goal=table.attrs["goal"], others=others))
+    panel.set(ylim=(-0.04 * y.max(), 1.12 * max(threshold, *y)), ylabel="$-$log$_{10}$ FDR", title=group or "")
+    panel.margins(x=0.12)
+    panel.xaxis.labelpad = 14  # below the power of ten
+    panel.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3), useMathText=True)
+    panel.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+    named, others = np.split(np.lexsort((-np.abs(x), values)), [n_names])
+    label_points(panel, gene[named].tolist(), x[named], y[named], others=np.column_stack([x[others], y[others]]))
+    return finish(panel, given=ax, show=show)
+
+
+def _effect(table: pd.DataFrame, effect: str | None) -> str:
+    """Check the name of an effect; `None` is the shift toward the goal, if there is one."""
+    effects = [name for name in ("toward", "shift") if f"{name}_mean" in table]
+    if effect is not None and effect not in effects:
+        msg = f"Did not find the effect {effect!r}. Present: {effects}."
+        raise KeyError(msg)
+    return effects[0] if effect is None else effect
+
+
+def _tested(table: pd.DataFrame, effect: str) -> pd.DataFrame:
+    """Return `gene`, `excess` and `fdr` of the genes that have an FDR, of a screen or of perturbations."""
+    attrs = {"goal": table.attrs.get("goal")}
+    if f"{effect}_excess" in table:
+        excess, fdr = table[f"{effect}_excess"], f"{effect}_fdr"
+    else:
+        if "role" in table:
+            table = table[table["role"] == "goal"]
+            attrs["goal"] = next(iter(table["state"]), None)
+        prefix = "toward_" if effect == "toward" else ""
+        excess, fdr = table[f"{effect}_mean"] - table.get(f"{prefix}random_mean", np.nan), f"{prefix}fdr"
+        if "donor_fdr" in table and effect == _effect(table, None):
+            excess, fdr = table["donor_mean"], "donor_fdr"
+    tested = table[["gene"]].assign(excess=excess, fdr=table.get(fdr, np.nan)).dropna()
+    tested.attrs = attrs
+    return tested
