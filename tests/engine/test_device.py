@@ -55,6 +55,16 @@ def test_a_device_that_is_not_there():
         choose_device(None)
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_device_of_a_number_that_is_not_there(monkeypatch, n):
+    """As on a machine with so many."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n)
+    assert choose_device(f"cuda:{n - 1}") == torch.device("cuda", n - 1)
+    with pytest.raises(ValueError, match=rf"sees {n} cuda device\(s\), numbered from 0, and no 'cuda:7'"):
+        choose_device("cuda:7")
+
+
 def test_choose_dtype():
     assert choose_dtype("float16", CPU) == torch.float16
     assert choose_dtype(None, CPU) == (torch.bfloat16 if has_fast_bfloat16(CPU) else torch.float32)

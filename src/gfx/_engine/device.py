@@ -50,14 +50,17 @@ def _available(name: str) -> torch.device:
     kind = name.partition(":")[0]
     try:
         device = torch.device(name)
-        there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-        if kind not in there:
+        n_there = {"cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0}
+        n_there |= {"cpu": 1, "mps": int(torch.backends.mps.is_available())}
+        if kind not in n_there:
             torch.empty(0, device=device)
     except (AssertionError, NotImplementedError, RuntimeError) as error:
         msg = f"This torch cannot use {name!r}. Set `gfx.settings.device = None` to run on what is there. ({error})"
         raise ValueError(msg) from error
-    if not there.get(kind, True):
-        msg = f"This torch sees no {kind} device. Set `gfx.settings.device = None` to run on what is there."
+    n = n_there.get(kind)
+    if n is not None and (device.index or 0) >= n:
+        seen = f"{n} {kind} device(s), numbered from 0, and no {name!r}" if n else f"no {kind} device"
+        msg = f"This torch sees {seen}. Set `gfx.settings.device = None` to run on what is there."
         raise ValueError(msg)
     return device
 
