@@ -73,6 +73,7 @@ html_theme_options = {
     "use_download_button": False,
     "use_fullscreen_button": False,
 }
+html_favicon = "_static/favicon.svg"
 html_static_path = ["_static"]
 html_css_files = ["gfx.css"]
 

@@ -1,0 +1,84 @@
+"""The documentation as a browser shows it: `make docs` builds it, and without it, or without a browser, tests skip."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import shutil
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from playwright.sync_api import Page
+
+SITE = Path(__file__).parents[1] / "docs" / "_build" / "html"
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PAGES = sorted(page.relative_to(SITE).as_posix() for page in {*SITE.rglob("*.html")} - {*(SITE / "_static").rglob("*")})
+
+pytestmark = [
+    pytest.mark.skipif(not PAGES, reason="the documentation is not built: make docs"),
+    pytest.mark.skipif(BROWSER is None, reason="there is no chromium or chrome"),
+]
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Say nothing of requests."""
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    handler = functools.partial(Quiet, directory=SITE)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Page]:
+    api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield browser.new_page()
+        browser.close()
+
+
+def test_every_page_fits_a_phone_and_a_desk_without_an_error(page: Page, address: str) -> None:
+    problems: list[str] = []
+    page.on("console", lambda message: message.type == "error" and problems.append(f"{page.url}: {message.text}"))
+    page.on("pageerror", lambda error: problems.append(f"{page.url}: {error}"))
+    page.on("request", lambda request: request.url.startswith((address, "data:")) or problems.append(request.url))
+    for name in PAGES:
+        page.goto(f"{address}/{name}")
+        for width in (390, 1440):
+            page.set_viewport_size({"width": width, "height": 900})
+            wide = page.evaluate("document.documentElement.scrollWidth")
+            if wide > width:
+                problems.append(f"{name}: {wide} px wide in a window of {width}")
+    assert not problems, "\n".join(problems)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("knockout", "screening.html"),
+        ("CITE-seq", "data.html"),
+        ("UMAP", "embedding.html"),
+        ("batch effect", "embedding.html"),
+        ("cell type annotation", "embedding.html"),
+        ("null model", "controls.html"),
+        ("validation", "validation.html"),
+        ("limitations", "limits.html"),
+    ],
+)
+def test_search_finds_the_page_first(page: Page, address: str, words: str, expected: str) -> None:
+    page.goto(f"{address}/search.html?q={words}")
+    page.wait_for_function("document.querySelector('#search-results .search-summary')?.innerText.match(/found/)")
+    first = page.locator("#search-results ul.search li a").first.get_attribute("href")
+    assert first.startswith(expected)
