@@ -39,8 +39,8 @@ def sections(docstring: str) -> dict[str, str]:
 def test_every_public_name_is_on_its_page(module: str) -> None:
     page = (DOCS / "api" / f"{module}.md").read_text()
     assert f".. currentmodule:: gfx.{module}\n" in page
-    listed = re.search(r"\.\. autosummary::\n(?:   :.*\n)+\n((?:   \w+\n)+)", page).group(1).split()
-    assert sorted(listed) == sorted(importlib.import_module(f"gfx.{module}").__all__)
+    listed = re.findall(r"\.\. autosummary::\n(?:   :.*\n)+\n((?:   \w+\n)+)", page)
+    assert sorted(" ".join(listed).split()) == sorted(importlib.import_module(f"gfx.{module}").__all__)
 
 
 def test_every_part_of_the_package_has_a_page() -> None:
@@ -48,6 +48,18 @@ def test_every_part_of_the_package_has_a_page() -> None:
     assert pages == set(gfx.__all__) - {"__version__"}
     toctree = re.search(r"```\{toctree\}\n:maxdepth: 1\n\n(.*?)\n```", (DOCS / "api" / "index.md").read_text(), re.S)
     assert set(toctree.group(1).split()) == pages
+
+
+def test_table_of_inputs_is_that_of_the_signatures() -> None:
+    """That every tool reads every kind of matrix is tested in `tl/test_contracts.py`."""
+    rows = re.findall(r"^\| \{func\}`([\w.]+)` \|(.+)\|$", (DOCS / "api" / "index.md").read_text(), flags=re.M)
+    reading = {}
+    for name, function in FUNCTIONS:
+        has = set(inspect.signature(function).parameters)
+        if "adata" in has and name.split(".")[1] in {"pp", "tl", "models"}:
+            also = ("mod" in has, not name.startswith("gfx.pp"), not has.isdisjoint({"store", "folder"}))
+            reading[name] = ["✓"] * 4 + ["✓" if is_so else "–" for is_so in also]
+    assert {name: cells.replace(" ", "").split("|") for name, cells in rows} == reading
 
 
 # --- docstrings -----------------------------------------------------------------------------------------------------

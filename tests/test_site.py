@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import http.server
+import re
 import shutil
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+import gfx
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,6 +65,18 @@ def test_every_page_fits_a_phone_and_a_desk_without_an_error(page: Page, address
             if wide > width:
                 problems.append(f"{name}: {wide} px wide in a window of {width}")
     assert not problems, "\n".join(problems)
+
+
+def test_signatures_name_no_private_aliases_of_types() -> None:
+    """The aliases are assigned in the source, in capitals, from types that are joined or subscripted."""
+    source = "\n".join(file.read_text() for file in Path(gfx.__file__).parent.rglob("*.py"))
+    types = r"^ *([A-Z]\w+)(?:: TypeAlias)? = (?:Literal|Mapping|Iterable|[\w.]+ \||[A-Z]\w+ \|)"
+    aliases = set(re.findall(types, source, flags=re.M))
+    assert {"Data", "Genes", "GeneLabels", "ModelLike", "Method"} <= aliases
+    shown = re.compile(f">({'|'.join(aliases)})<")
+    pages = {name: (SITE / name).read_text() for name in PAGES if name.startswith("generated/")}
+    assert pages
+    assert not {name: shown.findall(text) for name, text in pages.items() if shown.search(text)}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import anndata as ad
+import dask.array as da
 import mudata
 import numpy as np
 import pandas as pd
@@ -375,6 +376,13 @@ def test_kinds_of_matrices(tool, cells, toy_model, usual):
         other = ad.AnnData(make(cells.X), obs=cells.obs, var=cells.var)
         tool(other, model=toy_model, key_added="x")
         assert_same(arrays(other, tool), usual)
+
+
+@each_reader
+def test_dask(tool, cells, toy_model, usual):
+    other = ad.AnnData(da.from_array(cells.X.toarray(), chunks=(7, 50)), obs=cells.obs, var=cells.var)
+    tool(other, model=toy_model, key_added="x")
+    assert_same(arrays(other, tool), usual)
 
 
 @each_reader
