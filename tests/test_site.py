@@ -83,6 +83,7 @@ def test_signatures_name_no_private_aliases_of_types() -> None:
     ("words", "expected"),
     [
         ("knockout", "screening.html"),
+        ("volcano", "generated/gfx.pl.volcano.html"),
         ("CITE-seq", "data.html"),
         ("UMAP", "embedding.html"),
         ("batch effect", "embedding.html"),
