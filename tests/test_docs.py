@@ -120,8 +120,33 @@ def test_table_of_slots_is_complete() -> None:
 
 def test_readme_names_the_distribution_and_the_import_first() -> None:
     first = (ROOT / "README.md").read_text().split("\n\n")[1]
-    assert "pip install scgfx" in first
-    assert "import gfx" in first.replace("\n", " ")
+    assert "published as `scgfx`" in first
+    assert "`import gfx`" in first
+
+
+def test_readme_is_short_and_its_links_work_wherever_it_is_shown() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) < 120
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert not [link for link in links if not link.startswith("https://")]
+    files = re.findall(r"https://(?:raw\.githubusercontent|github)\.com/OWNER/gfx/(?:blob/)?main/([^)]+)", text)
+    assert {"LICENSE", "CITATION.cff"} <= set(files)
+    assert not [file for file in files if not (ROOT / file).is_file()]
+    pages = re.findall(r"https://scgfx\.readthedocs\.io/page/([\w/]+)\.html", text)
+    assert pages
+    assert not [page for page in pages if not (DOCS / f"{page}.md").is_file()]
+
+
+def test_readme_tells_the_size_of_torch_before_the_first_line_that_installs() -> None:
+    before, _, after = (ROOT / "README.md").read_text().partition("## Install")[2].partition("pip install")
+    assert "https://download.pytorch.org/whl/cpu" in after.partition("pip install")[0]
+    assert "several gigabytes" in " ".join(before.split())
+
+
+def test_readme_tells_the_time_of_every_target() -> None:
+    text = (ROOT / "README.md").read_text()
+    told = set(re.findall(r"^\| `make ([\w-]+)` \| [^|]*(?:minutes?|seconds) \|", text, flags=re.M))
+    assert {"demo", "tutorials", "test", "docs", "lint"} <= told
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/installation.md", "docs/tutorials/index.md"])
