@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from dataclasses import fields
 from functools import cache
 from importlib.metadata import version as installed_version
@@ -40,6 +41,7 @@ copyright = f"2026, {author}"
 version = release = installed_version("scgfx")
 
 extensions = [
+    "matplotlib.sphinxext.plot_directive",
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
@@ -86,6 +88,23 @@ autodoc_typehints_format = "short"
 napoleon_google_docstring = False
 # What a function writes is told in its own words there: a list of slots, not one type.
 napoleon_custom_sections = ["Returns"]
+# --- pictures: the example of each plot, drawn while the documentation is built ---------------------------------------
+
+sys.path.insert(0, str(HERE))
+plot_include_source = True
+plot_html_show_source_link = plot_html_show_formats = False
+plot_formats = [("png", 144)]
+plot_pre_code = "import gfx, each_call_once; vars(gfx.tl).update(each_call_once.TOOLS); gfx.settings.verbosity = 1"
+
+
+def _draw_example(_app: Sphinx, _what: str, name: str, *rest: object) -> None:
+    """Hand the example of a plot over to matplotlib's directive, which shows and runs it."""
+    lines = rest[-1]
+    if name.startswith("gfx.pl.") and "Examples" in lines:
+        begin = lines.index("Examples") + 2
+        lines[begin:] = [".. plot::", "", *(f"   {line}" for line in lines[begin:])]
+
+
 # --- links to other projects ---------------------------------------------------------------------------------------
 
 _INVENTORIES = {
@@ -205,6 +224,7 @@ def setup(app: Sphinx) -> None:
     """Connect what is defined here."""
     app.connect("missing-reference", _qualify, priority=400)
     app.connect("autodoc-before-process-signature", _spell_out)
+    app.connect("autodoc-process-docstring", _draw_example, priority=400)  # napoleon comes next
     app.connect("doctree-read", _group_arguments)
 
 

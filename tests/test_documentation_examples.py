@@ -5,21 +5,15 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 import gfx
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import anndata as ad
-
 SOURCE = Path(gfx.__file__).parent
 README = Path(__file__).parents[1] / "README.md"
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 def examples() -> list[tuple[str, str]]:
@@ -34,32 +28,11 @@ def examples() -> list[tuple[str, str]]:
     return found
 
 
-#: Cells with their results, by the call that made these.
-MADE: dict[tuple[object, ...], ad.AnnData] = {}
-
-
-def once(tool: Callable) -> Callable:
-    """Run a tool once for the same cells and arguments: an example that repeats a call copies its results."""
-
-    @wraps(tool)
-    def call(adata: ad.AnnData, *args: object, **kwargs: object) -> None:
-        cells = adata.X.data.tobytes(), adata.obs.to_csv(), adata.var.to_csv(), repr(adata)
-        made_from = tool.__name__, repr(args), repr(kwargs), *cells
-        if made_from not in MADE:
-            assert tool(adata, *args, **kwargs) is None
-            MADE[made_from] = adata.copy()
-        made = MADE[made_from].copy()
-        for element in ("obs", "var", "obsm", "varm", "uns"):
-            for name in getattr(made, element):
-                getattr(adata, element)[name] = getattr(made, element)[name]
-
-    return call
-
-
 @pytest.fixture
 def each_call_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("attention", "classify_cells", "classify_genes", "delete_genes", "screen_genes"):
-        monkeypatch.setattr(gfx.tl, name, once(getattr(gfx.tl, name)))
+    monkeypatch.syspath_prepend(DOCS)
+    for name, tool in importlib.import_module("each_call_once").TOOLS.items():
+        monkeypatch.setattr(gfx.tl, name, tool)
 
 
 @pytest.mark.usefixtures("each_call_once")
@@ -69,6 +42,7 @@ def test_docstring_example(module: str, name: str, tmp_path: Path, monkeypatch: 
     import matplotlib.pyplot as plt
 
     mpl.use("agg")
+    monkeypatch.setattr(plt, "show", lambda: None)  # where there is a screen, it warns that agg shows nothing
     monkeypatch.chdir(tmp_path)
     place = importlib.import_module(module)
     tests = [

@@ -83,11 +83,10 @@ def attention(
     Examples
     --------
     >>> import gfx
-    >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.attention(adata, model="mini")
-    >>> heads, ranks = gfx.pl.attention(adata, show=False)
-    >>> heads.get_xlabel(), heads.get_ylabel()
-    ('head', 'network layer')
+    >>> adata = gfx.datasets.ifnb()[::28].copy()
+    >>> genes = ["ISG15", "IFI6", "IFITM3", "B2M", "FTL", "HLA-B", "TMSB4X", "ACTB", "RPL13"]
+    >>> gfx.tl.attention(adata, model="mini", groupby="condition", genes=genes)
+    >>> gfx.pl.attention(adata)
     """
     import matplotlib as mpl
 
@@ -200,11 +199,11 @@ def attention_heads(
     Examples
     --------
     >>> import gfx
-    >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.attention(adata, model="mini")
-    >>> axes = gfx.pl.attention_heads(adata, gene_sets={"T cells": ["CD3D", "CD3E", "CD2"]}, show=False)
-    >>> axes[0].get_title()
-    'T cells'
+    >>> adata = gfx.datasets.ifnb()[::28].copy()
+    >>> genes = ["ISG15", "IFI6", "IFITM3", "B2M", "FTL", "HLA-B", "TMSB4X", "ACTB", "RPL13"]
+    >>> gfx.tl.attention(adata, model="mini", groupby="condition", genes=genes)
+    >>> interferon = ["ISG15", "IFI6", "IFIT1", "IFIT3", "MX1", "OAS1"]
+    >>> gfx.pl.attention_heads(adata, gene_sets={"interferon response": interferon})
     """
     from matplotlib.patches import Rectangle
 
@@ -289,11 +288,10 @@ def attention_bands(
     Examples
     --------
     >>> import gfx
-    >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.attention(adata, model="mini")
-    >>> axes = gfx.pl.attention_bands(adata, show=False)
-    >>> len(axes), axes[0].get_ylabel()
-    (4, 'rank of the gene that attends')
+    >>> adata = gfx.datasets.ifnb()[::28].copy()
+    >>> genes = ["ISG15", "IFI6", "IFITM3", "B2M", "FTL", "HLA-B", "TMSB4X", "ACTB", "RPL13"]
+    >>> gfx.tl.attention(adata, model="mini", groupby="condition", genes=genes)
+    >>> gfx.pl.attention_bands(adata)
     """
     table = attention_bands_df(adata, group=group, key=key, mod=mod)
     there = table["layer"].unique().tolist()
@@ -384,11 +382,10 @@ def attention_neighbors(
     Examples
     --------
     >>> import gfx
-    >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.attention(adata, model="mini", genes=...)
-    >>> axes = gfx.pl.attention_neighbors(adata, "CD3D", n=5, show=False)
-    >>> len(axes[0].get_yticks())
-    5
+    >>> adata = gfx.datasets.ifnb()[::28].copy()
+    >>> genes = ["ISG15", "IFI6", "IFITM3", "B2M", "FTL", "HLA-B", "TMSB4X", "ACTB", "RPL13"]
+    >>> gfx.tl.attention(adata, model="mini", groupby="condition", genes=genes)
+    >>> gfx.pl.attention_neighbors(adata, "ISG15", network=True)
     """
     if sort_by not in {"attention", "ratio"}:
         msg = f"`sort_by` is 'attention' or 'ratio', found {sort_by!r}."
@@ -501,12 +498,10 @@ def attention_difference(
     Examples
     --------
     >>> import gfx
-    >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.attention(adata, model="mini", groupby="cell_type")
-    >>> groups = adata.obs["cell_type"].cat.categories
-    >>> ax = gfx.pl.attention_difference(adata, group=groups[0], reference=groups[1], min_cells=10, n=5, show=False)
-    >>> len(ax.get_yticks())
-    5
+    >>> adata = gfx.datasets.ifnb()[::28].copy()
+    >>> genes = ["ISG15", "IFI6", "IFITM3", "B2M", "FTL", "HLA-B", "TMSB4X", "ACTB", "RPL13"]
+    >>> gfx.tl.attention(adata, model="mini", groupby="condition", genes=genes)
+    >>> gfx.pl.attention_difference(adata, group="stimulated", reference="control", min_cells=10)
     """
     how = {"statistic": statistic, "min_cells": min_cells, "key": key, "mod": mod}
     table = attention_difference_df(adata, group=group, reference=reference, **how)

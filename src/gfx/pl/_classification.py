@@ -91,10 +91,10 @@ def roc(
     Examples
     --------
     >>> import gfx
-    >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", method="linear_probe", n_repeats=1)
-    >>> gfx.pl.roc(adata, show=False).get_xlabel()
-    'false positive rate'
+    >>> adata = gfx.datasets.ifnb()[::14].copy()
+    >>> how = {"method": "linear_probe", "n_repeats": 2, "learning_curve": [20, 40]}
+    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", **how)
+    >>> gfx.pl.roc(adata)
     """
     table = roc_df(adata, key=key, mod=mod)
     if table.empty:
@@ -172,10 +172,10 @@ def learning_curve(
     Examples
     --------
     >>> import gfx
-    >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", method="linear_probe", n_repeats=1)
-    >>> gfx.pl.learning_curve(adata, show=False).get_xlabel()
-    'training cells'
+    >>> adata = gfx.datasets.ifnb()[::14].copy()
+    >>> how = {"method": "linear_probe", "n_repeats": 2, "learning_curve": [20, 40]}
+    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", **how)
+    >>> gfx.pl.learning_curve(adata)
     """
     table = _of_unit(_select(learning_curve_df(adata, key=key, mod=mod), "task", task), unit)
     table = _select(table, "metric", metric)
@@ -240,10 +240,10 @@ def confusion(
     Examples
     --------
     >>> import gfx
-    >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", method="linear_probe", n_repeats=1)
-    >>> gfx.pl.confusion(adata, show=False).get_ylabel()
-    'true class (cells)'
+    >>> adata = gfx.datasets.ifnb()[::14].copy()
+    >>> how = {"method": "linear_probe", "n_repeats": 2, "learning_curve": [20, 40]}
+    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", **how)
+    >>> gfx.pl.confusion(adata)
     """
     import matplotlib as mpl
 
@@ -373,8 +373,7 @@ def gene_scores(
     >>> b_cell = ["MS4A1", "CD79A", "CD79B", "CD19", "BANK1", "BLK", "HLA-DRA", "CD74"]
     >>> labels = {"T": t_cell, "B": b_cell}
     >>> gfx.tl.classify_genes(adata, labels, model="mini", method="linear_probe", n_repeats=1)
-    >>> gfx.pl.gene_scores(adata, min_cells=1, show=False).get_ylabel()
-    "probability of 'B'"
+    >>> gfx.pl.gene_scores(adata, min_cells=1)
     """
     table = gene_scores_df(adata, group, key=key, min_cells=min_cells, names=names, mod=mod)
     if table.empty:

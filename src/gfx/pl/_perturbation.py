@@ -94,11 +94,10 @@ def deletion(
     Examples
     --------
     >>> import gfx
-    >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.delete_genes(adata, ["CD3D", "MS4A1"], model="mini", n_random=10)
-    >>> ax = gfx.pl.deletion(adata, show=False)
-    >>> ax.get_xlabel()
-    'excess shift over random sets (1 - cosine)'
+    >>> adata = gfx.datasets.ifnb()[::28].copy()
+    >>> genes = ["ISG15", "IFI6", "CXCL10", "FTL", ("ISG15", "IFI6")]
+    >>> gfx.tl.delete_genes(adata, genes, model="mini", n_random=10)
+    >>> gfx.pl.deletion(adata)
     """
     import matplotlib as mpl
 
@@ -186,10 +185,10 @@ def synergy(
     Examples
     --------
     >>> import gfx
-    >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.delete_genes(adata, ("CD3D", "CD3E"), model="mini", n_random=10)
-    >>> len(gfx.pl.synergy(adata, show=False))
-    2
+    >>> adata = gfx.datasets.ifnb()[::28].copy()
+    >>> genes = ["ISG15", "IFI6", "CXCL10", "FTL", ("ISG15", "IFI6")]
+    >>> gfx.tl.delete_genes(adata, genes, model="mini", n_random=10)
+    >>> gfx.pl.synergy(adata)
     """
     table = _drawn(synergy_df(adata, key=key, min_cells=min_cells, mod=mod), "on_vectors_mean", n_top, min_cells)
     random = random_sets_df(adata, key=key, mod=mod) if table["on_vectors_z"].notna().any() else None
@@ -335,10 +334,10 @@ def gene_effects(
     Examples
     --------
     >>> import gfx
-    >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.delete_genes(adata, "CD3D", model="mini", n_random=10)
-    >>> gfx.pl.gene_effects(adata, "CD3D", show=False).get_ylabel()
-    'shift of a gene when CD3D is perturbed (1 - cosine)'
+    >>> adata = gfx.datasets.ifnb()[::28].copy()
+    >>> genes = ["ISG15", "IFI6", "CXCL10", "FTL", ("ISG15", "IFI6")]
+    >>> gfx.tl.delete_genes(adata, genes, model="mini", n_random=10)
+    >>> gfx.pl.gene_effects(adata, "ISG15")
     """
     table = gene_effects_df(adata, perturbation, key=key, min_cells=min_cells, mod=mod)
     has_random = "random_shift" in table
@@ -414,10 +413,10 @@ def rank_trend(
     Examples
     --------
     >>> import gfx
-    >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.delete_genes(adata, ["CD3D", "MS4A1"], model="mini", n_random=10)
-    >>> [panel.get_title() for panel in gfx.pl.rank_trend(adata, show=False)]
-    ['model', 'random weights']
+    >>> adata = gfx.datasets.ifnb()[::28].copy()
+    >>> genes = ["ISG15", "IFI6", "CXCL10", "FTL", ("ISG15", "IFI6")]
+    >>> gfx.tl.delete_genes(adata, genes, model="mini", n_random=10)
+    >>> gfx.pl.rank_trend(adata)
     """
     sample = rank_trend_df(adata, key=key, mod=mod)
     table = deletion_df(adata, key=key, min_cells=min_cells, mod=mod).drop_duplicates("perturbation")

@@ -84,10 +84,9 @@ def screen(
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy(30)
-    >>> genes = ["CD3D", "CD3E", "CD79A", "MS4A1"]
-    >>> gfx.tl.screen_genes(adata, genes=genes, model="mini", groupby="cell_type", controls=None)
-    >>> [panel.get_title() for panel in gfx.pl.screen(adata, ["B cell", "T cell"], show=False)]
-    ['B cell', 'T cell']
+    >>> states = {"groupby": "cell_type", "start": "B cell", "goal": "T cell"}
+    >>> gfx.tl.screen_genes(adata, model="mini", method="first_order", controls=["random_weights"], **states)
+    >>> gfx.pl.screen(adata)
     """
     panels = [groups] if groups is None or isinstance(groups, str) else list(groups)
     tables = [screen_df(adata, group, key=key, min_cells=min_cells, names=names, mod=mod) for group in panels]
@@ -119,7 +118,8 @@ def screen(
         unnamed = np.setdiff1d(np.flatnonzero(beyond), far)
         others = np.column_stack([rank[unnamed], excess[unnamed]])
         labels.append((table["gene"].to_numpy()[far].tolist(), rank[far], excess[far], others))
-    axes[0].set_ylabel(_LABELS[effect].format(goal=tables[0].attrs.get("goal"), others="genes of similar rank"))
+    label = _LABELS[effect].format(goal=tables[0].attrs.get("goal"), others="genes of similar rank")
+    axes[0].set_ylabel(label.replace(" over ", "\nover "))
     for panel, (genes, x, y, others) in zip(axes, labels, strict=True):
         label_points(panel, genes, x, y, others=others)
     return finish(axes, given=ax, show=show)
@@ -196,10 +196,10 @@ def volcano(
     Examples
     --------
     >>> import gfx
-    >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.delete_genes(adata, ["CD3D", "MS4A1"], model="mini", n_random=10)
-    >>> gfx.pl.volcano(adata, show=False).get_ylabel()
-    '$-$log$_{10}$ FDR'
+    >>> adata = gfx.datasets.toy(30)
+    >>> states = {"groupby": "cell_type", "start": "B cell", "goal": "T cell"}
+    >>> gfx.tl.screen_genes(adata, model="mini", method="first_order", controls=["random_weights"], **states)
+    >>> gfx.pl.volcano(adata)
     """
     result = find(adata, *PERTURBATIONS, "tl.screen_genes", key=key, mod=mod)
     how = {"key": result.key, "min_cells": min_cells, "mod": mod}
