@@ -3,7 +3,7 @@
 #   make test    all tests that need no GPU and no network
 #   make tutorials    the notebooks, each whole; TUTORIALS=--overwrite stores what they print and draw
 #   make docs    the documentation, into docs/_build/html
-#   make lint    style and formatting
+#   make lint    style, formatting and types
 #   make test-lowest, make test-newest    the tests on the lowest versions declared, on the newest that pip finds
 #   make test-no-torch    the tests of what works without torch: check, tokenize, tables and plots
 #   make dist    the archives for the package index, checked; the wheel runs the README in a fresh environment
@@ -60,6 +60,7 @@ dist: $(VENV)/.builds
 lint: $(VENV)/.lints
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 clean:
 	rm -rf .venv .venv-lowest .venv-newest .venv-no-torch .venv-dist demo docs/_build docs/generated build dist
@@ -96,7 +97,8 @@ $(VENV)/.documents: $(VENV)/.runs
 	$(PIP) --editable ".[train]" --group doc
 	@touch $@
 
-$(VENV)/.lints: $(PINS) | $(VENV)/.pip
+# Types are checked against those of the libraries, which have to be there.
+$(VENV)/.lints: $(VENV)/.runs
 	$(PIP) --group dev
 	@touch $@
 

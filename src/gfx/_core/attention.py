@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
@@ -14,8 +14,6 @@ from gfx._core.statistics import divided, moments
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-
-T = TypeVar("T")
 
 #: First rank of each band, counted from 1: about equally wide on a logarithm, and round numbers.
 BAND_STARTS = (1, 6, 11, 21, 51, 101, 201, 501, 1001, 2001)
@@ -34,7 +32,7 @@ OF_HEADS = ("received", "received_squared", "given", "given_squared", "to_delete
 OF_GENES = ("uniform", "given_uniform", "rank")
 
 
-def even_distance(n_genes: T) -> T:
+def even_distance(n_genes: Any) -> Any:
     """Mean distance in ranks of attention between one or more genes if it is uniform; that to itself counts as 0.
 
     Takes arrays of numpy and of torch.
@@ -68,6 +66,7 @@ class AttentionSums:
         attention is uniform, and 1, `(n_ranks, H + 2)`.
     pairs
         From gene to gene: attention, one or all heads; that if it is uniform; and 1; `(n_gives, n_receives, n + 2)`.
+        No genes unless they were asked for.
     """
 
     genes: np.ndarray
@@ -78,15 +77,15 @@ class AttentionSums:
     bands_uniform: np.ndarray
     n_in_band: np.ndarray
     ranks: np.ndarray
-    pairs: np.ndarray | None = None
+    pairs: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 2)))
 
     @classmethod
     def of(cls, results: Iterable[Mapping[str, np.ndarray]], n_units: int, n_tokens: int) -> AttentionSums:
         """Add up what :func:`gfx._engine.attention.sum_attention` gives for blocks of cells, the longest first."""
         totals: dict[str, np.ndarray] = {}
-        genes, n_with_gene = None, np.zeros(n_units * n_tokens, dtype=np.int64)
+        genes, n_with_gene = np.zeros((0, 0)), np.zeros(n_units * n_tokens, dtype=np.int64)
         for result in results:
-            if genes is None:
+            if not genes.size:
                 genes = np.zeros((n_units * n_tokens, result["sum"].shape[1]))
             genes[result["slot"]] += result["sum"]
             n_with_gene[result["slot"]] += result["n"]
@@ -121,8 +120,8 @@ class AttentionSums:
             means["to_deleted"] = divided(sums["to_deleted"], n[:, None])
         means |= dict(zip(OF_GENES, divided(genes[:, -len(OF_GENES) :], n[:, None]).T, strict=True))
         n_cells, distance = self.cells[units].sum(axis=0)
-        of_heads = divided(self.heads[units].sum(axis=0), np.asarray(n_cells))
-        means |= dict(zip(("entropy", "distance", "special"), of_heads, strict=True))
+        of_cells = divided(self.heads[units].sum(axis=0), np.asarray(n_cells))
+        means |= dict(zip(("entropy", "distance", "special"), of_cells, strict=True))
         means["distance_uniform"] = divided(distance, np.asarray(n_cells))
         n_in_band = self.n_in_band[units].sum(axis=0)
         means["bands"] = divided(self.bands[units].sum(axis=0), n_in_band[:, None])

@@ -51,9 +51,9 @@ def pieces(rows: np.ndarray, size: int = 1024) -> list[np.ndarray]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def ahead(futures: Iterable[tuple[T, Future]], most: int) -> Iterator[tuple[T, Any]]:
+def ahead(futures: Iterable[tuple[T, Future[Any]]], most: int) -> Iterator[tuple[T, Any]]:
     """Give what is computed with its result, in order; no more than `most` are under way or wait to be taken."""
-    waiting: deque[tuple[T, Future]] = deque()
+    waiting: deque[tuple[T, Future[Any]]] = deque()
     try:
         for submitted in futures:
             waiting.append(submitted)

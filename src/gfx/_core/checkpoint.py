@@ -105,15 +105,16 @@ def check_fields(fields: Mapping[str, Any]) -> None:
     """Refuse values that make no network; the message names the field."""
     for name, value in fields.items():
         is_number = isinstance(value, Real) and not isinstance(value, bool)
+        is_whole = is_number and isinstance(value, Integral)
         if name in SIZES:
             low, high = SIZES[name]
-            if not (is_number and isinstance(value, Integral) and low <= value <= high):
+            if not (is_whole and low <= value <= high):
                 msg = f"`{name}` is a whole number from {low:,} to {high:,}, found {_shown(value)}."
                 raise ValueError(msg)
         elif name in NUMBERS:
-            low, high = NUMBERS[name]
-            if not (is_number and isfinite(value) and low <= value <= high):
-                msg = f"`{name}` is a number from {low} to {high}, found {_shown(value)}."
+            lowest, highest = NUMBERS[name]
+            if not (is_number and isfinite(value) and lowest <= value <= highest):
+                msg = f"`{name}` is a number from {lowest} to {highest}, found {_shown(value)}."
                 raise ValueError(msg)
         elif name == "hidden_act" and value not in ACTIVATIONS:
             msg = f"`hidden_act` is one of {', '.join(ACTIVATIONS)}, found {_shown(value)}."

@@ -45,7 +45,8 @@ class Encodings:
     def without_padding(self) -> Encodings:
         """Copy the tokens, one cell behind the other."""
         begins = np.cumsum(self.lengths, dtype=np.int64) - self.lengths
-        return Encodings(np.concatenate([self.values[:0], *self]), begins, self.lengths)
+        cells = (self[cell] for cell in range(len(self)))
+        return Encodings(np.concatenate([self.values[:0], *cells]), begins, self.lengths)
 
     def padded(self, cells: np.ndarray) -> np.ndarray:
         """Tokens of some cells, padded with 0 on the right up to the longest of them, `(n, longest)`."""

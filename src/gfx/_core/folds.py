@@ -45,7 +45,7 @@ def _folds_of_donors(classes: np.ndarray, n_splits: int, seed: int, groups: np.n
     counts = np.zeros((len(donors), len(names)))
     np.add.at(counts, (donor, number), 1)
     share = counts / counts.sum(axis=0)
-    rng, best, least = np.random.default_rng(seed), None, np.inf
+    rng, best, least = np.random.default_rng(seed), np.zeros(0, dtype=np.int16), np.inf
     for _ in range(_N_ORDERS):
         fold, n_donors = np.empty(len(donors), dtype=np.int16), np.zeros(n_splits)
         in_fold = np.zeros((n_splits, len(names)))  # share of each class; squares have the least sum where all agree

@@ -92,7 +92,7 @@ def without_genome(name: str) -> str:
 def no_gene(name: str) -> str | None:
     """Name what a column counts that is no gene, such as ``"spike-ins"``; `None` for a gene."""
     found = _ANY_NO_GENE.fullmatch(name)
-    return found and found.lastgroup.replace("_", "-")
+    return found.lastgroup.replace("_", "-") if found and found.lastgroup else None
 
 
 def plain_date(name: str) -> str | None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.special import softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 #: Inverse strengths of the penalty to choose from, where one is chosen.
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
@@ -82,10 +86,11 @@ def fit_linear_head(
 
 
 def _best_strength(
-    scaled: np.ndarray, classes: np.ndarray, inner_folds: np.ndarray, settings: dict[str, object]
+    scaled: np.ndarray, classes: np.ndarray, inner_folds: np.ndarray | None, settings: Mapping[str, object]
 ) -> float:
     """Choose the strength of the lowest log loss in the folds that have every class on both sides."""
-    splits = [(np.flatnonzero(inner_folds != at), np.flatnonzero(inner_folds == at)) for at in np.unique(inner_folds)]
+    numbers = () if inner_folds is None else np.unique(inner_folds)
+    splits = [(np.flatnonzero(inner_folds != at), np.flatnonzero(inner_folds == at)) for at in numbers]
     n_present = len(np.unique(classes))
     whole = [split for split in splits if all(len(np.unique(classes[part])) == n_present for part in split)]
     if not whole:

@@ -53,7 +53,7 @@ def _follow(pickled: bytes | IO[bytes], make: Callable[[str, Any, list[Any]], An
     """
     stack: list[Any] = []
     marks: list[int] = []
-    memo: dict[int, Any] = {}
+    memo: dict[object, Any] = {}
     with warnings.catch_warnings():  # about text where there is no pickle
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", SyntaxWarning)
@@ -182,7 +182,7 @@ def _number(number_format: object, raw: bytes) -> int | float:
     return np.frombuffer(raw, dtype=number_format, count=1)[0].item()
 
 
-_ADMITTED = {
+_ADMITTED: dict[str, Callable[..., Any]] = {
     "numpy dtype": _number_format,
     "numpy.core.multiarray scalar": _number,
     "numpy._core.multiarray scalar": _number,

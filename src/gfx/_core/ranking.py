@@ -22,7 +22,16 @@ _CELLS_PER_TASK = 32
 
 
 @compiled(nogil=True)
-def _sort_descending(values, tokens, n, floats, packed, spare, low, high):  # noqa: PLR0917 - compiled code takes arrays
+def _sort_descending(  # noqa: PLR0917 - compiled code takes arrays
+    values: np.ndarray,
+    tokens: np.ndarray,
+    n: int,
+    floats: np.ndarray,
+    packed: np.ndarray,
+    spare: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+) -> None:
     """Order the first `n` entries by value, descending; equal values by token, ascending.
 
     Leaves their positions in the lower half of `packed`. The upper half is a key of 22 bits: the distance from the
@@ -75,7 +84,7 @@ def _sort_descending(values, tokens, n, floats, packed, spare, low, high):  # no
 
 
 @compiled(nogil=True)
-def _goes_first(entry, other, values, tokens):
+def _goes_first(entry: np.uint64, other: np.uint64, values: np.ndarray, tokens: np.ndarray) -> bool:
     entry &= _POSITION
     other &= _POSITION
     if values[entry] == values[other]:
@@ -84,7 +93,16 @@ def _goes_first(entry, other, values, tokens):
 
 
 @compiled(nogil=True)
-def _collect(data, indices, begin, end, column_token, column_median, values, tokens):  # noqa: PLR0917
+def _collect(  # noqa: PLR0917
+    data: np.ndarray,
+    indices: np.ndarray,
+    begin: int,
+    end: int,
+    column_token: np.ndarray,
+    column_median: np.ndarray,
+    values: np.ndarray,
+    tokens: np.ndarray,
+) -> tuple[int, float, float]:
     """Take the known genes of a cell; say how many, or -1 if its columns are not in strictly ascending order."""
     n = 0
     previous = -1
@@ -108,7 +126,17 @@ def _collect(data, indices, begin, end, column_token, column_median, values, tok
 
 
 @compiled(nogil=True)
-def _collect_sums(data, indices, begin, end, column_token, medians, values, tokens, sums):  # noqa: PLR0917
+def _collect_sums(  # noqa: PLR0917
+    data: np.ndarray,
+    indices: np.ndarray,
+    begin: int,
+    end: int,
+    column_token: np.ndarray,
+    medians: np.ndarray,
+    values: np.ndarray,
+    tokens: np.ndarray,
+    sums: np.ndarray,
+) -> int:
     """Take the known genes of a cell, each with the sum of its entries; `sums` is all 0 before and after."""
     n = 0
     for at in range(begin, end):
@@ -125,7 +153,17 @@ def _collect_sums(data, indices, begin, end, column_token, medians, values, toke
 
 
 @compiled(parallel=True, nogil=True)
-def _encode(matrix, column_token, column_median, medians, repeats, longest, ends, out, per_cell):  # noqa: PLR0917
+def _encode(  # noqa: PLR0917
+    matrix: tuple[np.ndarray, np.ndarray, np.ndarray],
+    column_token: np.ndarray,
+    column_median: np.ndarray,
+    medians: np.ndarray,
+    repeats: bool,  # noqa: FBT001
+    longest: int,
+    ends: tuple[int, ...],
+    out: np.ndarray,
+    per_cell: tuple[np.ndarray, ...],
+) -> None:
     data, indices, indptr = matrix
     prefix, suffix = ends
     lengths, n_detected, totals, known_totals = per_cell
@@ -196,7 +234,7 @@ def rank_cells(
     the same token are summed, in float64. Encodings have at most `max_length` tokens, special ones included.
     """
     column_token = np.ascontiguousarray(column_token, dtype=np.int32)
-    rows = counts if sparse.issparse(counts) and counts.format == "csr" else sparse.csr_array(counts)
+    rows: sparse.csr_array = counts if getattr(counts, "format", "") == "csr" else sparse.csr_array(counts)
     longest = max_length - vocabulary.n_specials
     # The compiled loop checks no index, so everything is checked before.
     if column_token.shape != (rows.shape[1],):

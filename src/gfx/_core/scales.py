@@ -7,7 +7,7 @@ lack it are estimates, or counts divided by more than depth; that they have one 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import numba
 import numpy as np
@@ -70,7 +70,7 @@ _REMAINDER = 0.01
 
 #: How to get from a scale back to values proportional to counts. The flattest comes first: a steeper exponential than
 #: the right one throws nearly all multiples out of the telling range, a flatter one breaks them.
-UNDO: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+UNDO: dict[Scale, Callable[[np.ndarray], np.ndarray]] = {
     "normalized": lambda values: values,
     "log2": lambda values: np.exp2(values) - 1,
     "log1p": np.expm1,
@@ -95,7 +95,7 @@ def scale_of(block: sparse.csr_array) -> Scale:
     """
     values = block.data
     lowest, highest, n_missing, n_fractions = survey(values)
-    plain = {
+    plain: dict[Scale, bool | np.bool] = {
         "missing": n_missing > 0,
         "infinite": np.isinf(lowest) or np.isinf(highest),
         "few negative": lowest < 0 and _few_negative(values),
@@ -114,7 +114,7 @@ def scale_of(block: sparse.csr_array) -> Scale:
             return "estimated" if mostly_whole else scale
     for scale, undo in possible.items():
         if _of_one_sum(undo(values), block.indptr):
-            return f"estimated {scale}"
+            return cast("Scale", f"estimated {scale}")
     return "estimated"
 
 
@@ -127,7 +127,7 @@ def survey(values: np.ndarray) -> tuple[float, float, int, int]:
 
 
 @compiled(parallel=True, nogil=True)
-def _survey(values):
+def _survey(values: np.ndarray) -> tuple[float, float, int, int]:
     lowest = 0.0
     highest = 0.0
     n_missing = 0

@@ -42,15 +42,17 @@ def can_write(folder: Path) -> bool:
     return there.is_dir() and os.access(there, os.W_OK)
 
 
-def compiled(**options: Any) -> Callable[[Callable], Callable]:
+def compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Compile a function as `numba.njit` does, once for all processes: what it is compiled to is kept on disk."""
     import numba
 
-    def compile_(function: Callable) -> Callable:
+    def compile_(function: Callable[..., Any]) -> Callable[..., Any]:
         beside = Path(function.__code__.co_filename).parent / "__pycache__"
         of_user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - it never raises
-        if not (numba.config.CACHE_DIR or can_write(beside) or can_write(Path(of_user))):
-            numba.config.CACHE_DIR = str(scratch_folder() / "numba")
+        # numba fills in its settings when it is imported, which its types do not tell.
+        kept: str = numba.config.CACHE_DIR  # type: ignore[attr-defined]
+        if not (kept or can_write(beside) or can_write(Path(of_user))):
+            numba.config.CACHE_DIR = str(scratch_folder() / "numba")  # type: ignore[attr-defined]
         return numba.njit(cache=True, **options)(function)
 
     return compile_

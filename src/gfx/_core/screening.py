@@ -56,7 +56,7 @@ class GeneSums:
 
     def __init__(self, n_tokens: int, n_groups: int) -> None:
         self.n_groups = n_groups
-        self._sums = defaultdict(lambda: np.zeros((3, n_tokens, n_groups)))
+        self._sums: defaultdict[str, np.ndarray] = defaultdict(lambda: np.zeros((3, n_tokens, n_groups)))
 
     def add(self, name: str, tokens: np.ndarray, group: np.ndarray, values: np.ndarray) -> None:
         """Add one value for each token and group, all `(n,)`; NaN and groups below 0 count for nothing."""

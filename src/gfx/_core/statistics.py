@@ -115,7 +115,8 @@ def over_donors(values: np.ndarray) -> Interval:
     mean = float(values.mean()) if n else np.nan
     if n < 2 or not np.ptp(values) > 0:
         return Interval(mean, np.nan, np.nan, n)
-    return Interval(mean, *map(float, stats.ttest_1samp(values, 0.0).confidence_interval(COVERAGE)), n)
+    low, high = stats.ttest_1samp(values, 0.0).confidence_interval(COVERAGE)
+    return Interval(mean, float(low), float(high), n)
 
 
 def donors_against_random(values: np.ndarray, random_sd: float, n_random: int) -> float:
@@ -181,8 +182,8 @@ def between_groups(
         first, second = values[group][:, at], values[reference][:, there]
         change = values["change"] if "change" in n else first - second
         has_both = np.isfinite(change)
-        sides = (np.where(has_both, side, np.nan) for side in (first, second))
-        found = _compare(*(_Sample.of(side) for side in sides), _Sample.of(change))
+        one, other = (_Sample.of(np.where(has_both, side, np.nan)) for side in (first, second))
+        found = _compare(one, other, _Sample.of(change))
         return found | {"n_donors": has_both.sum(axis=1)}
     one, other = (_Sample.of(values[of]) for of in (group, reference))
     return _compare(one, other, None) | {"n_donors": (one.n + other.n).astype(int)}
@@ -257,12 +258,12 @@ def partial_spearman(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> float:
 def correlate_with_baselines(effect: np.ndarray, baselines: Mapping[str, np.ndarray]) -> list[dict[str, float | str]]:
     """Correlate a ranking with each baseline, alone and given the other baselines."""
     known = {name: values for name, values in baselines.items() if np.isfinite(values).any()}
-    rows = []
+    rows: list[dict[str, float | str]] = []
     for name, values in known.items():
         n = int((np.isfinite(effect) & np.isfinite(values)).sum())
         others = [other for key, other in known.items() if key != name]
         given = np.column_stack(others) if others else np.zeros((len(effect), 0))
-        row = {"baseline": name, "spearman": np.nan, "partial_spearman": np.nan, "n": n}
+        row: dict[str, float | str] = {"baseline": name, "spearman": np.nan, "partial_spearman": np.nan, "n": n}
         if n >= FEWEST_RANKED:
             row |= {"spearman": spearman(effect, values), "partial_spearman": partial_spearman(effect, values, given)}
         rows.append(row)
@@ -292,7 +293,8 @@ def rank_sum(values: np.ndarray, in_set: np.ndarray) -> tuple[np.ndarray, np.nda
     """
     n, n_others = int(in_set.sum()), int((~in_set).sum())
     if min(n, n_others) < 2:
-        return np.full((2, values.shape[1]), np.nan)
+        unknown = np.full((2, values.shape[1]), np.nan)
+        return unknown[0], unknown[1]
     test = stats.mannwhitneyu(values[in_set].astype(np.float64), values[~in_set].astype(np.float64), axis=0)
     return test.statistic / (n * n_others), test.pvalue
 
@@ -311,7 +313,8 @@ def matched_shares(values: np.ndarray, in_set: np.ndarray, similar: np.ndarray) 
 
     n, n_others = int(in_set.sum()), int((~in_set).sum())
     if min(n, n_others) < 2:
-        return np.full((2, values.shape[1]), np.nan)
+        unknown = np.full((2, values.shape[1]), np.nan)
+        return unknown[0], unknown[1]
     deviation = similar.std(axis=0)
     scaled = similar / np.where(deviation > 0, deviation, 1)
     _, nearest = KDTree(scaled[~in_set]).query(scaled[in_set], k=np.arange(1, min(N_SIMILAR, n_others) + 1))
@@ -347,7 +350,8 @@ def retrieval(values: np.ndarray, is_edge: np.ndarray, is_candidate: np.ndarray)
         left = (n - above.sum(axis=1)) / tied.sum(axis=1)
         found = (above & hits).sum(axis=1) + left * (tied & hits).sum(axis=1)
         precisions.append(found / n / (n / len(hits)))
-    return tuple(np.array(found).T.reshape(len(values), -1) for found in (areas, precisions))
+    area, precision = (np.array(found).T.reshape(len(values), -1) for found in (areas, precisions))
+    return area, precision
 
 
 def resampled(values: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

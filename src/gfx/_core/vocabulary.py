@@ -56,10 +56,10 @@ class Vocabulary:
         if len(self.token_of) != n:
             msg = f"Vocabulary {self.name!r} names a gene twice: {n} tokens, {len(self.token_of)} different ids."
             raise ValueError(msg)
-        found = [special for special in SPECIALS if special in self.token_of]
-        if found not in ([*SPECIALS], [PAD, MASK]):
+        specials = [special for special in SPECIALS if special in self.token_of]
+        if specials not in ([*SPECIALS], [PAD, MASK]):
             msg = (
-                f"Vocabulary {self.name!r} lacks special tokens: found {found}. "
+                f"Vocabulary {self.name!r} lacks special tokens: found {specials}. "
                 f"It needs {PAD} and {MASK}, and {CLS} and {EOS} both or neither."
             )
             raise ValueError(msg)
@@ -166,7 +166,10 @@ class Vocabulary:
         known = self._token_of_name
         if name not in known:
             name = plain_id(str(name))
-        return known[name] if name in known else known.get(plain_date(name), -1)
+        if name in known:
+            return known[name]
+        date = plain_date(name)
+        return -1 if date is None else known.get(date, -1)
 
     @cached_property
     def sha256(self) -> str:
