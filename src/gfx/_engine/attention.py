@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -206,7 +206,7 @@ def read_attention(
     n_heads = encoder.config.num_attention_heads
     kept = [] if pairs is None else _empty_pairs(tokens, valid, pairs, len(blocks) * n_heads)
     for number, block in enumerate(blocks):
-        of_layer = [of_cell.of_layer(pairs, number, n_heads) for of_cell in kept]
+        of_layer = [of_cell.of_layer(cast("Pairs", pairs), number, n_heads) for of_cell in kept]
         attended, sums = attend_and_sum(block.project(hidden), valid, places, of_layer)
         layers.append(sums)
         if block is not blocks[-1]:
@@ -217,15 +217,19 @@ def read_attention(
     n = valid.sum(1)
     received = received / n[:, None, None]
     of_positions = [values.transpose(1, 2) for values in (received, given, to_deleted)]
-    if stays is not None:  # back to where they were
+    if stays is not None and order is not None:  # back to where they were
         whole = received.new_zeros(*stays.shape, received.shape[1])
         index = order[..., None].expand(-1, -1, whole.shape[2])
         of_positions = [whole.scatter(1, index, values * valid[..., None]) for values in of_positions]
+    special = 1 - (received * places.is_gene[:, None]).sum(2)
+    received, given, to_deleted = of_positions
     return CellSums(
-        *of_positions,
+        received,
+        given,
+        to_deleted,
         entropy=entropy / (n * torch.log(n.clamp(min=2)))[:, None],
         distance=distance / bands[..., 1:, 1:].sum((-2, -1)),
-        special=1 - (received * places.is_gene[:, None]).sum(2),
+        special=special,
         bands=bands,
         n_in_band=places.columns[..., : len(BANDS)].sum(1),
         pairs=kept,
@@ -257,8 +261,8 @@ def attend_and_sum(
             for first in range(0, n_heads, together):
                 some = slice(first, first + together)
                 what = projected[one, :length, :, some], None, where, pairs[one]
-                out = {"attended": attended[one, :length, some], "sums": sums.of_cell(cell, some, length)}
-                _attend_by_queries(*what, **out)
+                of_cell = sums.of_cell(cell, some, length)
+                _attend_by_queries(*what, attended=attended[one, :length, some], sums=of_cell)
     else:
         _attend_by_queries(projected, None if bool(valid.all()) else valid, places, pairs, attended=attended, sums=sums)
     return attended, sums
@@ -383,6 +387,8 @@ def sum_attention(
             changes = {name: value - values[name] for name, value in after.items()}
             genes.add(of_cell + 2 * n_units, batch.tokens, stays, _columns(changes, with_deleted=True))
             _add_cells(totals, of_cell + n_units, without, stays)
+        if pairs is None or kept is None:
+            continue
         for cell, n_tokens, of_pairs in zip(batch.tokens, intact.n_in_band.sum(1), intact.pairs, strict=False):
             gives, receives = (
                 number[cell[places].cpu().numpy()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import nn
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 #: Architectures of classifiers that others wrote, and what each classifies.
-_OTHERS = {"BertForTokenClassification": ("genes", "gene"), "BertForSequenceClassification": ("cells", "pooler")}
+_OTHERS: dict[str, tuple[Literal["genes", "cells"], Literal["gene", "pooler"]]] = {
+    "BertForTokenClassification": ("genes", "gene"),
+    "BertForSequenceClassification": ("cells", "pooler"),
+}
 
 
 @dataclass(frozen=True)
@@ -105,14 +108,21 @@ class Classifier(BertPreTrainedModel):
         super().__init__(config)
         self.head = _read_head(getattr(config, HEAD_FIELD))
         self.bert = BertModel(config, add_pooling_layer=False)
-        self.pooler = BertPooler(config) if self.head.pooling == "pooler" else None
+        self.pooler: Any = BertPooler(config) if self.head.pooling == "pooler" else None
         drop = config.classifier_dropout if config.classifier_dropout is not None else config.hidden_dropout_prob
         self.dropout = nn.Dropout(drop)
         self.classifier = _ExactLinear(config.hidden_size, self.head.n_logits)
         self.register_buffer("class_weight", torch.ones(self.head.n_logits), persistent=False)
         self.post_init()
 
-    def forward(self, input_ids, attention_mask=None, is_gene=None, labels=None, **kwargs):
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        is_gene: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> TokenClassifierOutput:
         """Logits `(b, l, n_logits)` of genes or `(b, n_logits)` of cells; labels `(b, l)` or `(b, n_tasks)`."""
         logits = self.read_out(self.bert(input_ids, attention_mask=attention_mask).last_hidden_state, is_gene)
         return TokenClassifierOutput(loss=None if labels is None else self._loss(logits, labels), logits=logits)
@@ -123,7 +133,7 @@ class Classifier(BertPreTrainedModel):
             case "pooler":
                 hidden = self.pooler(hidden)
             case "cls" | "mean":
-                hidden = pool(hidden, is_gene, self.head.pooling)
+                hidden = pool(hidden, cast("torch.Tensor", is_gene), self.head.pooling)
         return self.classifier(self.dropout(hidden))
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -147,7 +157,7 @@ def make_classifier(
     """Put an untrained head on a pretrained encoder, or, as a control, on one with random weights; in float32."""
     settings = _settings(config, head, n_layers)
     torch.manual_seed(seed)
-    cpu = {"n_layers": n_layers, "device": torch.device("cpu"), "dtype": torch.float32}
+    cpu: dict[str, Any] = {"n_layers": n_layers, "device": torch.device("cpu"), "dtype": torch.float32}
     model = Classifier(settings)
     model.bert = random_encoder(config, seed=seed, **cpu) if random else load_encoder(weights, config, **cpu)
     model.bert.requires_grad_(requires_grad=True)
@@ -176,7 +186,7 @@ def load_classifier(
     weights: Path, config: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype
 ) -> Classifier:
     """Read a trained classifier, ready to predict, its last layer in float32; pickled weights only as plain tensors."""
-    head, n_layers = head_of(config), config["num_hidden_layers"]
+    head, n_layers = cast("Head", head_of(config)), config["num_hidden_layers"]
     with torch.device("meta"):
         model = Classifier(_settings(config, head, n_layers))
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if not name.startswith("bert.")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -74,7 +74,7 @@ def has_fast_bfloat16(device: torch.device, *, own_attention: bool = False) -> b
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        find = getattr(torch.cpu, "get_capabilities", dict)  # older torch cannot tell
+        find: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # older torch cannot tell
         return bool(find().get("amx_bf16") or (own_attention and find().get("avx512_bf16")))
     return False
 
@@ -158,7 +158,7 @@ def ran_out_of_memory(error: RuntimeError) -> bool:
 
 
 def halving(
-    batches: list[np.ndarray], run: Callable[[np.ndarray], T], mapped: Callable[..., Iterator[T]] = map
+    batches: list[np.ndarray], run: Callable[[np.ndarray], T], mapped: Callable[..., Iterator[Any]] = map
 ) -> Iterator[tuple[np.ndarray, T]]:
     """Run every batch; one that does not fit in memory is cut in two and run again.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -38,7 +38,8 @@ class EditedCells(NamedTuple):
     def take(self, rows: torch.Tensor, length: int) -> EditedCells:
         """Take some of the cells, none of which is longer than `length`."""
         cut = None if self.cut is None else self.cut[rows]
-        return EditedCells(*(values[rows, :length] for values in self[:3]), cut)
+        tokens, source, kept = (values[rows, :length] for values in self[:3])
+        return EditedCells(tokens, source, kept, cut)
 
 
 def find_positions(tokens: torch.Tensor, is_special: torch.Tensor) -> torch.Tensor:
@@ -78,7 +79,9 @@ class PlacedEdits(NamedTuple):
     to: torch.Tensor | None
 
     def take(self, numbers: torch.Tensor) -> PlacedEdits:
-        return PlacedEdits(self.operator, *(None if values is None else values[numbers] for values in self[1:]))
+        row, which, genes, positions, lengths, new_lengths = (values[numbers] for values in self[1:7])
+        to = None if self.to is None else self.to[numbers]
+        return PlacedEdits(self.operator, row, which, genes, positions, lengths, new_lengths, to)
 
 
 def place_edits(
@@ -142,7 +145,8 @@ def edit_cells(
         front = vocabulary.first_gene * step + torch.arange(n_genes, device=device)
         key = torch.cat([key, torch.where(genes != NO_GENE, front, nowhere)], dim=1)
     elif edits.operator == "shift":
-        key = torch.cat([key, _between(positions, is_other, edits.to, step=step, nowhere=nowhere)], dim=1)
+        to = cast("torch.Tensor", edits.to)
+        key = torch.cat([key, _between(positions, is_other, to, step=step, nowhere=nowhere)], dim=1)
     order = torch.argsort(key, dim=1, stable=True)[:, :longest]
     is_filled = torch.arange(order.shape[1], device=device) < edits.new_lengths[:, None]
     is_old = is_filled & (order < width)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ class TokenRows(Protocol):
     def __getitem__(self, cell: int) -> np.ndarray: ...
 
 
-class MaskedCells(Dataset):
+class MaskedCells(Dataset[dict[str, np.ndarray]]):
     """Cells with some genes masked: 15 % of a cell's genes, one at least and never a special token.
 
     An index names a cell in an epoch: `epoch * n_cells + cell`. Each draws its own random numbers, so that batches,
@@ -104,7 +104,7 @@ class MaskedCells(Dataset):
         return kept, kept if rng.random() < 0.5 else np.arange(len(kept))
 
 
-class LabelledCells(Dataset):
+class LabelledCells(Dataset[dict[str, np.ndarray]]):
     """Cells with known classes of their genes or of themselves.
 
     `rows` are the tokens of all cells, and `cells` those to take, int `(n_cells,)`. Classes are those of each token,
@@ -128,7 +128,8 @@ class LabelledCells(Dataset):
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         cell = self.cells[index % len(self.cells)]  # the index names the epoch, too, see SimilarLengths
         row = self.rows[cell].astype(np.int64)
-        return {"input_ids": row, "labels": self.of_cell[cell] if self.of_token is None else self.of_token[row]}
+        labels = cast("np.ndarray", self.of_cell)[cell] if self.of_token is None else self.of_token[row]
+        return {"input_ids": row, "labels": labels}
 
 
 class Padded:
@@ -155,7 +156,7 @@ class Padded:
         return batch | {"attention_mask": is_token.long(), "is_gene": is_token & ~self.is_special[ids]}
 
 
-class SimilarLengths(Sampler):
+class SimilarLengths(Sampler[int]):
     """All cells in random order, neighbours of similar length, another order in each epoch.
 
     The order follows from seed and epoch alone. The index names both, see :class:`MaskedCells`.

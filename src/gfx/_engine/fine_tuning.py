@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -115,7 +115,7 @@ def fine_tune(
     """
     folder = folder.resolve()  # checkpoints name each other by path
     model = make()
-    how = {"of": model.head.of, "given": arguments, "evaluates": validation is not None}
+    how: dict[str, Any] = {"of": model.head.of, "given": arguments, "evaluates": validation is not None}
     settings = arguments_for(folder, len(cells), **how, adapter=adapter, seed=seed)
     folder.mkdir(parents=True, exist_ok=True)
     patience = None if validation is None else patience
@@ -128,7 +128,7 @@ def fine_tune(
         adapted = _with_adapter(model, adapter, settings)
         trainer = OrderedTrainer(settings, cells, validation, vocabulary, patience=patience, model=adapted)
         trainer.train(resume_from_checkpoint=checkpoint)
-        model = trainer.trained_model()
+        model = cast("Classifier", trainer.trained_model())
         if adapter is not None:
             best = folder / "adapter"
             model.save_pretrained(best)
@@ -167,7 +167,7 @@ def _quantized(start: Classifier, adapter: Adapter, settings: TrainingArguments)
     """Read the classifier anew in 8 or 4 bits; on CUDA only, which has been checked."""
     from transformers import BitsAndBytesConfig
 
-    bits = {"load_in_8bit": True}
+    bits: dict[str, Any] = {"load_in_8bit": True}
     if adapter == "lora-4bit":
         bits = {
             "load_in_4bit": True,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -146,15 +146,15 @@ def run_edits(
                 perturb = partial(reader.perturb, cells, placed, numbers, in_full=is_full)
                 for stretch, of_passes in halving(stretches, perturb):
                     tell(n_passes(split=split and is_full, positions=positions) * len(stretch))
-                    for slot, shifts in of_passes if groups is not None and is_full else ():
+                    for slot, shifts in filter(None, of_passes) if groups is not None and is_full else ():
                         for sums, values in zip(genes, (shifts, shifts**2, torch.ones_like(shifts)), strict=True):
                             sums.index_add_(0, slot, values)
     if groups is None:
         return effects
     sums = genes.cpu().double().numpy()
-    (slot,) = np.nonzero(sums[2])
-    token, number = np.divmod(slot, max(1, len(groups)))
-    return effects | {"gene_token": token, "gene_group": groups[number], "gene_sums": sums[:, slot]}
+    (known,) = np.nonzero(sums[2])
+    token, number = np.divmod(known, max(1, len(groups)))
+    return effects | {"gene_token": token, "gene_group": groups[number], "gene_sums": sums[:, known]}
 
 
 # --- passes of the network -----------------------------------------------------------------------------------------
@@ -171,9 +171,9 @@ class _Cells(NamedTuple):
 
 
 class _Copies(NamedTuple):
-    """Tokens at positions, `(n, l)`, as an index into distinct pairs that are embedded and projected."""
+    """Tokens at positions, `(n, l)`, each the number of a distinct pair; these are embedded and projected."""
 
-    index: torch.Tensor
+    pair: torch.Tensor
     inputs: torch.Tensor
     projected: torch.Tensor | None
 
@@ -187,7 +187,7 @@ class _Reader:
 
     encoder: BertModel
     vocabulary: Vocabulary
-    mapped: Callable[..., Iterator]
+    mapped: Callable[..., Iterator[Any]]
     effects: dict[str, np.ndarray]
     how: Comparison
     positions: Positions
@@ -223,7 +223,7 @@ class _Reader:
 
         `attended` is what attention in the first network layer gives, if that is known.
         """
-        index = copies.index[rows, :longest]
+        index = copies.pair[rows, :longest]
         hidden = copies.inputs[index]
         for number, block in enumerate(self.blocks, start=1):
             if only_first and number == len(self.blocks):
@@ -283,15 +283,17 @@ class _Reader:
             if kept_copies is not None:
                 is_one = (cell[chosen] == cell[chosen[0]]).all()
                 without, gone = lost.get(cell[chosen[0]]) if is_one else None, placed.positions[rows, 0]
-                is_known = without is not None and without.can_lose(gone)
-                attended = without(gone, edited.source[rows, :length]) if is_known else None
+                attended = None
+                if without is not None and without.can_lose(gone):
+                    attended = without(gone, edited.source[rows, :length])
                 is_part = self.how == "cls" and closed_copies is not None  # of which only the cell is compared
                 kept = self.run(kept_copies, rows, length, padding, attended, only_first=only_first or is_part)
             if closed_copies is not None:
                 closed = self.run(closed_copies, rows, length, padding, only_first=only_first)
-            after = kept if closed is None else closed
+            after = cast("torch.Tensor", kept if closed is None else closed)
             of_pass = edited.take(rows, length), placed.take(rows), numbers[chosen]
-            how = {"split": split, "measures_genes": measures_genes}
+            kept = after if kept is None else kept
+            how: dict[str, Any] = {"split": split, "measures_genes": measures_genes}
             return self._compare(cells, *of_pass, valid=valid, kept=kept, after=after, **how)
 
         return list(self.mapped(run, passes(new_lengths, self.device)))
@@ -308,7 +310,7 @@ class _Reader:
             n = int(new_lengths[edit]) + 1
             if n_edits >= _FEWEST_LOST and WithoutKey.fits(n, self.encoder.config.num_attention_heads):
                 copies = self.lay_out(cells.tokens[row, :n], torch.arange(n, device=self.device))
-                lost[row] = WithoutKey(copies.projected[copies.index])
+                lost[row] = WithoutKey(cast("torch.Tensor", copies.projected)[copies.pair])
         return lost
 
     # --- comparisons -----------------------------------------------------------------------------------------------
@@ -321,7 +323,7 @@ class _Reader:
         numbers: np.ndarray,
         *,
         valid: torch.Tensor,
-        kept: torch.Tensor | None,
+        kept: torch.Tensor,
         after: torch.Tensor,
         split: bool,
         measures_genes: bool,
@@ -335,7 +337,7 @@ class _Reader:
             states = self._without_cut_genes(cells, row, edited.cut)
             before = self._vector(states, cells.is_gene[row] & ~edited.cut)
             row = torch.arange(len(row), device=self.device)
-        stayed = None
+        stayed: torch.Tensor
         if measures_genes or how == "genes" or (split and how == "mean"):
             stayed = states[row[:, None], edited.source.clamp(min=0)]
 
@@ -367,7 +369,7 @@ class _Reader:
         # Now: results that wait for those of other passes would keep the memory around them from being used again.
         for name in measured.keys() & self.effects.keys():
             self.effects[name][numbers] = measured[name].float().cpu().numpy()
-        if not measures_genes:
+        if not measures_genes or self.group_of is None:
             return None
         group = self.group_of[torch.from_numpy(numbers).to(self.device)][:, None]
         counted = is_other & (group >= 0)

@@ -103,9 +103,9 @@ class GeneSums:
 
 def sums_of_genes(results: Iterable[Mapping[str, np.ndarray]], n_slots: int) -> tuple[np.ndarray, np.ndarray]:
     """Add up results of :func:`sum_genes`: float64 `(n_slots, d)`, and numbers of cells, int64 `(n_slots,)`."""
-    sums, counts = None, np.zeros(n_slots, dtype=np.int64)
+    sums, counts = np.zeros((0, 0)), np.zeros(n_slots, dtype=np.int64)
     for result in results:
-        if sums is None:
+        if not sums.size:
             sums = np.zeros((n_slots, result["sum"].shape[1]))
         sums[result["slot"]] += result["sum"]
         counts[result["slot"]] += result["n"]

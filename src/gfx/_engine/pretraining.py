@@ -77,7 +77,15 @@ class MaskedGeneModel(BertForMaskedLM):
         if config.tie_word_embeddings:  # else the Trainer warns that a checkpoint lacks what is in it once
             self._keys_to_ignore_on_save = ["cls.predictions.decoder.weight", "cls.predictions.decoder.bias"]
 
-    def forward(self, input_ids, attention_mask=None, labels=None, position_ids=None, cell_vector=None, **kwargs):
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        cell_vector: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> MaskedLMOutput:
         """Mean cross-entropy over the chosen genes; logits of those genes only."""
         states = self.bert(
             input_ids,
@@ -197,7 +205,7 @@ def stage_arguments(
     folder: Path, n_cells: int, *, epochs: float, arguments: Mapping[str, Any], patience: int | None, seed: int
 ) -> TrainingArguments:
     """Make arguments for one stage of training."""
-    given = DEFAULTS | {"num_train_epochs": epochs} | dict(arguments)
+    given: dict[str, Any] = DEFAULTS | {"num_train_epochs": epochs} | dict(arguments)
     if patience is not None:
         given |= KEEP_BEST
 
@@ -286,7 +294,7 @@ def masked_accuracy(model: MaskedGeneModel, held_out: MaskedCells, *, batch_size
     model.eval()
     collate = Padded(held_out.vocabulary)
     order = np.argsort(held_out.lengths, kind="stable")
-    loss, ranks = 0.0, {"": [], "_unseen": []}
+    loss, found = 0.0, dict[str, list[torch.Tensor]]({"": [], "_unseen": []})
     for start in range(0, len(order), batch_size):
         batch = collate([held_out[cell] for cell in order[start : start + batch_size]])
         batch = {name: value.to(model.device) for name, value in batch.items()}
@@ -294,9 +302,9 @@ def masked_accuracy(model: MaskedGeneModel, held_out: MaskedCells, *, batch_size
         output = model(**batch)
         shown = batch["input_ids"][torch.nonzero(is_masked)[:, 0]]
         for suffix, logits in (("", output.logits), ("_unseen", output.logits.scatter(1, shown, -torch.inf))):
-            ranks[suffix].append(_rank_of_the_truth(logits, batch["labels"])[is_masked].cpu())
+            found[suffix].append(_rank_of_the_truth(logits, batch["labels"])[is_masked].cpu())
         loss += float(output.loss) * int(is_masked.sum())
-    ranks = {suffix: torch.cat(parts) for suffix, parts in ranks.items()}
+    ranks = {suffix: torch.cat(parts) for suffix, parts in found.items()}
     n = len(ranks[""])
     shares = {f"top_{k}{suffix}": float((rank < k).float().mean()) for suffix, rank in ranks.items() for k in (1, 10)}
     return {"loss": loss / n, **shares, "n": n}

@@ -202,7 +202,7 @@ def run(
         n_finished = 0
         for job, number in blocks:
             is_finished = number in finished[job.name]
-            result = store.read(job.name, number) if is_finished else None
+            result = store.read(job.name, number) if store is not None and is_finished else None
             if result is not None:
                 cells = job.cells(number)
                 shapes = job.task.shapes(cells)
@@ -247,7 +247,7 @@ def _in_order(
         yield from ahead(submitted, (1 + BLOCKS_AHEAD) * len(devices))
 
 
-def _on_workers(calls: Iterable[tuple[Task, CellBlock]], client: Any) -> Iterator[tuple[CellBlock, Future]]:
+def _on_workers(calls: Iterable[tuple[Task, CellBlock]], client: Any) -> Iterator[tuple[CellBlock, Future[Result]]]:
     """Run blocks on dask workers. A worker that dies is dask's to replace: its blocks run again elsewhere."""
     # Each task is sent once; as a task of dask, since scattered data is lost with the workers that hold it.
     sent: dict[int, tuple[Task, Any]] = {}

@@ -34,13 +34,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NetworkTask:
-    """What a network computes for a block of cells: named arrays, which the method `compute` of each task makes."""
+    """What a network computes for a block of cells: named arrays."""
 
     network: Network
     vocabulary: Vocabulary
 
     def run(self, cells: CellBlock, device: torch.device) -> Result:
         return self.compute(self.network.load(device), cells)
+
+    def compute(self, model: Any, cells: CellBlock) -> Result:
+        """Make the arrays, as each task does in its own way."""
+        raise NotImplementedError
 
     def shapes(self, cells: CellBlock) -> dict[str, tuple[int, ...]]:
         """Shapes of results, as far as they are known before; a store that has others is not believed."""
@@ -78,9 +82,9 @@ class GeneEmbedding(NetworkTask):
 class GeneClasses(GeneEmbedding):
     """Probabilities of the classes of each gene and their squares, added up as embeddings are: `d` is twice as many."""
 
-    def compute(self, model: Classifier, cells: CellBlock) -> Result:
+    def compute(self, model: Classifier, cells: CellBlock, **how: Any) -> Result:
         width = 2 * model.head.n_logits
-        return super().compute(model, cells, forward=probabilities_and_squares, width=width)
+        return super().compute(model, cells, forward=probabilities_and_squares, width=width, **how)
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ class Attention(NetworkTask):
     pairs: Pairs | None = None
 
     def compute(self, model: BertModel, cells: CellBlock) -> Result:
-        how = {"n_units": self.n_units, "deleted": self.deleted, "pairs": self.pairs}
+        how: dict[str, Any] = {"n_units": self.n_units, "deleted": self.deleted, "pairs": self.pairs}
         return sum_attention(model, cells.ids, cells.lengths, self.vocabulary, unit=cells.given["unit"], **how)
 
 
@@ -160,9 +164,9 @@ class Perturbation(NetworkTask):
             in_full=given.get("own"),
         )
         vectors = result.pop("vectors", None)
-        if self.keep_vectors:
+        if self.keep_vectors and vectors is not None:
             result["vectors"] = vectors[:, 1]
-        if members is not None:
+        if members is not None and vectors is not None:
             result |= _synergy(members, vectors, result["shift"])
         return result
 
@@ -226,7 +230,7 @@ class Screen(NetworkTask):
     def compute(self, model: BertModel, cells: CellBlock) -> Result:
         edits = single_deletions(cells.ids, self._wanted(cells))
         what = model, cells.ids, cells.lengths, self.vocabulary, edits
-        how = {"how": self.pooling, "positions": self.positions, "goals": self.goals}
+        how: dict[str, Any] = {"how": self.pooling, "positions": self.positions, "goals": self.goals}
         if self.is_exact:
             effects = run_edits(*what, **how)
         else:
@@ -236,7 +240,7 @@ class Screen(NetworkTask):
             effects = estimate_deletions(*what, n_probes=self.n_probes, seeds=seeds, **how)
         return {
             "cell": cells.number[edits.cell].astype(np.int32),
-            "token": edits.sets[edits.which, 0].astype(np.int32),
+            "token": np.asarray(edits.sets)[edits.which, 0].astype(np.int32),
             **effects,
         }
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from accelerate import Accelerator
     from torch import nn
+    from transformers import TrainerControl
 
     from gfx._core.vocabulary import Vocabulary
     from gfx._engine.examples import MaskedCells
@@ -178,7 +179,7 @@ class OrderedTrainer(Trainer):
         if not prints_log and _log.shows_progress():
             self.add_callback(_Bar)
 
-    def get_train_dataloader(self) -> DataLoader:
+    def get_train_dataloader(self) -> DataLoader[Any]:
         """Load cells in our order, which the Trainer's own samplers do not know."""
         loader = DataLoader(
             self.train_dataset,
@@ -256,13 +257,17 @@ class OrderedTrainer(Trainer):
 class _Bar(TrainerCallback):
     """Show how many steps are done, and nothing of the log."""
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.bar = _log.progress(state.max_steps, "training", "step", is_hidden=not state.is_world_process_zero)
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.bar.close()
 
 
@@ -272,13 +277,17 @@ class _OrderAndLog(TrainerCallback):
     def __init__(self, order: SimilarLengths) -> None:
         self.order = order
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.order.epoch = int((state.epoch or 0) + 1e-6)  # a fraction while a stopped epoch goes on
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._write("w", args, state, state.log_history)
 
-    def on_log(self, args, state, control, **kwargs):
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._write("a", args, state, state.log_history[-1:])
 
     def _write(self, mode: str, args: TrainingArguments, state: TrainerState, entries: list[dict[str, float]]) -> None:
@@ -290,7 +299,7 @@ class _OrderAndLog(TrainerCallback):
 class _EvaluationAtEnd(TrainerCallback):
     """Evaluate after the last step as well, as newer versions of transformers do by themselves."""
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if args.eval_strategy == "steps" and state.global_step >= max(state.max_steps, args.eval_delay):
             control.should_evaluate = True
 
@@ -298,7 +307,9 @@ class _EvaluationAtEnd(TrainerCallback):
 class _BestOfThisRun(TrainerCallback):
     """Take the best checkpoint from the folder of this run, wherever that was when the run stopped."""
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         best = best_checkpoint(Path(args.output_dir), state)
         state.best_model_checkpoint = str(best) if best.is_dir() else None
 
@@ -314,7 +325,9 @@ class _RunLoss(TrainerCallback, ExportableState):
         """Return what a checkpoint holds."""
         return {"args": {}, "attributes": {"total": self.total}}
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.total, self.of_this_process = _noted(state, type(self), "total") if state.global_step else 0.0, 0.0
 
     def gather(self, accelerator: Accelerator) -> None:
@@ -342,8 +355,8 @@ def last_checkpoint(folder: Path, patience: int | None) -> tuple[str | None, Tra
     The log of that state ends with the mean loss of all steps, as that of every finished run does.
     """
     # The state is the file written last: a run that was stopped while it wrote a checkpoint leaves a part of it.
-    whole = [path.parent for path in folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]
-    whole = {int(number): path for path in whole if (number := path.name.removeprefix("checkpoint-")).isdecimal()}
+    written = [path.parent for path in folder.glob(f"checkpoint-*/{TRAINER_STATE_NAME}")]
+    whole = {int(number): path for path in written if (number := path.name.removeprefix("checkpoint-")).isdecimal()}
     if not whole:
         return None, None
     checkpoint = whole[max(whole)]
