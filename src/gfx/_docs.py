@@ -143,6 +143,8 @@ unit
     were classified, and cells otherwise.
 group
     A group of `groupby` in the call that made the result. `None` gives the result for all cells that were used.
+n_names
+    Number of genes to name.
 names
     Column of `var` with gene names to show. `None` uses `var_names`.
 min_cells

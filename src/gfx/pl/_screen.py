@@ -58,8 +58,7 @@ def screen(
         Groups of the `groupby` of that call, a panel each. `None` draws all cells.
     effect
         ``"shift"`` or ``"toward"``. `None` is ``"toward"`` if there is a goal.
-    n_names
-        Number of genes to name.
+    {n_names}
     {names}
     {key}
     {min_cells}
@@ -170,8 +169,7 @@ def volcano(
         ``"shift"`` or ``"toward"``, the shift toward the goal. `None` is ``"toward"`` if there is a goal.
     fdr
         Threshold of the false discovery rate.
-    n_names
-        Number of genes to name.
+    {n_names}
     names
         Column of `var` with the gene names of a screen. `None` uses `var_names`.
     {key}

@@ -249,7 +249,8 @@ def test_a_probe_reads_the_pooling_asked_for(cells: ad.AnnData, toy_model: Model
         truth = cells.obs["cell_type"].cat.codes.to_numpy()
         for at in range(2):
             found = head(x[fold != at], truth[fold != at])(x[fold == at])
-            np.testing.assert_allclose(cells.obsm[pooling][fold == at], found, atol=1e-4)
+            # Fits stop at a gradient of 1e-4, and the states of another batch differ in the last bit.
+            np.testing.assert_allclose(cells.obsm[pooling][fold == at], found, atol=1e-3)
     assert not np.allclose(cells.obsm["mean"], cells.obsm["cls"], atol=0.01)
     with pytest.raises(ValueError, match="'toy-v1' has no <cls> token"):
         probe(cells, "cell_type", model=toy_model_v1, pooling="cls")
