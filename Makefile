@@ -45,7 +45,8 @@ test-no-torch:
 	.venv-no-torch/bin/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile $(WITHOUT_TORCH)
 
 tutorials: $(VENV)/.notebooks
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout 300 --numprocesses $(WORKERS) --maxprocesses 2 $(TUTORIALS) tutorials
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout 300 \
+	  --numprocesses $(WORKERS) --maxprocesses 2 $(TUTORIALS) tutorials
 
 docs: $(VENV)/.documents
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html

@@ -33,7 +33,7 @@ EXTRAS = ("train", "lora", "search")
 
 DISTRIBUTION = {"sklearn": "scikit-learn"}
 CONDA = {"torch": "pytorch", "matplotlib": "matplotlib-base", "adjustText": "adjusttext"}
-#: A version of each package that conda-forge has, the newest that its pages and recipes showed in 2026.
+#: A version of each package that conda-forge has, by its pages and recipes in 2026; not always the newest.
 ON_CONDA_FORGE = {
     "adjusttext": "1.3.0",
     "anndata": "0.12.16",

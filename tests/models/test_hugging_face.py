@@ -172,6 +172,7 @@ WHERE_IT_IS = "from huggingface_hub import constants; print(constants.HF_HUB_CAC
     [
         {},
         {"XDG_CACHE_HOME": "/xdg"},
+        {"XDG_CACHE_HOME": "/xdg", "HUGGINGFACE_HUB_CACHE": "/former"},
         {"XDG_CACHE_HOME": "/xdg", "HF_HOME": "~/of huggingface"},
         {"HF_HOME": "/elsewhere", "HF_HUB_CACHE": "$HOME/hub", "HF_ENDPOINT": "https://mirror.example/"},
     ],

@@ -73,10 +73,11 @@ def deletion_df(
       embedding before and after); with the control ``"parts"`` `composition_mean`, `position_mean` and `context_mean`,
       the parts of `shift_mean`, which add up to it; `rank_mean`, the mean rank of the genes (0 is the first gene of a
       cell, 1 the last);
-    - with random sets, which are rank-matched random gene sets perturbed in the same cells: `random_mean`, their mean
-      effect; `random_sd`, the standard deviation over sets of the difference from the perturbation in the same cells;
-      `n_random`, the number of sets; `random_n_cells`, the median number of cells of a set (with one or two cells, only
-      large effects are detectable); `z`, the z-score: `shift_mean` minus `random_mean`, divided by `random_sd`; `p`,
+    - with random sets, which are rank-matched random gene sets perturbed in the same cells: `random_mean`,
+      `shift_mean` minus the mean excess over them, each taken in the cells of that set; `random_sd`, the standard
+      deviation over sets of the difference from the perturbation in the same cells; `n_random`, the number of sets;
+      `random_n_cells`, the median number of cells of a set (with one or two cells, only large effects are detectable);
+      `z`, the z-score: `shift_mean` minus `random_mean`, divided by `random_sd`; `p`,
       the two-sided p-value: the fraction of leave-one-out z-scores that are at least as extreme, among the random sets
       of all perturbations with the same number of genes; `fdr`, the false discovery rate: p-values adjusted over
       perturbations by the method of Benjamini and Hochberg; `random_weights_shift_mean`, the mean shift in a

@@ -21,7 +21,7 @@ def hub_cache() -> Path:
     """Find the cache where `huggingface_hub` does: in `HF_HUB_CACHE`, `HF_HOME` or the user's cache folder."""
     of_user = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = os.environ.get("HF_HOME", f"{of_user}/huggingface")
-    folder = os.environ.get("HF_HUB_CACHE", f"{home}/hub")
+    folder = os.environ.get("HF_HUB_CACHE", os.environ.get("HUGGINGFACE_HUB_CACHE", f"{home}/hub"))
     return Path(os.path.expandvars(os.path.expanduser(folder)))  # noqa: PTH111 - it never raises
 
 
