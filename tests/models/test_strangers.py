@@ -72,7 +72,7 @@ def test_a_weight_without_a_value_in_the_row_of_a_gene_that_no_cell_has_is_refus
     folder: Path, toy_cells: ToyCells, value: float, precision: torch.dtype, file: str
 ) -> None:
     weights = {name: tensor.to(precision) for name, tensor in load_file(folder / "model.safetensors").items()}
-    weights[WORDS][-1, 3] = value
+    weights[WORDS][-1, 3] = torch.tensor(value).to(precision)  # infinite in half precision
     (folder / "model.safetensors").unlink()
     (save_file if file == "model.safetensors" else torch.save)(weights, folder / file)
     adata = toy_cells(6)

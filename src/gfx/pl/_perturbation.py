@@ -252,7 +252,7 @@ def _draw_rows(
     # Effects are small numbers: few ticks, with the power of ten once at the end of the axis.
     ax.locator_params(axis="x", nbins=5)
     ax.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3), useMathText=True)
-    ax.xaxis.labelpad = 16  # below the power of ten, however long the label is
+    ax.xaxis.labelpad = 18  # below the power of ten, however long the label is
 
 
 def _draw_random(ax: Axes, row: int, values: np.ndarray, jitter: np.random.Generator) -> None:
