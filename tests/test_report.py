@@ -261,8 +261,8 @@ def test_thresholds_are_those_that_tools_warn_at() -> None:
     from gfx.tl import _states
     from gfx.tl.screen import LOWEST_AGREEMENT
 
-    assert _sections._SEPARABLE == _states.LOWEST_AUC
-    assert _sections._AGREEMENT == LOWEST_AGREEMENT
+    assert _sections.LOWEST_AUC == _states.LOWEST_AUC
+    assert _sections.LOWEST_AGREEMENT == LOWEST_AGREEMENT
 
 
 def test_a_control_as_good_as_the_model_is_told() -> None:

@@ -23,6 +23,10 @@ ALIKE, FEWEST_ALIKE = 100, 20
 #: The fraction of the genes of a cell with the largest estimates, and the fraction with the largest exact effects.
 TOP, TOP_EXACT = 0.1, 0.2
 
+#: Shifts toward the goal whose estimates correlate less with exact results than this, over the genes of a cell, are
+#: warned of.
+LOWEST_AGREEMENT = 0.9
+
 #: Genes of a cell whose estimates are checked, and how many of them are top genes, if there are enough others.
 CHECKED, CHECKED_TOP = 30, 10
 

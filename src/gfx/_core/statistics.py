@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 #: Coverage of the intervals.
 COVERAGE = 0.95
 
-#: Folds of the cross-validation of the state axis.
-N_FOLDS = 5
+#: Folds of the cross-validation of the state axis, and the AUC below which held-out cells of two states are hardly
+#: separable along it.
+N_FOLDS, LOWEST_AUC = 5, 0.6
 
 #: Observations that a ranking has to have before it is correlated with anything.
 FEWEST_RANKED = 10

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from gfx._adata import pick
 from gfx._docs import shared
@@ -124,14 +124,10 @@ def _chosen(adata: AnnData, key: str | Iterable[str] | None) -> list[str]:
 
 def _write(path: Path, page: str) -> None:
     """Write a file that is there as a whole or not at all."""
-    number, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".part")
+    part = path.with_name(f".{path.stem}-{uuid4().hex[:8]}.part")
     try:
-        with os.fdopen(number, "w", encoding="utf-8") as file:
-            file.write(page)
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(part).chmod(0o666 & ~umask)  # a temporary file is its owner's alone, a report is as any other file
-        Path(part).replace(path)
+        part.write_text(page, encoding="utf-8")
+        part.replace(path)
     except BaseException:
-        Path(part).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise

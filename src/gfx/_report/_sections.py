@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 
 from gfx import get, pl
-from gfx._adata import gene_column, gene_names, open_counts, row_blocks
+from gfx._adata import gene_column, gene_names, name_place, open_counts, row_blocks
 from gfx._core.manifest import fingerprint, fingerprint_of_rows
-from gfx._core.statistics import spearman
+from gfx._core.screening import LOWEST_AGREEMENT
+from gfx._core.statistics import LOWEST_AUC, spearman
 from gfx._report._page import Section, Table, draw, pairs, tabulate, written
 from gfx._results import Slots, made_by
 
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 
 #: Rank correlation from which a control is said to explain a ranking: half of the variance of the ranks.
 EXPLAINED = 0.7
-
-#: AUC below which states are hardly separable, and agreement of estimates, as the tools warn of them.
-_SEPARABLE, _AGREEMENT = 0.6, 0.9
 
 #: False discovery rate of what is called a hit.
 FDR = 0.1
@@ -95,8 +93,7 @@ def data_tables(adata: AnnData, told: list[Section]) -> dict[str, Table]:
         try:
             matrix = open_counts(adata, layer=layer, use_raw=use_raw)
         except (KeyError, ValueError):
-            place = "adata.raw.X" if use_raw else "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-            rows[f"values in {place}"] = "no longer in this object"
+            rows[f"values in {name_place(layer, use_raw=use_raw)[1]}"] = "no longer in this object"
         else:
             rows[f"sha256 of the values in {matrix.where}"] = fingerprint_of_rows(row_blocks(matrix.x))
     tables = {"Cells and genes": pairs(rows)}
@@ -301,11 +298,11 @@ _FAILURES: dict[tuple[str, str], tuple[Callable[[float], bool], str]] = {
         "The fold change between the states explains {effect} (Spearman {value:.2f}): this ranking needs no model.",
     ),
     ("exact", "spearman"): (
-        lambda value: value < _AGREEMENT,
+        lambda value: value < LOWEST_AGREEMENT,
         "Estimates of {effect} correlate with exact ones only at Spearman {value:.2f} in a cell. Use method='exact'.",
     ),
     ("state_axis", "auc"): (
-        lambda value: not value >= _SEPARABLE,  # nor where it could not be tested
+        lambda value: not value >= LOWEST_AUC,  # nor where it could not be tested
         "Held-out cells or donors of start and goal are hardly separable, or this could not be tested (AUC "
         "{value:.2f}; chance is 0.5): {effect} means little.",
     ),

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 
+from gfx._docs import shared
 from gfx._downloads import RemoteFile, cache_folder, fetch
 from gfx._settings import settings
 
@@ -33,7 +34,21 @@ VISIUM_HEART = RemoteFile(
     sha256="a7274ea2ff2717693b200e614c288c174f02925b6d82c98221871a08e52d415b",
 )
 
+#: What both say of their results and errors.
+_TEXTS = {
+    "contents": """
+        raw counts in `X` (CSR, float32), symbols as `var_names`, made unique, `var["ensembl_id"]`, and source and
+        licence in `uns["source"]`.
+        """,
+    "errors": """
+        RuntimeError
+            The file could not be downloaded or written, came with other bytes, or `gfx.settings.offline`
+            (`GFX_OFFLINE=1`) is set. The text names its address, its hash, and where to put it by hand.
+        """,
+}
 
+
+@shared(**_TEXTS)
 def pbmc3k() -> AnnData:
     """Download and read 2,700 peripheral blood mononuclear cells of a healthy donor, by 10x Genomics.
 
@@ -49,14 +64,12 @@ def pbmc3k() -> AnnData:
 
     Returns
     -------
-    2,700 cells × 32,738 genes: raw counts in `X` (CSR, float32), symbols as `var_names`, made unique,
-    `var["ensembl_id"]`, and source and licence in `uns["source"]`.
+    2,700 cells × 32,738 genes:
+    {contents}
 
     Raises
     ------
-    RuntimeError
-        The file could not be downloaded or written, came with other bytes, or `gfx.settings.offline`
-        (`GFX_OFFLINE=1`) is set. The text names its address, its hash, and where to put it by hand.
+    {errors}
 
     Examples
     --------
@@ -68,6 +81,7 @@ def pbmc3k() -> AnnData:
     return _read("pbmc3k", PBMC3K, f"{source}3-k-pbm-cs-from-a-healthy-donor-1-standard-1-1-0, CC BY 4.0")
 
 
+@shared(**_TEXTS)
 def visium_heart() -> AnnData:
     """Download and read 4,247 spots of a section of a human heart, by 10x Genomics (Visium).
 
@@ -83,14 +97,12 @@ def visium_heart() -> AnnData:
 
     Returns
     -------
-    4,247 spots × 36,601 genes: raw counts in `X` (CSR, float32), symbols as `var_names`, made unique,
-    `var["ensembl_id"]`, and source and licence in `uns["source"]`.
+    4,247 spots × 36,601 genes:
+    {contents}
 
     Raises
     ------
-    RuntimeError
-        The file could not be downloaded or written, came with other bytes, or `gfx.settings.offline`
-        (`GFX_OFFLINE=1`) is set. The text names its address, its hash, and where to put it by hand.
+    {errors}
 
     Examples
     --------

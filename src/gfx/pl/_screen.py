@@ -202,9 +202,9 @@ def volcano(
     result = find(adata, *PERTURBATIONS, "tl.screen_genes", key=key, mod=mod)
     how = {"key": result.key, "min_cells": min_cells, "mod": mod}
     if result.function == "tl.screen_genes":
-        table, others = screen_df(adata, group, names=names, **how), "genes of similar rank"
+        table, null = screen_df(adata, group, names=names, **how), "genes of similar rank"
     elif group is None:
-        table, others = deletion_df(adata, **how).rename(columns={"perturbation": "gene"}), "random sets"
+        table, null = deletion_df(adata, **how).rename(columns={"perturbation": "gene"}), "random sets"
     else:
         msg = (
             f"`group={group!r}`, but `gfx.{result.function}` has no groups. Perturb the cells of one with `mask_obs=`."
@@ -228,7 +228,7 @@ def volcano(
         panel.scatter([], [], color="0.6", label="FDR too small for a number", **look)
     panel.axhline(threshold, color=GUIDE, linewidth=0.9, linestyle="--", zorder=1, label=f"FDR {fdr:g}")
     panel.axvline(0, color=GUIDE, linewidth=0.8, linestyle=":", zorder=1)
-    panel.set_xlabel(_LABELS[effect].format(goal=table.attrs["goal"], others=others))
+    panel.set_xlabel(_LABELS[effect].format(goal=table.attrs["goal"], others=null))
     panel.set(ylim=(-0.04 * y.max(), 1.12 * max(threshold, *y)), ylabel="$-$log$_{10}$ FDR", title=group or "")
     panel.margins(x=0.12)
     panel.xaxis.labelpad = 14  # below the power of ten

@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gfx._adata import group_name, shortened
-from gfx._core.statistics import axis_auc
+from gfx._core.statistics import LOWEST_AUC, axis_auc
 from gfx.tl._prepare import groups
 
 if TYPE_CHECKING:
     from gfx.tl._prepare import Prepared
-
-#: Below this, held-out cells of two states are hardly separable along the line between them.
-LOWEST_AUC = 0.6
 
 
 @dataclass(frozen=True)

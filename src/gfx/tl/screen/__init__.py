@@ -12,7 +12,7 @@ import pandas as pd
 
 from gfx._core.batching import pieces
 from gfx._core.manifest import fingerprint
-from gfx._core.screening import wanted_places
+from gfx._core.screening import LOWEST_AGREEMENT, wanted_places
 from gfx._core.seeds import check_seed, check_whole
 from gfx._docs import shared
 from gfx._results import mask_name
@@ -42,10 +42,6 @@ _FUNCTION = "tl.screen_genes"
 
 #: Controls that run unless others are asked for.
 CONTROLS = ("random_weights", "baselines")
-
-#: Shifts toward the goal whose estimates correlate less with exact results than this, over the genes of a cell, are
-#: warned of.
-LOWEST_AGREEMENT = 0.9
 
 #: Cells of the start that show whether states are separable.
 AXIS_CELLS = 1000
