@@ -1,7 +1,7 @@
 # What a checkout can do. Everything runs in a virtual environment of its own, made on first use from the pinned stack:
 #   make demo    the quickstart on real cells, into demo/
 #   make test    all tests that need no GPU and no network
-#   make tutorials    the notebooks, each whole; TUTORIALS=--overwrite stores what they print and draw
+#   make tutorials    the notebooks, each whole, and the seconds of each; TUTORIALS=--overwrite stores what they print and draw
 #   make docs    the documentation, into docs/_build/html
 #   make lint    style, formatting and types
 #   make test-lowest, make test-newest    the tests on the lowest versions declared, on the newest that pip finds
@@ -21,7 +21,7 @@ PACKAGE ?= --editable .
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet $(addprefix --constraint ,$(CONSTRAINTS))
 
-.PHONY: demo test test-lowest test-newest test-no-torch tutorials docs dist lint clean
+.PHONY: demo test test-lowest test-newest test-no-torch tutorials docs dist lint environment clean
 
 demo: $(VENV)/.runs
 	$(BIN)/python tutorials/quickstart.py
@@ -45,7 +45,7 @@ test-no-torch:
 	.venv-no-torch/bin/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile $(WITHOUT_TORCH)
 
 tutorials: $(VENV)/.notebooks
-	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout 300 \
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout 300 --durations 0 \
 	  --numprocesses $(WORKERS) --maxprocesses 2 $(TUTORIALS) tutorials
 
 docs: $(VENV)/.documents
@@ -62,6 +62,9 @@ lint: $(VENV)/.lints
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# What the others need, to be installed before they run beside each other.
+environment: $(VENV)/.lints $(VENV)/.documents $(VENV)/.notebooks
 
 clean:
 	rm -rf .venv .venv-lowest .venv-newest .venv-no-torch .venv-dist demo docs/_build docs/generated build dist

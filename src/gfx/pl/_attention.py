@@ -83,7 +83,7 @@ def attention(
     Examples
     --------
     >>> import gfx
-    >>> adata = gfx.datasets.ifnb()[::28].copy()
+    >>> adata = gfx.datasets.ifnb()[::56].copy()
     >>> genes = ["ISG15", "IFI6", "IFITM3", "B2M", "FTL", "HLA-B", "TMSB4X", "ACTB", "RPL13"]
     >>> gfx.tl.attention(adata, model="mini", groupby="condition", genes=genes)
     >>> gfx.pl.attention(adata)
@@ -199,7 +199,7 @@ def attention_heads(
     Examples
     --------
     >>> import gfx
-    >>> adata = gfx.datasets.ifnb()[::28].copy()
+    >>> adata = gfx.datasets.ifnb()[::56].copy()
     >>> genes = ["ISG15", "IFI6", "IFITM3", "B2M", "FTL", "HLA-B", "TMSB4X", "ACTB", "RPL13"]
     >>> gfx.tl.attention(adata, model="mini", groupby="condition", genes=genes)
     >>> interferon = ["ISG15", "IFI6", "IFIT1", "IFIT3", "MX1", "OAS1"]
@@ -288,7 +288,7 @@ def attention_bands(
     Examples
     --------
     >>> import gfx
-    >>> adata = gfx.datasets.ifnb()[::28].copy()
+    >>> adata = gfx.datasets.ifnb()[::56].copy()
     >>> genes = ["ISG15", "IFI6", "IFITM3", "B2M", "FTL", "HLA-B", "TMSB4X", "ACTB", "RPL13"]
     >>> gfx.tl.attention(adata, model="mini", groupby="condition", genes=genes)
     >>> gfx.pl.attention_bands(adata)
@@ -382,7 +382,7 @@ def attention_neighbors(
     Examples
     --------
     >>> import gfx
-    >>> adata = gfx.datasets.ifnb()[::28].copy()
+    >>> adata = gfx.datasets.ifnb()[::56].copy()
     >>> genes = ["ISG15", "IFI6", "IFITM3", "B2M", "FTL", "HLA-B", "TMSB4X", "ACTB", "RPL13"]
     >>> gfx.tl.attention(adata, model="mini", groupby="condition", genes=genes)
     >>> gfx.pl.attention_neighbors(adata, "ISG15", network=True)
@@ -498,7 +498,7 @@ def attention_difference(
     Examples
     --------
     >>> import gfx
-    >>> adata = gfx.datasets.ifnb()[::28].copy()
+    >>> adata = gfx.datasets.ifnb()[::56].copy()
     >>> genes = ["ISG15", "IFI6", "IFITM3", "B2M", "FTL", "HLA-B", "TMSB4X", "ACTB", "RPL13"]
     >>> gfx.tl.attention(adata, model="mini", groupby="condition", genes=genes)
     >>> gfx.pl.attention_difference(adata, group="stimulated", reference="control", min_cells=10)

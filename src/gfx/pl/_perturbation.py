@@ -94,7 +94,7 @@ def deletion(
     Examples
     --------
     >>> import gfx
-    >>> adata = gfx.datasets.ifnb()[::28].copy()
+    >>> adata = gfx.datasets.ifnb()[::56].copy()
     >>> genes = ["ISG15", "IFI6", "CXCL10", "FTL", ("ISG15", "IFI6")]
     >>> gfx.tl.delete_genes(adata, genes, model="mini", n_random=10)
     >>> gfx.pl.deletion(adata)
@@ -185,7 +185,7 @@ def synergy(
     Examples
     --------
     >>> import gfx
-    >>> adata = gfx.datasets.ifnb()[::28].copy()
+    >>> adata = gfx.datasets.ifnb()[::56].copy()
     >>> genes = ["ISG15", "IFI6", "CXCL10", "FTL", ("ISG15", "IFI6")]
     >>> gfx.tl.delete_genes(adata, genes, model="mini", n_random=10)
     >>> gfx.pl.synergy(adata)
@@ -334,7 +334,7 @@ def gene_effects(
     Examples
     --------
     >>> import gfx
-    >>> adata = gfx.datasets.ifnb()[::28].copy()
+    >>> adata = gfx.datasets.ifnb()[::56].copy()
     >>> genes = ["ISG15", "IFI6", "CXCL10", "FTL", ("ISG15", "IFI6")]
     >>> gfx.tl.delete_genes(adata, genes, model="mini", n_random=10)
     >>> gfx.pl.gene_effects(adata, "ISG15")
@@ -413,7 +413,7 @@ def rank_trend(
     Examples
     --------
     >>> import gfx
-    >>> adata = gfx.datasets.ifnb()[::28].copy()
+    >>> adata = gfx.datasets.ifnb()[::56].copy()
     >>> genes = ["ISG15", "IFI6", "CXCL10", "FTL", ("ISG15", "IFI6")]
     >>> gfx.tl.delete_genes(adata, genes, model="mini", n_random=10)
     >>> gfx.pl.rank_trend(adata)
