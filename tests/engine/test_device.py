@@ -256,6 +256,7 @@ def test_workers_share_the_threads_and_give_them_back(threads, n, each):
 
     with workers(n) as mapped:
         found = list(mapped(square, list(range(20))))
+        assert torch.get_num_threads() == each, "where results are taken, too"
     assert found == [(x * x, each) for x in range(20)]
     assert torch.get_num_threads() == 4
 

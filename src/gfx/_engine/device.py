@@ -129,14 +129,16 @@ def n_workers(device: torch.device) -> int:
 def workers(n: int) -> Iterator[Callable[[Callable[[T], U], Iterable[T]], Iterator[U]]]:
     """Share the CPU's threads out to `n` workers; gives what maps batches over them, results in order.
 
-    Threads that share each operation of one small batch wait for each other at each. With a batch each they do not. All
-    workers have equally many threads: sums round as these are many, and any worker may take any batch.
+    Threads that share each operation of one small batch wait for each other at each, and longer where another program
+    takes turns with one of them. With a batch each they do not. All workers, and the thread that takes their results,
+    have equally many threads: sums round as these are many, and any worker may take any batch.
     Batches are begun as results are taken, so that few of these are in memory.
     """
     if n == 1:
         yield map
         return
     n_threads = torch.get_num_threads()
+    torch.set_num_threads(n_threads // n)
     try:
         with ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(n_threads // n,)) as pool:
 
@@ -146,7 +148,7 @@ def workers(n: int) -> Iterator[Callable[[Callable[[T], U], Iterable[T]], Iterat
 
             yield mapped
     finally:
-        torch.set_num_threads(n_threads)  # each of them set it for threads to come, too
+        torch.set_num_threads(n_threads)
 
 
 #: How allocators say it that do not raise torch.OutOfMemoryError: CPU on Linux, CPU on Windows, MPS.
