@@ -6,6 +6,7 @@
 #   make lint    style, formatting and types
 #   make test-lowest, make test-newest    the tests on the lowest versions declared, on the newest that pip finds
 #   make test-no-torch    the tests of what works without torch: check, tokenize, tables and plots
+#   make test-archive    the tests of the archive of the source, in the folder that it unpacks to
 #   make dist    the archives for the package index, checked; the wheel runs the README in a fresh environment
 # Another interpreter: make test PYTHON=python3.12. Another environment: make test VENV=/path/to/one.
 # Tests run in one process per core, at most four, each of which takes 1 to 2 GB: make test WORKERS=1 for fewer.
@@ -21,7 +22,7 @@ PACKAGE ?= --editable .
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet $(addprefix --constraint ,$(CONSTRAINTS))
 
-.PHONY: demo test test-lowest test-newest test-no-torch tutorials docs dist lint environment clean
+.PHONY: demo test test-lowest test-newest test-no-torch test-archive tutorials docs dist lint environment clean
 
 demo: $(VENV)/.runs
 	$(BIN)/python tutorials/quickstart.py
@@ -43,6 +44,12 @@ test-no-torch:
 	$(MAKE) .venv-no-torch/.tests VENV=.venv-no-torch
 	.venv-no-torch/bin/python -m pip uninstall --quiet --yes torch transformers accelerate peft
 	.venv-no-torch/bin/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile $(WITHOUT_TORCH)
+
+test-archive: $(VENV)/.builds
+	rm -rf build/archive
+	$(BIN)/python -m build --sdist --outdir build/archive
+	tar --extract --file build/archive/*.tar.gz --directory build/archive --strip-components 1
+	$(MAKE) --directory build/archive test VENV=.venv
 
 tutorials: $(VENV)/.notebooks
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout 300 --durations 0 \
