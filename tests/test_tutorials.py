@@ -48,6 +48,12 @@ def test_its_outputs_are_stored_and_tell_nothing_of_where_and_when_it_ran(notebo
     assert not re.search(r"/(?:home|root|tmp|work|Users|var)/|[A-Z]:\\\\", said), "a path of one machine"
 
 
+def test_one_cell_draws_the_picture_of_its_card(notebook: dict) -> None:
+    (cell,) = [cell for cell in notebook["cells"] if "thumbnail" in cell["metadata"].get("tags", [])]
+    (picture,) = [output["data"] for output in cell["outputs"] if "image/png" in output.get("data", {})]
+    assert picture
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_is_small(path: Path) -> None:
     assert path.stat().st_size < 600_000
