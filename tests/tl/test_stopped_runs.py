@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +91,21 @@ def test_a_run_that_is_stopped_several_times_goes_on_to_the_same_result(cells, t
     assert slots(found) == slots(expected)
     calls.stop_at = calls.n  # nothing is left to run
     assert slots(call(name, cells, model=toy_model, store=store)) == slots(expected)
+
+
+@pytest.mark.parametrize("name", ["embed", "embed_genes", "delete_genes"])
+def test_a_call_that_goes_on_says_once_how_much_of_all_is_there(cells, toy_model, calls, tmp_path, caplog, name):
+    caplog.set_level("INFO", logger="gfx")
+    call(name, cells, model=toy_model)
+    calls.n, calls.stop_at = 0, calls.n - 1
+    with pytest.raises(KeyboardInterrupt):
+        call(name, cells, model=toy_model, store=tmp_path / "run.zarr")
+    calls.stop_at = None
+    assert not [message for message in caplog.messages if "going on" in message]
+    call(name, cells, model=toy_model, store=tmp_path / "run.zarr")
+    (message,) = [message for message in caplog.messages if "going on" in message]
+    n, n_blocks = map(int, re.search(r"run\.zarr has (\d+) of (\d+) blocks of cells; going on\.$", message).groups())
+    assert n == n_blocks - 1 > 0
 
 
 OTHER_CALLS: dict[str, tuple[str, dict[str, Any], str]] = {

@@ -183,6 +183,13 @@ def by_length(lengths: np.ndarray, size: int) -> list[np.ndarray]:
     return pieces(order[lengths[order] > 0], size)
 
 
+def tell_finished(jobs: Sequence[Job], store: RunStore | None) -> None:
+    """Say once in a call, of all that it is going to run, how much the store has."""
+    n = 0 if store is None else sum(len(store.finished(job.name)) for job in jobs)
+    if store is not None and n:
+        _log.info(f"{store.path} has {n:,} of {sum(len(job.blocks) for job in jobs):,} blocks of cells; going on.")
+
+
 def run(
     jobs: Sequence[Job], *, description: str, store: RunStore | None = None
 ) -> Iterator[tuple[Job, CellBlock, Result]]:
@@ -191,9 +198,6 @@ def run(
     One progress bar counts the passes of all jobs. What the store has is not run again.
     """
     finished = {job.name: set() if store is None else store.finished(job.name) for job in jobs}
-    if store is not None and any(finished.values()):
-        n = sum(map(len, finished.values()))
-        _log.info(f"{store.path} has {n:,} of {sum(len(job.blocks) for job in jobs):,} blocks of cells; going on.")
     unit = "cell" if all(job.passes is None for job in jobs) else "pass"
     blocks = [(job, number) for job in jobs for number in range(len(job.blocks))]
     with networks(store), _log.progress(sum(job.n_passes() for job in jobs), description, unit) as bar:

@@ -75,12 +75,13 @@ def embed(
     >>> adata.obsm["X_gfx"].shape
     (60, 128)
     """
-    from gfx._engine.run import run
+    from gfx._engine.run import run, tell_finished
 
     cells = prepare(adata, model, function="tl.embed", layer=layer, key_added=key_added, mod=mod, copy=copy)
     job = cells.embedding("cells", cells.network(hidden_layer), cells.pooling(pooling))
     params = cells.provenance(job.task.network) | {"hidden_layer": hidden_layer, "pooling": job.task.pooling}
     kept = None if store is None else open_store(store, "tl.embed", cells, params)
+    tell_finished([job], kept)
     vectors = vectors_of(run([job], description="embedding", store=kept), len(cells.tokens))["cells"]
     is_empty = cells.tokens.lengths == 0
     if n_infinite := int((~np.isfinite(vectors).all(axis=1) & ~is_empty).sum()):

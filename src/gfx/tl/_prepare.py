@@ -171,21 +171,23 @@ class Prepared:
         Numbers of cells, int64 `(n_groups * n_tokens,)`, are returned as well.
         """
         from gfx._engine.pooling import sums_of_genes
-        from gfx._engine.run import CELLS_PER_SUM, Job, by_length, run
+        from gfx._engine.run import CELLS_PER_SUM, Job, by_length, run, tell_finished
 
         blocks = by_length(lengths, CELLS_PER_SUM)
         job = Job("genes", task, self.tokens, blocks, lambda number: {"group": group[blocks[number]]})
+        tell_finished([job], store)
         results = (result for _, _, result in run([job], description=description, store=store))
         return sums_of_genes(results, task.n_groups * len(self.model.vocabulary))
 
     def announce(self, jobs: Sequence[Job], network: Network, store: RunStore | None, n_more: int = 0) -> None:
-        """Say what a long call costs before it is paid: passes of the network, and how long they take here.
+        """Say what the store has, and what a long call costs before it is paid: passes of the network, and their time.
 
-        Blocks that the store has are not counted; `n_more` are passes that are not among the jobs.
+        Blocks that the store has cost nothing; `n_more` are passes that are not among the jobs.
         """
         from gfx._engine.device import choose_devices
-        from gfx._engine.run import run
+        from gfx._engine.run import run, tell_finished
 
+        tell_finished(jobs, store)
         missing = [
             (job, number)
             for job in jobs
