@@ -1,7 +1,8 @@
 # What a checkout can do. Everything runs in a virtual environment of its own, made on first use from the pinned stack:
 #   make demo    the quickstart on real cells, into demo/
 #   make test    all tests that need no GPU and no network
-#   make tutorials    the notebooks, each whole, and the seconds of each; TUTORIALS=--overwrite stores what they print and draw
+#   make tutorials    the notebooks, each whole and within two minutes, and the seconds of each
+#   make tutorials TUTORIALS=--overwrite    the same, and stores what they print and draw, tidied by tutorials/conftest.py
 #   make docs    the documentation, into docs/_build/html
 #   make lint    style, formatting and types
 #   make test-lowest, make test-newest    the tests on the lowest versions declared, on the newest that pip finds

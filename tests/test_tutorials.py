@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "tutorials").glob("*.ipynb"))
+TUTORIALS = Path(__file__).parents[1] / "tutorials"
+NOTEBOOKS = sorted(TUTORIALS.glob("*.ipynb"))
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
@@ -50,10 +55,62 @@ def test_its_outputs_are_stored_and_tell_nothing_of_where_and_when_it_ran(notebo
 
 def test_one_cell_draws_the_picture_of_its_card(notebook: dict) -> None:
     (cell,) = [cell for cell in notebook["cells"] if "thumbnail" in cell["metadata"].get("tags", [])]
-    (picture,) = [output["data"] for output in cell["outputs"] if "image/png" in output.get("data", {})]
-    assert picture
+    assert sum("image/png" in output.get("data", {}) for output in cell["outputs"]) == 1
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_is_small(path: Path) -> None:
     assert path.stat().st_size < 600_000
+
+
+# --- how they are run and stored ------------------------------------------------------------------------------------
+
+
+def output(text: str, name: str = "stdout") -> dict:
+    return {"output_type": "stream", "name": name, "text": text.splitlines(keepends=True)}
+
+
+def shown(text: str) -> dict:
+    return {"output_type": "display_data", "metadata": {}, "data": {"text/plain": [text] if text else []}}
+
+
+def test_a_stored_notebook_is_tidied() -> None:
+    """Nothing is kept of when it ran, of the pieces in which its output came, or of a progress bar that has ended."""
+    spec = importlib.util.spec_from_file_location("how_notebooks_run", TUTORIALS / "conftest.py")
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    outputs = [
+        output("a\nb"),
+        shown(""),
+        output("c\n"),
+        output("d\n", "stderr"),
+        output("e\n"),
+        shown("f"),
+        output("g\n"),
+    ]
+    cell = {"cell_type": "code", "metadata": {"execution": {"iopub.status.busy": "now"}, "tags": ["x"]}}
+    text = {"cell_type": "markdown", "metadata": {}}
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook = {
+        "cells": [text, cell | {"outputs": outputs}],
+        "metadata": {"kernelspec": kernel, "language_info": {"name": "python", "version": "3.11.4"}},
+    }
+    module.tidy(notebook)
+    joined = [output("a\nbc\n"), output("d\n", "stderr"), output("e\n"), shown("f"), output("g\n")]
+    assert notebook == {
+        "cells": [text, {"cell_type": "code", "metadata": {"tags": ["x"]}, "outputs": joined}],
+        "metadata": {"kernelspec": kernel, "language_info": {"name": "python"}},
+    }
+
+
+@pytest.mark.parametrize("is_too_long", [False, True])
+def test_a_notebook_that_takes_too_long_fails(tmp_path: Path, *, is_too_long: bool) -> None:
+    """Another item stands for the notebook, which would need nbmake and a kernel."""
+    rules = (TUTORIALS / "conftest.py").read_text()
+    assert "LONGEST = 120\n" in rules
+    (tmp_path / "conftest.py").write_text(rules.replace("120\n", "0.01\n") if is_too_long else rules)
+    (tmp_path / "test_it.py").write_text("import time\n\ndef test_it():\n    time.sleep(0.1)\n")
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir", ".", "."]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == is_too_long, run.stdout
+    assert ("test_it took 0 s; a notebook may take 0.01 s." in run.stdout) == is_too_long

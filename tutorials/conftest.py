@@ -1,0 +1,60 @@
+"""How `make tutorials` runs the notebooks: each within two minutes, and stored without what differs from run to run."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: Seconds that a notebook may take as a whole, on two cores that do nothing else.
+LONGEST = 120
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Fail a notebook that took too long; nbmake limits the time of each cell alone."""
+    report = yield
+    if call.when == "call" and report.passed and call.duration > LONGEST:
+        report.outcome = "failed"
+        report.longrepr = (
+            f"{item.name} took {call.duration:.0f} s; a notebook may take {LONGEST} s. "
+            "Take fewer cells or genes, or run it again on a computer that is not busy."
+        )
+    return report
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Tidy a notebook that nbmake has stored."""
+    if item.config.getoption("overwrite", default=False):
+        notebook = json.loads(item.path.read_text(encoding="utf-8"))
+        tidy(notebook)
+        text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True)
+        item.path.write_text(f"{text}\n", encoding="utf-8")
+
+
+def tidy(notebook: dict[str, Any]) -> None:
+    """Drop times and the version of the kernel, and join what a cell printed piece by piece."""
+    notebook["metadata"]["language_info"] = {"name": "python"}
+    for cell in notebook["cells"]:
+        cell["metadata"].pop("execution", None)
+        if "outputs" in cell:
+            cell["outputs"] = joined(cell["outputs"])
+
+
+def joined(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Join consecutive outputs of one stream; what a progress bar leaves, an empty output, does not part them."""
+    kept: list[dict[str, Any]] = []
+    for output in outputs:
+        if "data" in output and not any(map("".join, output["data"].values())):
+            continue
+        is_stream = output["output_type"] == "stream"
+        if is_stream and kept and kept[-1].get("name") == output["name"]:
+            text = "".join([*kept[-1]["text"], *output["text"]])
+            kept[-1]["text"] = text.splitlines(keepends=True)
+        else:
+            kept.append(output)
+    return kept
