@@ -72,7 +72,7 @@ def test_a_notebook_stores_no_more_than_short_messages() -> None:
     assert {output["output_type"] for output in outputs} <= {"stream", "display_data"}
     assert not [output for output in outputs if output.get("name") == "stderr"]
     text = "".join(output["text"] for output in outputs if output["output_type"] == "stream")
-    assert max(map(len, text.splitlines())) <= 100
+    assert max(map(len, text.splitlines())) <= _log._WIDTH == 88
     for name in ("'X_gfx'", "'gfx_delete'", "'gfx_screen'"):
         message = text.partition(f"added {name}")
         assert message[1]
@@ -83,5 +83,5 @@ def test_messages_are_broken_into_lines_between_words(capsys: pytest.CaptureFixt
         _log.info("word " * 30 + "end\n  table   of numbers")
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "  table   of numbers"
-    assert [len(line) for line in lines[:-1]] == [99, 53]
+    assert [len(line) for line in lines[:-1]] == [84, 68]
     assert " ".join(lines[:-1]) == "word " * 30 + "end"

@@ -18,7 +18,7 @@ LEVELS = {0: logging.ERROR, 1: logging.WARNING, 2: logging.INFO, 3: logging.INFO
 _PACKAGE = Path(__file__).parent
 
 #: Letters in a line of a message: what a page and a notebook show without scrolling.
-_WIDTH = 100
+_WIDTH = 88
 
 logger = logging.getLogger("gfx")
 
