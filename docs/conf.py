@@ -17,11 +17,14 @@ from dataclasses import fields
 from functools import cache
 from importlib.metadata import version as installed_version
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 from docutils import nodes
+from PIL import Image
 from sphinx.addnodes import desc
 from sphinx.pycode import ModuleAnalyzer
 
@@ -70,6 +73,9 @@ html_theme = "sphinx_book_theme"
 html_title = "gfx"
 html_context = {"default_mode": "auto"}  # light or dark, as the reader's system is
 html_theme_options = {
+    "repository_url": "https://github.com/OWNER/gfx",
+    "use_repository_button": True,
+    "use_issues_button": True,
     "navbar_persistent": [],  # one search field, the one in the side bar
     "show_navbar_depth": 1,
     "use_download_button": False,
@@ -144,7 +150,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"gfx\.(\w+\.)*_.*"),
     (
         "py:.*",
-        r"(Any|EllipsisType|Literal|ModelCard|Vocabulary|VocabularyCard)",
+        r"(Any|Literal|ModelCard|Vocabulary|VocabularyCard|genes?|these)",
     ),
     ("py:.*", r"(bool|dict|float|int|list|object|str|tuple)"),
     ("py:.*", "|".join(re.escape(name) for name in _SHORT_NAMES)),
@@ -162,14 +168,21 @@ def _qualify(app: Sphinx, env: BuildEnvironment, node: Element, content: Element
 
 # --- signatures: types are spelled out, arguments of long calls are grouped -------------------------------------------
 
-#: Arguments of calls with many of them; those that are not named say what is done.
+#: Arguments of tools with more than eight; those that are not named, and the first two, say what is done.
 _GROUPS = {
-    "Which cells": ("layer", "mask_obs", "groupby", "start", "goal", "max_cells", "mod"),
+    "Which cells and counts": (
+        *("layer", "use_raw", "gene_ids", "counts", "n_counts"),
+        *("mask_obs", "groupby", "start", "goal", "max_cells"),
+    ),
     "Read-out": ("hidden_layer", "pooling", "heads", "n_neighbors"),
-    "Controls and evaluation": ("controls", "n_random", "donor_key", "n_splits", "n_repeats", "learning_curve"),
-    "Storage": ("store", "folder", "rng", "key_added", "copy"),
+    "Controls and evaluation": (
+        *("controls", "n_random", "donor_key", "n_splits", "n_repeats", "learning_curve", "rng"),
+        *("held_out", "patience"),
+    ),
+    "Where data and results are stored": ("store", "folder", "key_added", "mod", "copy"),
 }
-_MANY = 14
+#: Types that are told in words, since what they stand for is long.
+_IN_WORDS = {"Genes": "gene, tuple of genes, or list of these", "EllipsisType": "..."}
 
 
 @cache
@@ -179,6 +192,8 @@ def _tree(module: str) -> ast.Module:
 
 def _meaning(module: str, name: str) -> str | None:
     """Say what a name stands for that a module defines, or imports, as an alias of types; else `None`."""
+    if name in _IN_WORDS:
+        return _IN_WORDS[name]
     for node in ast.walk(_tree(module)):
         match node:
             case ast.ImportFrom(module=str(origin), names=names) if origin.startswith("gfx."):
@@ -204,13 +219,16 @@ def _spell_out(_app: Sphinx, function: object, _: object) -> None:
 
 
 def _group_arguments(_app: Sphinx, doctree: nodes.document) -> None:
-    """Divide the list of arguments of long calls into groups with a heading each."""
-    for field in [field for call in doctree.findall(desc) for field in call.findall(nodes.field)]:
+    """Divide the list of arguments of tools that have many into groups with a heading each."""
+    tools = [call for call in doctree.findall(desc) if call["objtype"] == "function" and call[0]["module"] != "gfx.pl"]
+    for field in [field for tool in tools for field in tool.findall(nodes.field)]:
         items = [*field[1][0].children] if field[0].astext() == "Parameters" else []
-        if len(items) < _MANY:
+        if len(items) <= 8:
             continue
         groups: dict[str, list[nodes.Node]] = {group: [] for group in ("What is done", *_GROUPS)}
-        for item in items:
+        for item in items[:2]:
+            groups["What is done"].append(item)
+        for item in items[2:]:
             name = next(item.findall(nodes.strong)).astext()
             groups[next((group for group, names in _GROUPS.items() if name in names), "What is done")].append(item)
         field[1].clear()
@@ -264,18 +282,32 @@ _write_tables()
 # --- tutorials: pages of their own, and a card for each on the page that lists them ----------------------------------
 
 
+def _fit(picture: bytes) -> Image.Image:
+    """Bring a picture into the form of a card, 4 to 3: of several panels side by side, the first is shown."""
+    image = Image.open(BytesIO(picture)).convert("RGB")
+    drawn = np.flatnonzero(np.asarray(image.convert("L")).min(axis=0) < 250)
+    gaps = np.diff(drawn) * ((image.height * 0.8 < drawn) & (drawn < image.height * 1.5))[:-1]
+    if image.width > image.height * 1.7 and gaps.any():
+        image = image.crop((0, 0, drawn[gaps.argmax()] + 5, image.height))
+    size = max(image.width, image.height * 4 // 3), max(image.height, image.width * 3 // 4)
+    card = Image.new("RGB", size, "white")
+    card.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
+    return card
+
+
 def _card(notebook: Path) -> str:
-    """Write the card of a notebook: its title, its question (or first sentence), and its first picture."""
+    """Write the card of a notebook: its title, its question (or first sentence), and the picture of its tagged cell."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     text = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     title, paragraph = re.match(r"# *(.+)\s+(?:\*\*[^*]+\*\*\s*)?(.+(?:\n.+)*)", text).groups()
     sentences = re.split(r"(?<=[.?!])\s+", paragraph)
     question = next((sentence for sentence in sentences if sentence.endswith("?")), sentences[0])
-    outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+    tagged = [cell for cell in cells if "thumbnail" in cell["metadata"].get("tags", [])]
+    outputs = [output.get("data", {}) for cell in tagged for output in cell["outputs"]]
     picture = next(("".join(data["image/png"]) for data in outputs if "image/png" in data), None)
     options = f":link: {notebook.stem}\n:link-type: doc"
     if picture:
-        (GENERATED / f"{notebook.stem}.png").write_bytes(base64.b64decode(picture))
+        _fit(base64.b64decode(picture)).save(GENERATED / f"{notebook.stem}.png")
         options += f"\n:img-top: /generated/{notebook.stem}.png\n:img-alt: {title}"
     return f":::{{grid-item-card}} {title}\n{options}\n\n{question}\n:::\n"
 

@@ -157,6 +157,17 @@ def test_make_targets_that_pages_name_exist(page: str) -> None:
     assert named <= targets
 
 
+def test_installation_lists_every_make_target() -> None:
+    targets = set(re.search(r"^\.PHONY: (.+)", (ROOT / "Makefile").read_text(), flags=re.M).group(1).split())
+    listed = set(re.findall(r"^\| `make ([\w-]+)`", (DOCS / "installation.md").read_text(), flags=re.M))
+    assert listed == targets - {"environment"}, "the environment is made by the others"
+
+
+def test_places_that_an_owner_replaces_are_called_owner() -> None:
+    for page in [ROOT / "README.md", *DOCS.rglob("*.md")]:
+        assert "<this repository>" not in page.read_text(), page.name
+
+
 @pytest.mark.parametrize(
     "page", [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))], ids=lambda page: page.name
 )

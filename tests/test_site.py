@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import inspect
 import re
 import shutil
 import threading
@@ -69,6 +70,51 @@ def test_every_page_fits_a_phone_and_a_desk_without_an_error(page: Page, address
     assert not problems, "\n".join(problems)
 
 
+def test_what_the_first_pages_show_is_not_cut_at_a_desk(page: Page, address: str) -> None:
+    page.set_viewport_size({"width": 1440, "height": 900})
+    for name, boxes in {
+        "index.html": "div.highlight pre",
+        "api/index.html": "div.pst-scrollable-table-container",
+    }.items():
+        page.goto(f"{address}/{name}")
+        shown = page.locator(boxes)
+        assert shown.count()
+        cut = "boxes => boxes.filter(box => box.scrollWidth > box.clientWidth).map(box => box.innerText)"
+        assert not shown.evaluate_all(cut)
+
+
+def test_cards_of_tutorials_have_pictures_of_one_form(page: Page, address: str) -> None:
+    page.set_viewport_size({"width": 1440, "height": 900})
+    page.goto(f"{address}/tutorials/index.html")
+    sizes = page.locator("img.sd-card-img-top").evaluate_all("images => images.map(i => [i.width, i.height])")
+    assert len(sizes) == page.locator(".sd-card").count()
+    assert len({tuple(size) for size in sizes}) == 1
+
+
+def test_a_phone_is_shown_the_narrow_overview(page: Page, address: str) -> None:
+    for width, file in {390: "overview_narrow.svg", 1440: "overview.svg"}.items():
+        page.set_viewport_size({"width": width, "height": 900})
+        page.goto(f"{address}/index.html")
+        assert page.locator("img.overview").evaluate("image => image.currentSrc").endswith(f"/{file}")
+
+
+def test_pages_lead_to_the_repository(page: Page, address: str) -> None:
+    page.goto(f"{address}/index.html")
+    assert page.locator('a[href="https://github.com/OWNER/gfx"]').count()
+
+
+def test_arguments_of_tools_with_more_than_eight_are_in_groups() -> None:
+    names = [(part, name) for part in ("pp", "tl", "models") for name in getattr(gfx, part).__all__]
+    functions = {f"gfx.{part}.{name}": getattr(getattr(gfx, part), name) for part, name in names}
+    long = {
+        name
+        for name, function in functions.items()
+        if inspect.isfunction(function) and len(inspect.signature(function).parameters) > 8
+    }
+    grouped = {name for name in functions if "argument-group" in (SITE / "generated" / f"{name}.html").read_text()}
+    assert grouped == long
+
+
 def test_signatures_name_no_private_aliases_of_types() -> None:
     """The aliases are assigned in the source, in capitals, from types that are joined or subscripted."""
     source = "\n".join(file.read_text() for file in Path(gfx.__file__).parent.rglob("*.py"))
@@ -89,7 +135,7 @@ def test_signatures_name_no_private_aliases_of_types() -> None:
         ("CITE-seq", "data.html"),
         ("UMAP", "embedding.html"),
         ("batch effect", "embedding.html"),
-        ("cell type annotation", "embedding.html"),
+        ("cell type annotation", "classification.html"),
         ("null model", "controls.html"),
         ("validation", "validation.html"),
         ("limitations", "limits.html"),
