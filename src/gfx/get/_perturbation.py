@@ -83,7 +83,8 @@ def deletion_df(
       perturbations by the method of Benjamini and Hochberg; `random_weights_shift_mean`, the mean shift in a
       random-weights model;
     - `detection`, the fraction of cells with the gene (for a set, the mean over its genes); `expression_mean`, the mean
-      logarithm of normalised counts; with states `logfc`, the log2 fold change from start to goal;
+      logarithm of normalised counts; with states `logfc`, the log2 fold change from start to goal as scanpy
+      computes it, about 30 or -30 for a gene that no cell of one of them has;
     - with states, `state` and `role` (start, goal, alternative), and columns that begin with `toward_`, which contain
       the same statistics for the shift toward the state (change of the cosine to its centroid);
     - with `donor_key`, statistics of the excess, which is the effect minus the mean effect of random sets in the same

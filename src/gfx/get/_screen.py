@@ -83,7 +83,8 @@ def screen_df(
     - with random weights, `random_weights_shift_mean` and `random_weights_toward_mean`: means in the random-weights
       model;
     - without `group`, `detection`, the fraction of the screened cells with the gene; `expression_mean`, the mean
-      logarithm of its normalised counts in these cells; with a goal, `logfc`, the log2 fold change from start to goal;
+      logarithm of its normalised counts in these cells; with a goal, `logfc`, the log2 fold change from start to goal
+      as scanpy computes it, about -30 for a gene that no cell of the goal has;
     - after ``method="first_order"``, `exact_n_cells`, `exact_shift_mean` and `exact_toward_mean`: exact results in some
       of the cells, for up to 50 genes with the most extreme z-scores; 0 and NaN for all other genes. A gene is run in 5
       to 20 cells, in which twice the standard error of its mean is about its distance from genes of similar rank.
