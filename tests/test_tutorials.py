@@ -8,12 +8,16 @@ import os
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 TUTORIALS = Path(__file__).parents[1] / "tutorials"
 NOTEBOOKS = sorted(TUTORIALS.glob("*.ipynb"))
+
+#: Letters of a line of code that the documentation shows without scrolling.
+WIDTH = 88
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
@@ -56,6 +60,17 @@ def test_its_outputs_are_stored_and_tell_nothing_of_where_and_when_it_ran(notebo
 def test_one_cell_draws_the_picture_of_its_card(notebook: dict) -> None:
     (cell,) = [cell for cell in notebook["cells"] if "thumbnail" in cell["metadata"].get("tags", [])]
     assert sum("image/png" in output.get("data", {}) for output in cell["outputs"]) == 1
+
+
+def test_its_code_fits_the_page(notebook: dict) -> None:
+    lines = [line for code in texts(notebook, "code") for line in code.splitlines()]
+    assert not [line for line in lines if len(line) > WIDTH]
+
+
+def test_what_a_cell_prints_is_stored_in_one_piece(notebook: dict) -> None:
+    for cell in notebook["cells"]:
+        streams = [output.get("name") for output in cell.get("outputs", [])]
+        assert not [name for name, following in pairwise(streams) if name is not None and name == following]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
