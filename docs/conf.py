@@ -168,7 +168,7 @@ def _qualify(app: Sphinx, env: BuildEnvironment, node: Element, content: Element
 
 # --- signatures: types are spelled out, arguments of long calls are grouped -------------------------------------------
 
-#: Arguments of tools with more than eight; those that are not named, and the first two, say what is done.
+#: Arguments of tools with more than eight; those that are not named say what is done.
 _GROUPS = {
     "Which cells and counts": (
         *("layer", "use_raw", "gene_ids", "counts", "n_counts"),
@@ -226,11 +226,11 @@ def _group_arguments(_app: Sphinx, doctree: nodes.document) -> None:
         if len(items) <= 8:
             continue
         groups: dict[str, list[nodes.Node]] = {group: [] for group in ("What is done", *_GROUPS)}
-        for item in items[:2]:
-            groups["What is done"].append(item)
-        for item in items[2:]:
+        for position, item in enumerate(items):
             name = next(item.findall(nodes.strong)).astext()
-            groups[next((group for group, names in _GROUPS.items() if name in names), "What is done")].append(item)
+            group = next((group for group, names in _GROUPS.items() if name in names), "What is done")
+            # The column that a classifier predicts is `groupby`, too, in second place.
+            groups["What is done" if (position, name) == (1, "groupby") else group].append(item)
         field[1].clear()
         for group, members in groups.items():
             if members:
