@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -36,6 +37,18 @@ adata = gfx.datasets.toy(30)
 gfx.tl.embed(adata)
 gfx.tl.delete_genes(adata, ["CD3D", "MS4A1"], n_random=3)
 gfx.tl.screen_genes(adata, genes=["CD3D", "MS4A1"], groupby="cell_type", start="T cell", goal="B cell")
+"""
+
+TRAININGS = """
+import tempfile, gfx
+gfx.settings.verbosity = 2
+adata = gfx.datasets.toy(100)
+small = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2}
+curriculum = [(64, 12), (64, 12)]
+with tempfile.TemporaryDirectory() as runs:
+    gfx.models.pretrain(adata, runs + "/own", gene_ids="ensembl_id", curriculum=curriculum, config=small, held_out=0.2)
+    how = gfx.models.FineTuning(n_epochs=20)
+    gfx.models.fine_tune_cells(adata, "cell_type", runs + "/types", model=runs + "/own", method=how)
 """
 
 
@@ -76,6 +89,23 @@ def test_a_notebook_stores_no_more_than_short_messages() -> None:
     for name in ("'X_gfx'", "'gfx_delete'", "'gfx_screen'"):
         message = text.partition(f"added {name}")
         assert message[1]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_trainings_show_the_same_bar_and_no_table_of_losses() -> None:
+    pytest.importorskip("accelerate")
+    (outputs,), states = executed(TRAININGS)
+    assert not [state for state in states if state.get("text/html")]
+    shown = [state["text/plain"] for state in states if state["text/plain"]]
+    assert {re.match(r"\w+:", line)[0] for line in shown} >= {"training:"}
+    assert any("held-out loss=" in line for line in shown)
+    assert [output["data"] for output in outputs if output["output_type"] != "stream"] == [
+        {"text/plain": "", "text/html": ""}
+    ]
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    text = "".join(output["text"] for output in outputs if output["output_type"] == "stream")
+    assert text.count("trained on 80 cells for 12 epochs: loss of held-out cells") == 2
+    assert not re.search(r"\d\d:\d\d|'eval_loss'", text)
 
 
 def test_messages_are_broken_into_lines_between_words(capsys: pytest.CaptureFixture[str]) -> None:

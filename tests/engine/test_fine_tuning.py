@@ -293,7 +293,7 @@ def test_a_bar_is_shown_on_request(task: Task, tmp_path: Path, capfd: pytest.Cap
             seed=0,
         )
     said = capfd.readouterr()
-    assert re.search(r"\d+/400", said.err)
+    assert re.search(r"training: .*\d+/400 .*loss=[\d.]+", said.err)
     assert said.out == ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import traceback
 from typing import TYPE_CHECKING, Any
@@ -276,7 +277,7 @@ def test_random_numbers_are_left_alone_and_nothing_is_printed(
     assert capfd.readouterr() == ("", "")
 
 
-def test_bars_and_losses_are_shown_on_request(
+def test_a_bar_with_losses_is_shown_on_request(
     learnt: MaskedCells,
     held_out: MaskedCells,
     toy_vocabulary: Vocabulary,
@@ -290,15 +291,26 @@ def test_bars_and_losses_are_shown_on_request(
             held_out,
             toy_vocabulary,
             tmp_path,
-            epochs=0.5,
-            arguments=ARGUMENTS,
+            epochs=20,
+            arguments=ARGUMENTS | {"logging_steps": 1, "eval_strategy": "epoch"},  # a bar appears after a second
             patience=None,
             gene_rate=1.0,
             seed=0,
         )
     said = capfd.readouterr()
-    assert "4/4" in said.err
-    assert "'loss'" in said.out
+    assert re.search(r"training: .*/160 .*loss=[\d.]+, held-out loss=[\d.]+", said.err)
+    assert re.match(r"trained on 64 cells for 20 epochs: .* first of 20 evaluations, [\d.]+ at the\s+last\n", said.out)
+
+
+def test_a_bar_is_gone_when_training_fails(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    closed = []
+    monkeypatch.setattr(trainer._Bar, "close", closed.append)
+    monkeypatch.setattr(trainer.OrderedTrainer, "training_step", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path)
+    assert len(closed) == 1
 
 
 @pytest.mark.parametrize(

@@ -36,11 +36,7 @@ Adapter = Literal["lora", "lora-8bit", "lora-4bit"]
 ADAPTERS: tuple[str, ...] = ("lora", "lora-8bit", "lora-4bit")
 
 #: As in the 2023 paper: one epoch for genes, up to ten for cells.
-DEFAULTS = COMMON | {
-    "learning_rate": 5e-5,
-    "per_device_train_batch_size": 12,
-    "disable_tqdm": True,  # the trainer adds a bar without the log
-}
+DEFAULTS = COMMON | {"learning_rate": 5e-5, "per_device_train_batch_size": 12}
 EPOCHS = {"genes": 1, "cells": 10}
 
 #: Steps of warm-up in the paper, where there were 833; where there are fewer, the same share of them.

@@ -12,6 +12,7 @@ from transformers import BertForMaskedLM
 from transformers.modeling_outputs import MaskedLMOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from gfx import _log
 from gfx._core.checkpoint import FIELDS, check_fields, read_json
 from gfx._engine import float32_attention
 from gfx._engine.device import has_fast_bfloat16
@@ -269,7 +270,6 @@ def train(
             vocabulary,
             patience=patience,
             gene_rate=gene_rate,
-            prints_log=True,
             model=model,
             preprocess_logits_for_metrics=_rank_of_the_truth,
             compute_metrics=_accuracy,
@@ -281,6 +281,12 @@ def train(
     if settings.process_index == 0:
         model.save_pretrained(finished)
         history.write_text(json.dumps(state.log_history))
+        losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+        if losses:  # none where evaluations were turned off
+            _log.info(
+                f"trained on {len(cells):,} cells for {state.epoch:.3g} epochs: loss of held-out cells "
+                f"{losses[0]:.2f} at the first of {len(losses)} evaluations, {losses[-1]:.2f} at the last"
+            )
     return state.log_history
 
 

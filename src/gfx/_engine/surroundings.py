@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -15,12 +16,17 @@ from gfx import _log
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+#: Warns of the file system where two checkpoints are less than a second apart, as they are in a short training.
+_OF_CHECKPOINTS = logging.getLogger("transformers.trainer_utils")
+
 
 @contextmanager
 def quiet_surroundings() -> Iterator[None]:
     """Give random numbers and the device back as they were, and let transformers say and draw no more than we do."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
     bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    level_of_checkpoints = _OF_CHECKPOINTS.level
+    _OF_CHECKPOINTS.setLevel(logging.ERROR)
     transformers_logging.set_verbosity(max(level, _log.logger.getEffectiveLevel()))
     if bars:  # they are about files that are read and written in no time
         transformers_logging.disable_progress_bar()
@@ -39,5 +45,6 @@ def quiet_surroundings() -> Iterator[None]:
         if current is not None:  # the Trainer makes the first one current
             torch.cuda.set_device(current)
         transformers_logging.set_verbosity(level)
+        _OF_CHECKPOINTS.setLevel(level_of_checkpoints)
         if bars:
             transformers_logging.enable_progress_bar()

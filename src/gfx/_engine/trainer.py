@@ -21,7 +21,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer import TRAINER_STATE_NAME, safe_globals
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, TRAINER_STATE_NAME, safe_globals
 from transformers.trainer_callback import ExportableState
 from transformers.training_args import ParallelMode
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_NAME
@@ -81,6 +81,10 @@ HARMLESS = frozenset(
         "save_total_limit",
     }
 )
+
+
+#: Entries of the log beside the progress bar, and what they are called there.
+_SHOWN = {"loss": "loss", "eval_loss": "held-out loss"}
 
 
 class OneDevice(TrainingArguments):
@@ -144,8 +148,8 @@ class OrderedTrainer(Trainer):
     """A Trainer with our order of cells, also after a stop within an epoch.
 
     Training ends after `patience` evaluations of `held_out` cells without a lower loss. Gene embeddings have
-    `gene_rate` times the learning rate of all else. The log has a file; `prints_log` also prints it below the progress
-    bar, if that is shown.
+    `gene_rate` times the learning rate of all else. The log has a file; our progress bar tells the last losses, and
+    bars and tables of transformers are off.
     """
 
     def __init__(
@@ -157,7 +161,6 @@ class OrderedTrainer(Trainer):
         *,
         patience: int | None = None,
         gene_rate: float = 1.0,
-        prints_log: bool = False,
         **kwargs: Any,
     ) -> None:
         if arguments.device.type == "cuda":
@@ -174,10 +177,17 @@ class OrderedTrainer(Trainer):
         )
         if patience is not None:
             self.add_callback(EarlyStoppingCallback(patience))
-        if not (prints_log and _log.shows_progress()):
-            self.remove_callback(PrinterCallback)  # without a bar the Trainer prints every log entry
-        if not prints_log and _log.shows_progress():
-            self.add_callback(_Bar)
+        for theirs in (PrinterCallback, DEFAULT_PROGRESS_CALLBACK):  # with a bar in a terminal, a table in a notebook
+            self.remove_callback(theirs)
+        self._bar = _Bar()
+        self.add_callback(self._bar)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, and take the progress bar away however that ends."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._bar.close()
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Load cells in our order, which the Trainer's own samplers do not know."""
@@ -255,20 +265,38 @@ class OrderedTrainer(Trainer):
 
 
 class _Bar(TrainerCallback):
-    """Show how many steps are done, and nothing of the log."""
+    """Show how many steps are done, and the last losses."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._losses: dict[str, str] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.bar = _log.progress(state.max_steps, "training", "step", is_hidden=not state.is_world_process_zero)
+        is_hidden = args.disable_tqdm or not state.is_world_process_zero
+        self._bar, self._losses = _log.progress(state.max_steps, "training", "step", is_hidden=is_hidden), {}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.bar.update(state.global_step - self.bar.n)
+        if self._bar is not None:
+            self._bar.update(state.global_step - self._bar.n)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float],
+        **kwargs: Any,
     ) -> None:
-        self.bar.close()
+        if self._bar is not None:
+            self._losses |= {called: f"{logs[name]:.3g}" for name, called in _SHOWN.items() if name in logs}
+            self._bar.set_postfix(self._losses, refresh=False)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
 
 
 class _OrderAndLog(TrainerCallback):
