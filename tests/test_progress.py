@@ -103,7 +103,7 @@ def test_trainings_show_the_same_bar_and_no_table_of_losses() -> None:
         {"text/plain": "", "text/html": ""}
     ]
     assert not [output for output in outputs if output.get("name") == "stderr"]
-    text = "".join(output["text"] for output in outputs if output["output_type"] == "stream")
+    text = " ".join("".join(output["text"] for output in outputs if output["output_type"] == "stream").split())
     assert text.count("trained on 80 cells for 12 epochs: loss of held-out cells") == 2
     assert not re.search(r"\d\d:\d\d|'eval_loss'", text)
 

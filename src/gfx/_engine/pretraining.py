@@ -263,7 +263,7 @@ def train(
     else:
         if settings.bf16 and settings.device.type == "cpu" and not has_fast_bfloat16(settings.device):
             model.set_attn_implementation(float32_attention.NAME)
-        trainer = OrderedTrainer(
+        trainer = _MaskedGeneTrainer(
             settings,
             cells,
             held_out,
@@ -271,7 +271,6 @@ def train(
             patience=patience,
             gene_rate=gene_rate,
             model=model,
-            preprocess_logits_for_metrics=_rank_of_the_truth,
             compute_metrics=_accuracy,
         )
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -300,31 +299,51 @@ def masked_accuracy(model: MaskedGeneModel, held_out: MaskedCells, *, batch_size
     model.eval()
     collate = Padded(held_out.vocabulary)
     order = np.argsort(held_out.lengths, kind="stable")
-    loss, found = 0.0, dict[str, list[torch.Tensor]]({"": [], "_unseen": []})
+    loss, found = 0.0, list[torch.Tensor]()
     for start in range(0, len(order), batch_size):
         batch = collate([held_out[cell] for cell in order[start : start + batch_size]])
         batch = {name: value.to(model.device) for name, value in batch.items()}
         is_masked = batch["labels"] != NOTHING
         output = model(**batch)
-        shown = batch["input_ids"][torch.nonzero(is_masked)[:, 0]]
-        for suffix, logits in (("", output.logits), ("_unseen", output.logits.scatter(1, shown, -torch.inf))):
-            found[suffix].append(_rank_of_the_truth(logits, batch["labels"])[is_masked].cpu())
+        found.append(_ranks_of_the_truth(output.logits, batch["input_ids"], batch["labels"])[is_masked].cpu())
         loss += float(output.loss) * int(is_masked.sum())
-    ranks = {suffix: torch.cat(parts) for suffix, parts in found.items()}
-    n = len(ranks[""])
-    shares = {f"top_{k}{suffix}": float((rank < k).float().mean()) for suffix, rank in ranks.items() for k in (1, 10)}
-    return {"loss": loss / n, **shares, "n": n}
+    ranks = torch.cat(found).numpy()
+    return {"loss": loss / len(ranks), **_shares(ranks), "n": len(ranks)}
 
 
-def _rank_of_the_truth(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Count the genes that are scored above the masked one, `(b, l)`; -100 where none is masked."""
+class _MaskedGeneTrainer(OrderedTrainer):
+    """A Trainer that keeps of each evaluation what :func:`masked_accuracy` does: ranks, and not scores of all genes."""
+
+    def prediction_step(self, model: Any, inputs: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
+        """Rank the masked genes of one batch."""
+        loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
+        if logits is None:  # the user wants losses alone
+            return loss, logits, labels
+        return loss, _ranks_of_the_truth(logits, inputs["input_ids"].to(logits.device), labels), labels
+
+
+def _ranks_of_the_truth(logits: torch.Tensor, shown: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Count the genes scored above the masked one, all and without those that the cell shows, `(b, l, 2)`.
+
+    -100 where none is masked.
+    """
     is_masked = labels != NOTHING
     truth = logits.gather(1, labels[is_masked][:, None])
-    ranks = torch.full_like(labels, NOTHING)
-    ranks[is_masked] = (logits > truth).sum(dim=1)
+    unseen = logits.scatter(1, shown[torch.nonzero(is_masked)[:, 0]], -torch.inf)
+    ranks = torch.full_like(labels, NOTHING)[..., None].repeat(1, 1, 2)
+    ranks[is_masked] = torch.stack([(scores > truth).sum(dim=1) for scores in (logits, unseen)], dim=1)
     return ranks
+
+
+def _shares(ranks: np.ndarray) -> dict[str, float]:
+    """Share of the masked genes that are among the first 1 and 10, of `(n, 2)` ranks."""
+    return {
+        f"top_{k}{suffix}": float((ranks[:, column] < k).mean())
+        for column, suffix in enumerate(("", "_unseen"))
+        for k in (1, 10)
+    }
 
 
 def _accuracy(evaluation: EvalPrediction) -> dict[str, float]:
     ranks = evaluation.predictions[evaluation.label_ids != NOTHING]
-    return {"top_1": float((ranks < 1).mean()), "top_10": float((ranks < 10).mean()), "predictions": len(ranks)}
+    return _shares(ranks) | {"predictions": len(ranks)}

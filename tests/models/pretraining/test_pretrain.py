@@ -183,7 +183,9 @@ def test_each_stage_writes_its_log_as_lines_of_json(quick: Path) -> None:
     assert lines[0] + lines[1] == report(quick)["history"]
     evaluations = [entry for stage in lines for entry in stage if "eval_loss" in entry]
     assert [entry["step"] for entry in evaluations] == [4, 5, 4, 8, 10]  # and at the end of a stage
-    assert all({"eval_top_1", "eval_top_10"} <= set(entry) for entry in evaluations)
+    for name in ("top_1", "top_10", "top_1_unseen", "top_10_unseen"):
+        assert all(f"eval_{name}" in entry for entry in evaluations)
+        assert evaluations[-1][f"eval_{name}"] == pytest.approx(report(quick)["masked_gene"][name])
 
 
 def test_each_stage_may_have_arguments_of_its_own(structured: ad.AnnData, tmp_path: Path) -> None:
