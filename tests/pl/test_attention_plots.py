@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import gfx
+from gfx.pl._attention import _n_columns, _tick_powers_of_2
 
 if TYPE_CHECKING:
     import anndata as ad
@@ -42,6 +43,34 @@ def test_attention_heatmap_and_profiles_show_the_tables(attended: ad.AnnData) ->
     assert len(ranks.lines) == n_layers * n_heads + n_layers + 1
     first = gfx.get.attention_ranks_df(attended).query("layer == 1 and head == 1 and rank == 1")["ratio"].item()
     assert ranks.lines[0].get_ydata()[0] == pytest.approx(first)
+    told = [text.get_text() for text in ranks.get_legend().get_texts()]
+    assert told == [
+        *(f"layer {layer}, mean" for layer in range(1, n_layers + 1)),
+        "a head of a layer",
+        "uniform attention",
+    ]
+
+
+def test_ticks_of_ratios_are_powers_of_2_written_as_fractions(attended: ad.AnnData) -> None:
+    ranks = gfx.pl.attention(attended, show=False)[1]
+    for limits, expected in (
+        ((1 / 300, 20), ["1/256", "1/64", "1/16", "1/4", "1", "4", "16"]),
+        ((0.4, 3), ["1/2", "1", "2"]),
+    ):
+        ranks.set_ylim(*limits)
+        _tick_powers_of_2(ranks)
+        assert [label.get_text() for label in ranks.get_yticklabels()] == expected
+        np.testing.assert_allclose(ranks.get_yticks(), [eval(text) for text in expected])
+        assert not len(ranks.get_yticks(minor=True))
+
+
+def test_labels_of_attention_do_not_collide(attended: ad.AnnData) -> None:
+    axes = gfx.pl.attention(attended, show=False)
+    figure = axes[0].figure
+    figure.draw_without_rendering()
+    bar = next(ax for ax in figure.axes if ax not in axes)
+    room = [ax.get_tightbbox() for ax in (*axes, bar)]
+    assert not any(box.overlaps(other) for number, box in enumerate(room) for other in room[:number])
 
 
 def test_attention_wants_two_axes(attended: ad.AnnData) -> None:
@@ -79,6 +108,8 @@ def test_heads_that_attend_to_a_set_are_framed(attended: ad.AnnData) -> None:
             assert image[row.layer - 1, row.head - 1] == pytest.approx(row.auc_matched)
         framed = {(round(patch.get_y() + 1.48), round(patch.get_x() + 1.48)) for patch in ax.patches}
         assert framed == set(of_set.loc[of_set["remains"], ["layer", "head"]].itertuples(index=False, name=None))
+    (told,) = axes[-1].get_legend().get_texts()  # what a frame means
+    assert told.get_text() == "beyond matched genes\nand random weights"
     assert (2, 1) in {(round(patch.get_y() + 1.48), round(patch.get_x() + 1.48)) for patch in axes[0].patches}
 
 
@@ -94,6 +125,10 @@ def test_maps_of_bands_show_logarithms_of_ratios(attended: ad.AnnData, layers: l
         for (gives, receives), rows in table[table["layer"] == layer].groupby(["gives", "receives"]):
             expected = np.log2(rows["attention"].mean() / rows["uniform"].mean())
             assert image[names.index(gives), names.index(receives)] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_four_panels_stand_in_two_rows() -> None:
+    assert [_n_columns(n) for n in (1, 2, 3, 4, 6, 12)] == [1, 2, 3, 2, 3, 6]
 
 
 @pytest.mark.parametrize("sort_by", ["attention", "ratio"])

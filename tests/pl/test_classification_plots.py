@@ -51,7 +51,7 @@ def predicted(toy_cells, classified) -> ad.AnnData:
 def lines(ax: plt.Axes) -> dict[str, mpl.lines.Line2D]:
     """Lines by the method that the legend names; figures behind it are left out."""
     found = {line.get_label(): line for line in ax.lines if not line.get_label().startswith("_")}
-    return {label.rstrip("0123456789.± "): line for label, line in found.items()}
+    return {label.rstrip("0123456789.–() "): line for label, line in found.items()}
 
 
 def bands(ax: plt.Axes) -> list[np.ndarray]:
@@ -94,10 +94,14 @@ def test_roc_draws_mean_curves_with_their_spread(genes: ad.AnnData, unit: str | 
 
 
 def test_roc_has_the_auc_of_the_summary_in_its_legend(genes: ad.AnnData) -> None:
+    # Occurrences of a gene are no replicates and have no interval.
+    aucs = gfx.get.classification_df(genes).query("metric == 'auc'").set_index(["unit", "method"])
+    intervals = {at: f" ({row.low:.2f}–{row.high:.2f})" for at, row in aucs.iterrows() if at[0] == "gene"}
+    assert aucs.loc["gene", ["low", "high"]].notna().all(axis=None)
     for unit in ("gene", "occurrence"):
-        table = gfx.get.classification_df(genes).query("unit == @unit and metric == 'auc'").set_index("method")
+        table = aucs.loc[unit]
         assert legend(gfx.pl.roc(genes, unit=unit, show=False)) == [
-            f"{name} {table.at[method, 'mean']:.2f} ± {table.at[method, 'sd']:.2f}"
+            f"{name} {table.at[method, 'mean']:.2f}" + intervals.get((unit, method), "")
             for name, method in (
                 ("model", "model"),
                 ("random weights", "random_weights"),
@@ -105,10 +109,10 @@ def test_roc_has_the_auc_of_the_summary_in_its_legend(genes: ad.AnnData) -> None
             )
         ]
     one = genes.copy()
-    one.uns["gfx_gene_class"]["summary"]["sd"] = np.nan
+    one.uns["gfx_gene_class"]["summary"][["low", "high"]] = np.nan
     ax = gfx.pl.roc(one, show=False)
-    assert all("±" not in text and text[-1].isdigit() for text in legend(ax))
-    assert ax.get_legend().get_title().get_text() == "AUC"
+    assert all("(" not in text and text[-1].isdigit() for text in legend(ax))
+    assert ax.get_legend().get_title().get_text() == "AUC (95 % interval)"
 
 
 def test_roc_of_one_curve_has_no_band(genes: ad.AnnData) -> None:
@@ -128,7 +132,13 @@ def test_roc_of_several_classes(cells: ad.AnnData) -> None:
     low, high = band_at(bands(ax)[0], 0.3)
     assert high - low == pytest.approx(2 * sd)
     assert ax.get_title() == "mean of 3 classes"
-    assert "±" in legend(ax)[0]
+    auc = (
+        gfx.get.classification_df(cells)
+        .query("task == 'cell_type' and metric == 'auc'")
+        .set_index("method")
+        .loc["model"]
+    )
+    assert legend(ax)[0] == f"model {auc['mean']:.2f} ({auc['low']:.2f}–{auc['high']:.2f})"
     ax = gfx.pl.roc(cells, task="cell_type", class_name="b", show=False)
     expected = table[table["class"] == "b"].groupby("fpr")["tpr"].mean()
     np.testing.assert_allclose(lines(ax)["model"].get_ydata(), expected)

@@ -311,6 +311,19 @@ def test_names_of_points_cover_no_unnamed_point() -> None:
     assert not any(second.contains(*point) for point in inside)
 
 
+def test_names_without_room_leave_that_of_a_point_apart() -> None:
+    """Only names in the crowd are left out, the first of them last, wherever the others stand in the order."""
+    _, ax = plt.subplots(figsize=(3, 3), layout="constrained")
+    rng = np.random.default_rng(0)
+    x, y = np.append(rng.uniform(0.2, 0.3, 30), 0.9), np.append(rng.uniform(0.2, 0.3, 30), 0.9)
+    ax.scatter(x, y)
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    label_points(ax, [f"name {number}" for number in range(31)], x, y)
+    named = [text.get_text() for text in ax.texts]
+    assert len(named) < 31
+    assert "name 30" in named
+
+
 def test_labels_of_deletion_are_not_upon_the_power_of_ten(deleted: ad.AnnData) -> None:
     ax = gfx.pl.deletion(deleted, key="by_state", min_cells=1, show=False)
     ax.figure.canvas.draw()
@@ -435,6 +448,8 @@ def test_screen_draws_every_gene_and_colours_those_beyond_the_band(
     np.testing.assert_allclose(in_order(open_), in_order(table.loc[(z > 3) & ~rare, ["rank_mean", excess]].to_numpy()))
     assert (len(filled) > 0) == (key is None)
     assert len(open_) + len(filled) == (z > 3).sum() > 0
+    told = ["z-score within ±3", "z-scores of ±3, median by rank", "z-score beyond ±3", "beyond ±3 and FDR ≤ 0.1"]
+    assert entries(ax) == told[: 4 if key is None else 3]  # without a random-weights model there is no FDR
     assert ax.get_title() == ("all cells" if key is None else "a")
     assert ("toward b" in ax.get_ylabel()) == (effect == "toward")
 
@@ -521,6 +536,9 @@ def test_volcano_draws_each_gene_of_a_screen_that_has_an_fdr(screened: ad.AnnDat
     smallest = table.assign(size=-table["shift_excess"].abs()).sort_values(["shift_fdr", "size"]).head(15)
     assert named
     assert named <= set(smallest["gene"])
+    height = ax.transData.transform((0, -np.log10(0.2)))[1]  # the dashed line goes through no name
+    boxes = [mpl.text.Text.get_window_extent(text).padded(-1) for text in ax.texts]
+    assert not any(box.y0 < height < box.y1 for box in boxes)
     assert ax.get_xlabel() == "excess shift over genes of similar rank (1 - cosine)"
 
 

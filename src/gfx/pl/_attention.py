@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 
 _N_BINS = 40
 
+#: Ticks at powers of 2 on an axis, about.
+_MOST_POWERS = 6
+
+#: Around heads that stand out.
+_FRAME = {"fill": False, "edgecolor": "k", "linewidth": 1.8}
+
 #: Heads in a matrix up to which its cells hold numbers.
 _MOST_NUMBERS = 36
 
@@ -53,8 +59,9 @@ def attention(
 ) -> list[Axes] | None:
     """Draw how uniformly each head attends, and to which ranks.
 
-    Left: relative entropy of each head's attention, 1 for uniform attention. Right: attention by rank of the attended
-    gene, divided by uniform attention (dotted line). A thin line is a head, a thick one the mean of a network layer.
+    Left: entropy of each head's attention relative to that of uniform attention, which is 1. Right: attention by rank
+    of the attended gene, divided by uniform attention (dotted line). A thin line is a head, a thick one the mean of a
+    network layer.
 
     Parameters
     ----------
@@ -84,11 +91,12 @@ def attention(
     --------
     >>> import gfx
     >>> adata = gfx.datasets.ifnb()[::56].copy()
-    >>> genes = ["ISG15", "IFI6", "IFITM3", "B2M", "FTL", "HLA-B", "TMSB4X", "ACTB", "RPL13"]
+    >>> genes = ["ISG15", "IFI6", "IFITM3", "B2M", "FTL", "HLA-B", "ACTB", "RPL13"]
     >>> gfx.tl.attention(adata, model="mini", groupby="condition", genes=genes)
     >>> gfx.pl.attention(adata)
     """
     import matplotlib as mpl
+    from matplotlib.lines import Line2D
 
     heads, ranks = attention_heads_df(adata, key=key, mod=mod), attention_ranks_df(adata, key=key, mod=mod)
     ranks = ranks[ranks["n_cells"] >= min_cells]
@@ -99,23 +107,34 @@ def attention(
     axes = axes_for(ax, 2, figsize or (6.8 + 0.35 * n_heads, 3.6), widths=(1.4 + 0.35 * n_heads, 5))
     left, right = axes
     _matrix(left, heads, "entropy", cmap=cmap, title="uniformity of attention", vmin=0, vmax=1)
-    figure_of(left).colorbar(left.images[0], ax=left, label=_LABELS["entropy"])
+    figure_of(left).colorbar(left.images[0], ax=left, label=_LABELS["entropy"], location="bottom")
 
     colours = mpl.colormaps["tab10" if n_layers <= 10 else "tab20"](np.arange(n_layers) % 20)
     for colour, (layer, of_layer) in zip(colours, ranks.groupby("layer"), strict=True):
         for _, of_head in of_layer.groupby("head"):
             right.plot(*_profile(of_head), color=colour, linewidth=0.6, alpha=0.5)
-        right.plot(*_profile(of_layer), color=colour, linewidth=2, label=str(layer))
-    right.axhline(1, color=GUIDE, linewidth=0.8, linestyle=":")
+        right.plot(*_profile(of_layer), color=colour, linewidth=2, label=f"layer {layer}, mean")
+    uniform = right.axhline(1, color=GUIDE, linewidth=0.8, linestyle=":", label="uniform attention")
     right.set_xscale("log")
     right.set_yscale("log", base=2)
-    right.yaxis.set_major_formatter("{x:.2g}")
+    _tick_powers_of_2(right)
     right.xaxis.set_major_formatter("{x:g}")
     right.set(xlabel="rank of the attended gene (1 is the highest)", ylabel="attention / uniform attention")
     right.set_title("attention by rank", fontsize="medium")
+    means = [line for line in right.lines if line.get_label().startswith("layer")]
+    head = Line2D([], [], color=GUIDE, linewidth=0.6, label="a head of a layer")
     columns = {"ncols": -(-n_layers // 10), "loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
-    right.legend(title="layer", fontsize="small", frameon=False, **columns)
+    right.legend(handles=[*means, head, uniform], fontsize="small", frameon=False, **columns)
     return finish(axes, given=ax, show=show)
+
+
+def _tick_powers_of_2(ax: Axes) -> None:
+    """Put ticks at powers of 2, or of 4 and so on where these are many, and write them as fractions."""
+    low, high = np.log2(ax.get_ylim())
+    step = max(1, round((high - low) / _MOST_POWERS))
+    powers = step * np.arange(np.ceil(low / step), np.floor(high / step) + 1)
+    ax.set_yticks(2.0**powers, [f"{2**power:g}" if power >= 0 else f"1/{2**-power:g}" for power in powers])
+    ax.set_yticks([], minor=True)
 
 
 def _profile(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
@@ -126,8 +145,8 @@ def _profile(table: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
 
 
 def _n_columns(n_panels: int) -> int:
-    """Lay out panels in one row, or in several where that would be too wide."""
-    return n_panels if n_panels <= 4 else 3 if n_panels <= 9 else 6
+    """Lay out panels in rows that are not too wide for their letters to be read on a page."""
+    return 2 if n_panels == 4 else n_panels if n_panels <= 3 else 3 if n_panels <= 9 else 6
 
 
 def _matrix(ax: Axes, heads: pd.DataFrame, column: str, *, title: str, **how: object) -> None:
@@ -200,7 +219,7 @@ def attention_heads(
     --------
     >>> import gfx
     >>> adata = gfx.datasets.ifnb()[::56].copy()
-    >>> genes = ["ISG15", "IFI6", "IFITM3", "B2M", "FTL", "HLA-B", "TMSB4X", "ACTB", "RPL13"]
+    >>> genes = ["ISG15", "IFI6", "IFITM3", "B2M", "FTL", "HLA-B", "ACTB", "RPL13"]
     >>> gfx.tl.attention(adata, model="mini", groupby="condition", genes=genes)
     >>> interferon = ["ISG15", "IFI6", "IFIT1", "IFIT3", "MX1", "OAS1"]
     >>> gfx.pl.attention_heads(adata, gene_sets={"interferon response": interferon})
@@ -232,8 +251,12 @@ def attention_heads(
         _matrix(panel, of_set, statistic, title=name or statistic, **limits)
         if gene_sets is not None:
             for row in of_set[of_set.get("remains", of_set["fdr_matched"] < 0)].itertuples():
-                frame = {"fill": False, "edgecolor": "k", "linewidth": 1.8}
-                panel.add_patch(Rectangle((row.head - 1.48, row.layer - 1.48), 0.96, 0.96, **frame))
+                panel.add_patch(Rectangle((row.head - 1.48, row.layer - 1.48), 0.96, 0.96, **_FRAME))
+    if any(panel.patches for panel in axes):
+        frame = Rectangle((0, 0), 1, 1, label="beyond matched genes\nand random weights", **_FRAME)
+        # Below the label of the axis, whatever the height of the panel.
+        place = {"loc": "upper left", "bbox_to_anchor": (0, 0), "borderaxespad": 4.2}
+        axes[-1].legend(handles=[frame], fontsize="small", frameon=False, handlelength=1, handleheight=1, **place)
     figure_of(axes[0]).colorbar(axes[0].images[0], ax=axes, label=_LABELS[statistic])
     return finish(axes, given=ax, show=show)
 
@@ -289,7 +312,7 @@ def attention_bands(
     --------
     >>> import gfx
     >>> adata = gfx.datasets.ifnb()[::56].copy()
-    >>> genes = ["ISG15", "IFI6", "IFITM3", "B2M", "FTL", "HLA-B", "TMSB4X", "ACTB", "RPL13"]
+    >>> genes = ["ISG15", "IFI6", "IFITM3", "B2M", "FTL", "HLA-B", "ACTB", "RPL13"]
     >>> gfx.tl.attention(adata, model="mini", groupby="condition", genes=genes)
     >>> gfx.pl.attention_bands(adata)
     """
@@ -383,7 +406,7 @@ def attention_neighbors(
     --------
     >>> import gfx
     >>> adata = gfx.datasets.ifnb()[::56].copy()
-    >>> genes = ["ISG15", "IFI6", "IFITM3", "B2M", "FTL", "HLA-B", "TMSB4X", "ACTB", "RPL13"]
+    >>> genes = ["ISG15", "IFI6", "IFITM3", "B2M", "FTL", "HLA-B", "ACTB", "RPL13"]
     >>> gfx.tl.attention(adata, model="mini", groupby="condition", genes=genes)
     >>> gfx.pl.attention_neighbors(adata, "ISG15", network=True)
     """
@@ -499,9 +522,10 @@ def attention_difference(
     --------
     >>> import gfx
     >>> adata = gfx.datasets.ifnb()[::56].copy()
-    >>> genes = ["ISG15", "IFI6", "IFITM3", "B2M", "FTL", "HLA-B", "TMSB4X", "ACTB", "RPL13"]
+    >>> genes = ["ISG15", "IFI6", "IFITM3", "B2M", "FTL", "HLA-B", "ACTB", "RPL13"]
     >>> gfx.tl.attention(adata, model="mini", groupby="condition", genes=genes)
-    >>> gfx.pl.attention_difference(adata, group="stimulated", reference="control", min_cells=10)
+    >>> groups = {"group": "stimulated", "reference": "control"}
+    >>> gfx.pl.attention_difference(adata, **groups, min_cells=10)
     """
     how = {"statistic": statistic, "min_cells": min_cells, "key": key, "mod": mod}
     table = attention_difference_df(adata, group=group, reference=reference, **how)

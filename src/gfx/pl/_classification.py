@@ -11,7 +11,7 @@ from gfx.get import classification_df, confusion_df, gene_scores_df, learning_cu
 from gfx.pl._style import GUIDE, axes_for, figure_of, finish, label_column
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     import pandas as pd
     from matplotlib.axes import Axes
@@ -60,7 +60,8 @@ def roc(
 
     A line is the mean true positive rate over folds and repeats, its band one standard deviation of these to either
     side. Red: the model. Grey: the model with random weights. Other colours: baselines without a model. The dotted
-    diagonal is chance. The legend gives the AUC: its mean over folds, then mean and standard deviation over repeats.
+    diagonal is chance. The legend gives the AUC, its mean over folds and repeats, with its 95 % interval over genes,
+    cells or donors.
 
     Parameters
     ----------
@@ -91,9 +92,14 @@ def roc(
     Examples
     --------
     >>> import gfx
-    >>> adata = gfx.datasets.ifnb()[::14].copy()
-    >>> how = {"method": "linear_probe", "n_repeats": 2, "learning_curve": [20, 40]}
-    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", **how)
+    >>> adata = gfx.datasets.ifnb()
+    >>> adata = adata[adata.obs["cell_type"] == "CD14 Mono"][::20].copy()
+    >>> labels = {
+    ...     "interferon": "ISG15 IFI6 IFIT1 IFIT2 IFIT3 MX1 OAS1 OAS3 IFITM3 LY6E".split(),
+    ...     "transcription": "STAT1 IRF1 IRF7 JUNB FOS ATF3 NFKB1 CEBPB KLF6 SPI1".split(),
+    ... }
+    >>> how = {"method": "linear_probe", "n_repeats": 2, "learning_curve": [10, 20]}
+    >>> gfx.tl.classify_genes(adata, labels, model="mini", **how)
     >>> gfx.pl.roc(adata)
     """
     table = roc_df(adata, key=key, mod=mod)
@@ -117,15 +123,16 @@ def roc(
         mean, sd = curves.mean().to_numpy(), curves.std().to_numpy()
         label = method.replace("_", " ")
         if has_auc and method in auc.index:
-            label += f" {auc.at[method, 'mean']:.2f}"
-            label += f" ± {auc.at[method, 'sd']:.2f}" if np.isfinite(auc.at[method, "sd"]) else ""
-        low, high = np.clip([mean - sd, mean + sd], 0, 1)
-        _line_with_band(panel, curves.columns, mean, (low, high) if len(curves) > 1 else None, label=label, **look)
+            value, low, high = auc.loc[method, ["mean", "low", "high"]]
+            label += f" {value:.2f}" + (f" ({low:.2f}–{high:.2f})" if np.isfinite(low) else "")
+        band = np.clip([mean - sd, mean + sd], 0, 1) if len(curves) > 1 else None
+        _line_with_band(panel, curves.columns, mean, band, label=label, **look)
     panel.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel="false positive rate", ylabel="true positive rate")
     panel.set_aspect("equal")
     single = class_name or (classes[0] if len(classes) == 1 else None)
     panel.set_title(f"{single} against all others" if single else f"mean of {len(classes)} classes", fontsize="medium")
-    panel.legend(title="AUC" if has_auc else None, loc="lower right", frameon=False, fontsize="small")
+    title = {"title": "AUC (95 % interval)", "title_fontsize": "small"} if has_auc else {}
+    panel.legend(loc="lower right", frameon=False, fontsize="small", **title)
     return finish(panel, given=ax, show=show)
 
 
@@ -172,9 +179,14 @@ def learning_curve(
     Examples
     --------
     >>> import gfx
-    >>> adata = gfx.datasets.ifnb()[::14].copy()
-    >>> how = {"method": "linear_probe", "n_repeats": 2, "learning_curve": [20, 40]}
-    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", **how)
+    >>> adata = gfx.datasets.ifnb()
+    >>> adata = adata[adata.obs["cell_type"] == "CD14 Mono"][::20].copy()
+    >>> labels = {
+    ...     "interferon": "ISG15 IFI6 IFIT1 IFIT2 IFIT3 MX1 OAS1 OAS3 IFITM3 LY6E".split(),
+    ...     "transcription": "STAT1 IRF1 IRF7 JUNB FOS ATF3 NFKB1 CEBPB KLF6 SPI1".split(),
+    ... }
+    >>> how = {"method": "linear_probe", "n_repeats": 2, "learning_curve": [10, 20]}
+    >>> gfx.tl.classify_genes(adata, labels, model="mini", **how)
     >>> gfx.pl.learning_curve(adata)
     """
     table = _of_unit(_select(learning_curve_df(adata, key=key, mod=mod), "task", task), unit)
@@ -240,9 +252,14 @@ def confusion(
     Examples
     --------
     >>> import gfx
-    >>> adata = gfx.datasets.ifnb()[::14].copy()
-    >>> how = {"method": "linear_probe", "n_repeats": 2, "learning_curve": [20, 40]}
-    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", **how)
+    >>> adata = gfx.datasets.ifnb()
+    >>> adata = adata[adata.obs["cell_type"] == "CD14 Mono"][::20].copy()
+    >>> labels = {
+    ...     "interferon": "ISG15 IFI6 IFIT1 IFIT2 IFIT3 MX1 OAS1 OAS3 IFITM3 LY6E".split(),
+    ...     "transcription": "STAT1 IRF1 IRF7 JUNB FOS ATF3 NFKB1 CEBPB KLF6 SPI1".split(),
+    ... }
+    >>> how = {"method": "linear_probe", "n_repeats": 2, "learning_curve": [10, 20]}
+    >>> gfx.tl.classify_genes(adata, labels, model="mini", **how)
     >>> gfx.pl.confusion(adata)
     """
     import matplotlib as mpl
@@ -305,7 +322,7 @@ def _looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
     return {method: dict((looks | _LOOKS)[method]) for method in methods}
 
 
-def _line_with_band(ax: Axes, x: Any, y: np.ndarray, band: tuple[np.ndarray, np.ndarray] | None, **look: Any) -> None:
+def _line_with_band(ax: Axes, x: Any, y: np.ndarray, band: Sequence[np.ndarray] | None, **look: Any) -> None:
     ax.plot(x, y, **look)
     if band is not None:
         ax.fill_between(x, *band, color=look["color"], alpha=0.15, linewidth=0, zorder=1)
@@ -368,12 +385,15 @@ def gene_scores(
     Examples
     --------
     >>> import gfx
-    >>> adata = gfx.datasets.toy()
-    >>> t_cell = ["CD3D", "CD3E", "CD3G", "CD2", "IL7R", "TRAT1", "CD5", "CD27"]
-    >>> b_cell = ["MS4A1", "CD79A", "CD79B", "CD19", "BANK1", "BLK", "HLA-DRA", "CD74"]
-    >>> labels = {"T": t_cell, "B": b_cell}
-    >>> gfx.tl.classify_genes(adata, labels, model="mini", method="linear_probe", n_repeats=1)
-    >>> gfx.pl.gene_scores(adata, min_cells=1)
+    >>> adata = gfx.datasets.ifnb()
+    >>> adata = adata[adata.obs["cell_type"] == "CD14 Mono"][::20].copy()
+    >>> labels = {
+    ...     "interferon": "ISG15 IFI6 IFIT1 IFIT2 IFIT3 MX1 OAS1 OAS3 IFITM3 LY6E".split(),
+    ...     "transcription": "STAT1 IRF1 IRF7 JUNB FOS ATF3 NFKB1 CEBPB KLF6 SPI1".split(),
+    ... }
+    >>> how = {"method": "linear_probe", "n_repeats": 2, "learning_curve": [10, 20]}
+    >>> gfx.tl.classify_genes(adata, labels, model="mini", **how)
+    >>> gfx.pl.gene_scores(adata, min_cells=5)
     """
     table = gene_scores_df(adata, group, key=key, min_cells=min_cells, names=names, mod=mod)
     if table.empty:

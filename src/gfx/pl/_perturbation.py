@@ -95,8 +95,9 @@ def deletion(
     --------
     >>> import gfx
     >>> adata = gfx.datasets.ifnb()[::56].copy()
-    >>> genes = ["ISG15", "IFI6", "CXCL10", "FTL", ("ISG15", "IFI6")]
-    >>> gfx.tl.delete_genes(adata, genes, model="mini", n_random=10)
+    >>> genes = ["ISG15", "B2M", "FTL"]
+    >>> pairs = [("ISG15", "B2M"), ("ISG15", "FTL"), ("B2M", "FTL")]
+    >>> gfx.tl.delete_genes(adata, genes + pairs, model="mini", n_random=10)
     >>> gfx.pl.deletion(adata)
     """
     import matplotlib as mpl
@@ -123,7 +124,7 @@ def deletion(
     faces = [colours(rank) if np.isfinite(rank) else "white" for rank in table["rank_mean"]]
     of_cells = cells.groupby("perturbation")[measure].quantile([0.05, 0.95]).unstack().loc[table["perturbation"]]
     _draw_rows(panel, table, measure, random, prefix=prefix, ends=of_cells.to_numpy(), faces=faces)
-    panel.set(xlabel=label, ylabel="perturbed genes (cells)")
+    panel.set(xlabel=label, ylabel="perturbed genes\n(cells)")
     _explain_rows(panel, "5th to 95th percentile of these cells", has_random=random is not None)
     bar = figure_of(panel).colorbar(
         mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), colours),
@@ -186,8 +187,9 @@ def synergy(
     --------
     >>> import gfx
     >>> adata = gfx.datasets.ifnb()[::56].copy()
-    >>> genes = ["ISG15", "IFI6", "CXCL10", "FTL", ("ISG15", "IFI6")]
-    >>> gfx.tl.delete_genes(adata, genes, model="mini", n_random=10)
+    >>> genes = ["ISG15", "B2M", "FTL"]
+    >>> pairs = [("ISG15", "B2M"), ("ISG15", "FTL"), ("B2M", "FTL")]
+    >>> gfx.tl.delete_genes(adata, genes + pairs, model="mini", n_random=10)
     >>> gfx.pl.synergy(adata)
     """
     table = _drawn(synergy_df(adata, key=key, min_cells=min_cells, mod=mod), "on_vectors_mean", n_top, min_cells)
@@ -201,7 +203,7 @@ def synergy(
         over = "" if random is None else ", over random sets"
         panel.set_xlabel(f"shift beyond the sum of {beyond}{over}\n(1 - cosine)")
     axes[1].tick_params(axis="y", labelleft=False)
-    axes[0].set_ylabel("perturbed together (cells)")
+    axes[0].set_ylabel("perturbed together\n(cells)")
     _explain_rows(axes[0], "95 % interval of the mean", has_random=random is not None)
     return finish(axes, given=ax, show=show)
 
@@ -216,7 +218,7 @@ def _drawn(table: pd.DataFrame, effect: str, n_top: int | None, min_cells: int) 
 
 def _height(n_rows: int) -> float:
     """Height of a new figure, in inches."""
-    return 1.6 + (0.36 if n_rows <= _MOST_ROWS else 0.2) * max(n_rows, 3)
+    return 1.6 + (0.36 if n_rows <= _MOST_ROWS else 0.2) * max(n_rows, 4)  # the label of the axis fits
 
 
 def _draw_rows(
@@ -335,8 +337,9 @@ def gene_effects(
     --------
     >>> import gfx
     >>> adata = gfx.datasets.ifnb()[::56].copy()
-    >>> genes = ["ISG15", "IFI6", "CXCL10", "FTL", ("ISG15", "IFI6")]
-    >>> gfx.tl.delete_genes(adata, genes, model="mini", n_random=10)
+    >>> genes = ["ISG15", "B2M", "FTL"]
+    >>> pairs = [("ISG15", "B2M"), ("ISG15", "FTL"), ("B2M", "FTL")]
+    >>> gfx.tl.delete_genes(adata, genes + pairs, model="mini", n_random=10)
     >>> gfx.pl.gene_effects(adata, "ISG15")
     """
     table = gene_effects_df(adata, perturbation, key=key, min_cells=min_cells, mod=mod)
@@ -414,8 +417,9 @@ def rank_trend(
     --------
     >>> import gfx
     >>> adata = gfx.datasets.ifnb()[::56].copy()
-    >>> genes = ["ISG15", "IFI6", "CXCL10", "FTL", ("ISG15", "IFI6")]
-    >>> gfx.tl.delete_genes(adata, genes, model="mini", n_random=10)
+    >>> genes = ["ISG15", "B2M", "FTL"]
+    >>> pairs = [("ISG15", "B2M"), ("ISG15", "FTL"), ("B2M", "FTL")]
+    >>> gfx.tl.delete_genes(adata, genes + pairs, model="mini", n_random=10)
     >>> gfx.pl.rank_trend(adata)
     """
     sample = rank_trend_df(adata, key=key, mod=mod)

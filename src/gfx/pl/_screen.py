@@ -9,6 +9,7 @@ import numpy as np
 from gfx._docs import shared
 from gfx._results import PERTURBATIONS, find
 from gfx.get import deletion_df, screen_df
+from gfx.get._screen import WIDTH
 from gfx.pl._style import BAND, GUIDE, axes_for, finish, label_points
 
 if TYPE_CHECKING:
@@ -26,6 +27,15 @@ _LABELS = {
 
 #: Genes to either side that the drawn band is smoothed over.
 _ABOUT = 50
+
+#: False discovery rate of the genes of a screen that are filled.
+_FDR = 0.1
+
+#: Points of the threshold of a volcano plot that names keep off; closer to each other than a name is wide.
+_N_ON_LINE = 40
+
+#: Distance of a title from its panel, in points: two lines of a legend lie between them.
+_ABOVE_LEGEND = 32
 
 
 @shared()
@@ -45,11 +55,11 @@ def screen(
 ) -> list[Axes] | None:
     """Draw the excess of every gene of a screen against its rank.
 
-    Grey genes lie within three robust standard deviations of genes that are similar in rank and number of cells; red
-    genes lie beyond. Filled red genes are also significant (FDR 0.1) compared with a model with random weights. Each
-    gene has limits of its own, `shift_low` and `shift_high` of the table; the band is their median over 101 genes of
-    similar rank, so a gene in few cells may be grey beyond it. The genes with the largest absolute z-score are named,
-    as far as there is room.
+    Grey genes lie within three robust standard deviations of genes that are similar in rank and number of cells (a
+    z-score of 3); red genes lie beyond. Filled red genes are also significant (FDR 0.1) compared with a model with
+    random weights. Each gene has limits of its own, `shift_low` and `shift_high` of the table; the band is their median
+    over 101 genes of similar rank, so a gene in few cells may be grey beyond it. The genes with the largest absolute
+    z-score are named, as far as there is room.
 
     Parameters
     ----------
@@ -82,9 +92,12 @@ def screen(
     Examples
     --------
     >>> import gfx
-    >>> adata = gfx.datasets.toy(30)
-    >>> states = {"groupby": "cell_type", "start": "B cell", "goal": "T cell"}
-    >>> gfx.tl.screen_genes(adata, model="mini", method="first_order", controls=["random_weights"], **states)
+    >>> adata = gfx.datasets.ifnb()
+    >>> adata = adata[adata.obs["cell_type"] == "CD14 Mono"][::8]
+    >>> adata = adata[:, adata.X.getnnz(axis=0) >= 20].copy()  # genes of 20 cells or more
+    >>> states = {"groupby": "condition", "start": "stimulated", "goal": "control"}
+    >>> how = {"method": gfx.tl.FirstOrder(n_probes=0), "controls": ["random_weights"]}
+    >>> gfx.tl.screen_genes(adata, model="mini", **states, **how)
     >>> gfx.pl.screen(adata)
     """
     panels = [groups] if groups is None or isinstance(groups, str) else list(groups)
@@ -99,18 +112,25 @@ def screen(
         rank, excess, z = (table[name].to_numpy() for name in ("rank_mean", f"{effect}_excess", f"{effect}_z"))
         low, high = (table[f"{effect}_{side}"].to_numpy() for side in ("low", "high"))
         beyond = (excess < low) | (excess > high)
-        significant = beyond & (np.asarray(table.get(f"{effect}_fdr", z * np.nan)) <= 0.1)
-        panel.scatter(rank[~beyond], excess[~beyond], s=6, color="0.7", linewidths=0, zorder=1)
+        significant = beyond & (np.asarray(table.get(f"{effect}_fdr", z * np.nan)) <= _FDR)
+        within = {"s": 6, "color": "0.7", "linewidths": 0, "zorder": 1, "label": f"z-score within ±{WIDTH}"}
+        panel.scatter(rank[~beyond], excess[~beyond], **within)
         along = np.argsort(rank, kind="stable")
         along = along[np.isfinite(low[along])]
         if len(along):
             edges = _smooth(low[along]), _smooth(high[along])
-            panel.fill_between(rank[along], *edges, color=BAND, linewidth=0, zorder=0)
-        for genes, face in ((beyond & ~significant, "none"), (significant, "C3")):
-            panel.scatter(rank[genes], excess[genes], s=18, facecolors=face, edgecolors="C3", linewidths=0.8, zorder=2)
+            band = {"color": BAND, "linewidth": 0, "zorder": 0, "label": f"z-scores of ±{WIDTH}, median by rank"}
+            panel.fill_between(rank[along], *edges, **band)
+        look = {"s": 18, "edgecolors": "C3", "linewidths": 0.8, "zorder": 2}
+        alone = beyond & ~significant
+        panel.scatter(rank[alone], excess[alone], facecolors="none", label=f"z-score beyond ±{WIDTH}", **look)
+        if f"{effect}_fdr" in table:
+            label = f"beyond ±{WIDTH} and FDR ≤ {_FDR}"
+            panel.scatter(rank[significant], excess[significant], facecolors="C3", label=label, **look)
         panel.axhline(0, color=GUIDE, linewidth=0.6, zorder=1)
         title = group or table.attrs.get("start", "all cells")
-        panel.set(xlim=(-0.02, 1.02), xlabel="mean rank of the gene (0 first, 1 last)", title=title)
+        panel.set(xlim=(-0.02, 1.02), xlabel="mean rank of the gene (0 first, 1 last)")
+        panel.set_title(title, pad=_ABOVE_LEGEND)
         panel.margins(y=0.12)
         far = np.flatnonzero(beyond)
         far = far[np.argsort(-np.abs(z[far]), kind="stable")[:n_names]]
@@ -119,6 +139,8 @@ def screen(
         labels.append((table["gene"].to_numpy()[far].tolist(), rank[far], excess[far], others))
     label = _LABELS[effect].format(goal=tables[0].attrs.get("goal"), others="genes of similar rank")
     axes[0].set_ylabel(label.replace(" over ", "\nover "))
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "ncols": 2}
+    axes[0].legend(frameon=False, fontsize="small", columnspacing=1, handletextpad=0.3, **place)
     for panel, (genes, x, y, others) in zip(axes, labels, strict=True):
         label_points(panel, genes, x, y, others=others)
     return finish(axes, given=ax, show=show)
@@ -153,10 +175,10 @@ def volcano(
     """Draw a volcano plot of a screen or of perturbations: the excess of each gene against its false discovery rate.
 
     Genes above the dashed line have a smaller FDR than the threshold, and are red if their excess is positive, blue if
-    it is negative. The genes with the smallest FDR are named, as far as there is room. The p-values come from random
-    sets or from a random-weights model, so they have a smallest value, and many genes may lie on one line at the top.
-    An FDR that is too small for a floating-point number is drawn as a triangle above all others. Genes without an FDR,
-    which are in too few cells, are left out.
+    it is negative. The genes with the smallest FDR are named, as far as there is room off that line. The p-values come
+    from random sets or from a random-weights model, so they have a smallest value, and many genes may lie on one line
+    at the top. An FDR that is too small for a floating-point number is drawn as a triangle above all others. Genes
+    without an FDR, which are in too few cells, are left out.
 
     Parameters
     ----------
@@ -194,10 +216,13 @@ def volcano(
     Examples
     --------
     >>> import gfx
-    >>> adata = gfx.datasets.toy(30)
-    >>> states = {"groupby": "cell_type", "start": "B cell", "goal": "T cell"}
-    >>> gfx.tl.screen_genes(adata, model="mini", method="first_order", controls=["random_weights"], **states)
-    >>> gfx.pl.volcano(adata)
+    >>> adata = gfx.datasets.ifnb()
+    >>> adata = adata[adata.obs["cell_type"] == "CD14 Mono"][::8]
+    >>> adata = adata[:, adata.X.getnnz(axis=0) >= 20].copy()  # genes of 20 cells or more
+    >>> states = {"groupby": "condition", "start": "stimulated", "goal": "control"}
+    >>> how = {"method": gfx.tl.FirstOrder(n_probes=0), "controls": ["random_weights"]}
+    >>> gfx.tl.screen_genes(adata, model="mini", **states, **how)
+    >>> gfx.pl.volcano(adata, fdr=0.2)
     """
     result = find(adata, *PERTURBATIONS, "tl.screen_genes", key=key, mod=mod)
     how = {"key": result.key, "min_cells": min_cells, "mod": mod}
@@ -235,7 +260,9 @@ def volcano(
     panel.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3), useMathText=True)
     panel.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
     named, others = np.split(np.lexsort((-np.abs(x), values)), [n_names])
-    label_points(panel, gene[named].tolist(), x[named], y[named], others=np.column_stack([x[others], y[others]]))
+    unnamed = np.column_stack([x[others], y[others]])
+    line = np.column_stack([np.linspace(*panel.get_xlim(), _N_ON_LINE), np.full(_N_ON_LINE, threshold)])
+    label_points(panel, gene[named].tolist(), x[named], y[named], others=np.vstack([unnamed, line]))
     return finish(panel, given=ax, show=show)
 
 

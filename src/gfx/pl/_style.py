@@ -90,7 +90,7 @@ _LINE_OF_LABEL = {"arrowstyle": "-", "color": GUIDE, "linewidth": 0.5, "shrinkB"
 def label_points(
     ax: Axes, names: Sequence[str], x: np.ndarray, y: np.ndarray, *, others: np.ndarray | None = None
 ) -> None:
-    """Write names next to points, each with a line to its point; names without room are left out, the last ones first.
+    """Write names next to points, each with a line to its point; names without room are left out, later ones first.
 
     No name covers a point, nor any of the `others` `(n, 2)`, which have no names. Scales and limits have to be final,
     because names are placed on the page.
@@ -98,35 +98,45 @@ def label_points(
     from adjustText import adjust_text
 
     points = np.column_stack([x, y])
-    n, points = min(len(names), _MOST_NAMES), points if others is None else np.vstack([points, others])
+    points = points if others is None else np.vstack([points, others])
     figure_of(ax).draw_without_rendering()  # the layout moves axes
     pixels = ax.transData.transform(points)
-    while n:
+    rows = np.arange(min(len(names), _MOST_NAMES))
+    while len(rows):
         labels = [
-            ax.annotate(name, point, xytext=point, fontsize="small", ha="center", va="center", zorder=4)
-            for name, point in zip(names[:n], points[:n], strict=True)
+            ax.annotate(
+                names[row], points[row], xytext=points[row], fontsize="small", ha="center", va="center", zorder=4
+            )
+            for row in rows
         ]
         _, lines = adjust_text(
             labels,
             *points.T,
-            target_x=x[:n],
-            target_y=y[:n],
+            target_x=points[rows, 0],
+            target_y=points[rows, 1],
             ax=ax,
             expand=(1.15, 1.7),  # points have a size
             iter_lim=_STEPS,  # not a time limit: the same picture every time
             min_arrow_len=0,
             arrowprops=_LINE_OF_LABEL,
         )
-        boxes = [label.get_window_extent().padded(-1) for label in labels]  # letters do not fill their line
-        fits = [
-            not any(map(box.overlaps, boxes[:row])) and not ((pixels > box.min) & (pixels < box.max)).all(axis=1).any()
-            for row, box in enumerate(boxes)
-        ]
-        if all(fits):
+        extents = [label.get_window_extent() for label in labels]
+        boxes = [extent.padded(-1) for extent in extents]  # letters do not fill their line
+        fits = np.array(
+            [
+                not any(map(box.overlaps, boxes[:number]))
+                and not ((pixels > extent.min) & (pixels < extent.max)).all(axis=1).any()
+                for number, (box, extent) in enumerate(zip(boxes, extents, strict=True))
+            ]
+        )
+        if fits.all():
             return
         for artist in (*labels, *lines):
             artist.remove()
-        n = sum(fits)  # as many as fit, now the first ones
+        # Those that found room find more without the others. The first one is given up last.
+        if not fits[0]:
+            fits[[0, -1]] = len(rows) > 1, False
+        rows = rows[fits]
 
 
 def label_column(ax: Axes, names: Sequence[str], x: np.ndarray, y: np.ndarray, column: float) -> None:
