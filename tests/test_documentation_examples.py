@@ -28,6 +28,13 @@ def examples() -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.parametrize("file", sorted(SOURCE.rglob("*.py")), ids=lambda file: str(file.relative_to(SOURCE)))
+def test_examples_fit_in_the_documentation(file: Path) -> None:
+    """The page of a function shows 88 letters of a line, with its prompt."""
+    lines = (line.strip() for line in file.read_text(encoding="utf-8").splitlines())
+    assert not [line for line in lines if line.startswith((">>> ", "... ")) and len(line) > 88]
+
+
 @pytest.fixture
 def each_call_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(DOCS)

@@ -174,7 +174,11 @@ def test_effects_stand_beside_their_null_and_their_baselines(everything, page) -
     for row, (_, expected) in zip(rows, table.iterrows(), strict=True):
         assert float(row["z"]) == pytest.approx(expected["z"], rel=5e-3)
         assert float(row["random_mean"]) == pytest.approx(expected["random_mean"], rel=5e-3)
-    assert page.with_columns("toward_mean", "toward_random_mean", "toward_z", "donor_low", "donor_fdr", "logfc")
+    toward = page.with_columns("toward_mean", "toward_random_mean", "toward_z", "toward_fdr", "detection", "logfc")
+    donors = page.with_columns("perturbation", "state", "n_donors", "donor_mean", "donor_low", "donor_fdr")
+    assert [(row["perturbation"], row["state"]) for row in donors] == [
+        (row["perturbation"], row["state"]) for row in toward
+    ]
     assert page.with_columns("gene", "shift_excess", "shift_low", "shift_z", "shift_p", "random_weights_shift_mean")
     assert page.with_columns("gene", "attention", "uniform", "ratio", "random_ratio")
     methods = {row["method"] for row in page.with_columns("task", "method", "low", "high")}
@@ -195,6 +199,15 @@ def test_data_models_and_versions_have_checksums(everything, page) -> None:
     assert "sha256 of the values in adata.X" in page.text
     assert "sha256 of tokens" in page.text
     assert f"scgfx {gfx.__version__}" in " ".join(" ".join(row) for table in page.tables for row in table)
+
+
+def test_checksums_come_after_results(everything, page) -> None:
+    overview, rest = page.source.split("<section", 1)
+    assert "sha256" not in overview
+    assert page.tables[0][:2] == [["cells", "48"], ["genes", str(everything.n_vars)]]
+    assert page.tables[0][2][0] == "models"
+    assert rest.index('<h2 id="checksums">') > rest.rindex("</section>")
+    assert "sha256 of cell names" in rest
 
 
 def test_columns_that_are_shown_are_explained(page) -> None:
@@ -317,7 +330,10 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium")
 def test_browser_shows_it_without_errors_requests_or_sideways_scrolling(file_of_everything, tmp_path) -> None:
-    """The page is shown in frames as wide as a phone and as a desk's screen, beside a script that measures them."""
+    """The page is shown in frames as wide as a phone and as a desk's screen, beside a script that measures them.
+
+    Tables scroll on a phone alone.
+    """
     address = file_of_everything.as_uri()
     frames = "".join(f'<iframe width="{width}" height="900" src="{address}"></iframe>' for width in (390, 1440))
     (tmp_path / "frames.html").write_text(
@@ -326,7 +342,8 @@ def test_browser_shows_it_without_errors_requests_or_sideways_scrolling(file_of_
             const page = frame.contentWindow, images = [...page.document.images];
             return [page.innerWidth, page.document.documentElement.scrollWidth, images.length,
                 images.every(image => image.complete && image.naturalWidth > 0),
-                page.performance.getEntriesByType("resource").filter(entry => !entry.name.startsWith("data:")).length];
+                page.performance.getEntriesByType("resource").filter(entry => !entry.name.startsWith("data:")).length,
+                [...page.document.querySelectorAll(".table")].some(table => table.scrollWidth > table.clientWidth)];
         }}).join(" "); }}
         </script></body>""",
         encoding="utf-8",
@@ -338,7 +355,8 @@ def test_browser_shows_it_without_errors_requests_or_sideways_scrolling(file_of_
     title = done.stdout.partition("<title>")[2].partition("</title>")[0]
     n_images = file_of_everything.read_text(encoding="utf-8").count("<img ")
     measured = [frame.split(",") for frame in title.split()]
-    assert [frame[2:] for frame in measured] == [[str(n_images), "true", "0"]] * 2
+    assert [frame[2:5] for frame in measured] == [[str(n_images), "true", "0"]] * 2
+    assert [frame[5] for frame in measured] == ["true", "false"]
     for inner, scrolled, *_ in measured:
         assert int(scrolled) <= int(inner)
     assert "CONSOLE" not in done.stderr, done.stderr
@@ -359,7 +377,8 @@ def test_same_object_gives_the_same_file_also_after_it_was_stored(deleted, tmp_p
 def test_checksum_of_values_is_that_of_any_storage_and_changes_nothing(embedded, tmp_path) -> None:
     def checksum(x: object) -> str:
         embedded.X = x
-        return dict(reported(embedded, tmp_path / "r.html").tables[0])["sha256 of the values in adata.X"]
+        rows = [row for table in reported(embedded, tmp_path / "r.html").tables for row in table]
+        return next(row[1] for row in rows if row[0] == "sha256 of the values in adata.X")
 
     x = embedded.X.copy()
     untidy = sparse.csr_matrix(x, dtype=np.float64)

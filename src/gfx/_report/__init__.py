@@ -13,7 +13,7 @@ from uuid import uuid4
 from gfx._adata import pick
 from gfx._docs import shared
 from gfx._report._page import render
-from gfx._report._sections import data_tables, sections
+from gfx._report._sections import checksums, overview, sections
 from gfx._results import TABLE, made_by
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ def report(
 ) -> None:
     """Write all results of an object, with their controls and limitations, as one HTML file.
 
-    The file needs no network and no other file: figures are inside. It says which data and which model were used, with
-    checksums; then, for each result, what the controls say, the strongest effects beside their null distributions and
-    baselines, figures, what may be concluded and what may not, and the parameters; at the end versions and what to
+    The file needs no network and no other file: figures are inside. It says which data and which model were used; then,
+    for each result, what the controls say, the strongest effects beside their null distributions and baselines,
+    figures, what may be concluded and what may not, and the parameters; at the end checksums, versions and what to
     cite. A warning is given where a control is missing or explains the effect. Results that have no control, such as
     embeddings, are listed as such.
 
@@ -74,15 +74,17 @@ def report(
     Examples
     --------
     >>> import gfx
-    >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.delete_genes(adata, ["CD3D", "MS4A1"], model="mini", n_random=10)
+    >>> adata = gfx.datasets.ifnb()[::56].copy()
+    >>> genes = ["ISG15", "B2M", "FTL"]
+    >>> pairs = [("ISG15", "B2M"), ("ISG15", "FTL"), ("B2M", "FTL")]
+    >>> gfx.tl.delete_genes(adata, genes + pairs, model="mini", n_random=10)
     >>> gfx.get.report(adata, "report.html")
     """
     path = _checked(path)
     adata = pick(adata, mod)
     keys = _chosen(adata, key)
     told = sections(adata, keys, names)
-    _write(path, render(told, data_tables(adata, told)))
+    _write(path, render(told, overview(adata, told), checksums(adata, told)))
 
 
 def _checked(path: str | Path) -> Path:

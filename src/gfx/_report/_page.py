@@ -125,7 +125,7 @@ def draw(plot: Callable, *args: object, **kwargs: object) -> Figure | str:
     )
 
 
-def render(sections: list[Section], data: Mapping[str, Table]) -> str:
+def render(sections: list[Section], overview: Table, checksums: Mapping[str, Table]) -> str:
     """Fill the page."""
     import jinja2
 
@@ -138,7 +138,8 @@ def render(sections: list[Section], data: Mapping[str, Table]) -> str:
     }
     return surroundings.get_template("page.html").render(
         sections=sections,
-        data=data,
+        overview=overview,
+        checksums=checksums,
         terms={name: meaning for name, meaning in TERMS.items() if name in shown},
         versions=pairs(_versions()),
         citations=_citations(sections),

@@ -81,11 +81,17 @@ def _told(result: Slots, names: str | None, labels: np.ndarray) -> Section:
     return section
 
 
-def data_tables(adata: AnnData, told: list[Section]) -> dict[str, Table]:
-    """Describe the cells, their tokens and the models, with checksums."""
+def overview(adata: AnnData, told: list[Section]) -> Table:
+    """Say in short what the results are of."""
+    models = {(section.params.get("model"), section.params.get("vocabulary")) for section in told} - {(None, None)}
+    names = ", ".join(f"{model} (vocabulary {vocabulary})" for model, vocabulary in sorted(models, key=str))
+    rows = {"cells": adata.n_obs, "genes": adata.n_vars, "models": names}
+    return pairs({name: value for name, value in rows.items() if value != ""})
+
+
+def checksums(adata: AnnData, told: list[Section]) -> dict[str, Table]:
+    """Identify the cells, their tokens and the models."""
     rows: dict[str, object] = {
-        "cells": adata.n_obs,
-        "genes": adata.n_vars,
         "sha256 of cell names": fingerprint(adata.obs_names.to_numpy(dtype=object)),
         "sha256 of gene names": fingerprint(adata.var_names.to_numpy(dtype=object)),
     }
@@ -157,18 +163,17 @@ def _perturbation(section: Section, result: Slots, names: str | None, labels: np
     section.parts.append(("Controls", _readings(controls)))
     if "genes_of_all_ranks" in result.uns:
         section.parts.append(("Effect and rank", draw(pl.rank_trend, adata, key=key, min_cells=1)))
-    columns = (
-        "perturbation state role n_cells shift_mean random_mean z p fdr toward_mean toward_random_mean toward_z "
-        "toward_p toward_fdr n_random random_n_cells random_weights_shift_mean toward_without_mean n_donors donor_mean "
-        "donor_low donor_high donor_p donor_fdr rank_mean detection expression_mean logfc"
-    )
-    note = f"Sorted by z-score, descending. {table.attrs['note']}" if has_random else table.attrs["note"]
-    section.parts.append(("Effects", tabulate(_some(table, columns), note)))
+    section.parts += _effect_tables(table, prefix, has_random=has_random)
     title = "Effects beside random sets" if has_random else "Effects on cells"
     section.parts.append((title, draw(pl.deletion, adata, key=key, n_top=_DRAWN, min_cells=1)))
     if "synergy" in result.uns:
         synergy = get.synergy_df(adata, key=key).drop(columns=["displaced_mean", "composed_mean"])
-        section.parts.append(("Genes together, beyond their single effects", tabulate(synergy)))
+        for title, other in (
+            ("beyond the sum of their shifts", "on_vectors"),
+            ("beyond the sum of their displacements", "on_shifts"),
+        ):
+            of_measure = synergy[[name for name in synergy if not name.startswith(other)]]
+            section.parts.append((f"Genes together, {title}", tabulate(of_measure)))
         section.parts.append(("", draw(pl.synergy, adata, key=key, n_top=_DRAWN, min_cells=1)))
     first = str(of_goal["perturbation"].iloc[0])
     others = get.gene_effects_df(adata, first, key=key).drop(columns="perturbation")
@@ -176,6 +181,24 @@ def _perturbation(section: Section, result: Slots, names: str | None, labels: np
     if len(others):
         section.parts.append((f"Other genes that shift most when {first} is perturbed", tabulate(others, most=_OTHERS)))
     _conclude_perturbation(section, measure, has_random=has_random)
+
+
+def _effect_tables(table: pd.DataFrame, prefix: str, *, has_random: bool) -> list[tuple[str, Table]]:
+    """Tabulate effects; in several tables, because one of all columns is wider than a screen."""
+    random = "n_random random_n_cells random_weights_shift_mean"
+    shift = f"shift_mean random_mean z p fdr {random}"
+    toward = "toward_mean toward_random_mean toward_z toward_p toward_fdr toward_without_mean"
+    measured = toward if prefix else shift
+    columns = f"perturbation state role n_cells {measured} rank_mean detection expression_mean logfc"
+    note = f"Sorted by z-score, descending. {table.attrs['note']}" if has_random else table.attrs["note"]
+    tables = [("Effects", tabulate(_some(table, columns), note))]
+    if "n_donors" in table:
+        columns = "perturbation state role n_donors donor_mean donor_low donor_high donor_p donor_fdr"
+        tables.append(("Effects over donors", tabulate(_some(table, columns))))
+    if prefix:
+        of_goal = table[table["role"] == "goal"]
+        tables.append(("Shifts in any direction", tabulate(_some(of_goal, f"perturbation n_cells {shift}"))))
+    return tables
 
 
 def _conclude_perturbation(section: Section, measure: str, *, has_random: bool) -> None:
@@ -340,7 +363,7 @@ def _few(table: pd.DataFrame, donor_key: object, *, has_random: bool) -> list[st
 
 #: How to read a row of the controls; "{of}" is what is measured.
 _READINGS = {
-    ("random_weights", "spearman"): "near 1: a model that has learnt nothing ranks genes in the same way",
+    ("random_weights", "spearman"): "near 1: the random-weights model ranks genes in the same way",
     ("random_weights", "spearman_perturbations"): "the same over the perturbations of this call",
     (
         "random_weights",

@@ -349,7 +349,8 @@ def attention_heads_df(
     >>> gfx.tl.attention(adata, model="mini")
     >>> gfx.get.attention_heads_df(adata).shape
     (16, 9)
-    >>> sets = gfx.get.attention_heads_df(adata, gene_sets={"T cells": ["CD3D", "CD3E", "CD2"]})
+    >>> t_cells = {"T cells": ["CD3D", "CD3E", "CD2"]}
+    >>> sets = gfx.get.attention_heads_df(adata, gene_sets=t_cells)
     >>> sets.columns[:6].tolist()
     ['layer', 'head', 'gene_set', 'n_genes', 'auc', 'p']
     """
@@ -510,8 +511,8 @@ def attention_difference_df(
     >>> import gfx
     >>> adata = gfx.datasets.toy()
     >>> gfx.tl.attention(adata, model="mini", groupby="cell_type")
-    >>> groups = adata.obs["cell_type"].cat.categories
-    >>> difference = gfx.get.attention_difference_df(adata, group=groups[0], reference=groups[1])
+    >>> groups = {"group": "B cell", "reference": "T cell"}
+    >>> difference = gfx.get.attention_difference_df(adata, **groups)
     >>> difference.columns[:6].tolist()
     ['gene', 'layer', 'head', 'ratio', 'reference', 'difference']
     """

@@ -61,7 +61,8 @@ def classification_df(adata: Data, *, key: str | None = None, mod: str | None = 
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", method="linear_probe", n_repeats=1)
+    >>> how = {"method": "linear_probe", "n_repeats": 1}
+    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", **how)
     >>> table = gfx.get.classification_df(adata)
     >>> table.loc[0, ["task", "unit", "method"]].tolist()
     ['cell_type', 'cell', 'model']
@@ -98,7 +99,8 @@ def learning_curve_df(adata: Data, *, key: str | None = None, mod: str | None = 
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", method="linear_probe", n_repeats=1)
+    >>> how = {"method": "linear_probe", "n_repeats": 1}
+    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", **how)
     >>> gfx.get.learning_curve_df(adata)["method"].iloc[0]
     'model'
     """
@@ -139,7 +141,8 @@ def roc_df(adata: Data, *, key: str | None = None, mod: str | None = None) -> pd
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", method="linear_probe", n_repeats=1)
+    >>> how = {"method": "linear_probe", "n_repeats": 1}
+    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", **how)
     >>> gfx.get.roc_df(adata).columns.tolist()
     ['task', 'unit', 'method', 'repeat', 'fold', 'class', 'fpr', 'tpr']
     """
@@ -171,7 +174,8 @@ def confusion_df(adata: Data, *, key: str | None = None, mod: str | None = None)
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", method="linear_probe", n_repeats=1)
+    >>> how = {"method": "linear_probe", "n_repeats": 1}
+    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", **how)
     >>> gfx.get.confusion_df(adata).columns.tolist()
     ['task', 'unit', 'method', 'true', 'predicted', 'n', 'share']
     """
@@ -232,7 +236,8 @@ def gene_scores_df(
     >>> t_cell = ["CD3D", "CD3E", "CD3G", "CD2", "IL7R", "TRAT1", "CD5", "CD27"]
     >>> b_cell = ["MS4A1", "CD79A", "CD79B", "CD19", "BANK1", "BLK", "HLA-DRA", "CD74"]
     >>> labels = {"T": t_cell, "B": b_cell}
-    >>> gfx.tl.classify_genes(adata, labels, model="mini", method="linear_probe", n_repeats=1)
+    >>> how = {"method": "linear_probe", "n_repeats": 1}
+    >>> gfx.tl.classify_genes(adata, labels, model="mini", **how)
     >>> gfx.get.gene_scores_df(adata).columns.tolist()
     ['gene', 'label', 'predicted', 'n_cells', 'score_T', 'sd_T', 'score_B', 'sd_B']
     """

@@ -332,7 +332,8 @@ def target_effects_df(
     >>> import gfx
     >>> adata = gfx.datasets.toy()
     >>> gfx.tl.delete_genes(adata, "CD3D", model="mini", n_random=10)
-    >>> gfx.get.target_effects_df(adata, {"complex": ["CD3E", "CD3G", "CD247"]})["others"].tolist()
+    >>> targets = {"complex": ["CD3E", "CD3G", "CD247"]}
+    >>> gfx.get.target_effects_df(adata, targets)["others"].tolist()
     ['all other genes', 'matched genes']
     """
     effects = gene_effects_df(adata, perturbation, key=key, min_cells=min_cells, mod=mod)

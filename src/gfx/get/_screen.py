@@ -103,7 +103,8 @@ def screen_df(
     >>> import gfx
     >>> adata = gfx.datasets.toy(30)
     >>> genes = ["CD3D", "CD3E", "CD79A", "MS4A1"]
-    >>> gfx.tl.screen_genes(adata, genes=genes, model="mini", groupby="cell_type", controls=None)
+    >>> how = {"groupby": "cell_type", "controls": None}
+    >>> gfx.tl.screen_genes(adata, genes=genes, model="mini", **how)
     >>> gfx.get.screen_df(adata, "B cell").columns[3:8].tolist()
     ['shift_mean', 'shift_sd', 'shift_excess', 'shift_low', 'shift_high']
     """
@@ -201,9 +202,11 @@ def screen_cells(
     >>> import tempfile
     >>> import gfx
     >>> adata = gfx.datasets.toy(20)
+    >>> how = {"model": "mini", "controls": None}
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     gfx.tl.screen_genes(adata, genes="CD3D", model="mini", controls=None, store=f"{folder}/screen.zarr")
-    ...     shifts = gfx.get.screen_cells(adata, f"{folder}/screen.zarr")
+    ...     store = f"{folder}/screen.zarr"
+    ...     gfx.tl.screen_genes(adata, genes="CD3D", store=store, **how)
+    ...     shifts = gfx.get.screen_cells(adata, store)
     >>> shifts.shape == adata.shape
     True
     """

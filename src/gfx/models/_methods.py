@@ -24,7 +24,8 @@ class LinearProbe:
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.classify_cells(adata, "cell_type", method=gfx.models.LinearProbe(class_weight=None), n_repeats=1)
+    >>> probe = gfx.models.LinearProbe(class_weight=None)
+    >>> gfx.tl.classify_cells(adata, "cell_type", method=probe, n_repeats=1)
     """
 
     class_weight: Literal["balanced"] | None = "balanced"
@@ -73,7 +74,8 @@ class FineTuning:
     >>> import gfx
     >>> adata = gfx.datasets.toy()
     >>> quick = gfx.models.FineTuning(n_epochs=1, freeze_layers=3)
-    >>> gfx.tl.classify_cells(adata, "cell_type", method=quick, n_splits=2, n_repeats=1, controls=None)
+    >>> how = {"n_splits": 2, "n_repeats": 1, "controls": None}
+    >>> gfx.tl.classify_cells(adata, "cell_type", method=quick, **how)
     """
 
     freeze_layers: int | None = None

@@ -173,7 +173,8 @@ def attention(
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.attention(adata, model="mini", groupby="cell_type", genes=["CD3D", "CD3E", "MS4A1"])
+    >>> genes = ["CD3D", "CD3E", "MS4A1"]
+    >>> gfx.tl.attention(adata, model="mini", groupby="cell_type", genes=genes)
     >>> adata.varm["gfx_attention"].shape, adata.varm["gfx_attention_groups"].shape
     ((300, 16), (300, 2, 16))
     """

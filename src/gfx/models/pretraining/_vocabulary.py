@@ -82,8 +82,9 @@ class GeneSummary:
     >>> import gfx
     >>> adata = gfx.datasets.toy()
     >>> sources = [adata[:30], adata[30:]]
-    >>> first, second = (gfx.models.summarize_genes(source, gene_ids="ensembl_id") for source in sources)
-    >>> first.merge(second) == gfx.models.summarize_genes(sources, gene_ids="ensembl_id")
+    >>> how = {"gene_ids": "ensembl_id"}
+    >>> first, second = (gfx.models.summarize_genes(half, **how) for half in sources)
+    >>> first.merge(second) == gfx.models.summarize_genes(sources, **how)
     True
     """
 

@@ -145,8 +145,9 @@ def delete_genes(
     >>> gfx.tl.delete_genes(adata, ["CD3D", ("CD3D", "CD3E")], model="mini", n_random=20)
     >>> adata.obsm["gfx_delete"].shape
     (60, 2)
-    >>> gfx.get.deletion_df(adata)[["perturbation", "n_random"]].sort_values("perturbation").values.tolist()
-    [['CD3D', 20], ['CD3D+CD3E', 20]]
+    >>> table = gfx.get.deletion_df(adata).set_index("perturbation")
+    >>> table.loc[["CD3D", "CD3D+CD3E"], "n_random"].tolist()
+    [20, 20]
     """
     return perturb("delete", **locals())
 
@@ -263,7 +264,8 @@ def shift_genes(
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.shift_genes(adata, ["CD3D", "CD3E"], by=("quartiles", -1), model="mini", n_random=20)
+    >>> how = {"by": ("quartiles", -1), "n_random": 20}
+    >>> gfx.tl.shift_genes(adata, ["CD3D", "CD3E"], model="mini", **how)
     >>> adata.obsm["gfx_shift"].shape
     (60, 2)
     """
