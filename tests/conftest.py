@@ -199,6 +199,14 @@ def toy_folder_v1(tmp_path_factory: pytest.TempPathFactory, toy_vocabulary_v1: V
     return write_toy_model(tmp_path_factory.mktemp("models") / "toy-v1", toy_vocabulary_v1, seed=1)
 
 
+@pytest.fixture(scope="session", params=["V1", "V2"])
+def like_published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random model with a published vocabulary and its input size, and few small layers."""
+    vocabulary = request.getfixturevalue(f"official_{request.param.lower()}")
+    length = {"V1": 2048, "V2": 4096}[request.param]
+    return write_toy_model(tmp_path_factory.mktemp("models") / request.param, vocabulary, max_length=length)
+
+
 @pytest.fixture(scope="session")
 def toy_model(toy_folder: Path) -> Model:
     """Random model with special tokens: 3 blocks, width 16, input size 64, 200 genes."""
