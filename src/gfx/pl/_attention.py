@@ -239,7 +239,7 @@ def attention_heads(
     n_columns = _n_columns(len(tables))
     size = 1.1 + 0.42 * min(n_heads, 12), 0.9 + 0.36 * min(n_layers, 12)
     n_rows = -(-len(tables) // n_columns)
-    default = (1.2 + size[0] * n_columns, 0.2 + size[1] * n_rows)
+    default = (1.2 + size[0] * n_columns, 0.2 + size[1] * n_rows + 0.6 * (gene_sets is not None))  # for the legend
     axes = axes_for(ax, len(tables), figsize or default, n_columns=n_columns)
     limits: dict[str, object] = {"cmap": cmap or "viridis", "vmin": 0}
     if statistic in {"entropy", "special"}:
