@@ -95,8 +95,8 @@ def roc(
     >>> adata = gfx.datasets.ifnb()
     >>> adata = adata[adata.obs["cell_type"] == "CD14 Mono"][::20].copy()
     >>> labels = {
-    ...     "interferon": "ISG15 IFI6 IFIT1 IFIT2 IFIT3 MX1 OAS1 OAS3 IFITM3 LY6E".split(),
-    ...     "transcription": "STAT1 IRF1 IRF7 JUNB FOS ATF3 NFKB1 CEBPB KLF6 SPI1".split(),
+    ...     "target": "ISG15 IFI6 IFIT1 IFIT2 IFIT3 MX1 OAS1 OAS3 IFITM3 LY6E".split(),
+    ...     "regulator": "STAT1 IRF1 IRF7 JUNB FOS ATF3 NFKB1 CEBPB KLF6 SPI1".split(),
     ... }
     >>> how = {"method": "linear_probe", "n_repeats": 2, "learning_curve": [10, 20]}
     >>> gfx.tl.classify_genes(adata, labels, model="mini", **how)
@@ -182,8 +182,8 @@ def learning_curve(
     >>> adata = gfx.datasets.ifnb()
     >>> adata = adata[adata.obs["cell_type"] == "CD14 Mono"][::20].copy()
     >>> labels = {
-    ...     "interferon": "ISG15 IFI6 IFIT1 IFIT2 IFIT3 MX1 OAS1 OAS3 IFITM3 LY6E".split(),
-    ...     "transcription": "STAT1 IRF1 IRF7 JUNB FOS ATF3 NFKB1 CEBPB KLF6 SPI1".split(),
+    ...     "target": "ISG15 IFI6 IFIT1 IFIT2 IFIT3 MX1 OAS1 OAS3 IFITM3 LY6E".split(),
+    ...     "regulator": "STAT1 IRF1 IRF7 JUNB FOS ATF3 NFKB1 CEBPB KLF6 SPI1".split(),
     ... }
     >>> how = {"method": "linear_probe", "n_repeats": 2, "learning_curve": [10, 20]}
     >>> gfx.tl.classify_genes(adata, labels, model="mini", **how)
@@ -255,8 +255,8 @@ def confusion(
     >>> adata = gfx.datasets.ifnb()
     >>> adata = adata[adata.obs["cell_type"] == "CD14 Mono"][::20].copy()
     >>> labels = {
-    ...     "interferon": "ISG15 IFI6 IFIT1 IFIT2 IFIT3 MX1 OAS1 OAS3 IFITM3 LY6E".split(),
-    ...     "transcription": "STAT1 IRF1 IRF7 JUNB FOS ATF3 NFKB1 CEBPB KLF6 SPI1".split(),
+    ...     "target": "ISG15 IFI6 IFIT1 IFIT2 IFIT3 MX1 OAS1 OAS3 IFITM3 LY6E".split(),
+    ...     "regulator": "STAT1 IRF1 IRF7 JUNB FOS ATF3 NFKB1 CEBPB KLF6 SPI1".split(),
     ... }
     >>> how = {"method": "linear_probe", "n_repeats": 2, "learning_curve": [10, 20]}
     >>> gfx.tl.classify_genes(adata, labels, model="mini", **how)
@@ -388,8 +388,8 @@ def gene_scores(
     >>> adata = gfx.datasets.ifnb()
     >>> adata = adata[adata.obs["cell_type"] == "CD14 Mono"][::20].copy()
     >>> labels = {
-    ...     "interferon": "ISG15 IFI6 IFIT1 IFIT2 IFIT3 MX1 OAS1 OAS3 IFITM3 LY6E".split(),
-    ...     "transcription": "STAT1 IRF1 IRF7 JUNB FOS ATF3 NFKB1 CEBPB KLF6 SPI1".split(),
+    ...     "target": "ISG15 IFI6 IFIT1 IFIT2 IFIT3 MX1 OAS1 OAS3 IFITM3 LY6E".split(),
+    ...     "regulator": "STAT1 IRF1 IRF7 JUNB FOS ATF3 NFKB1 CEBPB KLF6 SPI1".split(),
     ... }
     >>> how = {"method": "linear_probe", "n_repeats": 2, "learning_curve": [10, 20]}
     >>> gfx.tl.classify_genes(adata, labels, model="mini", **how)

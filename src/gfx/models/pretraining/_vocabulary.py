@@ -339,7 +339,8 @@ def build_vocabulary(
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy()
-    >>> gfx.models.build_vocabulary([adata], name="toy", gene_ids="ensembl_id", min_cells=1)
+    >>> how = {"gene_ids": "ensembl_id", "min_cells": 1}
+    >>> gfx.models.build_vocabulary([adata], name="toy", **how)
     Vocabulary('toy', 300 genes, with <cls>)
     """
     if check_whole(min_cells, "min_cells") < 1:

@@ -263,7 +263,8 @@ def classify_cells(
     >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", **how)
     >>> adata.obsm["gfx_cell_class"].shape
     (60, 2)
-    >>> bool((adata.obs["gfx_cell_class_cell_type"] == adata.obs["cell_type"]).mean() > 0.9)
+    >>> predicted = adata.obs["gfx_cell_class_cell_type"]
+    >>> bool((predicted == adata.obs["cell_type"]).mean() > 0.9)
     True
     """
     n_splits, n_repeats = check_whole(n_splits, "n_splits", 2), check_whole(n_repeats, "n_repeats", 1)
