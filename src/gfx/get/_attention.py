@@ -511,8 +511,9 @@ def attention_difference_df(
     >>> import gfx
     >>> adata = gfx.datasets.toy()
     >>> gfx.tl.attention(adata, model="mini", groupby="cell_type")
-    >>> groups = {"group": "B cell", "reference": "T cell"}
-    >>> difference = gfx.get.attention_difference_df(adata, **groups)
+    >>> difference = gfx.get.attention_difference_df(
+    ...     adata, group="B cell", reference="T cell"
+    ... )
     >>> difference.columns[:6].tolist()
     ['gene', 'layer', 'head', 'ratio', 'reference', 'difference']
     """

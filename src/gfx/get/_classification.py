@@ -61,8 +61,9 @@ def classification_df(adata: Data, *, key: str | None = None, mod: str | None = 
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy()
-    >>> how = {"method": "linear_probe", "n_repeats": 1}
-    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", **how)
+    >>> gfx.tl.classify_cells(
+    ...     adata, "cell_type", model="mini", method="linear_probe", n_repeats=1
+    ... )
     >>> table = gfx.get.classification_df(adata)
     >>> table.loc[0, ["task", "unit", "method"]].tolist()
     ['cell_type', 'cell', 'model']
@@ -99,8 +100,9 @@ def learning_curve_df(adata: Data, *, key: str | None = None, mod: str | None = 
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy()
-    >>> how = {"method": "linear_probe", "n_repeats": 1}
-    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", **how)
+    >>> gfx.tl.classify_cells(
+    ...     adata, "cell_type", model="mini", method="linear_probe", n_repeats=1
+    ... )
     >>> gfx.get.learning_curve_df(adata)["method"].iloc[0]
     'model'
     """
@@ -141,8 +143,9 @@ def roc_df(adata: Data, *, key: str | None = None, mod: str | None = None) -> pd
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy()
-    >>> how = {"method": "linear_probe", "n_repeats": 1}
-    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", **how)
+    >>> gfx.tl.classify_cells(
+    ...     adata, "cell_type", model="mini", method="linear_probe", n_repeats=1
+    ... )
     >>> gfx.get.roc_df(adata).columns.tolist()
     ['task', 'unit', 'method', 'repeat', 'fold', 'class', 'fpr', 'tpr']
     """
@@ -174,8 +177,9 @@ def confusion_df(adata: Data, *, key: str | None = None, mod: str | None = None)
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy()
-    >>> how = {"method": "linear_probe", "n_repeats": 1}
-    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", **how)
+    >>> gfx.tl.classify_cells(
+    ...     adata, "cell_type", model="mini", method="linear_probe", n_repeats=1
+    ... )
     >>> gfx.get.confusion_df(adata).columns.tolist()
     ['task', 'unit', 'method', 'true', 'predicted', 'n', 'share']
     """
@@ -236,8 +240,9 @@ def gene_scores_df(
     >>> t_cell = ["CD3D", "CD3E", "CD3G", "CD2", "IL7R", "TRAT1", "CD5", "CD27"]
     >>> b_cell = ["MS4A1", "CD79A", "CD79B", "CD19", "BANK1", "BLK", "HLA-DRA", "CD74"]
     >>> labels = {"T": t_cell, "B": b_cell}
-    >>> how = {"method": "linear_probe", "n_repeats": 1}
-    >>> gfx.tl.classify_genes(adata, labels, model="mini", **how)
+    >>> gfx.tl.classify_genes(
+    ...     adata, labels, model="mini", method="linear_probe", n_repeats=1
+    ... )
     >>> gfx.get.gene_scores_df(adata).columns.tolist()
     ['gene', 'label', 'predicted', 'n_cells', 'score_T', 'sd_T', 'score_B', 'sd_B']
     """

@@ -103,8 +103,9 @@ def screen_df(
     >>> import gfx
     >>> adata = gfx.datasets.toy(30)
     >>> genes = ["CD3D", "CD3E", "CD79A", "MS4A1"]
-    >>> how = {"groupby": "cell_type", "controls": None}
-    >>> gfx.tl.screen_genes(adata, genes=genes, model="mini", **how)
+    >>> gfx.tl.screen_genes(
+    ...     adata, genes=genes, model="mini", groupby="cell_type", controls=None
+    ... )
     >>> gfx.get.screen_df(adata, "B cell").columns[3:8].tolist()
     ['shift_mean', 'shift_sd', 'shift_excess', 'shift_low', 'shift_high']
     """
@@ -202,10 +203,11 @@ def screen_cells(
     >>> import tempfile
     >>> import gfx
     >>> adata = gfx.datasets.toy(20)
-    >>> how = {"model": "mini", "controls": None}
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     store = f"{folder}/screen.zarr"
-    ...     gfx.tl.screen_genes(adata, genes="CD3D", store=store, **how)
+    ...     gfx.tl.screen_genes(
+    ...         adata, genes="CD3D", store=store, model="mini", controls=None
+    ...     )
     ...     shifts = gfx.get.screen_cells(adata, store)
     >>> shifts.shape == adata.shape
     True

@@ -74,8 +74,9 @@ class FineTuning:
     >>> import gfx
     >>> adata = gfx.datasets.toy()
     >>> quick = gfx.models.FineTuning(n_epochs=1, freeze_layers=3)
-    >>> how = {"n_splits": 2, "n_repeats": 1, "controls": None}
-    >>> gfx.tl.classify_cells(adata, "cell_type", method=quick, **how)
+    >>> gfx.tl.classify_cells(
+    ...     adata, "cell_type", method=quick, n_splits=2, n_repeats=1, controls=None
+    ... )
     """
 
     freeze_layers: int | None = None

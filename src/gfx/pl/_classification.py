@@ -98,8 +98,14 @@ def roc(
     ...     "target": "ISG15 IFI6 IFIT1 IFIT2 IFIT3 MX1 OAS1 OAS3 IFITM3 LY6E".split(),
     ...     "regulator": "STAT1 IRF1 IRF7 JUNB FOS ATF3 NFKB1 CEBPB KLF6 SPI1".split(),
     ... }
-    >>> how = {"method": "linear_probe", "n_repeats": 2, "learning_curve": [10, 20]}
-    >>> gfx.tl.classify_genes(adata, labels, model="mini", **how)
+    >>> gfx.tl.classify_genes(
+    ...     adata,
+    ...     labels,
+    ...     model="mini",
+    ...     method="linear_probe",
+    ...     n_repeats=2,
+    ...     learning_curve=[10, 20],
+    ... )
     >>> gfx.pl.roc(adata)
     """
     table = roc_df(adata, key=key, mod=mod)
@@ -185,8 +191,14 @@ def learning_curve(
     ...     "target": "ISG15 IFI6 IFIT1 IFIT2 IFIT3 MX1 OAS1 OAS3 IFITM3 LY6E".split(),
     ...     "regulator": "STAT1 IRF1 IRF7 JUNB FOS ATF3 NFKB1 CEBPB KLF6 SPI1".split(),
     ... }
-    >>> how = {"method": "linear_probe", "n_repeats": 2, "learning_curve": [10, 20]}
-    >>> gfx.tl.classify_genes(adata, labels, model="mini", **how)
+    >>> gfx.tl.classify_genes(
+    ...     adata,
+    ...     labels,
+    ...     model="mini",
+    ...     method="linear_probe",
+    ...     n_repeats=2,
+    ...     learning_curve=[10, 20],
+    ... )
     >>> gfx.pl.learning_curve(adata)
     """
     table = _of_unit(_select(learning_curve_df(adata, key=key, mod=mod), "task", task), unit)
@@ -258,8 +270,14 @@ def confusion(
     ...     "target": "ISG15 IFI6 IFIT1 IFIT2 IFIT3 MX1 OAS1 OAS3 IFITM3 LY6E".split(),
     ...     "regulator": "STAT1 IRF1 IRF7 JUNB FOS ATF3 NFKB1 CEBPB KLF6 SPI1".split(),
     ... }
-    >>> how = {"method": "linear_probe", "n_repeats": 2, "learning_curve": [10, 20]}
-    >>> gfx.tl.classify_genes(adata, labels, model="mini", **how)
+    >>> gfx.tl.classify_genes(
+    ...     adata,
+    ...     labels,
+    ...     model="mini",
+    ...     method="linear_probe",
+    ...     n_repeats=2,
+    ...     learning_curve=[10, 20],
+    ... )
     >>> gfx.pl.confusion(adata)
     """
     import matplotlib as mpl
@@ -391,8 +409,14 @@ def gene_scores(
     ...     "target": "ISG15 IFI6 IFIT1 IFIT2 IFIT3 MX1 OAS1 OAS3 IFITM3 LY6E".split(),
     ...     "regulator": "STAT1 IRF1 IRF7 JUNB FOS ATF3 NFKB1 CEBPB KLF6 SPI1".split(),
     ... }
-    >>> how = {"method": "linear_probe", "n_repeats": 2, "learning_curve": [10, 20]}
-    >>> gfx.tl.classify_genes(adata, labels, model="mini", **how)
+    >>> gfx.tl.classify_genes(
+    ...     adata,
+    ...     labels,
+    ...     model="mini",
+    ...     method="linear_probe",
+    ...     n_repeats=2,
+    ...     learning_curve=[10, 20],
+    ... )
     >>> gfx.pl.gene_scores(adata, min_cells=5)
     """
     table = gene_scores_df(adata, group, key=key, min_cells=min_cells, names=names, mod=mod)

@@ -95,9 +95,15 @@ def screen(
     >>> adata = gfx.datasets.ifnb()
     >>> adata = adata[adata.obs["cell_type"] == "CD14 Mono"][::8]
     >>> adata = adata[:, adata.X.getnnz(axis=0) >= 20].copy()  # genes of 20 cells or more
-    >>> states = {"groupby": "condition", "start": "stimulated", "goal": "control"}
-    >>> how = {"method": gfx.tl.FirstOrder(n_probes=0), "controls": ["random_weights"]}
-    >>> gfx.tl.screen_genes(adata, model="mini", **states, **how)
+    >>> gfx.tl.screen_genes(
+    ...     adata,
+    ...     model="mini",
+    ...     groupby="condition",
+    ...     start="stimulated",
+    ...     goal="control",
+    ...     method=gfx.tl.FirstOrder(n_probes=0),
+    ...     controls=["random_weights"],
+    ... )
     >>> gfx.pl.screen(adata)
     """
     panels = [groups] if groups is None or isinstance(groups, str) else list(groups)
@@ -219,9 +225,15 @@ def volcano(
     >>> adata = gfx.datasets.ifnb()
     >>> adata = adata[adata.obs["cell_type"] == "CD14 Mono"][::8]
     >>> adata = adata[:, adata.X.getnnz(axis=0) >= 20].copy()  # genes of 20 cells or more
-    >>> states = {"groupby": "condition", "start": "stimulated", "goal": "control"}
-    >>> how = {"method": gfx.tl.FirstOrder(n_probes=0), "controls": ["random_weights"]}
-    >>> gfx.tl.screen_genes(adata, model="mini", **states, **how)
+    >>> gfx.tl.screen_genes(
+    ...     adata,
+    ...     model="mini",
+    ...     groupby="condition",
+    ...     start="stimulated",
+    ...     goal="control",
+    ...     method=gfx.tl.FirstOrder(n_probes=0),
+    ...     controls=["random_weights"],
+    ... )
     >>> gfx.pl.volcano(adata, fdr=0.2)
     """
     result = find(adata, *PERTURBATIONS, "tl.screen_genes", key=key, mod=mod)

@@ -153,9 +153,14 @@ def pretrain(
     --------
     >>> import gfx, tempfile
     >>> config = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2}
-    >>> how = {"gene_ids": "ensembl_id", "curriculum": [(64, 1)], "config": config}
     >>> with gfx.settings.override(verbosity=0), tempfile.TemporaryDirectory() as runs:
-    ...     folder = gfx.models.pretrain([gfx.datasets.toy()], runs, **how)
+    ...     folder = gfx.models.pretrain(
+    ...         [gfx.datasets.toy()],
+    ...         runs,
+    ...         gene_ids="ensembl_id",
+    ...         curriculum=[(64, 1)],
+    ...         config=config,
+    ...     )
     ...     model = gfx.models.load(folder)
     >>> model.n_layers
     1

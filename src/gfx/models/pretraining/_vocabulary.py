@@ -82,9 +82,12 @@ class GeneSummary:
     >>> import gfx
     >>> adata = gfx.datasets.toy()
     >>> sources = [adata[:30], adata[30:]]
-    >>> how = {"gene_ids": "ensembl_id"}
-    >>> first, second = (gfx.models.summarize_genes(half, **how) for half in sources)
-    >>> first.merge(second) == gfx.models.summarize_genes(sources, **how)
+    >>> first, second = (
+    ...     gfx.models.summarize_genes(half, gene_ids="ensembl_id") for half in sources
+    ... )
+    >>> first.merge(second) == gfx.models.summarize_genes(
+    ...     sources, gene_ids="ensembl_id"
+    ... )
     True
     """
 
@@ -339,8 +342,9 @@ def build_vocabulary(
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy()
-    >>> how = {"gene_ids": "ensembl_id", "min_cells": 1}
-    >>> gfx.models.build_vocabulary([adata], name="toy", **how)
+    >>> gfx.models.build_vocabulary(
+    ...     [adata], name="toy", gene_ids="ensembl_id", min_cells=1
+    ... )
     Vocabulary('toy', 300 genes, with <cls>)
     """
     if check_whole(min_cells, "min_cells") < 1:

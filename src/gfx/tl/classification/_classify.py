@@ -138,8 +138,9 @@ def classify_genes(
     >>> import gfx
     >>> adata = gfx.datasets.toy()
     >>> labels = {"often": adata.var_names[:40], "seldom": adata.var_names[-40:]}
-    >>> how = {"method": "linear_probe", "n_repeats": 1}
-    >>> gfx.tl.classify_genes(adata, labels, model="mini", **how)
+    >>> gfx.tl.classify_genes(
+    ...     adata, labels, model="mini", method="linear_probe", n_repeats=1
+    ... )
     >>> adata.varm["gfx_gene_class"].shape
     (300, 2)
     """
@@ -259,8 +260,9 @@ def classify_cells(
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy()
-    >>> how = {"method": "linear_probe", "n_repeats": 1}
-    >>> gfx.tl.classify_cells(adata, "cell_type", model="mini", **how)
+    >>> gfx.tl.classify_cells(
+    ...     adata, "cell_type", model="mini", method="linear_probe", n_repeats=1
+    ... )
     >>> adata.obsm["gfx_cell_class"].shape
     (60, 2)
     >>> predicted = adata.obs["gfx_cell_class_cell_type"]
@@ -337,9 +339,10 @@ def fine_tune_genes(
     >>> import gfx, tempfile
     >>> adata = gfx.datasets.toy()
     >>> labels = {"first": adata.var_names[:40], "second": adata.var_names[40:80]}
-    >>> how = {"method": "linear_probe"}
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     classifier = gfx.models.fine_tune_genes(adata, labels, folder, **how)
+    ...     classifier = gfx.models.fine_tune_genes(
+    ...         adata, labels, folder, method="linear_probe"
+    ...     )
     ...     gfx.tl.predict_genes(adata, classifier)
     >>> adata.varm["gfx_predicted_genes"].shape
     (300, 2)
@@ -404,9 +407,10 @@ def fine_tune_cells(
     --------
     >>> import gfx, tempfile
     >>> adata = gfx.datasets.toy()
-    >>> how = {"method": "linear_probe"}
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     classifier = gfx.models.fine_tune_cells(adata, "cell_type", folder, **how)
+    ...     classifier = gfx.models.fine_tune_cells(
+    ...         adata, "cell_type", folder, method="linear_probe"
+    ...     )
     ...     gfx.tl.predict_cells(adata, classifier)
     >>> adata.obs["gfx_predicted_cells_cell_type"].cat.categories.tolist()
     ['B cell', 'T cell']

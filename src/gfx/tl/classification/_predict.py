@@ -86,9 +86,10 @@ def predict_genes(
     >>> import gfx, tempfile
     >>> adata = gfx.datasets.toy()
     >>> labels = {"first": adata.var_names[:40], "second": adata.var_names[40:80]}
-    >>> how = {"method": "linear_probe"}
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     classifier = gfx.models.fine_tune_genes(adata, labels, folder, **how)
+    ...     classifier = gfx.models.fine_tune_genes(
+    ...         adata, labels, folder, method="linear_probe"
+    ...     )
     ...     gfx.tl.predict_genes(adata, classifier, groupby="cell_type")
     >>> adata.varm["gfx_predicted_genes_groups"].shape
     (300, 2, 2)
@@ -183,9 +184,10 @@ def predict_cells(
     --------
     >>> import gfx, tempfile
     >>> adata = gfx.datasets.toy()
-    >>> how = {"method": "linear_probe"}
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     classifier = gfx.models.fine_tune_cells(adata, "cell_type", folder, **how)
+    ...     classifier = gfx.models.fine_tune_cells(
+    ...         adata, "cell_type", folder, method="linear_probe"
+    ...     )
     ...     gfx.tl.predict_cells(adata, classifier)
     >>> adata.obs["gfx_predicted_cells_cell_type"].cat.categories.tolist()
     ['B cell', 'T cell']

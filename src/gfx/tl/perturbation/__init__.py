@@ -264,8 +264,9 @@ def shift_genes(
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy()
-    >>> how = {"by": ("quartiles", -1), "n_random": 20}
-    >>> gfx.tl.shift_genes(adata, ["CD3D", "CD3E"], model="mini", **how)
+    >>> gfx.tl.shift_genes(
+    ...     adata, ["CD3D", "CD3E"], model="mini", by=("quartiles", -1), n_random=20
+    ... )
     >>> adata.obsm["gfx_shift"].shape
     (60, 2)
     """

@@ -64,8 +64,13 @@ class FirstOrder:
     --------
     >>> import gfx
     >>> adata = gfx.datasets.toy(20)
-    >>> how = {"method": gfx.tl.FirstOrder(n_probes=4), "controls": None}
-    >>> gfx.tl.screen_genes(adata, genes=["CD3D", "MS4A1"], model="mini", **how)
+    >>> gfx.tl.screen_genes(
+    ...     adata,
+    ...     genes=["CD3D", "MS4A1"],
+    ...     model="mini",
+    ...     method=gfx.tl.FirstOrder(n_probes=4),
+    ...     controls=None,
+    ... )
     >>> gfx.get.screen_df(adata).attrs["approx"]
     True
     """
@@ -199,8 +204,9 @@ def screen_genes(
     >>> import gfx
     >>> adata = gfx.datasets.toy(30)
     >>> genes = ["CD3D", "CD3E", "CD79A", "MS4A1"]
-    >>> how = {"groupby": "cell_type", "controls": None}
-    >>> gfx.tl.screen_genes(adata, genes=genes, model="mini", **how)
+    >>> gfx.tl.screen_genes(
+    ...     adata, genes=genes, model="mini", groupby="cell_type", controls=None
+    ... )
     >>> gfx.get.screen_df(adata).columns[:6].tolist()
     ['gene', 'n_cells', 'rank_mean', 'shift_mean', 'shift_sd', 'shift_excess']
     """
