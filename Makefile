@@ -23,7 +23,7 @@ PACKAGE ?= --editable .
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet $(addprefix --constraint ,$(CONSTRAINTS))
 
-.PHONY: demo test test-lowest test-newest test-no-torch test-archive tutorials docs dist lint environment clean
+.PHONY: demo test test-lowest test-newest test-no-torch test-archive tutorials docs dist lint clean
 
 demo: $(VENV)/.runs
 	$(BIN)/python tutorials/quickstart.py
@@ -70,9 +70,6 @@ lint: $(VENV)/.lints
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-
-# What the others need, to be installed before they run beside each other.
-environment: $(VENV)/.lints $(VENV)/.documents $(VENV)/.notebooks
 
 clean:
 	rm -rf .venv .venv-lowest .venv-newest .venv-no-torch .venv-dist demo docs/_build docs/generated build dist
