@@ -137,8 +137,9 @@ def roc(
     panel.set_aspect("equal")
     single = class_name or (classes[0] if len(classes) == 1 else None)
     panel.set_title(f"{single} against all others" if single else f"mean of {len(classes)} classes", fontsize="medium")
-    title = {"title": "AUC (95 % interval)", "title_fontsize": "small"} if has_auc else {}
-    panel.legend(loc="lower right", frameon=False, fontsize="small", **title)
+    has_interval = has_auc and auc.reindex(methods)["low"].notna().any()
+    title = "AUC (95 % interval)" if has_interval else "AUC" if has_auc else None
+    panel.legend(loc="lower right", frameon=False, fontsize="small", title=title, title_fontsize="small")
     return finish(panel, given=ax, show=show)
 
 
