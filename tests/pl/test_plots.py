@@ -311,6 +311,22 @@ def test_names_of_points_cover_no_unnamed_point() -> None:
     assert not any(second.contains(*point) for point in inside)
 
 
+def test_names_of_points_touch_no_edge_of_the_axes() -> None:
+    """In the corners a name has to move inwards; one that is wider than the axes is left out, and no other for it."""
+    _, ax = plt.subplots(figsize=(3, 3))
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    x, y = np.array([[0.5, 0.5], [0, 0], [0, 1], [1, 0], [1, 1], [0.01, 0.4]]).T
+    ax.scatter(x, y)
+    names = ["a name of many words, " * 5, "ISG15", "FTL", "IFITM3", "B2M", "FTH1"]
+    label_points(ax, names, x, y)
+    assert [text.get_text() for text in ax.texts] == names[1:]
+    ax.figure.canvas.draw()
+    for text in ax.texts:
+        box = mpl.text.Text.get_window_extent(text)
+        assert ax.bbox.x0 + 2 < box.x0 < box.x1 < ax.bbox.x1 - 2, text.get_text()
+        assert ax.bbox.y0 + 2 < box.y0 < box.y1 < ax.bbox.y1 - 2, text.get_text()
+
+
 def test_names_without_room_leave_that_of_a_point_apart() -> None:
     """Only names in the crowd are left out, the first of them last, wherever the others stand in the order."""
     _, ax = plt.subplots(figsize=(3, 3), layout="constrained")
@@ -448,7 +464,7 @@ def test_screen_draws_every_gene_and_colours_those_beyond_the_band(
     np.testing.assert_allclose(in_order(open_), in_order(table.loc[(z > 3) & ~rare, ["rank_mean", excess]].to_numpy()))
     assert (len(filled) > 0) == (key is None)
     assert len(open_) + len(filled) == (z > 3).sum() > 0
-    told = ["z-score within ±3", "z-scores of ±3, median by rank", "z-score beyond ±3", "beyond ±3 and FDR ≤ 0.1"]
+    told = ["z-score within ±3", "usual range at this rank", "z-score beyond ±3", "beyond ±3 and FDR ≤ 0.1"]
     assert entries(ax) == told[: 4 if key is None else 3]  # without a random-weights model there is no FDR
     assert ax.get_title() == ("all cells" if key is None else "a")
     assert ("toward b" in ax.get_ylabel()) == (effect == "toward")
@@ -475,6 +491,8 @@ def test_screen_names_the_farthest(screened: ad.AnnData) -> None:
     assert set(named) <= set(farthest)
     assert named[0] == farthest[0]
     boxes = [mpl.text.Text.get_window_extent(text) for text in ax.texts]
+    assert all(ax.bbox.x0 < box.x0 < box.x1 < ax.bbox.x1 for box in boxes)
+    assert all(ax.bbox.y0 < box.y0 < box.y1 < ax.bbox.y1 for box in boxes)
     every = ax.transData.transform(np.concatenate(coloured(ax)))
     assert len(every) > 6  # also those without a name are not covered
     assert not any(box.contains(*point) for box in boxes for point in every)

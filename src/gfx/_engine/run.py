@@ -185,8 +185,10 @@ def by_length(lengths: np.ndarray, size: int) -> list[np.ndarray]:
 
 def tell_finished(jobs: Sequence[Job], store: RunStore | None) -> None:
     """Say once in a call, of all that it is going to run, how much the store has."""
-    n = 0 if store is None else sum(len(store.finished(job.name)) for job in jobs)
-    if store is not None and n:
+    if store is None:
+        return
+    n = sum(len(store.finished(job.name)) for job in jobs)
+    if n:
         _log.info(f"{store.path} has {n:,} of {sum(len(job.blocks) for job in jobs):,} blocks of cells; going on.")
 
 

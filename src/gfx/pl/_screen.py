@@ -125,7 +125,7 @@ def screen(
         along = along[np.isfinite(low[along])]
         if len(along):
             edges = _smooth(low[along]), _smooth(high[along])
-            band = {"color": BAND, "linewidth": 0, "zorder": 0, "label": f"z-scores of ±{WIDTH}, median by rank"}
+            band = {"color": BAND, "linewidth": 0, "zorder": 0, "label": "usual range at this rank"}
             panel.fill_between(rank[along], *edges, **band)
         look = {"s": 18, "edgecolors": "C3", "linewidths": 0.8, "zorder": 2}
         alone = beyond & ~significant
@@ -234,7 +234,7 @@ def volcano(
     ...     method=gfx.tl.FirstOrder(n_probes=0),
     ...     controls=["random_weights"],
     ... )
-    >>> gfx.pl.volcano(adata, fdr=0.2)
+    >>> gfx.pl.volcano(adata)
     """
     result = find(adata, *PERTURBATIONS, "tl.screen_genes", key=key, mod=mod)
     how = {"key": result.key, "min_cells": min_cells, "mod": mod}

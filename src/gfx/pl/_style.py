@@ -13,14 +13,19 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
+    from matplotlib.transforms import Bbox
 
     Drawn = TypeVar("Drawn", Axes, list[Axes])
 
 #: Greys that are legible on white and on black: of bands, and of lines that guide the eye.
 BAND, GUIDE = ("0.5", 0.2), "0.5"
 
-#: Names next to points and steps in which they are moved apart at most, and lines of names in a column, in points.
-_MOST_NAMES, _STEPS, _LINE = 40, 200, 10.0
+#: Names next to points and steps in which they are moved apart at most.
+_MOST_NAMES, _STEPS = 40, 200
+
+#: In points: lines of names in a column, and how far names stay off the edge of the axes, which may be a line.
+_LINE, _OFF_EDGE = 10.0, 3.0
 
 
 def axes_for(
@@ -90,10 +95,11 @@ _LINE_OF_LABEL = {"arrowstyle": "-", "color": GUIDE, "linewidth": 0.5, "shrinkB"
 def label_points(
     ax: Axes, names: Sequence[str], x: np.ndarray, y: np.ndarray, *, others: np.ndarray | None = None
 ) -> None:
-    """Write names next to points, each with a line to its point; names without room are left out, later ones first.
+    """Write names next to points, each with a line to its point; names without room are left out.
 
-    No name covers a point, nor any of the `others` `(n, 2)`, which have no names. Scales and limits have to be final,
-    because names are placed on the page.
+    No name covers a point, nor any of the `others` `(n, 2)`, which have no names, nor touches the edge of the axes. Of
+    two names that overlap the first one stays, and the very first is given up last. Scales and limits have to be
+    final, because names are placed on the page.
     """
     from adjustText import adjust_text
 
@@ -120,11 +126,14 @@ def label_points(
             min_arrow_len=0,
             arrowprops=_LINE_OF_LABEL,
         )
-        extents = [label.get_window_extent() for label in labels]
+        inner = ax.bbox.padded(-_OFF_EDGE * figure_of(ax).dpi / 72)
+        extents = [_move_into(label, inner) for label in labels]
         boxes = [extent.padded(-1) for extent in extents]  # letters do not fill their line
+        narrow = [extent.width <= inner.width and extent.height <= inner.height for extent in extents]
         fits = np.array(
             [
-                not any(map(box.overlaps, boxes[:number]))
+                narrow[number]
+                and not any(map(box.overlaps, boxes[:number]))
                 and not ((pixels > extent.min) & (pixels < extent.max)).all(axis=1).any()
                 for number, (box, extent) in enumerate(zip(boxes, extents, strict=True))
             ]
@@ -133,10 +142,21 @@ def label_points(
             return
         for artist in (*labels, *lines):
             artist.remove()
-        # Those that found room find more without the others. The first one is given up last.
-        if not fits[0]:
-            fits[[0, -1]] = len(rows) > 1, False
+        # Names that found room find more without the others. Only a name that can have room pushes out the last one.
+        if narrow[0] and not fits[0] and len(rows) > 1:
+            fits[0], fits[-1] = True, False
         rows = rows[fits]
+
+
+def _move_into(label: Annotation, inner: Bbox) -> Bbox:
+    """Move a label by as little as brings it into a box on the page, and return its own box."""
+    extent = label.get_window_extent()
+    move = np.maximum(inner.min - extent.min, 0) + np.minimum(inner.max - extent.max, 0)
+    if move.any():
+        place = label.axes.transData.transform(label.get_position())
+        label.set_position(label.axes.transData.inverted().transform(place + move))
+        extent = label.get_window_extent()
+    return extent
 
 
 def label_column(ax: Axes, names: Sequence[str], x: np.ndarray, y: np.ndarray, column: float) -> None:
