@@ -107,7 +107,8 @@ def label_points(
     points = points if others is None else np.vstack([points, others])
     figure_of(ax).draw_without_rendering()  # the layout moves axes
     pixels = ax.transData.transform(points)
-    rows = np.arange(min(len(names), _MOST_NAMES))
+    inner = ax.bbox.padded(-_OFF_EDGE * figure_of(ax).dpi / 72)
+    rows = np.array([row for row, width in enumerate(_widths(ax, names[:_MOST_NAMES])) if width <= inner.width], int)
     while len(rows):
         labels = [
             ax.annotate(
@@ -126,14 +127,11 @@ def label_points(
             min_arrow_len=0,
             arrowprops=_LINE_OF_LABEL,
         )
-        inner = ax.bbox.padded(-_OFF_EDGE * figure_of(ax).dpi / 72)
         extents = [_move_into(label, inner) for label in labels]
         boxes = [extent.padded(-1) for extent in extents]  # letters do not fill their line
-        narrow = [extent.width <= inner.width and extent.height <= inner.height for extent in extents]
         fits = np.array(
             [
-                narrow[number]
-                and not any(map(box.overlaps, boxes[:number]))
+                not any(map(box.overlaps, boxes[:number]))
                 and not ((pixels > extent.min) & (pixels < extent.max)).all(axis=1).any()
                 for number, (box, extent) in enumerate(zip(boxes, extents, strict=True))
             ]
@@ -142,10 +140,20 @@ def label_points(
             return
         for artist in (*labels, *lines):
             artist.remove()
-        # Names that found room find more without the others. Only a name that can have room pushes out the last one.
-        if narrow[0] and not fits[0] and len(rows) > 1:
+        # Names that found room find more without the others. The first one stays for the last one, until it is alone.
+        if not fits[0] and len(rows) > 1:
             fits[0], fits[-1] = True, False
         rows = rows[fits]
+
+
+def _widths(ax: Axes, names: Sequence[str]) -> list[float]:
+    """Measure names on the page."""
+    label, widths = ax.text(0, 0, "", fontsize="small"), []
+    for name in names:
+        label.set_text(name)
+        widths.append(label.get_window_extent().width)
+    label.remove()
+    return widths
 
 
 def _move_into(label: Annotation, inner: Bbox) -> Bbox:
