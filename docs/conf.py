@@ -286,7 +286,7 @@ def _fit(picture: bytes) -> Image.Image:
     """Bring a picture into the form of a card, 4 to 3: of several panels side by side, the first is shown."""
     image = Image.open(BytesIO(picture)).convert("RGB")
     drawn = np.flatnonzero(np.asarray(image.convert("L")).min(axis=0) < 250)
-    gaps = np.diff(drawn) * ((image.height * 0.8 < drawn) & (drawn < image.height * 1.5))[:-1]
+    gaps = (np.diff(drawn) - 1) * ((image.height * 0.8 < drawn) & (drawn < image.height * 1.5))[:-1]
     if image.width > image.height * 1.7 and gaps.any():
         image = image.crop((0, 0, drawn[gaps.argmax()] + 5, image.height))
     size = max(image.width, image.height * 4 // 3), max(image.height, image.width * 3 // 4)

@@ -7,9 +7,12 @@ import dataclasses
 import importlib
 import inspect
 import re
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import gfx
 from gfx import _results
@@ -165,7 +168,7 @@ def test_installation_lists_every_make_target() -> None:
 
 def test_places_that_an_owner_replaces_are_called_owner() -> None:
     for page in {ROOT / "README.md", *DOCS.rglob("*.md")} - {*(DOCS / "_build").rglob("*.md")}:
-        assert "<this repository>" not in page.read_text(), page.name
+        assert not re.search(r"<(?:this|your) [a-z]+>", page.read_text()), page.name
 
 
 @pytest.mark.parametrize(
@@ -201,3 +204,26 @@ def test_python_blocks_of_the_pages_are_python() -> None:
 def test_every_benchmark_is_told_of() -> None:
     scripts = {script.name for script in (ROOT / "benchmarks").glob("*.py")}
     assert set(re.findall(r"`(\w+\.py)`", (ROOT / "benchmarks" / "README.md").read_text())) == scripts
+
+
+# --- cards of notebooks ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n_panels", "size"), [(1, (400, 300)), (2, (266, 200))])
+def test_cards_show_one_panel_whole_in_one_form(n_panels: int, size: tuple[int, int]) -> None:
+    """The function alone, since the settings of the documentation write pages wherever they are loaded."""
+    (fit,) = [
+        ast.unparse(node)
+        for node in ast.parse((DOCS / "conf.py").read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name == "_fit"
+    ]
+    exec("from __future__ import annotations\n" + fit, known := {"np": np, "Image": Image, "BytesIO": BytesIO})
+    picture = Image.new("RGB", (400, 200), "white")
+    width = 360 // n_panels - 20
+    for number, colour in enumerate(("red", "blue")[:n_panels]):
+        picture.paste(colour, (20 + number * 180, 20, 20 + number * 180 + width, 180))
+    picture.save(file := BytesIO(), format="png")
+    card = known["_fit"](file.getvalue())
+    assert card.size == size
+    colours = {colour: n for n, colour in card.getcolors()}
+    assert colours == {(255, 0, 0): width * 160, (255, 255, 255): size[0] * size[1] - width * 160}
