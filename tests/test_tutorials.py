@@ -10,8 +10,12 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 TUTORIALS = Path(__file__).parents[1] / "tutorials"
 NOTEBOOKS = sorted(TUTORIALS.glob("*.ipynb"))
@@ -82,6 +86,12 @@ def test_it_is_small(path: Path) -> None:
 # --- how they are run and stored ------------------------------------------------------------------------------------
 
 
+def how_notebooks_run() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("how_notebooks_run", TUTORIALS / "conftest.py")
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    return module
+
+
 def output(text: str, name: str = "stdout") -> dict:
     return {"output_type": "stream", "name": name, "text": text.splitlines(keepends=True)}
 
@@ -92,8 +102,6 @@ def shown(text: str) -> dict:
 
 def test_a_stored_notebook_is_tidied() -> None:
     """Nothing is kept of when it ran, of the pieces in which its output came, or of a progress bar that has ended."""
-    spec = importlib.util.spec_from_file_location("how_notebooks_run", TUTORIALS / "conftest.py")
-    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
     outputs = [
         output("a\nb"),
         shown(""),
@@ -110,7 +118,7 @@ def test_a_stored_notebook_is_tidied() -> None:
         "cells": [text, cell | {"outputs": outputs}],
         "metadata": {"kernelspec": kernel, "language_info": {"name": "python", "version": "3.11.4"}},
     }
-    module.tidy(notebook)
+    how_notebooks_run().tidy(notebook)
     joined = [output("a\nbc\n"), output("d\n", "stderr"), output("e\n"), shown("f"), output("g\n")]
     assert notebook == {
         "cells": [text, {"cell_type": "code", "metadata": {"tags": ["x"]}, "outputs": joined}],
@@ -118,20 +126,53 @@ def test_a_stored_notebook_is_tidied() -> None:
     }
 
 
-@pytest.mark.parametrize("is_too_long", [False, True])
-def test_a_notebook_that_takes_too_long_fails(tmp_path: Path, *, is_too_long: bool) -> None:
-    """Another item and its process stand for the notebook and its kernel."""
-    rules = (TUTORIALS / "conftest.py").read_text()
-    assert "LONGEST = 120\n" in rules
-    (tmp_path / "conftest.py").write_text(rules.replace("120\n", "0.01\n") if is_too_long else rules)
-    kernel = "[sys.executable, '-c', 'sum(range(9_000_000))']"
-    test = f"import subprocess, sys\n\ndef test_it():\n    subprocess.run({kernel})\n"
-    (tmp_path / "test_it.py").write_text(test)
+#: Another item and its process stand for the notebook and its kernel; the notebook itself takes nbmake.
+ITEMS = {
+    "test_it.py": "import subprocess, sys\n\ndef test_it():\n    subprocess.run([sys.executable, '-c', {code!r}])\n",
+    "it.ipynb": json.dumps(
+        {
+            "cells": [
+                {"cell_type": "code", "execution_count": None, "metadata": {}, "outputs": [], "source": "{code}"}
+            ],
+            "metadata": {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}},
+            "nbformat": 4,
+            "nbformat_minor": 4,
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("longest", [None, 0.01])
+@pytest.mark.parametrize("item", ITEMS)
+def test_a_notebook_that_takes_too_long_fails(tmp_path: Path, item: str, longest: float | None) -> None:
+    assert how_notebooks_run().LONGEST == 120
+    (tmp_path / item).write_text(ITEMS[item].replace("{code!r}", repr(CODE)).replace("{code}", CODE))
+    run = run_in(tmp_path, longest)
+    assert run.returncode == (longest is not None), run.stdout
+    assert ("s; a notebook may take 0.01 s: take fewer" in run.stdout) == (longest is not None)
+
+
+def test_a_notebook_whose_time_is_not_seen_fails(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text("def test_it():\n    pass\n")
+    run = run_in(tmp_path)
+    assert run.returncode == 1
+    assert "test_it took 0 s: its kernel" in run.stdout
+
+
+CODE = "sum(range(9_000_000))"
+
+
+def run_in(folder: Path, longest: float | None = None) -> subprocess.CompletedProcess[str]:
+    """Run what is in a folder by the rules of tutorials/conftest.py, with another limit if one is given."""
+    changed = "" if longest is None else f"\nLONGEST = {longest}\n"
+    (folder / "conftest.py").write_text((TUTORIALS / "conftest.py").read_text() + changed)
+    options = ["-p", "no:cacheprovider", "--rootdir", ".", "."]
+    if any(folder.glob("*.ipynb")):
+        pytest.importorskip("nbmake", reason="notebooks are run by nbmake, which is not installed")
+        options += ["-p", "nbmake.pytest_plugin", "--nbmake"]
     environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir", ".", "."]
-    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode == is_too_long, run.stdout
-    assert ("s; a notebook may take 0.01 s: take fewer" in run.stdout) == is_too_long
+    command = [sys.executable, "-m", "pytest", *options]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
 # --- another model --------------------------------------------------------------------------------------------------
