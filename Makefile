@@ -6,6 +6,7 @@
 #   make docs    the documentation, into docs/_build/html
 #   make lint    style, formatting and types
 #   make test-lowest, make test-newest    the tests on the lowest versions declared, on the newest that pip finds
+#   make test-slow    the tests that take minutes: the notebooks with another model, and more damaged files
 #   make test-no-torch    the tests of what works without torch: check, tokenize, tables and plots
 #   make test-archive    the tests of the archive of the source, in the folder that it unpacks to
 #   make dist    the archives for the package index, checked; the wheel runs the README in a fresh environment
@@ -23,13 +24,16 @@ PACKAGE ?= --editable .
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet $(addprefix --constraint ,$(CONSTRAINTS))
 
-.PHONY: demo test test-lowest test-newest test-no-torch test-archive tutorials docs dist lint clean
+.PHONY: demo test test-slow test-lowest test-newest test-no-torch test-archive tutorials docs dist lint clean
 
 demo: $(VENV)/.runs
 	$(BIN)/python tutorials/quickstart.py
 
 test: $(VENV)/.tests
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile
+
+test-slow: $(VENV)/.notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --durations 0 --numprocesses $(WORKERS) --maxprocesses 2
 
 # Each in an environment that is made anew, since what is newest changes from day to day.
 test-lowest: CONSTRAINTS := constraints-lowest.txt

@@ -246,6 +246,13 @@ def test_workflows_run_targets_of_the_makefile_and_all_that_a_change_must_pass()
     assert set(must_pass) == {"lint", "docs", "tutorials", "test"} <= set(targets)
 
 
+def test_slow_tests_run_once_a_week_and_before_a_release() -> None:
+    (job,) = [job for job in read_jobs("ci.yml") if job.get("if") == "github.event_name == 'schedule'"]
+    assert "make test-slow" in [step.get("run") for step in job["steps"]]
+    assert yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())[True]["schedule"]  # `on` is yes
+    assert re.search(r"^1\. `make [\w -]*\btest-slow\b", (ROOT / "RELEASING.md").read_text(), flags=re.M)
+
+
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
 def test_actions_are_taken_by_major_version_and_may_read_only(file: Path) -> None:
     assert yaml.safe_load(file.read_text())["permissions"] == {"contents": "read"}
