@@ -55,11 +55,18 @@ def page() -> Iterator[Page]:
         browser.close()
 
 
+#: What is read without scrolling at a desk, and on which pages: code, what cells print, and tables.
+BOXES = "div.highlight pre, div.cell_output pre, div.cell_output .text_html, div.pst-scrollable-table-container"
+UNCUT = re.compile(r"(?:api/)?index|screening|classification|tutorials/(?:index|\d.+)|generated/gfx\.pl\..+")
+
+
 def test_every_page_fits_a_phone_and_a_desk_without_an_error(page: Page, address: str) -> None:
     problems: list[str] = []
     page.on("console", lambda message: message.type == "error" and problems.append(f"{page.url}: {message.text}"))
     page.on("pageerror", lambda error: problems.append(f"{page.url}: {error}"))
     page.on("request", lambda request: request.url.startswith((address, "data:")) or problems.append(request.url))
+    cut = "boxes => boxes.filter(box => box.scrollWidth > box.clientWidth).map(box => box.innerText)"
+    n_boxes = 0
     for name in PAGES:
         page.goto(f"{address}/{name}")
         for width in (390, 1440):
@@ -67,20 +74,23 @@ def test_every_page_fits_a_phone_and_a_desk_without_an_error(page: Page, address
             wide = page.evaluate("document.documentElement.scrollWidth")
             if wide > width:
                 problems.append(f"{name}: {wide} px wide in a window of {width}")
+        if UNCUT.fullmatch(name.removesuffix(".html")):
+            shown = page.locator(BOXES)
+            n_boxes += shown.count()
+            problems += [f"{name}: cut at a desk: {text[:200]}" for text in shown.evaluate_all(cut)]
+    assert n_boxes > 100
     assert not problems, "\n".join(problems)
 
 
-def test_what_the_first_pages_show_is_not_cut_at_a_desk(page: Page, address: str) -> None:
-    page.set_viewport_size({"width": 1440, "height": 900})
-    for name, boxes in {
-        "index.html": "div.highlight pre",
-        "api/index.html": "div.pst-scrollable-table-container",
-    }.items():
-        page.goto(f"{address}/{name}")
-        shown = page.locator(boxes)
-        assert shown.count()
-        cut = "boxes => boxes.filter(box => box.scrollWidth > box.clientWidth).map(box => box.innerText)"
-        assert not shown.evaluate_all(cut)
+@pytest.mark.parametrize("name", ["generated/gfx.pl.screen.html", "screening.html"])
+def test_pictures_are_legible_in_the_dark(page: Page, address: str, name: str) -> None:
+    """Their letters are black on nothing, and the theme would make them paler."""
+    page.goto(f"{address}/{name}")
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    pictures = page.locator("article.bd-article img")
+    looks = "images => images.map(i => getComputedStyle(i)).map(look => [look.backgroundColor, look.filter])"
+    assert pictures.count()
+    assert {tuple(look) for look in pictures.evaluate_all(looks)} == {("rgb(255, 255, 255)", "none")}
 
 
 def test_cards_of_tutorials_have_pictures_of_one_form(page: Page, address: str) -> None:

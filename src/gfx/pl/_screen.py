@@ -94,7 +94,7 @@ def screen(
     >>> import gfx
     >>> adata = gfx.datasets.ifnb()
     >>> adata = adata[adata.obs["cell_type"] == "CD14 Mono"][::8]
-    >>> adata = adata[:, adata.X.getnnz(axis=0) >= 20].copy()  # genes of 20 cells or more
+    >>> adata = adata[:, adata.X.getnnz(axis=0) >= 20].copy()  # in 20 cells
     >>> gfx.tl.screen_genes(
     ...     adata,
     ...     model="mini",
@@ -224,7 +224,7 @@ def volcano(
     >>> import gfx
     >>> adata = gfx.datasets.ifnb()
     >>> adata = adata[adata.obs["cell_type"] == "CD14 Mono"][::8]
-    >>> adata = adata[:, adata.X.getnnz(axis=0) >= 20].copy()  # genes of 20 cells or more
+    >>> adata = adata[:, adata.X.getnnz(axis=0) >= 20].copy()  # in 20 cells
     >>> gfx.tl.screen_genes(
     ...     adata,
     ...     model="mini",
