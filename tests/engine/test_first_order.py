@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from threading import get_ident
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ import gfx
 from gfx import settings
 from gfx._core.edits import single_deletions
 from gfx._core.screening import wanted_places
+from gfx._engine import first_order
 from gfx._engine.blocks import blocks_of, embed
 from gfx._engine.encoder import load_encoder
 from gfx._engine.first_order import estimate_deletions
@@ -156,6 +158,41 @@ def test_estimates_do_not_depend_on_company(toy, positions):
         expected = getattr(whole, name)
         np.testing.assert_allclose(getattr(alone, name), expected, rtol=2e-3, atol=1e-7)
         np.testing.assert_allclose(getattr(back, name), expected[order], rtol=2e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_workers_do_not_matter(toy, threads, monkeypatch, positions):
+    given = {"how": toy.poolings[-1], "positions": positions, "goals": goals_of(toy)}
+    alone = estimated(toy, **given)
+    seen = set()
+    monkeypatch.setattr(first_order, "_slopes", recorded(first_order._slopes, seen))
+    for n_threads in (2, 5):
+        threads(n_threads)
+        found = estimated(toy, **given)
+        np.testing.assert_allclose(found.shift, alone.shift, rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(found.toward, alone.toward, atol=2e-6)
+        np.testing.assert_array_equal(found.toward, estimated(toy, **given).toward)
+    assert len(seen) > 1, "threads that run cells"
+
+
+def recorded(function, threads_seen):
+    """Note in which threads a function is called."""
+
+    def call(*args, **kwargs):
+        threads_seen.add(get_ident())
+        return function(*args, **kwargs)
+
+    return call
+
+
+def test_large_networks_have_one_worker(toy, threads, monkeypatch):
+    """Each keeps what it derives from, and all of them might have no room."""
+    threads(4)
+    monkeypatch.setattr(first_order, "_MOST_KEPT", 1)
+    seen = set()
+    monkeypatch.setattr(first_order, "_slopes", recorded(first_order._slopes, seen))
+    estimated(toy, how=toy.poolings[-1], positions="keep")
+    assert len(seen) == 1
 
 
 def test_some_genes_in_any_order(toy):

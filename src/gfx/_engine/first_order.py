@@ -17,7 +17,7 @@ from torch.nn import functional
 from gfx._core.batching import batches_by_length
 from gfx._core.edits import pad_sets, ranks_of
 from gfx._engine.blocks import blocks_of, embed
-from gfx._engine.device import batch_tokens, halving
+from gfx._engine.device import batch_tokens, halving, n_workers, workers
 from gfx._engine.edited import find_positions
 from gfx._engine.forward import put_cells, tell
 from gfx._engine.perturb import unknown_effects
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 #: A pass that derivatives are taken of keeps what every block computes: so many times fewer tokens at once.
 _KEPT = 8
+
+#: Numbers that each of several workers may keep of a cell, about; with more, one worker has all threads.
+_MOST_KEPT = 1 << 27
 
 
 def n_passes(n_probes: int, n_goals: int) -> int:
@@ -80,7 +83,8 @@ def estimate_deletions(
     effects = unknown_effects(len(edits), shift=(), rank=(), toward=(n_states,))
     special, blocks = special_tokens(vocabulary, device), blocks_of(encoder)
     concerned = np.where(np.isin(np.arange(len(lengths)), edits.cell), lengths, 0)
-    batches = batches_by_length(concerned, max(1, batch_tokens(device) // _KEPT))
+    n = _n_workers(encoder)
+    batches = batches_by_length(concerned, max(1, batch_tokens(device) // (n * _KEPT)))
 
     def run(rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         tokens, valid = put_cells(ids, lengths, rows, device)
@@ -101,16 +105,24 @@ def estimate_deletions(
         return find_positions(torch.where(valid, tokens, vocabulary.pad), special), *slopes
 
     genes = pad_sets(edits.sets)[:, 0]
-    for rows, (table, turned, toward) in halving(batches, run):
-        tell(n_passes(n_probes, n_states) * len(rows))
-        numbers, row = edits.of_cells(rows)
-        cell = torch.from_numpy(row).to(device)
-        position = table[cell, torch.from_numpy(genes[edits.which[numbers]]).to(device)].long()
-        effects["toward"][numbers] = toward[cell, position].cpu().numpy()
-        if n_probes:
-            effects["shift"][numbers] = turned[cell, position].cpu().numpy()
-        effects["rank"][numbers] = ranks_of(position.cpu().numpy()[:, None], lengths[rows[row]], vocabulary)
+    with workers(n) as mapped:
+        for rows, (table, turned, toward) in halving(batches, run, mapped):
+            tell(n_passes(n_probes, n_states) * len(rows))
+            numbers, row = edits.of_cells(rows)
+            cell = torch.from_numpy(row).to(device)
+            position = table[cell, torch.from_numpy(genes[edits.which[numbers]]).to(device)].long()
+            effects["toward"][numbers] = toward[cell, position].cpu().numpy()
+            if n_probes:
+                effects["shift"][numbers] = turned[cell, position].cpu().numpy()
+            effects["rank"][numbers] = ranks_of(position.cpu().numpy()[:, None], lengths[rows[row]], vocabulary)
     return effects
+
+
+def _n_workers(encoder: BertModel) -> int:
+    """Count the workers: as many as memory has room for, whatever the cells, so that sums round alike beside others."""
+    config = encoder.config
+    kept = 20 * config.num_hidden_layers * config.hidden_size * config.max_position_embeddings
+    return n_workers(encoder.device) if kept <= _MOST_KEPT else 1
 
 
 def _slopes(
