@@ -222,7 +222,9 @@ def attention_heads(
     >>> genes = ["ISG15", "IFI6", "IFITM3", "B2M", "FTL", "HLA-B", "ACTB", "RPL13"]
     >>> gfx.tl.attention(adata, model="mini", groupby="condition", genes=genes)
     >>> interferon = ["ISG15", "IFI6", "IFIT1", "IFIT3", "MX1", "OAS1"]
-    >>> gfx.pl.attention_heads(adata, gene_sets={"interferon response": interferon})
+    >>> ribosome = adata.var_names[adata.var_names.str.startswith(("RPL", "RPS"))]
+    >>> gene_sets = {"interferon response": interferon, "ribosome": ribosome}
+    >>> gfx.pl.attention_heads(adata, gene_sets=gene_sets)
     """
     from matplotlib.patches import Rectangle
 

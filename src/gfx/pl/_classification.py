@@ -94,10 +94,11 @@ def roc(
     >>> import gfx
     >>> adata = gfx.datasets.ifnb()
     >>> adata = adata[adata.obs["cell_type"] == "CD14 Mono"][::20].copy()
-    >>> labels = {
-    ...     "target": "ISG15 IFI6 IFIT1 IFIT2 IFIT3 MX1 OAS1 OAS3 IFITM3 LY6E".split(),
-    ...     "regulator": "STAT1 IRF1 IRF7 JUNB FOS ATF3 NFKB1 CEBPB KLF6 SPI1".split(),
-    ... }
+    >>> targets = "ISG15 IFI6 IFI35 IFI44 IFI44L IFIT1 IFIT2 IFIT3 IFITM1 IFITM2"
+    >>> targets += " IFITM3 MX1 MX2 OAS1 OAS2 OAS3 RSAD2 HERC5 EPSTI1 TNFSF10 LY6E"
+    >>> regulators = "STAT1 STAT2 STAT3 IRF1 IRF7 IRF9 JUN JUNB JUND FOS FOSB ATF3 ATF4"
+    >>> regulators += " NFKB1 CEBPB CEBPD KLF2 KLF4 KLF6 SPI1 MAFB XBP1"
+    >>> labels = {"target": targets.split(), "regulator": regulators.split()}
     >>> gfx.tl.classify_genes(
     ...     adata,
     ...     labels,
@@ -188,10 +189,11 @@ def learning_curve(
     >>> import gfx
     >>> adata = gfx.datasets.ifnb()
     >>> adata = adata[adata.obs["cell_type"] == "CD14 Mono"][::20].copy()
-    >>> labels = {
-    ...     "target": "ISG15 IFI6 IFIT1 IFIT2 IFIT3 MX1 OAS1 OAS3 IFITM3 LY6E".split(),
-    ...     "regulator": "STAT1 IRF1 IRF7 JUNB FOS ATF3 NFKB1 CEBPB KLF6 SPI1".split(),
-    ... }
+    >>> targets = "ISG15 IFI6 IFI35 IFI44 IFI44L IFIT1 IFIT2 IFIT3 IFITM1 IFITM2"
+    >>> targets += " IFITM3 MX1 MX2 OAS1 OAS2 OAS3 RSAD2 HERC5 EPSTI1 TNFSF10 LY6E"
+    >>> regulators = "STAT1 STAT2 STAT3 IRF1 IRF7 IRF9 JUN JUNB JUND FOS FOSB ATF3 ATF4"
+    >>> regulators += " NFKB1 CEBPB CEBPD KLF2 KLF4 KLF6 SPI1 MAFB XBP1"
+    >>> labels = {"target": targets.split(), "regulator": regulators.split()}
     >>> gfx.tl.classify_genes(
     ...     adata,
     ...     labels,
@@ -267,10 +269,11 @@ def confusion(
     >>> import gfx
     >>> adata = gfx.datasets.ifnb()
     >>> adata = adata[adata.obs["cell_type"] == "CD14 Mono"][::20].copy()
-    >>> labels = {
-    ...     "target": "ISG15 IFI6 IFIT1 IFIT2 IFIT3 MX1 OAS1 OAS3 IFITM3 LY6E".split(),
-    ...     "regulator": "STAT1 IRF1 IRF7 JUNB FOS ATF3 NFKB1 CEBPB KLF6 SPI1".split(),
-    ... }
+    >>> targets = "ISG15 IFI6 IFI35 IFI44 IFI44L IFIT1 IFIT2 IFIT3 IFITM1 IFITM2"
+    >>> targets += " IFITM3 MX1 MX2 OAS1 OAS2 OAS3 RSAD2 HERC5 EPSTI1 TNFSF10 LY6E"
+    >>> regulators = "STAT1 STAT2 STAT3 IRF1 IRF7 IRF9 JUN JUNB JUND FOS FOSB ATF3 ATF4"
+    >>> regulators += " NFKB1 CEBPB CEBPD KLF2 KLF4 KLF6 SPI1 MAFB XBP1"
+    >>> labels = {"target": targets.split(), "regulator": regulators.split()}
     >>> gfx.tl.classify_genes(
     ...     adata,
     ...     labels,
@@ -406,10 +409,11 @@ def gene_scores(
     >>> import gfx
     >>> adata = gfx.datasets.ifnb()
     >>> adata = adata[adata.obs["cell_type"] == "CD14 Mono"][::20].copy()
-    >>> labels = {
-    ...     "target": "ISG15 IFI6 IFIT1 IFIT2 IFIT3 MX1 OAS1 OAS3 IFITM3 LY6E".split(),
-    ...     "regulator": "STAT1 IRF1 IRF7 JUNB FOS ATF3 NFKB1 CEBPB KLF6 SPI1".split(),
-    ... }
+    >>> targets = "ISG15 IFI6 IFI35 IFI44 IFI44L IFIT1 IFIT2 IFIT3 IFITM1 IFITM2"
+    >>> targets += " IFITM3 MX1 MX2 OAS1 OAS2 OAS3 RSAD2 HERC5 EPSTI1 TNFSF10 LY6E"
+    >>> regulators = "STAT1 STAT2 STAT3 IRF1 IRF7 IRF9 JUN JUNB JUND FOS FOSB ATF3 ATF4"
+    >>> regulators += " NFKB1 CEBPB CEBPD KLF2 KLF4 KLF6 SPI1 MAFB XBP1"
+    >>> labels = {"target": targets.split(), "regulator": regulators.split()}
     >>> gfx.tl.classify_genes(
     ...     adata,
     ...     labels,
