@@ -96,8 +96,8 @@ def roc(
     >>> adata = adata[adata.obs["cell_type"] == "CD14 Mono"][::20].copy()
     >>> targets = "ISG15 IFI6 IFI35 IFI44 IFI44L IFIT1 IFIT2 IFIT3 IFITM1 IFITM2"
     >>> targets += " IFITM3 MX1 MX2 OAS1 OAS2 OAS3 RSAD2 HERC5 EPSTI1 TNFSF10 LY6E"
-    >>> regulators = "STAT1 STAT2 STAT3 IRF1 IRF7 IRF9 JUN JUNB JUND FOS FOSB ATF3 ATF4"
-    >>> regulators += " NFKB1 CEBPB CEBPD KLF2 KLF4 KLF6 SPI1 MAFB XBP1"
+    >>> regulators = "STAT1 STAT2 STAT3 IRF1 IRF7 IRF9 JUN JUNB JUND FOS FOSB ATF3"
+    >>> regulators += " ATF4 NFKB1 CEBPB CEBPD KLF2 KLF4 KLF6 SPI1 MAFB XBP1"
     >>> labels = {"target": targets.split(), "regulator": regulators.split()}
     >>> gfx.tl.classify_genes(
     ...     adata,
@@ -191,8 +191,8 @@ def learning_curve(
     >>> adata = adata[adata.obs["cell_type"] == "CD14 Mono"][::20].copy()
     >>> targets = "ISG15 IFI6 IFI35 IFI44 IFI44L IFIT1 IFIT2 IFIT3 IFITM1 IFITM2"
     >>> targets += " IFITM3 MX1 MX2 OAS1 OAS2 OAS3 RSAD2 HERC5 EPSTI1 TNFSF10 LY6E"
-    >>> regulators = "STAT1 STAT2 STAT3 IRF1 IRF7 IRF9 JUN JUNB JUND FOS FOSB ATF3 ATF4"
-    >>> regulators += " NFKB1 CEBPB CEBPD KLF2 KLF4 KLF6 SPI1 MAFB XBP1"
+    >>> regulators = "STAT1 STAT2 STAT3 IRF1 IRF7 IRF9 JUN JUNB JUND FOS FOSB ATF3"
+    >>> regulators += " ATF4 NFKB1 CEBPB CEBPD KLF2 KLF4 KLF6 SPI1 MAFB XBP1"
     >>> labels = {"target": targets.split(), "regulator": regulators.split()}
     >>> gfx.tl.classify_genes(
     ...     adata,
@@ -271,8 +271,8 @@ def confusion(
     >>> adata = adata[adata.obs["cell_type"] == "CD14 Mono"][::20].copy()
     >>> targets = "ISG15 IFI6 IFI35 IFI44 IFI44L IFIT1 IFIT2 IFIT3 IFITM1 IFITM2"
     >>> targets += " IFITM3 MX1 MX2 OAS1 OAS2 OAS3 RSAD2 HERC5 EPSTI1 TNFSF10 LY6E"
-    >>> regulators = "STAT1 STAT2 STAT3 IRF1 IRF7 IRF9 JUN JUNB JUND FOS FOSB ATF3 ATF4"
-    >>> regulators += " NFKB1 CEBPB CEBPD KLF2 KLF4 KLF6 SPI1 MAFB XBP1"
+    >>> regulators = "STAT1 STAT2 STAT3 IRF1 IRF7 IRF9 JUN JUNB JUND FOS FOSB ATF3"
+    >>> regulators += " ATF4 NFKB1 CEBPB CEBPD KLF2 KLF4 KLF6 SPI1 MAFB XBP1"
     >>> labels = {"target": targets.split(), "regulator": regulators.split()}
     >>> gfx.tl.classify_genes(
     ...     adata,
@@ -411,8 +411,8 @@ def gene_scores(
     >>> adata = adata[adata.obs["cell_type"] == "CD14 Mono"][::20].copy()
     >>> targets = "ISG15 IFI6 IFI35 IFI44 IFI44L IFIT1 IFIT2 IFIT3 IFITM1 IFITM2"
     >>> targets += " IFITM3 MX1 MX2 OAS1 OAS2 OAS3 RSAD2 HERC5 EPSTI1 TNFSF10 LY6E"
-    >>> regulators = "STAT1 STAT2 STAT3 IRF1 IRF7 IRF9 JUN JUNB JUND FOS FOSB ATF3 ATF4"
-    >>> regulators += " NFKB1 CEBPB CEBPD KLF2 KLF4 KLF6 SPI1 MAFB XBP1"
+    >>> regulators = "STAT1 STAT2 STAT3 IRF1 IRF7 IRF9 JUN JUNB JUND FOS FOSB ATF3"
+    >>> regulators += " ATF4 NFKB1 CEBPB CEBPD KLF2 KLF4 KLF6 SPI1 MAFB XBP1"
     >>> labels = {"target": targets.split(), "regulator": regulators.split()}
     >>> gfx.tl.classify_genes(
     ...     adata,
