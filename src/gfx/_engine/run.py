@@ -183,13 +183,18 @@ def by_length(lengths: np.ndarray, size: int) -> list[np.ndarray]:
     return pieces(order[lengths[order] > 0], size)
 
 
-def tell_finished(jobs: Sequence[Job], store: RunStore | None) -> None:
-    """Say once in a call, of all that it is going to run, how much the store has."""
-    if store is None:
-        return
-    n = sum(len(store.finished(job.name)) for job in jobs)
-    if n:
+def finished_blocks(jobs: Sequence[Job], store: RunStore | None) -> dict[str, set[int]]:
+    """List the blocks of each job that the store has, by the job's name."""
+    return {job.name: set() if store is None else store.finished(job.name) for job in jobs}
+
+
+def tell_finished(jobs: Sequence[Job], store: RunStore | None) -> dict[str, set[int]]:
+    """Say once in a call, of all that it is going to run, how much the store has; returns :func:`finished_blocks`."""
+    finished = finished_blocks(jobs, store)
+    n = sum(map(len, finished.values()))
+    if store is not None and n:
         _log.info(f"{store.path} has {n:,} of {sum(len(job.blocks) for job in jobs):,} blocks of cells; going on.")
+    return finished
 
 
 def run(
@@ -199,7 +204,7 @@ def run(
 
     One progress bar counts the passes of all jobs. What the store has is not run again.
     """
-    finished = {job.name: set() if store is None else store.finished(job.name) for job in jobs}
+    finished = finished_blocks(jobs, store)
     unit = "cell" if all(job.passes is None for job in jobs) else "pass"
     blocks = [(job, number) for job in jobs for number in range(len(job.blocks))]
     with networks(store), _log.progress(sum(job.n_passes() for job in jobs), description, unit) as bar:

@@ -14,6 +14,7 @@ from gfx._core.screening import LOWEST_AGREEMENT
 from gfx._core.statistics import LOWEST_AUC, spearman
 from gfx._report._page import Section, Table, draw, pairs, tabulate, written
 from gfx._results import Slots, made_by
+from gfx.get._screen import FDR
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 
 #: Rank correlation from which a control is said to explain a ranking: half of the variance of the ranks.
 EXPLAINED = 0.7
-
-#: False discovery rate of what is called a hit.
-FDR = 0.1
 
 #: Cells below which an effect is not tabulated, donors below which there is no test, random cells that tell little.
 _MIN_CELLS, _MIN_DONORS, _FEW = 10, 3, 2

@@ -28,6 +28,9 @@ FEWEST_CELLS = 10
 #: Half the width of the band of genes that do not stand out, as a z-score.
 WIDTH = 3
 
+#: False discovery rate up to which an effect is called a hit, unless another one is asked for.
+FDR = 0.1
+
 #: What is measured, what tables are sorted by first.
 _MEASURES = ("toward", "shift")
 

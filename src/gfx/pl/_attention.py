@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -45,7 +46,16 @@ _LABELS = {
 }
 
 
-@shared()
+#: Begins the examples of all plots here; the documentation runs it once.
+_EXAMPLE = """
+>>> import gfx
+>>> adata = gfx.datasets.ifnb()[::56].copy()
+>>> genes = ["ISG15", "IFI6", "IFITM3", "B2M", "FTL", "HLA-B", "ACTB", "RPL13"]
+>>> gfx.tl.attention(adata, model="mini", groupby="condition", genes=genes)
+"""
+
+
+@shared(example=_EXAMPLE)
 def attention(
     adata: Data,
     *,
@@ -89,10 +99,7 @@ def attention(
 
     Examples
     --------
-    >>> import gfx
-    >>> adata = gfx.datasets.ifnb()[::56].copy()
-    >>> genes = ["ISG15", "IFI6", "IFITM3", "B2M", "FTL", "HLA-B", "ACTB", "RPL13"]
-    >>> gfx.tl.attention(adata, model="mini", groupby="condition", genes=genes)
+    {example}
     >>> gfx.pl.attention(adata)
     """
     import matplotlib as mpl
@@ -114,14 +121,14 @@ def attention(
         for _, of_head in of_layer.groupby("head"):
             right.plot(*_profile(of_head), color=colour, linewidth=0.6, alpha=0.5)
         right.plot(*_profile(of_layer), color=colour, linewidth=2, label=f"layer {layer}, mean")
-    uniform = right.axhline(1, color=GUIDE, linewidth=0.8, linestyle=":", label="uniform attention")
+    right.axhline(1, color=GUIDE, linewidth=0.8, linestyle=":", label="uniform attention")
     right.set_xscale("log")
     right.set_yscale("log", base=2)
     _tick_powers_of_2(right)
     right.xaxis.set_major_formatter("{x:g}")
     right.set(xlabel="rank of the attended gene (1 is the highest)", ylabel="attention / uniform attention")
     right.set_title("attention by rank", fontsize="medium")
-    means = [line for line in right.lines if line.get_label().startswith("layer")]
+    *means, uniform = right.get_legend_handles_labels()[0]
     head = Line2D([], [], color=GUIDE, linewidth=0.6, label="a head of a layer")
     columns = {"ncols": -(-n_layers // 10), "loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
     right.legend(handles=[*means, head, uniform], fontsize="small", frameon=False, **columns)
@@ -132,8 +139,8 @@ def _tick_powers_of_2(ax: Axes) -> None:
     """Put ticks at powers of 2, or of 4 and so on where these are many, and write them as fractions."""
     low, high = np.log2(ax.get_ylim())
     step = max(1, round((high - low) / _MOST_POWERS))
-    powers = step * np.arange(np.ceil(low / step), np.floor(high / step) + 1)
-    ax.set_yticks(2.0**powers, [f"{2**power:g}" if power >= 0 else f"1/{2**-power:g}" for power in powers])
+    ticks = 2.0 ** (step * np.arange(np.ceil(low / step), np.floor(high / step) + 1))
+    ax.set_yticks(ticks, [str(Fraction(tick)) for tick in ticks])
     ax.set_yticks([], minor=True)
 
 
@@ -169,7 +176,7 @@ def _matrix(ax: Axes, heads: pd.DataFrame, column: str, *, title: str, **how: ob
             )
 
 
-@shared()
+@shared(example=_EXAMPLE)
 def attention_heads(
     adata: Data,
     *,
@@ -217,10 +224,7 @@ def attention_heads(
 
     Examples
     --------
-    >>> import gfx
-    >>> adata = gfx.datasets.ifnb()[::56].copy()
-    >>> genes = ["ISG15", "IFI6", "IFITM3", "B2M", "FTL", "HLA-B", "ACTB", "RPL13"]
-    >>> gfx.tl.attention(adata, model="mini", groupby="condition", genes=genes)
+    {example}
     >>> interferon = ["ISG15", "IFI6", "IFIT1", "IFIT3", "MX1", "OAS1"]
     >>> ribosome = adata.var_names[adata.var_names.str.startswith(("RPL", "RPS"))]
     >>> gene_sets = {"interferon response": interferon, "ribosome": ribosome}
@@ -263,7 +267,7 @@ def attention_heads(
     return finish(axes, given=ax, show=show)
 
 
-@shared()
+@shared(example=_EXAMPLE)
 def attention_bands(
     adata: Data,
     *,
@@ -312,10 +316,7 @@ def attention_bands(
 
     Examples
     --------
-    >>> import gfx
-    >>> adata = gfx.datasets.ifnb()[::56].copy()
-    >>> genes = ["ISG15", "IFI6", "IFITM3", "B2M", "FTL", "HLA-B", "ACTB", "RPL13"]
-    >>> gfx.tl.attention(adata, model="mini", groupby="condition", genes=genes)
+    {example}
     >>> gfx.pl.attention_bands(adata)
     """
     table = attention_bands_df(adata, group=group, key=key, mod=mod)
@@ -354,7 +355,7 @@ def attention_bands(
     return finish(axes, given=ax, show=show)
 
 
-@shared()
+@shared(example=_EXAMPLE)
 def attention_neighbors(
     adata: Data,
     gene: str,
@@ -406,10 +407,7 @@ def attention_neighbors(
 
     Examples
     --------
-    >>> import gfx
-    >>> adata = gfx.datasets.ifnb()[::56].copy()
-    >>> genes = ["ISG15", "IFI6", "IFITM3", "B2M", "FTL", "HLA-B", "ACTB", "RPL13"]
-    >>> gfx.tl.attention(adata, model="mini", groupby="condition", genes=genes)
+    {example}
     >>> gfx.pl.attention_neighbors(adata, "ISG15", network=True)
     """
     if sort_by not in {"attention", "ratio"}:
@@ -474,7 +472,7 @@ def _draw_network(ax: Axes, adata: Data, gene: str, table: pd.DataFrame, *, key:
     ax.set_title("attention between them", fontsize="medium")
 
 
-@shared()
+@shared(example=_EXAMPLE)
 def attention_difference(
     adata: Data,
     *,
@@ -522,10 +520,7 @@ def attention_difference(
 
     Examples
     --------
-    >>> import gfx
-    >>> adata = gfx.datasets.ifnb()[::56].copy()
-    >>> genes = ["ISG15", "IFI6", "IFITM3", "B2M", "FTL", "HLA-B", "ACTB", "RPL13"]
-    >>> gfx.tl.attention(adata, model="mini", groupby="condition", genes=genes)
+    {example}
     >>> groups = {"group": "stimulated", "reference": "control"}
     >>> gfx.pl.attention_difference(adata, **groups, min_cells=10)
     """

@@ -40,10 +40,31 @@ _HALF, _NAMES = 0.2, 0.28
 _ROOM, _OFF = 0.28, 0.04
 
 
+#: Begins the examples of all plots here; the documentation runs it once.
+_EXAMPLE = """
+>>> import gfx
+>>> adata = gfx.datasets.ifnb()
+>>> adata = adata[adata.obs["cell_type"] == "CD14 Mono"][::20].copy()
+>>> targets = "ISG15 IFI6 IFI35 IFI44 IFI44L IFIT1 IFIT2 IFIT3 IFITM1 IFITM2"
+>>> targets += " IFITM3 MX1 MX2 OAS1 OAS2 OAS3 RSAD2 HERC5 EPSTI1 TNFSF10 LY6E"
+>>> regulators = "STAT1 STAT2 STAT3 IRF1 IRF7 IRF9 JUN JUNB JUND FOS FOSB ATF3"
+>>> regulators += " ATF4 NFKB1 CEBPB CEBPD KLF2 KLF4 KLF6 SPI1 MAFB XBP1"
+>>> labels = {"target": targets.split(), "regulator": regulators.split()}
+>>> gfx.tl.classify_genes(
+...     adata,
+...     labels,
+...     model="mini",
+...     method="linear_probe",
+...     n_repeats=2,
+...     learning_curve=[10, 20],
+... )
+"""
+
+
 # --- performance ----------------------------------------------------------------------------------------------------
 
 
-@shared()
+@shared(example=_EXAMPLE)
 def roc(
     adata: Data,
     *,
@@ -91,22 +112,7 @@ def roc(
 
     Examples
     --------
-    >>> import gfx
-    >>> adata = gfx.datasets.ifnb()
-    >>> adata = adata[adata.obs["cell_type"] == "CD14 Mono"][::20].copy()
-    >>> targets = "ISG15 IFI6 IFI35 IFI44 IFI44L IFIT1 IFIT2 IFIT3 IFITM1 IFITM2"
-    >>> targets += " IFITM3 MX1 MX2 OAS1 OAS2 OAS3 RSAD2 HERC5 EPSTI1 TNFSF10 LY6E"
-    >>> regulators = "STAT1 STAT2 STAT3 IRF1 IRF7 IRF9 JUN JUNB JUND FOS FOSB ATF3"
-    >>> regulators += " ATF4 NFKB1 CEBPB CEBPD KLF2 KLF4 KLF6 SPI1 MAFB XBP1"
-    >>> labels = {"target": targets.split(), "regulator": regulators.split()}
-    >>> gfx.tl.classify_genes(
-    ...     adata,
-    ...     labels,
-    ...     model="mini",
-    ...     method="linear_probe",
-    ...     n_repeats=2,
-    ...     learning_curve=[10, 20],
-    ... )
+    {example}
     >>> gfx.pl.roc(adata)
     """
     table = roc_df(adata, key=key, mod=mod)
@@ -144,7 +150,7 @@ def roc(
     return finish(panel, given=ax, show=show)
 
 
-@shared()
+@shared(example=_EXAMPLE)
 def learning_curve(
     adata: Data,
     *,
@@ -186,22 +192,7 @@ def learning_curve(
 
     Examples
     --------
-    >>> import gfx
-    >>> adata = gfx.datasets.ifnb()
-    >>> adata = adata[adata.obs["cell_type"] == "CD14 Mono"][::20].copy()
-    >>> targets = "ISG15 IFI6 IFI35 IFI44 IFI44L IFIT1 IFIT2 IFIT3 IFITM1 IFITM2"
-    >>> targets += " IFITM3 MX1 MX2 OAS1 OAS2 OAS3 RSAD2 HERC5 EPSTI1 TNFSF10 LY6E"
-    >>> regulators = "STAT1 STAT2 STAT3 IRF1 IRF7 IRF9 JUN JUNB JUND FOS FOSB ATF3"
-    >>> regulators += " ATF4 NFKB1 CEBPB CEBPD KLF2 KLF4 KLF6 SPI1 MAFB XBP1"
-    >>> labels = {"target": targets.split(), "regulator": regulators.split()}
-    >>> gfx.tl.classify_genes(
-    ...     adata,
-    ...     labels,
-    ...     model="mini",
-    ...     method="linear_probe",
-    ...     n_repeats=2,
-    ...     learning_curve=[10, 20],
-    ... )
+    {example}
     >>> gfx.pl.learning_curve(adata)
     """
     table = _of_unit(_select(learning_curve_df(adata, key=key, mod=mod), "task", task), unit)
@@ -224,7 +215,7 @@ def learning_curve(
     return finish(panel, given=ax, show=show)
 
 
-@shared()
+@shared(example=_EXAMPLE)
 def confusion(
     adata: Data,
     *,
@@ -266,22 +257,7 @@ def confusion(
 
     Examples
     --------
-    >>> import gfx
-    >>> adata = gfx.datasets.ifnb()
-    >>> adata = adata[adata.obs["cell_type"] == "CD14 Mono"][::20].copy()
-    >>> targets = "ISG15 IFI6 IFI35 IFI44 IFI44L IFIT1 IFIT2 IFIT3 IFITM1 IFITM2"
-    >>> targets += " IFITM3 MX1 MX2 OAS1 OAS2 OAS3 RSAD2 HERC5 EPSTI1 TNFSF10 LY6E"
-    >>> regulators = "STAT1 STAT2 STAT3 IRF1 IRF7 IRF9 JUN JUNB JUND FOS FOSB ATF3"
-    >>> regulators += " ATF4 NFKB1 CEBPB CEBPD KLF2 KLF4 KLF6 SPI1 MAFB XBP1"
-    >>> labels = {"target": targets.split(), "regulator": regulators.split()}
-    >>> gfx.tl.classify_genes(
-    ...     adata,
-    ...     labels,
-    ...     model="mini",
-    ...     method="linear_probe",
-    ...     n_repeats=2,
-    ...     learning_curve=[10, 20],
-    ... )
+    {example}
     >>> gfx.pl.confusion(adata)
     """
     import matplotlib as mpl
@@ -353,7 +329,7 @@ def _line_with_band(ax: Axes, x: Any, y: np.ndarray, band: Sequence[np.ndarray] 
 # --- genes ----------------------------------------------------------------------------------------------------------
 
 
-@shared()
+@shared(example=_EXAMPLE)
 def gene_scores(
     adata: Data,
     group: str | None = None,
@@ -406,22 +382,7 @@ def gene_scores(
 
     Examples
     --------
-    >>> import gfx
-    >>> adata = gfx.datasets.ifnb()
-    >>> adata = adata[adata.obs["cell_type"] == "CD14 Mono"][::20].copy()
-    >>> targets = "ISG15 IFI6 IFI35 IFI44 IFI44L IFIT1 IFIT2 IFIT3 IFITM1 IFITM2"
-    >>> targets += " IFITM3 MX1 MX2 OAS1 OAS2 OAS3 RSAD2 HERC5 EPSTI1 TNFSF10 LY6E"
-    >>> regulators = "STAT1 STAT2 STAT3 IRF1 IRF7 IRF9 JUN JUNB JUND FOS FOSB ATF3"
-    >>> regulators += " ATF4 NFKB1 CEBPB CEBPD KLF2 KLF4 KLF6 SPI1 MAFB XBP1"
-    >>> labels = {"target": targets.split(), "regulator": regulators.split()}
-    >>> gfx.tl.classify_genes(
-    ...     adata,
-    ...     labels,
-    ...     model="mini",
-    ...     method="linear_probe",
-    ...     n_repeats=2,
-    ...     learning_curve=[10, 20],
-    ... )
+    {example}
     >>> gfx.pl.gene_scores(adata, min_cells=5)
     """
     table = gene_scores_df(adata, group, key=key, min_cells=min_cells, names=names, mod=mod)

@@ -41,7 +41,17 @@ _MEASURES = {"on_shifts": "shifts", "on_vectors": "displacements"}
 # --- rows of effects ------------------------------------------------------------------------------------------------
 
 
-@shared()
+#: Begins the examples of all plots here; the documentation runs it once.
+_EXAMPLE = """
+>>> import gfx
+>>> adata = gfx.datasets.ifnb()[::56].copy()
+>>> genes = ["ISG15", "B2M", "FTL"]
+>>> pairs = [("ISG15", "B2M"), ("ISG15", "FTL"), ("B2M", "FTL")]
+>>> gfx.tl.delete_genes(adata, genes + pairs, model="mini", n_random=10)
+"""
+
+
+@shared(example=_EXAMPLE)
 def deletion(
     adata: Data,
     *,
@@ -93,11 +103,7 @@ def deletion(
 
     Examples
     --------
-    >>> import gfx
-    >>> adata = gfx.datasets.ifnb()[::56].copy()
-    >>> genes = ["ISG15", "B2M", "FTL"]
-    >>> pairs = [("ISG15", "B2M"), ("ISG15", "FTL"), ("B2M", "FTL")]
-    >>> gfx.tl.delete_genes(adata, genes + pairs, model="mini", n_random=10)
+    {example}
     >>> gfx.pl.deletion(adata)
     """
     import matplotlib as mpl
@@ -139,7 +145,7 @@ def deletion(
     return finish(panel, given=ax, show=show)
 
 
-@shared()
+@shared(example=_EXAMPLE)
 def synergy(
     adata: Data,
     *,
@@ -185,11 +191,7 @@ def synergy(
 
     Examples
     --------
-    >>> import gfx
-    >>> adata = gfx.datasets.ifnb()[::56].copy()
-    >>> genes = ["ISG15", "B2M", "FTL"]
-    >>> pairs = [("ISG15", "B2M"), ("ISG15", "FTL"), ("B2M", "FTL")]
-    >>> gfx.tl.delete_genes(adata, genes + pairs, model="mini", n_random=10)
+    {example}
     >>> gfx.pl.synergy(adata)
     """
     table = _drawn(synergy_df(adata, key=key, min_cells=min_cells, mod=mod), "on_vectors_mean", n_top, min_cells)
@@ -286,7 +288,7 @@ def _explain_rows(ax: Axes, interval: str, *, has_random: bool) -> None:
 # --- clouds of points -----------------------------------------------------------------------------------------------
 
 
-@shared()
+@shared(example=_EXAMPLE)
 def gene_effects(
     adata: Data,
     perturbation: str,
@@ -335,11 +337,7 @@ def gene_effects(
 
     Examples
     --------
-    >>> import gfx
-    >>> adata = gfx.datasets.ifnb()[::56].copy()
-    >>> genes = ["ISG15", "B2M", "FTL"]
-    >>> pairs = [("ISG15", "B2M"), ("ISG15", "FTL"), ("B2M", "FTL")]
-    >>> gfx.tl.delete_genes(adata, genes + pairs, model="mini", n_random=10)
+    {example}
     >>> gfx.pl.gene_effects(adata, "ISG15")
     """
     table = gene_effects_df(adata, perturbation, key=key, min_cells=min_cells, mod=mod)
@@ -375,7 +373,7 @@ def gene_effects(
     return finish(panel, given=ax, show=show)
 
 
-@shared()
+@shared(example=_EXAMPLE)
 def rank_trend(
     adata: Data,
     *,
@@ -415,11 +413,7 @@ def rank_trend(
 
     Examples
     --------
-    >>> import gfx
-    >>> adata = gfx.datasets.ifnb()[::56].copy()
-    >>> genes = ["ISG15", "B2M", "FTL"]
-    >>> pairs = [("ISG15", "B2M"), ("ISG15", "FTL"), ("B2M", "FTL")]
-    >>> gfx.tl.delete_genes(adata, genes + pairs, model="mini", n_random=10)
+    {example}
     >>> gfx.pl.rank_trend(adata)
     """
     sample = rank_trend_df(adata, key=key, mod=mod)

@@ -9,7 +9,7 @@ import numpy as np
 from gfx._docs import shared
 from gfx._results import PERTURBATIONS, find
 from gfx.get import deletion_df, screen_df
-from gfx.get._screen import WIDTH
+from gfx.get._screen import FDR, WIDTH
 from gfx.pl._style import BAND, GUIDE, axes_for, finish, label_points
 
 if TYPE_CHECKING:
@@ -28,9 +28,6 @@ _LABELS = {
 #: Genes to either side that the drawn band is smoothed over.
 _ABOUT = 50
 
-#: False discovery rate of the genes of a screen that are filled.
-_FDR = 0.1
-
 #: Points of the threshold of a volcano plot that names keep off; closer to each other than a name is wide.
 _N_ON_LINE = 40
 
@@ -38,7 +35,25 @@ _N_ON_LINE = 40
 _ABOVE_LEGEND = 32
 
 
-@shared()
+#: Begins the examples of both plots; the documentation runs it once.
+_EXAMPLE = """
+>>> import gfx
+>>> adata = gfx.datasets.ifnb()
+>>> adata = adata[adata.obs["cell_type"] == "CD14 Mono"][::8]
+>>> adata = adata[:, adata.X.getnnz(axis=0) >= 20].copy()  # in 20 cells
+>>> gfx.tl.screen_genes(
+...     adata,
+...     model="mini",
+...     groupby="condition",
+...     start="stimulated",
+...     goal="control",
+...     method=gfx.tl.FirstOrder(n_probes=0),
+...     controls=["random_weights"],
+... )
+"""
+
+
+@shared(example=_EXAMPLE)
 def screen(
     adata: Data,
     groups: str | Sequence[str] | None = None,
@@ -91,19 +106,7 @@ def screen(
 
     Examples
     --------
-    >>> import gfx
-    >>> adata = gfx.datasets.ifnb()
-    >>> adata = adata[adata.obs["cell_type"] == "CD14 Mono"][::8]
-    >>> adata = adata[:, adata.X.getnnz(axis=0) >= 20].copy()  # in 20 cells
-    >>> gfx.tl.screen_genes(
-    ...     adata,
-    ...     model="mini",
-    ...     groupby="condition",
-    ...     start="stimulated",
-    ...     goal="control",
-    ...     method=gfx.tl.FirstOrder(n_probes=0),
-    ...     controls=["random_weights"],
-    ... )
+    {example}
     >>> gfx.pl.screen(adata)
     """
     panels = [groups] if groups is None or isinstance(groups, str) else list(groups)
@@ -118,7 +121,7 @@ def screen(
         rank, excess, z = (table[name].to_numpy() for name in ("rank_mean", f"{effect}_excess", f"{effect}_z"))
         low, high = (table[f"{effect}_{side}"].to_numpy() for side in ("low", "high"))
         beyond = (excess < low) | (excess > high)
-        significant = beyond & (np.asarray(table.get(f"{effect}_fdr", z * np.nan)) <= _FDR)
+        significant = beyond & (np.asarray(table.get(f"{effect}_fdr", z * np.nan)) <= FDR)
         within = {"s": 6, "color": "0.7", "linewidths": 0, "zorder": 1, "label": f"z-score within ±{WIDTH}"}
         panel.scatter(rank[~beyond], excess[~beyond], **within)
         along = np.argsort(rank, kind="stable")
@@ -131,7 +134,7 @@ def screen(
         alone = beyond & ~significant
         panel.scatter(rank[alone], excess[alone], facecolors="none", label=f"z-score beyond ±{WIDTH}", **look)
         if f"{effect}_fdr" in table:
-            label = f"beyond ±{WIDTH} and FDR ≤ {_FDR}"
+            label = f"beyond ±{WIDTH} and FDR ≤ {FDR}"
             panel.scatter(rank[significant], excess[significant], facecolors="C3", label=label, **look)
         panel.axhline(0, color=GUIDE, linewidth=0.6, zorder=1)
         title = group or table.attrs.get("start", "all cells")
@@ -162,13 +165,13 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 # --- effects of screens and of perturbations ------------------------------------------------------------------------
 
 
-@shared()
+@shared(example=_EXAMPLE)
 def volcano(
     adata: Data,
     group: str | None = None,
     *,
     effect: str | None = None,
-    fdr: float = 0.1,
+    fdr: float = FDR,
     n_names: int = 15,
     names: str | None = None,
     key: str | None = None,
@@ -221,19 +224,7 @@ def volcano(
 
     Examples
     --------
-    >>> import gfx
-    >>> adata = gfx.datasets.ifnb()
-    >>> adata = adata[adata.obs["cell_type"] == "CD14 Mono"][::8]
-    >>> adata = adata[:, adata.X.getnnz(axis=0) >= 20].copy()  # in 20 cells
-    >>> gfx.tl.screen_genes(
-    ...     adata,
-    ...     model="mini",
-    ...     groupby="condition",
-    ...     start="stimulated",
-    ...     goal="control",
-    ...     method=gfx.tl.FirstOrder(n_probes=0),
-    ...     controls=["random_weights"],
-    ... )
+    {example}
     >>> gfx.pl.volcano(adata)
     """
     result = find(adata, *PERTURBATIONS, "tl.screen_genes", key=key, mod=mod)

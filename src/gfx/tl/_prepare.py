@@ -187,12 +187,8 @@ class Prepared:
         from gfx._engine.device import choose_devices
         from gfx._engine.run import run, tell_finished
 
-        tell_finished(jobs, store)
-        missing = [
-            (job, number)
-            for job in jobs
-            for number in set(range(len(job.blocks))) - (set() if store is None else store.finished(job.name))
-        ]
+        finished = tell_finished(jobs, store)
+        missing = [(job, number) for job in jobs for number in set(range(len(job.blocks))) - finished[job.name]]
         n_passes = sum(job.n_passes(number) for job, number in missing) + n_more
         if n_passes < LONG_CALL:
             return
