@@ -108,7 +108,8 @@ def delete_genes(
     cells: the z-score is the difference from their mean effect in standard deviations.
 
     The effect of a set of genes is compared with the effects of its single genes in the same cells, see
-    :func:`gfx.get.synergy_df`. To delete all genes in turn, use :func:`gfx.tl.screen_genes`.
+    :func:`gfx.get.synergy_df`. To delete all genes in turn, or to learn only how far cells shift, use
+    :func:`gfx.tl.screen_genes`, which does not measure the other genes.
 
     Cost: one forward pass for each perturbation and each cell in which it is possible. The parts of the shift need one
     more, except with ``positions="keep"``. For sets of genes, each gene is also perturbed by itself: a pair needs three
