@@ -207,9 +207,10 @@ def read_attention(
     kept = [] if pairs is None else _empty_pairs(tokens, valid, pairs, len(blocks) * n_heads)
     for number, block in enumerate(blocks):
         of_layer = [of_cell.of_layer(cast("Pairs", pairs), number, n_heads) for of_cell in kept]
-        attended, sums = attend_and_sum(block.project(hidden), valid, places, of_layer)
+        is_last = block is blocks[-1]  # after which nothing is read
+        attended, sums = attend_and_sum(block.project(hidden), valid, places, of_layer, sums_only=is_last)
         layers.append(sums)
-        if block is not blocks[-1]:
+        if attended is not None:
             hidden = block.finish(hidden, attended)
     received, given, to_deleted, entropy, distance, bands = (
         torch.stack(values, dim=1).flatten(1, 2) for values in zip(*layers, strict=True)
@@ -248,10 +249,18 @@ def _empty_pairs(tokens: torch.Tensor, valid: torch.Tensor, pairs: Pairs, n_head
 
 
 def attend_and_sum(
-    projected: torch.Tensor, valid: torch.Tensor, places: Places, pairs: Sequence[PairsOfLayer | None] = ()
-) -> tuple[torch.Tensor, LayerSums]:
-    """Attend, `(n, l, 3, heads, d)` -> `(n, l, heads, d)`, and add the weights up; adds to `pairs`, one a cell."""
-    attended, sums = torch.zeros_like(projected[:, :, 0]), LayerSums.zeros(projected)
+    projected: torch.Tensor,
+    valid: torch.Tensor,
+    places: Places,
+    pairs: Sequence[PairsOfLayer | None] = (),
+    *,
+    sums_only: bool = False,
+) -> tuple[torch.Tensor | None, LayerSums]:
+    """Attend, `(n, l, 3, heads, d)` -> `(n, l, heads, d)`, and add the weights up; adds to `pairs`, one a cell.
+
+    With `sums_only` values are not mixed, which is a good part of the cost.
+    """
+    attended, sums = None if sums_only else torch.zeros_like(projected[:, :, 0]), LayerSums.zeros(projected)
     if projected.device.type == "cpu":
         n_heads = projected.shape[3]
         for cell, length in enumerate(valid.sum(1).cpu().tolist()):
@@ -261,8 +270,8 @@ def attend_and_sum(
             for first in range(0, n_heads, together):
                 some = slice(first, first + together)
                 what = projected[one, :length, :, some], None, where, pairs[one]
-                of_cell = sums.of_cell(cell, some, length)
-                _attend_by_queries(*what, attended=attended[one, :length, some], sums=of_cell)
+                mixed = None if attended is None else attended[one, :length, some]
+                _attend_by_queries(*what, attended=mixed, sums=sums.of_cell(cell, some, length))
     else:
         _attend_by_queries(projected, None if bool(valid.all()) else valid, places, pairs, attended=attended, sums=sums)
     return attended, sums
@@ -274,7 +283,7 @@ def _attend_by_queries(
     places: Places,
     pairs: Sequence[PairsOfLayer | None],
     *,
-    attended: torch.Tensor,
+    attended: torch.Tensor | None,
     sums: LayerSums,
 ) -> None:
     """Attend some queries of some cells at a time; fills the outputs of :func:`attend_and_sum`."""
@@ -282,9 +291,11 @@ def _attend_by_queries(
     # Powers of 2 take two thirds of the time of powers of e.
     query = query * (math.log2(math.e) * query.shape[-1] ** -0.5)
     are_small = scores_are_small(query, key)
-    n, heads, length, width = value.shape
+    n, heads, length, _ = value.shape
     key = key.transpose(-1, -2).contiguous()
-    value = torch.cat([value, places.columns[:, None].expand(-1, heads, -1, -1)], dim=-1)
+    columns = places.columns[:, None].expand(-1, heads, -1, -1)
+    value = columns.contiguous() if attended is None else torch.cat([value, columns], dim=-1)
+    width = value.shape[-1] - _COLUMNS
     most = _SCORES.get(projected.device.type, _SCORES_ELSEWHERE)
     rows = min(length, max(1, most // (n * heads * length)))
     # Two blocks of memory serve all blocks of queries: asking for new ones takes longer than filling them.
@@ -301,7 +312,8 @@ def _attend_by_queries(
         mixed = weights @ value
         total = mixed[..., width : width + len(BANDS)].sum(-1, keepdim=True)
         mixed.div_(total)
-        attended[:, part] = mixed[..., :width].transpose(1, 2)
+        if attended is not None:
+            attended[:, part] = mixed[..., :width].transpose(1, 2)
         by_band, to_deleted = mixed[..., width : width + len(BANDS)], mixed[..., width + _DELETED]
         # What each query's weights are multiplied by; queries that are padding count for nothing.
         share = total.reciprocal() if valid is None else total.reciprocal() * valid[:, None, part, None]
