@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from gfx._core.edits import PARTS
-from gfx._core.statistics import auc, donors_against_random, false_discovery_rate, over_donors, rank_trend
+from gfx._core.statistics import donors_against_random, false_discovery_rate, over_donors, rank_sum, rank_trend
 from gfx._docs import shared
 from gfx._results import PERTURBATIONS, find
 
@@ -26,7 +25,7 @@ _DESCRIPTIVE = ("perturbation", "n_cells", "n_donors", "state", "role", "detecti
 #: Columns that compare with random sets.
 _RANDOM = ("random_mean", "random_sd", "n_random", "random_n_cells", "z", "p", "fdr")
 
-#: Non-target genes that each target is matched with.
+#: Non-target genes that each target is matched with, and more where several are equally near.
 N_MATCHED = 10
 
 
@@ -298,8 +297,9 @@ def target_effects_df(
 
     The paper compared direct with indirect targets of GATA4 and TBX5, and both with housekeeping genes, by rank-sum
     tests over genes. A gene that is in many cells, or that shifts whatever is done, is no evidence. The effect tested
-    is therefore the excess over random sets where these were run, and each set is also compared with matched genes,
-    which are in a similar number of cells and shift to a similar extent when random sets are perturbed.
+    is therefore the excess over random sets where these were run, and each set is also compared with matched genes: for
+    each target, the ten or more other genes that are in the most similar number of cells and, where random sets were
+    run, shift to the most similar extent when these are perturbed.
 
     Parameters
     ----------
@@ -318,7 +318,8 @@ def target_effects_df(
     genes"``, ``"matched genes"``, or another set of `targets`); `n_targets`, `n_others`; `median_targets`,
     `median_others`, medians of `effect`, which is ``"excess"`` or ``"shift"`` of :func:`gfx.get.gene_effects_df`;
     `auc`, the probability that a target has a larger effect than another gene; `p`, two-sided Wilcoxon rank-sum test
-    over genes; `fdr`, p adjusted over all rows by Benjamini and Hochberg. NaN where a set has fewer than two genes.
+    over genes, exact if a set has at most eight genes and no effects are tied; `fdr`, p adjusted over all rows by
+    Benjamini and Hochberg. NaN where a set has fewer than two genes.
 
     Raises
     ------
@@ -354,10 +355,10 @@ def target_effects_df(
             comparisons |= {other: is_target[other] & ~members for other in labels[number + 1 :]}
             rows += [
                 {"perturbation": name, "targets": label, "others": other, "effect": effect}
-                | _rank_sum(values[members], values[compared])
+                | _compare(values[members], values[compared])
                 for other, compared in comparisons.items()
             ]
-    columns = ["perturbation", "targets", "others", "effect", *_rank_sum(np.zeros(0), np.zeros(0))]
+    columns = ["perturbation", "targets", "others", "effect", *_compare(np.zeros(0), np.zeros(0))]
     table = pd.DataFrame(rows, columns=columns)
     return table.assign(fdr=false_discovery_rate(table["p"].to_numpy(dtype=np.float64)))
 
@@ -378,24 +379,29 @@ def _check_targets(targets: Mapping[str, Sequence[str]], var_names: pd.Index) ->
 
 
 def _matched(targets: np.ndarray, candidates: np.ndarray, percentiles: np.ndarray) -> np.ndarray:
-    """Candidates that are nearest to a target by the percentiles of what is matched, bool `(n_genes,)`."""
+    """Candidates that are nearest to a target by the percentiles of what is matched, bool `(n_genes,)`.
+
+    Of candidates that are equally near, all or none are taken: genes come in the order of their effects, so the first
+    ones would be those with the largest.
+    """
     matched = np.zeros(len(targets), dtype=bool)
     numbers = np.flatnonzero(candidates)
     for target in np.flatnonzero(targets):
         distance = abs(percentiles[numbers] - percentiles[target]).sum(axis=1)
-        matched[numbers[np.argsort(distance, kind="stable")[:N_MATCHED]]] = True
+        matched[numbers[distance <= np.sort(distance)[:N_MATCHED].max(initial=0)]] = True
     return matched
 
 
-def _rank_sum(targets: np.ndarray, others: np.ndarray) -> dict[str, float]:
-    enough = min(len(targets), len(others)) > 1
+def _compare(targets: np.ndarray, others: np.ndarray) -> dict[str, float]:
+    is_target = np.arange(len(targets) + len(others)) < len(targets)
+    area, p = rank_sum(np.concatenate([targets, others])[:, None], is_target)
     return {
         "n_targets": len(targets),
         "n_others": len(others),
         "median_targets": float(np.median(targets)) if len(targets) else np.nan,
         "median_others": float(np.median(others)) if len(others) else np.nan,
-        "auc": auc(targets, others) if enough else np.nan,
-        "p": float(stats.ranksums(targets, others).pvalue) if enough else np.nan,
+        "auc": float(area[0]),
+        "p": float(p[0]),
     }
 
 
