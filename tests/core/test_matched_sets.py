@@ -209,6 +209,17 @@ def test_the_same_random_numbers_give_the_same_sets():
         np.testing.assert_array_equal(in_cells, same[others])
 
 
+def test_genes_in_another_order_have_the_same_sets():
+    vocab = vocabulary(150)
+    rankings = noisy_rankings(vocab, 30, noise=4)
+    genes = [30, 10, 50]
+    one, other = draw(vocab, rankings, genes), draw(vocab, rankings, genes[::-1])
+    check(one, vocab, rankings, genes, range(30), n_sets=40, cells_per_set=5)
+    assert [others[::-1] for others in one] == list(other)
+    for others, in_cells in one.items():
+        np.testing.assert_array_equal(in_cells, other[others[::-1]])
+
+
 def test_few_cells_and_few_genes_give_few_sets():
     vocab = vocabulary(20)
     a, b, c, d = 4, 5, 6, 7

@@ -54,6 +54,7 @@ class Controlled:
             model=model,
             controls="random_sets",
             n_random=12,
+            rng=2,
             donor_key="donor",
             **arguments,
         )

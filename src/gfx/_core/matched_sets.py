@@ -40,8 +40,11 @@ def draw_matched_sets(
     a random cell, so those that fit many cells are drawn more often. Each is one replicate: a gene shifts cells in its
     own way, so the same gene is followed through its cells, and not another one drawn in each. A gene that a cell lacks
     is matched by genes that it lacks, too, and that are detected about as often. There are fewer sets than
-    `n_sets`, in fewer than `cells_per_set` cells, where little matches.
+    `n_sets`, in fewer than `cells_per_set` cells, where little matches. The order of `genes` is that of each set, and
+    changes nothing else.
     """
+    order = np.argsort(genes)
+    given, genes = np.argsort(order), genes[order]
     if len(cells) > MOST_CELLS:
         cells = np.sort(rng.choice(cells, MOST_CELLS, replace=False))
     first, n = vocabulary.first_gene, tokens.lengths[cells] - vocabulary.n_specials
@@ -66,7 +69,9 @@ def draw_matched_sets(
         is_near = (own >= 0) & (other >= 0) & (abs(other - own) <= near[:, None])
         is_present = ranks[row, genes] >= 0
         fitting = np.flatnonzero(np.where(is_present, is_near, (own < 0) & (other < 0)).all(axis=1))
-        sets[drawn] = np.sort(cells[rng.choice(fitting, min(cells_per_set, len(fitting)), replace=False)])
+        sets[tuple(drawn[number] for number in given)] = np.sort(
+            cells[rng.choice(fitting, min(cells_per_set, len(fitting)), replace=False)]
+        )
     return sets
 
 
