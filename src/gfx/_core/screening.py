@@ -99,6 +99,8 @@ def standing_out(
     """
     z, centre, spread = np.full((3, len(excess)), np.nan)
     there = np.flatnonzero(~np.isnan(excess) & ~np.isnan(rank))
+    # In an order of their own: which of two genes that are as much alike is the last one depends on it.
+    there = there[np.lexsort((excess[there], n_cells[there], rank[there]))]
     if len(there) <= FEWEST_ALIKE:
         return z, centre, spread
     values = excess[there]
