@@ -181,7 +181,7 @@ def test_the_table_of_genes_summarizes_effects_in_cells(screened: Screened, toy_
     by_gene = pd.DataFrame(screened.effects(), columns=names)
     assert table["n_cells"].tolist() == by_gene.count().tolist()
     np.testing.assert_allclose(table["shift_mean"], by_gene.mean(), rtol=1e-5)
-    np.testing.assert_allclose(table["shift_sd"], by_gene.std(ddof=0), rtol=1e-3, atol=1e-7)
+    np.testing.assert_allclose(table["shift_sd"], by_gene.std(ddof=1), rtol=1e-3, atol=1e-7)
     np.testing.assert_allclose(table["rank_mean"], pd.DataFrame(ranks_of(screened.adata, toy_model)).mean(), rtol=1e-5)
     known = by_gene.count() > 0
     np.testing.assert_allclose(table.loc[known, "detection"], by_gene.count()[known] / 24, rtol=1e-6)

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import ndimage, stats
 from scipy.spatial import KDTree
 
-from gfx._core.statistics import moments
+from gfx._core.statistics import divided, moments
 
 if TYPE_CHECKING:
     from gfx._core.vocabulary import Vocabulary
@@ -80,8 +80,9 @@ class GeneSums:
         return moments(self._sums[name])[1]
 
     def sd(self, name: str) -> np.ndarray:
-        """Their standard deviation, `(n_tokens, n_groups)`; NaN where there is none."""
-        return moments(self._sums[name])[2]
+        """Their standard deviation, of a sample, `(n_tokens, n_groups)`; NaN for fewer than two."""
+        n, _, sd = moments(self._sums[name])
+        return np.sqrt(divided(sd**2 * n, n - 1))
 
 
 def standing_out(

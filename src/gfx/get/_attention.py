@@ -116,10 +116,10 @@ def attention_df(
     Returns
     -------
     Columns `gene`; `layer` (network layer) and `head`, both counted from 1; `attention`, the mean over the cells that
-    express the gene, and `sd`, the standard deviation over these; `uniform`, what it would be if attention were
-    uniform; `ratio`, which is `attention` divided by `uniform`; and `n_cells`. For all cells also `rank`, the mean rank
-    of the gene, counted from 1; `random`, the attention received in the random-weights model, if that control was run;
-    and `to_deleted`, after a deletion, the attention that the gene gives to the deleted genes.
+    express the gene, and `sd`, the population standard deviation over these; `uniform`, what it would be if attention
+    were uniform; `ratio`, which is `attention` divided by `uniform`; and `n_cells`. For all cells also `rank`, the mean
+    rank of the gene, counted from 1; `random`, the attention received in the random-weights model, if that control was
+    run; and `to_deleted`, after a deletion, the attention that the gene gives to the deleted genes.
 
     Raises
     ------

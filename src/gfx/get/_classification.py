@@ -223,7 +223,7 @@ def gene_scores_df(
       training set;
     - `predicted`, the class with the highest score; `n_cells`, the number of cells the gene was scored in;
     - for each class `score_<class>`, its mean probability over these cells, and without `group` `sd_<class>`, the
-      standard deviation.
+      population standard deviation (after :func:`gfx.tl.classify_genes`, its mean over repeats).
 
     Sorted by the score of the last class, descending. ``attrs["task"]`` names the task, ``attrs["classes"]`` its
     classes.

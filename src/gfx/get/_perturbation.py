@@ -231,10 +231,11 @@ def gene_effects_df(
 
     Returns
     -------
-    Columns `perturbation`, `gene`, `shift` (1 - cosine, mean over cells), `shift_sd` and `n_cells`. With random sets,
-    `random_shift`, the mean shift of the gene when these are perturbed, NaN if fewer than five of their cells have the
-    gene; and `excess`, the log2 ratio of `shift` to `random_shift` less its median over genes: 1 means twice as much
-    beyond random sets as the median gene. Sorted by `excess`, or else by `shift`, descending.
+    Columns `perturbation`, `gene`, `shift` (1 - cosine, mean over cells), `shift_sd`, its population standard deviation
+    over these cells, and `n_cells`. With random sets, `random_shift`, the mean shift of the gene when these are
+    perturbed, NaN if fewer than five of their cells have the gene; and `excess`, the log2 ratio of `shift` to
+    `random_shift` less its median over genes: 1 means twice as much beyond random sets as the median gene. Sorted by
+    `excess`, or else by `shift`, descending.
 
     Raises
     ------
