@@ -359,6 +359,7 @@ def test_rankings_compared_with_baselines(rng):
     assert second["spearman"] == pytest.approx(stats.spearmanr(effect[4:], rank[4:]).statistic)
     assert second["partial_spearman"] == pytest.approx(naive_partial(effect[4:], rank[4:], [detection[4:]]))
     assert (first["n"], second["n"]) == (40, 36)
+    assert (first["partial_n"], second["partial_n"]) == (36, 36)  # those that all baselines know
 
 
 @pytest.mark.parametrize("n", [9, 10])

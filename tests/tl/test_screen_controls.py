@@ -197,6 +197,17 @@ def test_agreement_of_estimates_with_exact_results_is_a_control(estimated: Scree
     assert 0 < exact.loc[("shift", "spearman"), "value"] < 1
 
 
+def test_cells_that_tell_nothing_are_not_counted(toy_cells: ToyCells, toy_model: Model, screen: Screen) -> None:
+    """Of at most five genes none is among the largest tenth; cells with fewer than three have no correlation."""
+    genes = ["TOY90", "TOY171", "TOY48", "TOY165", "TOY137"]
+    found = screen(toy_cells(12), toy_model, genes=genes, stored=True, **FIRST_ORDER)
+    controls = found.adata.uns["gfx_screen"]["controls"].query("control == 'exact'").set_index("statistic")
+    assert controls.loc["precision", "n"] == 0
+    assert np.isnan(controls.loc["precision", "value"])
+    n_genes = (~np.isnan(found.effects())).sum(axis=1)
+    assert 0 < controls.loc["spearman", "n"] <= min((n_genes > 2).sum(), 4)
+
+
 def test_agreement_in_some_genes_is_that_of_cells_screened_whole(
     estimated: Screened, toy_cells: ToyCells, toy_model: Model, screen: Screen
 ) -> None:

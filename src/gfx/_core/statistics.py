@@ -257,17 +257,20 @@ def partial_spearman(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> float:
 
 
 def correlate_with_baselines(effect: np.ndarray, baselines: Mapping[str, np.ndarray]) -> list[dict[str, float | str]]:
-    """Correlate a ranking with each baseline, alone and given the other baselines."""
+    """Correlate a ranking with each baseline, alone and given the other baselines, over `n` and `partial_n` genes."""
     known = {name: values for name, values in baselines.items() if np.isfinite(values).any()}
+    partial_n = int(np.isfinite(np.column_stack([effect, *known.values()])).all(axis=1).sum())
     rows: list[dict[str, float | str]] = []
     for name, values in known.items():
         n = int((np.isfinite(effect) & np.isfinite(values)).sum())
         others = [other for key, other in known.items() if key != name]
         given = np.column_stack(others) if others else np.zeros((len(effect), 0))
-        row: dict[str, float | str] = {"baseline": name, "spearman": np.nan, "partial_spearman": np.nan, "n": n}
+        row: dict[str, float | str] = {"baseline": name, "spearman": np.nan, "partial_spearman": np.nan}
         if n >= FEWEST_RANKED:
-            row |= {"spearman": spearman(effect, values), "partial_spearman": partial_spearman(effect, values, given)}
-        rows.append(row)
+            row["spearman"] = spearman(effect, values)
+        if partial_n >= FEWEST_RANKED:
+            row["partial_spearman"] = partial_spearman(effect, values, given)
+        rows.append(row | {"n": n, "partial_n": partial_n})
     return rows
 
 

@@ -121,8 +121,8 @@ def compare_with_baselines(
 ) -> list[tuple[str, str, str, float, int]]:
     """Correlate rankings of genes with the baselines, alone and given the others: rows of a table of controls."""
     return [
-        (row["baseline"], measure, statistic, row[statistic], row["n"])
+        (row["baseline"], measure, f"{prefix}spearman", row[f"{prefix}spearman"], row[f"{prefix}n"])
         for measure, effect in effects.items()
         for row in correlate_with_baselines(effect, baselines)
-        for statistic in ("spearman", "partial_spearman")
+        for prefix in ("", "partial_")
     ]

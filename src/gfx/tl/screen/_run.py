@@ -185,9 +185,9 @@ def check_estimates(
             of_cell = runs["cell"] == cell
             exact[:, weights[cell] > 0] = [_values(runs, measure)[of_cell] for measure in measures]
             compared.append([agreement(*pair, weights[cell]) for pair in zip(estimated[cell], exact, strict=True)])
-    means = pd.DataFrame(np.reshape(compared, (len(compared), -1))).mean()  # leaves out cells that tell nothing
     names = [(measure, statistic) for measure in measures for statistic in ("spearman", "precision")]
-    return [("exact", *name, mean, len(compared)) for name, mean in zip(names, means, strict=True)]
+    of_cells = pd.DataFrame(np.reshape(compared, (len(compared), len(names))))  # NaN for cells that tell nothing
+    return [("exact", *name, of_cells[at].mean(), int(of_cells[at].count())) for at, name in enumerate(names)]
 
 
 def run_candidates(plan: Plan, sums: GeneSums, store: RunStore | None, rng: np.random.Generator) -> GeneSums:
