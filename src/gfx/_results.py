@@ -318,7 +318,8 @@ def find(data: Data, *functions: str, key: str | None = None, mod: str | None = 
     """
     adata = pick(data, mod)
     present = {name: made_by(entry) for name, entry in adata.uns.items() if made_by(entry) in functions}
-    names = " or ".join(f"`gfx.{function}`" for function in functions)
+    *first, last = (f"`gfx.{function}`" for function in functions)
+    names = f"{', '.join(first)} or {last}" if first else last
     if key is None:
         candidates = [name for name, function in present.items() if TABLE[function].default == name] or sorted(present)
         if len(candidates) > 1:
@@ -336,5 +337,6 @@ def find(data: Data, *functions: str, key: str | None = None, mod: str | None = 
     made = {name: made_by(entry) for name, entry in sorted(adata.uns.items())}
     others = [f"{name!r} of `gfx.{made[name]}`" for name in made if made[name] and name not in present]
     besides = f" Other results: {', '.join(others)}." if others else ""
-    msg = f"{problem} Results of {names}: {sorted(present)}.{besides} Run {run} first."
+    known = "" if key is None else f" Results of {names}: {sorted(present)}."
+    msg = f"{problem}{known} Run {run} first.{besides}"
     raise KeyError(msg)

@@ -370,7 +370,7 @@ TABLES += ["attention_df", "attention_ranks_df", "attention_heads_df"]
 def test_nothing_to_tabulate(toy_cells, name):
     adata = toy_cells(3)
     adata.uns |= {"neighbors": {"params": {"method": "umap"}}, "other": {"params": "text"}, "list": ["params"]}
-    with pytest.raises(KeyError, match=r"Did not find a result of .* Results of .*: \[\]\. Run "):
+    with pytest.raises(KeyError, match=r"Did not find a result of .*`gfx\.tl\.\w+` in `adata\.uns`\. Run .* first\."):
         getattr(gfx.get, name)(adata)
     for key in ("mine", "neighbors", "other", "list"):
         with pytest.raises(KeyError, match=rf"Did not find '{key}' in `adata\.uns`\..* Run "):

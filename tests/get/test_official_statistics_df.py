@@ -212,7 +212,7 @@ def test_a_null_is_needed_for_one_method_and_for_no_other(adata):
     with pytest.raises(ValueError, match=r"`null_key='null'` is for `method='vs_null'`, found 'mixture'\. Leave"):
         gfx.get.official_statistics_df(adata, "mixture", null_key="null")
     with pytest.raises(
-        KeyError, match=r"Did not find 'nul' in `adata\.uns`\. Results of `gfx\.tl\.delete_genes` or .*: .*'null'\]"
+        KeyError, match=r"Did not find 'nul' in `adata\.uns`\. Results of `gfx\.tl\.delete_genes`, .*: .*'null'\]"
     ):
         gfx.get.official_statistics_df(adata, "vs_null", null_key="nul")
     with pytest.raises(ValueError, match=r"is the result to be compared itself"):
@@ -243,7 +243,7 @@ def test_a_mixture_needs_several_perturbations(adata):
 def test_no_result(toy_cells, toy_model, method):
     adata = toy_cells(3)
     adata.uns |= {"neighbors": {"params": {"method": "umap"}}, "list": ["params"]}
-    with pytest.raises(KeyError, match=r"Did not find a result of `gfx\.tl\.delete_genes` or .*Run one of them first"):
+    with pytest.raises(KeyError, match=r"Did not find a result of `gfx\.tl\.delete_genes`, .*Run one of them first"):
         gfx.get.official_statistics_df(adata, method)
     for key in ("mine", "neighbors", "list", ""):
         with pytest.raises(KeyError, match=rf"Did not find '{key}' in `adata\.uns`.*Run one of them first"):

@@ -264,7 +264,7 @@ def test_the_order_of_cells_and_their_batches_change_nothing(cells, toy_model):
 
 
 BAD = {
-    "a group without cells": ({"groupby": "half"}, ValueError, r"belongs to \['none'\] of `groupby='half'`"),
+    "no groups": ({"groupby": "empty"}, ValueError, r"`adata\.obs\['empty'\]` is missing for every cell"),
     "deleted with groups": (
         {"deleted": "TOY1", "groupby": "cell_type"},
         ValueError,
@@ -300,12 +300,27 @@ def test_bad_input_is_refused_and_changes_nothing(cells, toy_model, slots, how, 
     counts = cells.X.toarray()
     counts[:, cells.var_names.get_indexer(["TOY199", "TOY200"])] = 0
     cells.X = sparse.csr_matrix(counts)
-    cells.obs["half"] = pd.Categorical(["x"] * 24, categories=["x", "none"])
+    cells.obs["empty"] = np.nan
     cells.obs["some"] = pd.Series(["a"] * 21 + [None] * 3, index=cells.obs_names, dtype=object)
     before = slots(cells)
     with pytest.raises(error, match=message):
         gfx.tl.attention(cells, model=toy_model, **how)
     assert slots(cells) == before
+
+
+@pytest.mark.parametrize("is_masked", [True, False])
+def test_groups_of_which_no_cell_is_used_are_left_out(cells, toy_model, is_masked):
+    """Those of unused categories, and those that a mask leaves out."""
+    cells.obs["used"] = cells.obs["cell_type"].isin(["a", "c"]) if is_masked else True
+    labels = cells.obs["cell_type"].astype(str).where(is_masked | (cells.obs["cell_type"] != "b"))
+    cells.obs["group"] = pd.Categorical(labels, categories=["z", "c", "b", "a", "y"])
+    how = {"model": toy_model, "mask_obs": "used", "controls": None}
+    gfx.tl.attention(cells, groupby="group", **how)
+    assert list(dict.fromkeys(cells.uns["gfx_attention"]["groups"])) == ["c", "a"] + [""] * (not is_masked)
+    for number, name in enumerate("ca"):
+        cells.obs["used"] = cells.obs["cell_type"] == name
+        gfx.tl.attention(cells, key_added=name, **how)
+        np.testing.assert_allclose(cells.varm["gfx_attention_groups"][:, number], cells.varm[name], atol=1e-6)
 
 
 def test_more_named_genes_than_memory_takes_are_refused_with_their_size(cells, toy_model, slots, monkeypatch):

@@ -145,6 +145,12 @@ def test_categories_without_cells_and_cells_without_state(cells, toy_model):
     assert np.isnan(cells.obsm["gfx_delete"][cells.obs["some"] == "b"]).all()  # they are a goal, nothing is deleted
 
 
+def test_states_of_one_cell_are_doubted_for_cells_where_there_are_no_donors(cells, toy_model):
+    cells.obs["one each"] = ["x", "y"] + [None] * 22
+    with pytest.warns(UserWarning, match="no cells can be held out .* may reflect differences between cells"):
+        delete_genes(cells, GENE, model=toy_model, groupby="one each", start="x", goal="y", controls=None)
+
+
 @pytest.mark.parametrize("kind", [int, bool, float])
 def test_states_that_are_no_text(cells, toy_model, kind):
     cells.obs["sick"] = (cells.obs["condition"] == "sick").astype(kind)

@@ -163,7 +163,7 @@ def attention(
     Raises
     ------
     ValueError
-        There are no raw counts, the model does not know the genes, no cell has the deleted ones, a group has no cells,
+        There are no raw counts, the model does not know the genes, no cell has the deleted ones, no cell has a group,
         there are no such heads, pairs of the genes do not fit in memory, the tokens belong to another vocabulary, or a
         slot of the result already holds something else.
     KeyError
@@ -240,17 +240,13 @@ def _cells_with(genes: np.ndarray, lengths: np.ndarray, cells: Prepared) -> np.n
 
 
 def _find_units(cells: Prepared, groupby: str | None, donor_key: str | None, lengths: np.ndarray) -> Units:
-    """Read groups and donors; a group without cells is refused."""
+    """Read groups and donors; a group of which no cell is used is left out."""
     names, group = groups_and_rest(cells.adata, groupby)
     donor = np.zeros(len(group), dtype=object) if donor_key is None else donors(cells.adata, donor_key)
     used = lengths > 0
-    empty = sorted(set(range(len(names))) - set(group[used].tolist()))
-    if empty:
-        msg = (
-            f"No cell that is used belongs to {[names[number] for number in empty]} of `groupby={groupby!r}`. Call it "
-            f"with a copy of the cells of the other groups, `gfx.tl.attention(adata[cells].copy(), ...)`."
-        )
-        raise ValueError(msg)
+    occupied = np.unique(group[used])
+    group = np.searchsorted(occupied, group)
+    names = [names[number] for number in occupied if number < len(names)]
     donor_names, donor_number = np.unique(donor.astype(str), return_inverse=True)
     kept, of_used = np.unique(group[used] * len(donor_names) + donor_number[used], return_inverse=True)
     of_cell = np.zeros(len(group), dtype=np.int64)

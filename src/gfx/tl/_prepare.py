@@ -213,6 +213,9 @@ class Prepared:
 def groups(adata: AnnData, groupby: str) -> tuple[list[str], np.ndarray]:
     """Read a column of `obs` as groups: their names, and the group of each cell, int64 `(n_obs,)`, -1 where missing."""
     column = obs_column(adata, groupby).astype("category")
+    if column.isna().all():
+        msg = f"`adata.obs[{groupby!r}]` is missing for every cell: there are no groups."
+        raise ValueError(msg)
     return [str(name) for name in column.cat.categories], column.cat.codes.to_numpy(dtype=np.int64)
 
 

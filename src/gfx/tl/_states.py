@@ -60,7 +60,7 @@ class States:
             return (
                 f"Whether {self.start!r} and {self.goal!r} are separable could not be tested: no {axis['held_out']} "
                 "can be held out with some of both states left on either side. Shifts along the line between them may "
-                "reflect differences between donors."
+                f"reflect differences between {axis['held_out']}."
             )
         if axis["auc"] >= LOWEST_AUC:
             return None
