@@ -287,12 +287,16 @@ class Slots:
         """The record and all tables."""
         return self.adata.uns[self.key]
 
+    def names(self, entry: str) -> list[str]:
+        """Read names that are listed in `uns`, such as those of groups; none where there is no such list."""
+        return [str(name) for name in np.atleast_1d(np.asarray(self.uns.get(entry, []), dtype=object))]
+
     def has(self, element: str, part: str = "") -> bool:
         """Whether there is such a part."""
         return self.name(part) in getattr(self.adata, element)
 
     def read(self, element: str, part: str = "") -> Any:
-        """Read a part; `KeyError` where it is not there, or no longer."""
+        """Read a part, arrays as those of numpy; `KeyError` where it is not there, or no longer."""
         if not self.has(element, part):
             msg = (
                 f"Did not find `adata.{element}[{self.name(part)!r}]`, a part of the result {self.key!r} of "
@@ -301,7 +305,10 @@ class Slots:
             )
             raise KeyError(msg)
         holder, name = getattr(self.adata, element), self.name(part)
-        return column_of(holder, name, f"adata.{element}") if element in {"obs", "var"} else holder[name]
+        if element in {"obs", "var"}:
+            return column_of(holder, name, f"adata.{element}")
+        is_table_or_sparse = hasattr(holder[name], "columns") or hasattr(holder[name], "tocsr")
+        return holder[name] if is_table_or_sparse else np.asarray(holder[name])
 
 
 def claim(data: Data, function: str, key_added: str | None, *, mod: str | None = None, copy: bool = False) -> Slots:

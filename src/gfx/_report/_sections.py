@@ -245,7 +245,7 @@ def _screen(section: Section, result: Slots, names: str | None, labels: np.ndarr
     if measure == "toward":
         columns = columns.replace(" shift_excess shift_low shift_high", "")
     section.parts += [("Genes", _ends(table, "z-score, descending", columns)), ("", table.attrs["note"])]
-    groups = [str(name) for name in result.uns.get("groups", [])][:_GROUPS]
+    groups = result.names("groups")[:_GROUPS]
     if groups:
         section.parts.append(
             (f"In groups of {params.get('groupby')}", draw(pl.screen, adata, groups, key=key, names=names))
@@ -556,13 +556,13 @@ def _attention_of_genes(result: Slots, labels: np.ndarray) -> pd.DataFrame:
             "gene": labels,
             "n_cells": result.read("var", "n_cells").to_numpy(),
             "rank": result.read("var", "rank").to_numpy(),
-            "attention": np.asarray(result.read("varm")).mean(axis=1),
+            "attention": result.read("varm").mean(axis=1),
             "uniform": result.read("var", "uniform").to_numpy(),
         }
     )
     table["ratio"] = table["attention"] / table["uniform"]
     if result.has("varm", "random"):
-        random = np.asarray(result.read("varm", "random")).mean(axis=1)
+        random = result.read("varm", "random").mean(axis=1)
         table["random_ratio"] = random / result.read("var", "random_uniform").to_numpy()
     table = table[table["n_cells"] >= _MIN_CELLS]
     return table.sort_values("ratio", ascending=False, kind="stable", ignore_index=True)
@@ -572,7 +572,7 @@ def _add_difference(section: Section, result: Slots) -> None:
     """Draw what a deletion changes, or how the first two groups differ."""
     params, of = section.params, {}
     if "deleted" not in params:
-        groups = [str(name) for name in np.asarray(result.uns["of"], dtype=object)[1:]]
+        groups = result.names("of")[1:]
         if len(groups) < 2:
             return
         of = {"group": groups[1], "reference": groups[0]}
@@ -587,7 +587,7 @@ def _add_difference(section: Section, result: Slots) -> None:
 
 def _embedding(section: Section, result: Slots, names: str | None, labels: np.ndarray) -> None:
     of, element = ("cells", "obsm") if section.function == "tl.embed" else ("genes", "varm")
-    vectors = np.asarray(result.read(element))
+    vectors = result.read(element)
     n = int(np.isfinite(vectors[:, 0]).sum())
     section.summary = f"{n:,} of {len(vectors):,} {of} embedded as vectors of {vectors.shape[1]:,} numbers."
     section.warnings.append(

@@ -30,50 +30,39 @@ if TYPE_CHECKING:
 #: What heads are described by.
 STATISTICS = ("entropy", "distance", "special")
 
-#: Parts of `varm` with what a gene receives and gives.
-_PARTS = {"received": "", "given": "given"}
+#: How the slots of what a gene receives and gives begin.
+_PREFIXES = {"received": "", "given": "given_"}
 
 #: Significance of a gene set.
 _ALPHA = 0.05
 
 
-def _by_head(values: np.ndarray, inner: Mapping[str, np.ndarray], **more: np.ndarray) -> pd.DataFrame:
-    """One row a network layer, head and inner entry of `values`, `(n_layers, n_heads, n)`, and of `more` such values.
-
-    `inner` has the columns that are the same for all heads, `uniform` among them.
-    """
-    n_layers, n_heads, n = values.shape
-    table = pd.DataFrame(
-        {
-            "layer": np.repeat(np.arange(1, n_layers + 1), n_heads * n),
-            "head": np.tile(np.repeat(np.arange(1, n_heads + 1), n), n_layers),
-            **{name: np.tile(column, n_layers * n_heads) for name, column in inner.items()},
-            "attention": values.ravel(),
-            **{name: given.ravel() for name, given in more.items()},
-        }
-    )
-    return table.assign(ratio=table["attention"] / table["uniform"])
+def _table(columns: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """One row an entry of columns that are broadcast to one shape; beside uniform attention, the ratio to it."""
+    values = np.broadcast_arrays(*columns.values())
+    table = pd.DataFrame({name: column.ravel() for name, column in zip(columns, values, strict=True)})
+    if "uniform" in table:
+        table.insert(table.columns.get_loc("uniform") + 1, "ratio", table["attention"] / table["uniform"])
+    return table
 
 
-def _heads_first(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Turn one row a gene into `(n_layers, n_heads, n)`."""
-    return np.asarray(values).T.reshape(*shape, -1)
+def _heads(result: Slots) -> np.ndarray:
+    """Network layer and head of each head, from 1, `(2, n_layers, n_heads)`."""
+    return np.indices((int(result.uns["n_layers"]), int(result.uns["n_heads"]))) + 1
 
 
-def _shape(result: Slots) -> tuple[int, int]:
-    return int(result.uns["n_layers"]), int(result.uns["n_heads"])
-
-
-def _names(result: Slots, name: str) -> np.ndarray:
-    """Read names that are stored in `uns`; files give them back as other kinds of text."""
-    return np.array([str(entry) for entry in np.asarray(result.uns[name], dtype=object)], dtype=object)
+def _by_gene(result: Slots, seen: np.ndarray, columns: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """One row a gene that is `seen` and head; columns are `(n_genes, n_heads)`, or `(n_genes,)` of all heads."""
+    layer, head = _heads(result).reshape(2, -1)
+    of_genes = {name: values if values.ndim == 2 else values[:, None] for name, values in columns.items()}
+    return _table({"gene": result.adata.var_names.to_numpy()[seen, None], "layer": layer, "head": head} | of_genes)
 
 
 def _row_of(result: Slots, group: str | None) -> int:
     """Find the entry of `uns` for a group, or for all cells."""
     if group is None:
         return 0
-    names = _names(result, "of")[1:].tolist()
+    names = result.names("of")[1:]
     if (name := group_name(group, names)) not in names:
         msg = f"The result {result.key!r} has the groups {names}, found `group={group!r}`."
         raise ValueError(msg)
@@ -85,7 +74,7 @@ def _units(result: Slots, group: str) -> np.ndarray:
     if "groups" not in result.uns:
         msg = f"The result {result.key!r} has no groups. Run `gfx.tl.attention(adata, groupby=...)`."
         raise ValueError(msg)
-    names = _names(result, "groups")
+    names = np.array(result.names("groups"), dtype=object)
     if (name := group_name(group, names)) not in names:
         msg = f"The result {result.key!r} has the groups {list(dict.fromkeys(names[names != '']))}, found {group!r}."
         raise ValueError(msg)
@@ -137,54 +126,27 @@ def attention_df(
     ['gene', 'layer', 'head', 'attention', 'sd', 'uniform', 'ratio', 'n_cells', 'rank', 'random']
     """
     result = find(adata, "tl.attention", key=key, mod=mod)
-    shape, values = _shape(result), _of_genes(result, statistic, group)
+    values = _of_genes(result, statistic, group)
     if group is None:
-        more = {"random": "random"} if statistic == "received" else {}
-        more |= {"to_deleted": "to_deleted"}
-        values |= {name: np.asarray(result.read("varm", at)) for name, at in more.items() if result.has("varm", at)}
         values["rank"] = result.read("var", "rank").to_numpy() + 1
+        others = ("random", "to_deleted") if statistic == "received" else ("to_deleted",)
+        values |= {name: result.read("varm", name) for name in others if result.has("varm", name)}
     seen = values["n_cells"] >= max(min_cells, 1)
-    values = {name: value[seen] for name, value in values.items()}
-    by_head = {name: _heads_first(value, shape) for name, value in values.items() if value.ndim == 2}
-    genes = {"number": np.arange(seen.sum()), "gene": result.adata.var_names.to_numpy()[seen]}
-    genes |= {name: value for name, value in values.items() if value.ndim == 1}
-    table = _by_head(by_head.pop("attention"), genes, **by_head)
-    columns = [
-        "gene",
-        "layer",
-        "head",
-        "attention",
-        "sd",
-        "uniform",
-        "ratio",
-        "n_cells",
-        "rank",
-        "random",
-        "to_deleted",
-    ]
-    table = table.sort_values("number", kind="stable", ignore_index=True)
-    return table[[name for name in columns if name in table]]
+    return _by_gene(result, seen, {name: value[seen] for name, value in values.items()})
 
 
 def _of_genes(result: Slots, statistic: str, group: str | None) -> dict[str, np.ndarray]:
     """Read what genes receive or give, over all cells or those of a group: means, deviations, uniform, and numbers."""
-    part = _part(statistic)
-    suffix = f"_{part}" if part else ""
+    prefix = _prefix(statistic)
     if group is None:
-        n, uniform = (result.read("var", f"{name}").to_numpy() for name in ("n_cells", f"{part}_uniform".lstrip("_")))
-        return {
-            "attention": np.asarray(result.read("varm", part)),
-            "sd": np.asarray(result.read("varm", f"{part}_sd".lstrip("_"))),
-            "uniform": uniform,
-            "n_cells": n,
-        }
+        mean, sd = (result.read("varm", f"{prefix}{end}".removesuffix("_")) for end in ("", "sd"))
+        uniform, n = (result.read("var", name).to_numpy() for name in (f"{prefix}uniform", "n_cells"))
+        return {"attention": mean, "sd": sd, "uniform": uniform, "n_cells": n}
     units = _units(result, group)
-    n = np.asarray(result.read("varm", "groups_n_cells"))[:, units]
+    n, *values = _of_groups(result, prefix)
+    n = n[:, units]
     weight = n / np.maximum(n.sum(axis=1, keepdims=True), 1)
-    mean, sd, uniform = (
-        np.nan_to_num(np.asarray(result.read("varm", f"groups{suffix}{end}"), dtype=np.float64)[:, units])
-        for end in ("", "_sd", "_uniform")
-    )
+    mean, sd, uniform = (np.nan_to_num(of_units[:, units].astype(np.float64)) for of_units in values)
     total = np.einsum("gu,guh->gh", weight, mean)
     return {
         "attention": total,
@@ -194,12 +156,18 @@ def _of_genes(result: Slots, statistic: str, group: str | None) -> dict[str, np.
     }
 
 
-def _part(statistic: str) -> str:
-    """Name the part of a result that holds what genes receive or give."""
-    if statistic not in _PARTS:
-        msg = f"`statistic` is one of {list(_PARTS)}, found {statistic!r}."
+def _of_groups(result: Slots, prefix: str) -> list[np.ndarray]:
+    """Read numbers of cells of all units, and means, deviations and uniform attention of what a prefix names."""
+    parts = ("groups_n_cells", *(f"groups_{prefix}{end}".removesuffix("_") for end in ("", "sd", "uniform")))
+    return [result.read("varm", part) for part in parts]
+
+
+def _prefix(statistic: str) -> str:
+    """Say how the slots begin that hold what genes receive or give."""
+    if statistic not in _PREFIXES:
+        msg = f"`statistic` is one of {list(_PREFIXES)}, found {statistic!r}."
         raise ValueError(msg)
-    return _PARTS[statistic]
+    return _PREFIXES[statistic]
 
 
 @shared()
@@ -230,10 +198,11 @@ def attention_ranks_df(adata: Data, *, key: str | None = None, mod: str | None =
     >>> gfx.get.attention_ranks_df(adata)["rank"].min()
     np.int64(1)
     """
-    uns = find(adata, "tl.attention", key=key, mod=mod).uns
-    values, uniform = np.asarray(uns["ranks"]), np.asarray(uns["ranks_uniform"])
-    ranks = {"rank": np.arange(1, len(uniform) + 1), "uniform": uniform, "n_cells": np.asarray(uns["ranks_n_cells"])}
-    return _by_head(values, ranks)[["layer", "head", "rank", "attention", "uniform", "ratio", "n_cells"]]
+    result = find(adata, "tl.attention", key=key, mod=mod)
+    layer, head = _heads(result)[..., None]
+    values, uniform, n = (np.asarray(result.uns[name]) for name in ("ranks", "ranks_uniform", "ranks_n_cells"))
+    of_ranks = {"rank": np.arange(1, len(uniform) + 1), "attention": values, "uniform": uniform, "n_cells": n}
+    return _table({"layer": layer, "head": head} | of_ranks)
 
 
 @shared()
@@ -274,21 +243,16 @@ def attention_bands_df(
     """
     result = find(adata, "tl.attention", key=key, mod=mod)
     row, uns = _row_of(result, group), result.uns
-    n, names = np.asarray(uns["n_in_band"])[row], _names(result, "band_names")
+    n, names = np.asarray(uns["n_in_band"])[row], np.array(result.names("band_names"), dtype=object)
     used = np.flatnonzero(n)
-    gives, receives = np.repeat(used, len(used)), np.tile(used, len(used))
-    inner = {
-        "gives": names[gives],
-        "receives": names[receives],
-        "uniform": np.asarray(uns["bands_uniform"])[row][gives, receives],
-        "n_positions": n[gives],
-    }
-    more = {}
+    pairs = used[:, None], used
+    attention, uniform = (np.asarray(uns[name])[row][..., *pairs] for name in ("bands", "bands_uniform"))
+    layer, head = _heads(result)[..., None, None]
+    columns = {"layer": layer, "head": head, "gives": names[used, None], "receives": names[used]}
+    columns |= {"attention": attention, "uniform": uniform}
     if "random" in uns:
-        more["random"] = np.asarray(uns["random"]["bands"])[0][..., gives, receives]
-    table = _by_head(np.asarray(uns["bands"])[row][..., gives, receives], inner, **more)
-    columns = ["layer", "head", "gives", "receives", "attention", "uniform", "ratio", "random", "n_positions"]
-    return table[[name for name in columns if name in table]]
+        columns["random"] = np.asarray(uns["random"]["bands"])[0][..., *pairs]
+    return _table(columns | {"n_positions": n[used, None]})
 
 
 @shared()
@@ -363,12 +327,12 @@ def attention_heads_df(
             raise ValueError(msg)
         return _gene_set_table(result, gene_sets, min_cells)
     row, uns = _row_of(result, group), result.uns
-    layer, head = np.indices(_shape(result)) + 1
-    columns = {"layer": layer, "head": head, **{name: np.asarray(uns[name])[row] for name in STATISTICS}}
-    columns["distance_uniform"] = np.full(layer.shape, np.asarray(uns["distance_uniform"])[row])
+    layer, head = _heads(result)
+    columns = {"layer": layer, "head": head}
+    columns |= {name: np.asarray(uns[name])[row] for name in (*STATISTICS, "distance_uniform")}
     if "random" in uns:
         columns |= {f"{name}_random": np.asarray(uns["random"][name])[0] for name in STATISTICS}
-    return pd.DataFrame({name: np.ravel(values) for name, values in columns.items()})
+    return _table(columns)
 
 
 def _gene_set_table(result: Slots, gene_sets: Mapping[str, Iterable[str]], min_cells: int) -> pd.DataFrame:
@@ -378,14 +342,14 @@ def _gene_set_table(result: Slots, gene_sets: Mapping[str, Iterable[str]], min_c
     if not isinstance(gene_sets, Mapping) or not gene_sets:
         msg = f"`gene_sets` are sets of genes by name, such as `{{'TF': [...]}}`, found {gene_sets!r}."
         raise TypeError(msg)
-    names, shape = result.adata.var_names[seen], _shape(result)
+    names = result.adata.var_names[seen]
     parts = {"": ("", "uniform")} | ({"_random": ("random", "random_uniform")} if result.has("varm", "random") else {})
     ratios = {
-        suffix: np.asarray(result.read("varm", part))[seen] / result.read("var", uniform).to_numpy()[seen, None]
+        suffix: result.read("varm", part)[seen] / result.read("var", uniform).to_numpy()[seen, None]
         for suffix, (part, uniform) in parts.items()
     }
     similar = np.column_stack([np.log(rank[seen] + 1), np.log(n_cells[seen])])
-    layer, head = (values.ravel() + 1 for values in np.indices(shape))
+    layer, head = _heads(result).reshape(2, -1)
     tables = []
     for name, genes in gene_sets.items():
         in_set = names.isin([genes] if isinstance(genes, str) else list(genes))
@@ -451,7 +415,7 @@ def attention_layers_df(
     """
     result = find(adata, "tl.attention", key=key, mod=mod)
     row, uns = _row_of(result, group), result.uns
-    table = {"layer": np.arange(1, _shape(result)[0] + 1)}
+    table = {"layer": np.arange(1, int(uns["n_layers"]) + 1)}
     for suffix, of, at in (("", uns, row), ("_random", uns.get("random"), 0)):
         if of is None:
             continue
@@ -517,8 +481,8 @@ def attention_difference_df(
     >>> difference.columns[:6].tolist()
     ['gene', 'layer', 'head', 'ratio', 'reference', 'difference']
     """
-    result, part = find(adata, "tl.attention", key=key, mod=mod), _part(statistic)
-    is_change, names = "deleted" in result.uns["params"], _names(result, "of")[1:].tolist()
+    result, prefix = find(adata, "tl.attention", key=key, mod=mod), _prefix(statistic)
+    is_change, names = "deleted" in result.uns["params"], result.names("of")[1:]
     if is_change:
         if group is not None or reference is not None:
             msg = "This result compares cells with and without deleted genes. Leave `group` and `reference` out."
@@ -527,11 +491,9 @@ def attention_difference_df(
     elif group is None or reference is None or group_name(group, names) == group_name(reference, names):
         msg = f"`group` and `reference` are two different groups of {names}, found {group!r} and {reference!r}."
         raise ValueError(msg)
-    suffix = f"_{part}" if part else ""
     units = {of: _units(result, of) for of in (group, reference, *(["change"] if is_change else []))}
     n, mean, sd, uniform = (
-        {of: np.asarray(result.read("varm", name))[:, number] for of, number in units.items()}
-        for name in ("groups_n_cells", *(f"groups{suffix}{end}" for end in ("", "_sd", "_uniform")))
+        {of: values[:, number] for of, number in units.items()} for values in _of_groups(result, prefix)
     )
     if is_change:  # of the mean ratios, with the deviations of what changes in each cell
         uniform["change"] = uniform[group]
@@ -541,26 +503,19 @@ def attention_difference_df(
     mean, sd = ({of: values / uniform[of][..., None] for of, values in each.items()} for each in (mean, sd))
     donors = None
     if "donors" in result.uns:
-        named = _names(result, "donors")
+        named = np.array(result.names("donors"), dtype=object)
         donors = {of: named[number] for of, number in units.items()}
     seen = np.minimum(n[group].sum(axis=1), n[reference].sum(axis=1)) >= max(min_cells, 1)
     n, mean, sd = ({of: values[seen] for of, values in each.items()} for each in (n, mean, sd))
-    found = between_groups(mean, sd, n, group=group, reference=reference, donors=donors)
-    genes, shape = result.adata.var_names.to_numpy()[seen], _shape(result)
-    n_heads = shape[0] * shape[1]
-    layer, head = (values.ravel() + 1 for values in np.indices(shape))
-    table = pd.DataFrame({"gene": np.repeat(genes, n_heads)})
-    table["layer"], table["head"] = np.tile(layer, len(genes)), np.tile(head, len(genes))
-    for name, values in found.items():
-        table[name] = values.ravel()
-    table["n_cells"] = np.repeat(n[group].sum(axis=1), n_heads)
-    table["n_cells_reference"] = np.repeat(n[reference].sum(axis=1), n_heads)
+    columns = between_groups(mean, sd, n, group=group, reference=reference, donors=donors)
+    columns |= {"n_cells": n[group].sum(axis=1), "n_cells_reference": n[reference].sum(axis=1)}
+    table = _by_gene(result, seen, columns)
     if "p" in table:
         table["fdr"] = false_discovery_rate(table["p"].to_numpy())
     if is_change:
         if statistic == "received" and result.has("varm", "random_change"):
-            table["random"] = np.asarray(result.read("varm", "random_change"))[seen].ravel()
-        table["to_deleted"] = np.asarray(result.read("varm", "to_deleted"))[seen].ravel()
+            table["random"] = result.read("varm", "random_change")[seen].ravel()
+        table["to_deleted"] = result.read("varm", "to_deleted")[seen].ravel()
     return table
 
 
@@ -644,7 +599,7 @@ def _by_bands(result: Slots) -> np.ndarray:
     bands = bands.reshape(-1, *bands.shape[2:])
     if not isinstance(heads, str):
         layers_and_heads = [tuple(map(int, str(name).split("."))) for name in heads]
-        bands = bands[[(layer - 1) * _shape(result)[1] + head - 1 for layer, head in layers_and_heads]]
+        bands = bands[[(layer - 1) * int(result.uns["n_heads"]) + head - 1 for layer, head in layers_and_heads]]
     with np.errstate(invalid="ignore", divide="ignore"):
         return bands.mean(axis=0) / np.asarray(result.uns["bands_uniform"])[0]
 
@@ -730,9 +685,9 @@ def attention_edges_df(
         ("ranks", pd.NA, pd.NA, square(table["expected"])),
     ]
     if "pairs" in uns:
-        order = pd.Index(_names(result, "pairs_genes")).get_indexer(genes)
+        order = pd.Index(result.names("pairs_genes")).get_indexer(genes)
         of_heads = np.asarray(uns["pairs"])[:, order[:, None], order]
-        layer, head = (values.ravel() + 1 for values in np.indices(_shape(result)))
+        layer, head = _heads(result).reshape(2, -1)
         given += [("attention", *which) for which in zip(layer, head, of_heads, strict=True)]
     rankings = [
         (score, direction, layer, head, values if direction == "source" else values.T)

@@ -263,10 +263,10 @@ def gene_scores_df(
     if group is None:
         columns["predicted"] = categorical("predicted" if held_out else "")
         columns["n_cells"] = result.read("var", "n_cells").to_numpy()
-        parts = {"score": np.asarray(result.read("varm")), "sd": np.asarray(result.read("varm", "sd"))}
+        parts = {"score": result.read("varm"), "sd": result.read("varm", "sd")}
     else:
         number = _group_number(group, result)
-        scores, n_cells = (np.asarray(result.read("varm", part))[:, number] for part in ("groups", "groups_n_cells"))
+        scores, n_cells = (result.read("varm", part)[:, number] for part in ("groups", "groups_n_cells"))
         best = np.where(np.isnan(scores).any(axis=1), -1, scores.argmax(axis=1))
         columns |= {"predicted": pd.Categorical.from_codes(best, classes), "n_cells": n_cells}
         parts = {"score": scores}
@@ -280,7 +280,7 @@ def gene_scores_df(
 
 def _group_number(group: str, result: Slots) -> int:
     """Find the number of a group, or say what there is."""
-    groups = [str(name) for name in result.uns.get("groups", [])]
+    groups = result.names("groups")
     if (name := group_name(group, groups)) in groups:
         return groups.index(name)
     msg = f"Did not find the group {group!r}. Present: {groups}."

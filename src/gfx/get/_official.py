@@ -19,7 +19,6 @@ from gfx._core.gene_names import name_kind
 from gfx._core.statistics import false_discovery_rate
 from gfx._docs import shared
 from gfx._results import PERTURBATIONS, find
-from gfx.get._perturbation import names_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -150,7 +149,7 @@ def official_statistics_df(
             # Columns of one gene hold the same values: each gene once, as the official software has it.
             ids = affected["Ensembl_ID"].fillna("")
             once = ~(ids.duplicated() & (ids != "")).to_numpy()
-            shift, sd, n = (np.asarray(result.read("varm", part))[once] for part in ("", "sd", "n_cells"))
+            shift, sd, n = (result.read("varm", part)[once] for part in ("", "sd", "n_cells"))
             of_genes = {"mean": 1 - shift.astype(np.float64), "sd": sd, "n": n}
             return gene_shifts(genes, _cosines(result), affected[once], of_genes)
 
@@ -160,25 +159,25 @@ def official_statistics_df(
 
 def _perturbed(result: Slots) -> pd.DataFrame:
     """Name what was perturbed: `Gene_name` and `Ensembl_ID`."""
-    columns = {"Gene_name": names_of(result, "perturbations"), "Ensembl_ID": names_of(result, "ensembl_ids")}
+    columns = {"Gene_name": result.names("perturbations"), "Ensembl_ID": result.names("ensembl_ids")}
     return pd.DataFrame(columns, dtype=object)
 
 
 def _cosines(result: Slots) -> np.ndarray:
     """Cosine of each cell before and after, float64 `(n_obs, n_perturbations)`."""
-    return 1 - np.asarray(result.read("obsm"), dtype=np.float64)
+    return 1 - result.read("obsm").astype(np.float64)
 
 
 def _state_shifts(result: Slots) -> dict[str, np.ndarray]:
     """Change of each cell's cosine to each state, `(n_obs, n_perturbations)`."""
-    states = names_of(result, "states")
+    states = result.names("states")
     if not states:
         msg = (
             f"`adata.uns[{result.key!r}]` has no states, so no goal to shift toward. Run `gfx.{result.function}"
             "(adata, ..., groupby=..., start=..., goal=...)`, or use `method='aggregate'` or `method='mixture'`."
         )
         raise ValueError(msg)
-    toward = np.asarray(result.read("obsm", "states"))
+    toward = result.read("obsm", "states")
     return {state: toward[:, :, at] for at, state in enumerate(states)}
 
 

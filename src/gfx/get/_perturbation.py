@@ -33,11 +33,6 @@ def _find(data: Data, key: str | None, mod: str | None) -> Slots:
     return find(data, *PERTURBATIONS, key=key, mod=mod)
 
 
-def names_of(result: Slots, entry: str) -> list[str]:
-    """Read a list of names, such as `perturbations` or `states`; empty if there is none."""
-    return [str(name) for name in np.atleast_1d(np.asarray(result.uns.get(entry, []), dtype=object))]
-
-
 @shared()
 def deletion_df(
     adata: Data,
@@ -188,21 +183,21 @@ def deletion_cells_df(adata: Data, *, key: str | None = None, mod: str | None = 
     ['cell', 'perturbation', 'shift', 'composition', 'position', 'context']
     """
     result = _find(adata, key, mod)
-    shift = np.asarray(result.read("obsm"))
+    shift = result.read("obsm")
     cell, perturbation = np.nonzero(~np.isnan(shift))
     table = pd.DataFrame(
         {
             "cell": result.adata.obs_names.to_numpy()[cell],
-            "perturbation": np.asarray(names_of(result, "perturbations"), dtype=object)[perturbation],
+            "perturbation": np.array(result.names("perturbations"), dtype=object)[perturbation],
             "shift": shift[cell, perturbation],
         }
     )
     if result.has("obsm", "parts"):
-        parts = np.asarray(result.read("obsm", "parts"))[cell, perturbation]
+        parts = result.read("obsm", "parts")[cell, perturbation]
         table = table.assign(**{part: parts[:, number] + 0.0 for number, part in enumerate(PARTS)})
-    if not (states := names_of(result, "states")):
+    if not (states := result.names("states")):
         return table
-    toward = np.asarray(result.read("obsm", "states"))[cell, perturbation]
+    toward = result.read("obsm", "states")[cell, perturbation]
     of_states = [table.assign(state=state, toward=toward[:, number]) for number, state in enumerate(states)]
     return pd.concat(of_states, ignore_index=True)
 
@@ -251,7 +246,7 @@ def gene_effects_df(
     ['perturbation', 'gene', 'shift', 'shift_sd', 'n_cells', 'random_shift', 'excess']
     """
     result = _find(adata, key, mod)
-    names = names_of(result, "perturbations")
+    names = result.names("perturbations")
     if perturbation is not None and perturbation not in names:
         close = difflib.get_close_matches(perturbation, names, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
@@ -261,7 +256,7 @@ def gene_effects_df(
     slots = {"shift": "", "shift_sd": "sd", "n_cells": "n_cells"}
     if result.has("varm", "null"):
         slots["random_shift"] = "null"
-    values = {column: np.asarray(result.read("varm", part)) for column, part in slots.items()}
+    values = {column: result.read("varm", part) for column, part in slots.items()}
     tables = []
     for name in names if perturbation is None else [perturbation]:
         number = names.index(name)
@@ -561,7 +556,7 @@ def random_sets_df(adata: Data, *, key: str | None = None, mod: str | None = Non
     if "random_states" not in result.uns:
         return table
     of_states = result.uns["random_states"]  # the same sets in the same order, state after state
-    repeated = pd.concat([table] * len(names_of(result, "states")))
+    repeated = pd.concat([table] * len(result.names("states")))
     columns = {name: of_states[name].to_numpy() for name in ("state", "toward_mean", "toward_difference")}
     return repeated.assign(**columns).sort_index(kind="stable").reset_index(drop=True)
 

@@ -116,12 +116,12 @@ def screen_df(
     if group is None:
         table = result.read("varm").reset_index(drop=True)
     else:
-        groups = [str(name) for name in result.uns.get("groups", [])]
+        groups = result.names("groups")
         if (name := group_name(group, groups)) not in groups:
             msg = f"Did not find the group {group!r}. Present: {groups}."
             raise KeyError(msg)
-        values = np.asarray(result.read("varm", "groups"))[:, groups.index(name)]
-        table = pd.DataFrame(values, columns=[str(name) for name in result.uns["columns"]])
+        values = result.read("varm", "groups")[:, groups.index(name)]
+        table = pd.DataFrame(values, columns=result.names("columns"))
         table["n_cells"] = table["n_cells"].fillna(0).astype(np.int32)
     table.insert(0, "gene", gene_names(gene_column(result.adata.var, names)))
     measures = [measure for measure in _MEASURES if f"{measure}_mean" in table]
