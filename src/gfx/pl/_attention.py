@@ -15,7 +15,7 @@ from gfx.get import (
     attention_pairs_df,
     attention_ranks_df,
 )
-from gfx.pl._style import GUIDE, axes_for, figure_of, finish
+from gfx.pl._style import BESIDE, GUIDE, LEGEND, axes_for, check_drawable, figure_of, finish
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -107,9 +107,7 @@ def attention(
 
     heads, ranks = attention_heads_df(adata, key=key, mod=mod), attention_ranks_df(adata, key=key, mod=mod)
     ranks = ranks[ranks["n_cells"] >= min_cells]
-    if ranks.empty:
-        msg = f"There is nothing to draw: no rank is in at least {min_cells} cells (`min_cells`)."
-        raise ValueError(msg)
+    check_drawable(ranks, f"no rank is in at least {min_cells} cells (`min_cells`)")
     n_layers, n_heads = heads["layer"].max(), heads["head"].max()
     axes = axes_for(ax, 2, figsize or (6.8 + 0.35 * n_heads, 3.6), widths=(1.4 + 0.35 * n_heads, 5))
     left, right = axes
@@ -130,8 +128,7 @@ def attention(
     right.set_title("attention by rank", fontsize="medium")
     *means, uniform = right.get_legend_handles_labels()[0]
     head = Line2D([], [], color=GUIDE, linewidth=0.6, label="a head of a layer")
-    columns = {"ncols": -(-n_layers // 10), "loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
-    right.legend(handles=[*means, head, uniform], fontsize="small", frameon=False, **columns)
+    right.legend(handles=[*means, head, uniform], ncols=-(-n_layers // 10), **BESIDE)
     return finish(axes, given=ax, show=show)
 
 
@@ -262,7 +259,7 @@ def attention_heads(
         frame = Rectangle((0, 0), 1, 1, label="beyond matched genes\nand random weights", **_FRAME)
         # Below the label of the axis, whatever the height of the panel.
         place = {"loc": "upper left", "bbox_to_anchor": (0, 0), "borderaxespad": 4.2}
-        axes[-1].legend(handles=[frame], fontsize="small", frameon=False, handlelength=1, handleheight=1, **place)
+        axes[-1].legend(handles=[frame], handlelength=1, handleheight=1, **LEGEND, **place)
     figure_of(axes[0]).colorbar(axes[0].images[0], ax=axes, label=_LABELS[statistic])
     return finish(axes, given=ax, show=show)
 
@@ -327,9 +324,7 @@ def attention_bands(
         raise ValueError(msg)
     enough = table.loc[table["n_positions"] >= min_positions, "gives"].unique()
     table = table[table["gives"].isin(enough) & table["receives"].isin(enough)]
-    if table.empty:
-        msg = f"There is nothing to draw: no band of ranks has {min_positions} positions (`min_positions`)."
-        raise ValueError(msg)
+    check_drawable(table, f"no band of ranks has {min_positions} positions (`min_positions`)")
     means = table.groupby(["layer", "gives", "receives"], sort=False)[["attention", "uniform"]].mean()
     logs = np.log2(means["attention"] / means["uniform"])
     genes = (logs.index.get_level_values("gives") != "special") & (logs.index.get_level_values("receives") != "special")
@@ -416,9 +411,7 @@ def attention_neighbors(
     table = attention_pairs_df(adata, genes=gene, key=key, mod=mod)
     table = table[(table["attends_to"] != gene) & (table["n_cells"] >= min_cells)]
     table = table.sort_values(sort_by, ascending=False, kind="stable").head(n)
-    if table.empty:
-        msg = f"There is nothing to draw: {gene!r} attends to no other gene in {min_cells} cells (`min_cells`)."
-        raise ValueError(msg)
+    check_drawable(table, f"{gene!r} attends to no other gene in {min_cells} cells (`min_cells`)")
     height = 1.1 + 0.24 * len(table)
     default = (4.2 + 4.2 * network, max(height, 3.8) if network else height)
     axes = axes_for(ax, 1 + network, figsize or default)
@@ -429,7 +422,7 @@ def attention_neighbors(
     listed.set_yticks(at, table["attends_to"])
     listed.set_xlim(left=0)
     listed.set_xlabel(f"attention given by {gene}")
-    listed.legend(fontsize="small", frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    listed.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, **LEGEND)
     if network:
         _draw_network(axes[1], adata, gene, table, key=key, mod=mod)
     return finish(axes, given=ax, show=show)
@@ -529,9 +522,7 @@ def attention_difference(
     nearer = np.where(table["difference"] > 0, table["low"], -table["high"])
     table = table.iloc[np.argsort(-nearer, kind="stable")[:n]]
     table = table[table["low"].notna()]
-    if table.empty:
-        msg = f"There is nothing to draw: no gene has an interval with {min_cells} cells in each group (`min_cells`)."
-        raise ValueError(msg)
+    check_drawable(table, f"no gene has an interval with {min_cells} cells in each group (`min_cells`)")
     (panel,) = axes_for(ax, 1, figsize or (5, 1.1 + 0.24 * len(table)))
     at = np.arange(len(table))[::-1]
     colours = np.where(table["difference"] > 0, "C3", "C0")

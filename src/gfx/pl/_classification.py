@@ -8,7 +8,7 @@ import numpy as np
 
 from gfx._docs import shared
 from gfx.get import classification_df, confusion_df, gene_scores_df, learning_curve_df, roc_df
-from gfx.pl._style import GUIDE, axes_for, figure_of, finish, label_column
+from gfx.pl._style import BESIDE, GUIDE, LEGEND, axes_for, check_drawable, figure_of, finish, label_column
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -116,9 +116,7 @@ def roc(
     >>> gfx.pl.roc(adata)
     """
     table = roc_df(adata, key=key, mod=mod)
-    if table.empty:
-        msg = "There is nothing to draw: everything that a fold holds out is of one class, so there is no ROC curve."
-        raise ValueError(msg)
+    check_drawable(table, "everything that a fold holds out is of one class, so there is no ROC curve")
     table = _of_unit(_select(table, "task", task), unit)
     classes = [str(name) for name in table["class"].unique()]
     if class_name is not None:
@@ -146,7 +144,7 @@ def roc(
     panel.set_title(f"{single} against all others" if single else f"mean of {len(classes)} classes", fontsize="medium")
     has_interval = has_auc and auc.reindex(methods)["low"].notna().any()
     title = "AUC (95 % interval)" if has_interval else "AUC" if has_auc else None
-    panel.legend(loc="lower right", frameon=False, fontsize="small", title=title, title_fontsize="small")
+    panel.legend(loc="lower right", title=title, title_fontsize="small", **LEGEND)
     return finish(panel, given=ax, show=show)
 
 
@@ -211,7 +209,7 @@ def learning_curve(
     else:
         panel.xaxis.set_major_formatter("{x:,.0f}")
     panel.set(xlabel="training cells", ylabel=f"{_METRICS.get(metric, metric)} ({table['unit'].iloc[0]}s)")
-    panel.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    panel.legend(**BESIDE)
     return finish(panel, given=ax, show=show)
 
 
@@ -386,9 +384,7 @@ def gene_scores(
     >>> gfx.pl.gene_scores(adata, min_cells=5)
     """
     table = gene_scores_df(adata, group, key=key, min_cells=min_cells, names=names, mod=mod)
-    if table.empty:
-        msg = f"There is nothing to draw: no gene was scored in at least {min_cells} cells (`min_cells`)."
-        raise ValueError(msg)
+    check_drawable(table, f"no gene was scored in at least {min_cells} cells (`min_cells`)")
     classes = table.attrs["classes"]
     class_name = classes[-1] if class_name is None else class_name
     if class_name not in classes:
@@ -430,7 +426,7 @@ def _draw_strips(ax: Axes, table: pd.DataFrame, score: str, n_names: int) -> lis
     ax.set(xlim=(-0.4, len(classes) - 0.3), xlabel="label of the gene")
     for colour, label in (("0.6", "predicted as labelled"), ("C3", "otherwise")):
         ax.scatter([], [], s=12, color=colour, linewidths=0, label=label)
-    ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    ax.legend(**BESIDE)
     return columns
 
 
@@ -449,7 +445,7 @@ def _draw_sorted(ax: Axes, table: pd.DataFrame, score: str, n_names: int) -> lis
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.set(xlim=(-_ROOM * n, (1 + _ROOM) * n), ylim=(-0.11, 1.03), xlabel="genes by score, descending")
     ax.spines["bottom"].set_bounds(0, n)
-    ax.legend(frameon=False, fontsize="small", loc="upper right")
+    ax.legend(loc="upper right", **LEGEND)
     new = np.flatnonzero(~trained)
     sides = (new[:n_names], -_OFF * n), (new[n_names:][::-1][:n_names], (1 + _OFF) * n)
     return [(genes[side], x[side], y[side], column) for side, column in sides]

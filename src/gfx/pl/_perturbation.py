@@ -9,7 +9,17 @@ import numpy as np
 
 from gfx._docs import shared
 from gfx.get import deletion_cells_df, deletion_df, gene_effects_df, random_sets_df, rank_trend_df, synergy_df
-from gfx.pl._style import BAND, GUIDE, axes_for, figure_of, finish, label_points
+from gfx.pl._style import (
+    ABOVE,
+    BAND,
+    GUIDE,
+    axes_for,
+    check_drawable,
+    figure_of,
+    finish,
+    label_points,
+    show_power_of_ten,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -212,10 +222,8 @@ def synergy(
 
 def _drawn(table: pd.DataFrame, effect: str, n_top: int | None, min_cells: int) -> pd.DataFrame:
     table = table[table[effect].notna()]
-    if table.empty:
-        msg = f"There is nothing to draw: no perturbation was made in at least {min_cells} cells (`min_cells`)."
-        raise ValueError(msg)
-    return table if n_top is None else table.head(n_top)
+    check_drawable(table, f"no perturbation was made in at least {min_cells} cells (`min_cells`)")
+    return table[:n_top]
 
 
 def _height(n_rows: int) -> float:
@@ -253,10 +261,8 @@ def _draw_rows(
     ax.set_yticks(range(len(names)), names, fontsize=size if len(names) > _MOST_ROWS else None)
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.axvline(0, color=GUIDE, linewidth=0.8, linestyle=":", zorder=0)
-    # Effects are small numbers: few ticks, with the power of ten once at the end of the axis.
     ax.locator_params(axis="x", nbins=5)
-    ax.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3), useMathText=True)
-    ax.xaxis.labelpad = 18  # below the power of ten, however long the label is
+    show_power_of_ten(ax, room=18)
 
 
 def _draw_random(ax: Axes, row: int, values: np.ndarray, jitter: np.random.Generator) -> None:
@@ -281,8 +287,7 @@ def _explain_rows(ax: Axes, interval: str, *, has_random: bool) -> None:
         ax.plot([], [], linewidth=9, color=BAND, label="their 5th to 95th percentile")
     _draw_means(ax, [], [], "white", label="mean of the perturbed cells")
     ax.plot([], [], label=interval, **_LINE)
-    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "ncols": 2}
-    ax.legend(fontsize="small", frameon=False, **place)
+    ax.legend(**ABOVE)
 
 
 # --- clouds of points -----------------------------------------------------------------------------------------------
@@ -344,9 +349,7 @@ def gene_effects(
     has_random = "random_shift" in table
     x = "random_shift" if has_random else "n_cells"
     table = table[(table["shift"] > 0) & (table[x] > 0)]
-    if table.empty:
-        msg = f"There is nothing to draw: no gene is in at least {min_cells} cells (`min_cells`)."
-        raise ValueError(msg)
+    check_drawable(table, f"no gene is in at least {min_cells} cells (`min_cells`)")
     (panel,) = axes_for(ax, 1, figsize or (5.2, 4.6))
     panel.scatter(table[x], table["shift"], s=8, color="0.6", alpha=0.6, linewidths=0, zorder=1)
     if has_random:

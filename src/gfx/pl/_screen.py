@@ -10,7 +10,7 @@ from gfx._docs import shared
 from gfx._results import PERTURBATIONS, find
 from gfx.get import deletion_df, screen_df
 from gfx.get._screen import FDR, WIDTH
-from gfx.pl._style import BAND, GUIDE, axes_for, finish, label_points
+from gfx.pl._style import ABOVE, BAND, GUIDE, axes_for, check_drawable, finish, label_points, show_power_of_ten
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,9 +111,8 @@ def screen(
     """
     panels = [groups] if groups is None or isinstance(groups, str) else list(groups)
     tables = [screen_df(adata, group, key=key, min_cells=min_cells, names=names, mod=mod) for group in panels]
-    if not all(map(len, tables)):
-        msg = f"There is nothing to draw: no gene is in at least {min_cells} cells (`min_cells`)."
-        raise ValueError(msg)
+    for table in tables:
+        check_drawable(table, f"no gene is in at least {min_cells} cells (`min_cells`)")
     effect = _effect(tables[0], effect)
     axes = axes_for(ax, len(panels), figsize or (5.2 * len(panels), 4.2))
     labels = []
@@ -148,8 +147,7 @@ def screen(
         labels.append((table["gene"].to_numpy()[far].tolist(), rank[far], excess[far], others))
     label = _LABELS[effect].format(goal=tables[0].attrs.get("goal"), others="genes of similar rank")
     axes[0].set_ylabel(label.replace(" over ", "\nover "))
-    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "ncols": 2}
-    axes[0].legend(frameon=False, fontsize="small", columnspacing=1, handletextpad=0.3, **place)
+    axes[0].legend(columnspacing=1, handletextpad=0.3, **ABOVE)
     for panel, (genes, x, y, others) in zip(axes, labels, strict=True):
         label_points(panel, genes, x, y, others=others)
     return finish(axes, given=ax, show=show)
@@ -240,9 +238,7 @@ def volcano(
         raise ValueError(msg)
     effect = _effect(table, effect)
     table = _tested(table, effect)
-    if table.empty:
-        msg = "There is nothing to draw: no gene has an FDR. It takes the default controls, and genes in enough cells."
-        raise ValueError(msg)
+    check_drawable(table, "no gene has an FDR. It takes the default controls, and genes in enough cells")
     gene, x, values = (table[name].to_numpy() for name in ("gene", "excess", "fdr"))
     is_zero, threshold = values == 0, -np.log10(fdr)
     y = -np.log10(np.where(is_zero, 1, values))
@@ -259,9 +255,8 @@ def volcano(
     panel.set_xlabel(_LABELS[effect].format(goal=table.attrs["goal"], others=null))
     panel.set(ylim=(-0.04 * y.max(), 1.12 * max(threshold, *y)), ylabel="$-$log$_{10}$ FDR", title=group or "")
     panel.margins(x=0.12)
-    panel.xaxis.labelpad = 14  # below the power of ten
-    panel.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3), useMathText=True)
-    panel.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+    show_power_of_ten(panel, room=14)
+    panel.legend(**ABOVE)
     named, others = np.split(np.lexsort((-np.abs(x), values)), [n_names])
     unnamed = np.column_stack([x[others], y[others]])
     line = np.column_stack([np.linspace(*panel.get_xlim(), _N_ON_LINE), np.full(_N_ON_LINE, threshold)])

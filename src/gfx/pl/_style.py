@@ -11,6 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.text import Annotation
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 
 #: Greys that are legible on white and on black: of bands, and of lines that guide the eye.
 BAND, GUIDE = ("0.5", 0.2), "0.5"
+
+#: How legends look, and where those are that lie outside the axes.
+LEGEND = {"frameon": False, "fontsize": "small"}
+ABOVE = LEGEND | {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "ncols": 2}
+BESIDE = LEGEND | {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
 
 #: Names next to points and steps in which they are moved apart at most.
 _MOST_NAMES, _STEPS = 40, 200
@@ -54,6 +60,19 @@ def axes_for(
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
     return axes
+
+
+def check_drawable(table: pd.DataFrame, reason: str) -> None:
+    """Refuse to draw an empty table."""
+    if table.empty:
+        msg = f"There is nothing to draw: {reason}."
+        raise ValueError(msg)
+
+
+def show_power_of_ten(ax: Axes, *, room: float) -> None:
+    """Write the power of ten of small numbers once, at the end of the horizontal axis, and leave it room in points."""
+    ax.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3), useMathText=True)
+    ax.xaxis.labelpad = room
 
 
 def figure_of(ax: Axes) -> Figure:
