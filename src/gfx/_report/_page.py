@@ -63,6 +63,10 @@ class Section:
     may: list[str] = field(default_factory=list)
     may_not: list[str] = field(default_factory=list)
 
+    def add(self, title: str, part: Table | Figure | str) -> None:
+        """Show a table, a figure or a text under a title; one without a title belongs to what is above it."""
+        self.parts.append((title, part))
+
     @property
     def parameters(self) -> Table:
         """How the result was made, as a table."""

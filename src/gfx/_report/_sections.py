@@ -32,7 +32,12 @@ _ENDS, _OTHERS, _GROUPS, _DRAWN, _NAMED = 15, 10, 3, 20, 10
 
 _MEASURES = {"shift": "the shift", "toward": "the shift toward the goal"}
 
-_BASELINES = {"detection", "expression", "logfc"}
+#: Baselines, at the beginning of a sentence.
+_BASELINES = {
+    "detection": "The fraction of cells with a gene",
+    "expression": "Mean expression",
+    "logfc": "The fold change between the states",
+}
 
 _CELLS_ARE_NO_REPLICATES = (
     "Cells are not replicates: nothing here says whether other donors would show the same. {remedy}"
@@ -158,12 +163,12 @@ def _perturbation(section: Section, result: Slots, names: str | None, labels: np
     section.warnings += _missing(controls, [str(name) for name in np.atleast_1d(params.get("controls", []))])
     section.warnings += _failed(controls)
     section.warnings += _few(of_goal, params.get("donor_key"), has_random=has_random)
-    section.parts.append(("Controls", _readings(controls)))
+    section.add("Controls", _readings(controls))
     if "genes_of_all_ranks" in result.uns:
-        section.parts.append(("Effect and rank", draw(pl.rank_trend, adata, key=key, min_cells=1)))
+        section.add("Effect and rank", draw(pl.rank_trend, adata, key=key, min_cells=1))
     section.parts += _effect_tables(table, prefix, has_random=has_random)
     title = "Effects beside random sets" if has_random else "Effects on cells"
-    section.parts.append((title, draw(pl.deletion, adata, key=key, n_top=_DRAWN, min_cells=1)))
+    section.add(title, draw(pl.deletion, adata, key=key, n_top=_DRAWN, min_cells=1))
     if "synergy" in result.uns:
         synergy = get.synergy_df(adata, key=key).drop(columns=["displaced_mean", "composed_mean"])
         for title, other in (
@@ -171,13 +176,13 @@ def _perturbation(section: Section, result: Slots, names: str | None, labels: np
             ("beyond the sum of their displacements", "on_shifts"),
         ):
             of_measure = synergy[[name for name in synergy if not name.startswith(other)]]
-            section.parts.append((f"Genes together, {title}", tabulate(of_measure)))
-        section.parts.append(("", draw(pl.synergy, adata, key=key, n_top=_DRAWN, min_cells=1)))
+            section.add(f"Genes together, {title}", tabulate(of_measure))
+        section.add("", draw(pl.synergy, adata, key=key, n_top=_DRAWN, min_cells=1))
     first = str(of_goal["perturbation"].iloc[0])
     others = get.gene_effects_df(adata, first, key=key).drop(columns="perturbation")
     others["gene"] = others["gene"].map(dict(zip(adata.var_names, labels, strict=True)))
     if len(others):
-        section.parts.append((f"Other genes that shift most when {first} is perturbed", tabulate(others, most=_OTHERS)))
+        section.add(f"Other genes that shift most when {first} is perturbed", tabulate(others, most=_OTHERS))
     _conclude_perturbation(section, measure, has_random=has_random)
 
 
@@ -234,8 +239,8 @@ def _screen(section: Section, result: Slots, names: str | None, labels: np.ndarr
             remedy="Pass hits to gfx.tl.delete_genes with donor_key for a test over donors."
         )
     )
-    section.parts.append(("Controls", _readings(controls)))
-    section.parts.append(("Effects by rank", draw(pl.screen, adata, key=key, names=names)))
+    section.add("Controls", _readings(controls))
+    section.add("Effects by rank", draw(pl.screen, adata, key=key, names=names))
     columns = " ".join(
         f"{name}_mean {name}_excess {name}_low {name}_high {name}_z {name}_p {name}_fdr random_weights_{name}_mean "
         f"exact_{name}_mean"
@@ -247,9 +252,7 @@ def _screen(section: Section, result: Slots, names: str | None, labels: np.ndarr
     section.parts += [("Genes", _ends(table, "z-score, descending", columns)), ("", table.attrs["note"])]
     groups = result.names("groups")[:_GROUPS]
     if groups:
-        section.parts.append(
-            (f"In groups of {params.get('groupby')}", draw(pl.screen, adata, groups, key=key, names=names))
-        )
+        section.add(f"In groups of {params.get('groupby')}", draw(pl.screen, adata, groups, key=key, names=names))
     section.may.append(
         "Which genes this model's embedding of these cells depends on more than on genes of similar rank"
         + (", and whether a random-weights model gives such z-scores." if f"{measure}_p" in table else ".")
@@ -285,7 +288,7 @@ def _missing(controls: pd.DataFrame, ran: Iterable[str]) -> list[str]:
         warnings.append(
             "No random-weights model was run: whether the ranking depends on what the model has learnt is not known."
         )
-    if not present & _BASELINES:
+    if present.isdisjoint(_BASELINES):
         warnings.append("No baselines were run: whether expression alone explains the effects is not known.")
     return warnings
 
@@ -306,18 +309,13 @@ _FAILURES: dict[tuple[str, str], tuple[Callable[[float], bool], str]] = {
         "The rank of a gene explains {effect} (Spearman {value:.2f}): the largest effects are those of certain ranks, "
         "whichever genes these are. Read z-scores, not means.",
     ),
-    ("detection", "spearman"): (
-        _explains,
-        "The fraction of cells with a gene explains {effect} (Spearman {value:.2f}): this ranking needs no model.",
-    ),
-    ("expression", "spearman"): (
-        _explains,
-        "Mean expression explains {effect} (Spearman {value:.2f}): this ranking needs no model.",
-    ),
-    ("logfc", "spearman"): (
-        _explains,
-        "The fold change between the states explains {effect} (Spearman {value:.2f}): this ranking needs no model.",
-    ),
+    **{
+        (name, "spearman"): (
+            _explains,
+            f"{baseline} explains {{effect}} (Spearman {{value:.2f}}): this ranking needs no model.",
+        )
+        for name, baseline in _BASELINES.items()
+    },
     ("exact", "spearman"): (
         lambda value: value < LOWEST_AGREEMENT,
         "Estimates of {effect} correlate with exact ones only at Spearman {value:.2f} in a cell. Use method='exact'.",
@@ -405,13 +403,13 @@ def _classification(section: Section, result: Slots, names: str | None, labels: 
         remedy = "Hold out donors with donor_key: cells of one donor are alike, so that held-out cells are no new ones."
         section.warnings.append(_CELLS_ARE_NO_REPLICATES.format(remedy=remedy))
     compared = tabulate(table, table.attrs["note"], most=len(table))
-    section.parts.append(("Held-out performance, the model and its controls", compared))
+    section.add("Held-out performance, the model and its controls", compared)
     for task in main["task"].unique():
         of_task = {"task": str(task), "key": key}
-        section.parts.append((f"ROC curves: {task}", draw(pl.roc, adata, **of_task)))
-        section.parts.append((f"Confusion: {task}", draw(pl.confusion, adata, **of_task)))
+        section.add(f"ROC curves: {task}", draw(pl.roc, adata, **of_task))
+        section.add(f"Confusion: {task}", draw(pl.confusion, adata, **of_task))
         if get.learning_curve_df(adata, key=key).query("task == @task")["n_cells"].nunique() > 1:
-            section.parts.append((f"Learning curve: {task}", draw(pl.learning_curve, adata, **of_task)))
+            section.add(f"Learning curve: {task}", draw(pl.learning_curve, adata, **of_task))
     if of == "gene":
         _add_scores(section, result, names)
     section.may.append(
@@ -460,8 +458,8 @@ def _add_scores(section: Section, result: Slots, names: str | None) -> None:
     scores = get.gene_scores_df(result.adata, key=result.key, names=names)
     if "in_training" in scores:
         scores = scores[~scores["in_training"].astype(bool)].drop(columns="in_training")
-    section.parts.append(("Scores of genes", draw(pl.gene_scores, result.adata, key=result.key, names=names)))
-    section.parts.append(("", _ends(scores, "the score of the last class, descending")))
+    section.add("Scores of genes", draw(pl.gene_scores, result.adata, key=result.key, names=names))
+    section.add("", _ends(scores, "the score of the last class, descending"))
 
 
 def _predicted_genes(section: Section, result: Slots, names: str | None, labels: np.ndarray) -> None:
@@ -484,9 +482,7 @@ def _predicted_cells(section: Section, result: Slots, names: str | None, labels:
         counts = result.read("obs", str(task)).astype("category").value_counts(sort=False)
         section.summary += f"{task}: {_counted(counts)}. "
         table = pd.DataFrame({"class": counts.index.astype(str), "cells": counts.to_numpy()})
-        section.parts.append(
-            (f"Predicted classes: {task}", tabulate(table.assign(share=counts.to_numpy() / counts.sum())))
-        )
+        section.add(f"Predicted classes: {task}", tabulate(table.assign(share=counts.to_numpy() / counts.sum())))
     section.warnings.append(_NOT_EVALUATED)
     section.may.append("Which of its classes this classifier gives each cell.")
     section.may_not.append(
@@ -523,25 +519,23 @@ def _attention(section: Section, result: Slots, names: str | None, labels: np.nd
             "receive most are those of certain ranks."
         )
     columns = "layer entropy entropy_random distance distance_random special special_random"
-    section.parts.append(
-        (
-            "Controls: network layers beside random weights",
-            tabulate(_some(get.attention_layers_df(adata, key=key), columns)),
-        )
+    section.add(
+        "Controls: network layers beside random weights",
+        tabulate(_some(get.attention_layers_df(adata, key=key), columns)),
     )
-    section.parts.append(("Heads and ranks", draw(pl.attention, adata, key=key)))
-    section.parts.append(("Bands of ranks", draw(pl.attention_bands, adata, key=key)))
+    section.add("Heads and ranks", draw(pl.attention, adata, key=key))
+    section.add("Bands of ranks", draw(pl.attention_bands, adata, key=key))
     below = f"The {_DRAWN} genes with the largest ratio of {len(genes):,} in at least {_MIN_CELLS} cells."
-    section.parts.append(("Genes that receive most attention", tabulate(genes.head(_DRAWN), below)))
+    section.add("Genes that receive most attention", tabulate(genes.head(_DRAWN), below))
     _add_difference(section, result)
     if result.has("varp"):
         pairs_of = get.attention_pairs_df(adata, key=key)
         first = pairs_of["gene"].iloc[0] if len(pairs_of) else None
         for column in ("gene", "attends_to"):
             pairs_of[column] = pairs_of[column].map(dict(zip(adata.var_names, labels, strict=True)))
-        section.parts.append(("Pairs of genes", tabulate(pairs_of.groupby("gene", sort=False).head(_OTHERS))))
+        section.add("Pairs of genes", tabulate(pairs_of.groupby("gene", sort=False).head(_OTHERS)))
         if first is not None:
-            section.parts.append(("", draw(pl.attention_neighbors, adata, first, key=key)))
+            section.add("", draw(pl.attention_neighbors, adata, first, key=key))
     section.may.append("Where the heads of this model attend, beside uniform attention, ranks and random weights.")
     section.may_not.append(
         "Regulation, or that one gene acts on another. In a systematic evaluation, attention mirrored co-expression, "
@@ -580,9 +574,7 @@ def _add_difference(section: Section, result: Slots) -> None:
         remedy = "Name donors with donor_key for tests over donors."
         section.warnings.append(_CELLS_ARE_NO_REPLICATES.format(remedy=remedy))
     title = f"Difference between {of['group']} and {of['reference']}" if of else "What the deletion changes"
-    section.parts.append(
-        (title, draw(pl.attention_difference, result.adata, key=result.key, min_cells=_MIN_CELLS, **of))
-    )
+    section.add(title, draw(pl.attention_difference, result.adata, key=result.key, min_cells=_MIN_CELLS, **of))
 
 
 def _embedding(section: Section, result: Slots, names: str | None, labels: np.ndarray) -> None:
