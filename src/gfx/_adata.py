@@ -6,6 +6,7 @@ import difflib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -87,10 +88,16 @@ def copied(data: Data, *, copy: bool) -> Data:
     return data.copy() if copy else data
 
 
-def shortened(names: Sequence[object], most: int = 10) -> str:
-    """List names in a message: the first ones, and how many more there are."""
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return f"{list(names[:most])}{more}"
+def shortened(names: Sequence[object]) -> str:
+    """List names in a message: the first ten, and how many more there are."""
+    more = f" and {len(names) - 10:,} more" if len(names) > 10 else ""
+    return f"{list(names[:10])}{more}"
+
+
+def did_you_mean(name: str, known: Iterable[str], n: int = 1) -> str:
+    """Ask in a message for the known names that come close to one that is not known; "" if none does."""
+    close = difflib.get_close_matches(name, known, n)
+    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 def group_name(value: object, names: Container[str]) -> str:
@@ -115,9 +122,8 @@ def column_of(frame: pd.DataFrame, key: str, where: str) -> pd.Series:
         msg = f"`{where}` has {n} columns named {key!r}. Rename all but one."
         raise ValueError(msg)
     if not n:
-        close = difflib.get_close_matches(str(key), [str(c) for c in frame.columns])
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        msg = f"Did not find {key!r} in `{where}`.{hint} Present: {sorted(map(str, frame.columns))}."
+        names = sorted(map(str, frame.columns))
+        msg = f"Did not find {key!r} in `{where}`.{did_you_mean(str(key), names)} Present: {names}."
         raise KeyError(msg)
     return frame[key] if isinstance(frame, pd.DataFrame) else frame[[key]].to_memory()[key]
 
@@ -287,7 +293,7 @@ def row_blocks(x: object, size: int = 2048) -> Iterator[tuple[slice, sparse.csr_
         step = size if sparse.issparse(piece) else max(1, min(size, _DENSE_PIECE // max(1, piece.shape[1])))
         for start in range(0, piece.shape[0], step):
             stop = min(start + step, piece.shape[0])
-            yield slice(first + start, first + stop), _as_csr(_rows(piece, start, stop))
+            yield slice(first + start, first + stop), _rows(piece, start, stop)
         first += piece.shape[0]
 
 
@@ -327,12 +333,7 @@ def _pieces(x: object) -> Iterator[object]:
         data, indices, indptr = _arrays(x)
         _check_pointers(indptr, x.shape[0], data, indices)
         indptr = _signed(indptr)
-
-        def read(start: int, stop: int) -> sparse.csr_array:
-            stored = slice(indptr[start], indptr[stop])
-            return _csr(data[stored], indices[stored], indptr[start : stop + 1], x.shape[1])
-
-        yield from _read_ahead(read, indptr, _SPARSE_PIECE)
+        yield from _read_ahead(partial(_csr, (data, indices, indptr), x.shape[1]), indptr, _SPARSE_PIECE)
     else:
         begins = np.arange(x.shape[0] + 1) * max(1, x.shape[1])
         yield from _read_ahead(lambda start, stop: x[start:stop], begins, _DENSE_PIECE)
@@ -381,21 +382,33 @@ def _from_columns(
     return sparse.csc_array((_native(data), _signed(indices), _signed(indptr)), shape=shape).tocsr()
 
 
-def _rows(x: object, start: int, stop: int) -> object:
+def _rows(x: object, start: int, stop: int) -> sparse.csr_array:
     """Take rows; those of a sparse matrix in memory without a copy."""
-    if not sparse.issparse(x):
-        return x[start:stop]
-    stored = slice(x.indptr[start], x.indptr[stop])
-    return _csr(x.data[stored], x.indices[stored], x.indptr[start : stop + 1], x.shape[1])
+    if sparse.issparse(x):
+        return _csr((x.data, x.indices, x.indptr), x.shape[1], start, stop)
+    block = x[start:stop]
+    if not isinstance(block, np.ndarray):
+        msg = (
+            f"Cannot read counts from a {type(block).__module__}.{type(block).__name__}. Use a numpy, scipy sparse or "
+            "dask array, or one on disk."
+        )
+        raise NotImplementedError(msg)
+    _check_numbers(block)
+    if np.ma.is_masked(block):  # what is masked is not known
+        block = block.astype(np.float64).filled(np.nan)
+    return sparse.csr_array(_native(np.asarray(block)))
 
 
-def _csr(data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, n_columns: int) -> sparse.csr_array:
-    """Make rows of the stored arrays, and check that each value is in a column."""
+def _csr(stored: tuple[Any, Any, np.ndarray], n_columns: int, start: int, stop: int) -> sparse.csr_array:
+    """Take rows of the stored arrays, and check that each value is in a column."""
+    data, indices, indptr = stored
+    part, indptr = slice(indptr[start], indptr[stop]), indptr[start : stop + 1]
+    data, indices = data[part], indices[part]
     _check_indices(indices, n_columns)
     _check_numbers(data)
     data = _native(data)
     # Set, not given to the constructor, which copies what is a small part of a large array.
-    block = sparse.csr_array((len(indptr) - 1, n_columns), dtype=data.dtype)
+    block = sparse.csr_array((stop - start, n_columns), dtype=data.dtype)
     block.data, block.indices, block.indptr = data, _signed(indices), _signed(indptr) - int(indptr[0])
     return block
 
@@ -453,19 +466,6 @@ def _check_indices(indices: np.ndarray, n: int) -> None:
 def _refuse_damaged(what: str) -> None:
     msg = f"This matrix is damaged: {what}. Make the matrix, or copy the file, again from where it came from."
     raise ValueError(msg)
-
-
-def _as_csr(block: object) -> sparse.csr_array:
-    if not (sparse.issparse(block) or isinstance(block, np.ndarray)):
-        msg = (
-            f"Cannot read counts from a {type(block).__module__}.{type(block).__name__}. Use a numpy, scipy sparse or "
-            "dask array, or one on disk."
-        )
-        raise NotImplementedError(msg)
-    _check_numbers(block)
-    if np.ma.is_masked(block):  # what is masked is not known
-        block = block.astype(np.float64).filled(np.nan)
-    return block if isinstance(block, sparse.csr_array) else sparse.csr_array(_native(np.asarray(block)))
 
 
 def check_counts(counts: Counts) -> Counts:
@@ -529,7 +529,7 @@ def read_leniently(block: sparse.csr_array, counts: Counts) -> tuple[sparse.csr_
     if scale in UNDO:
         block.data = UNDO[scale](block.data)
         block = recover_counts(block)
-    return block, scale == "counts" or (scale in UNDO and counts != "estimated")
+    return block, keeps_order(scale, counts)
 
 
 def summed(block: sparse.csr_array) -> sparse.csr_array:
@@ -700,7 +700,9 @@ class GeneMatch:
         foreign = [
             i
             for i in (np.flatnonzero(tokens >= 0) if vocabulary.species is None else ())
-            if names[i] != (human := str(names[i]).upper()) and human in present and _is_foreign(str(names[i]))
+            if names[i] != (human := str(names[i]).upper())
+            and human in present
+            and isinstance(name_kind(str(names[i])), Species)
         ]
         tokens[foreign] = -1
         gene_of = {i: numbered(str(names[i])) for i in np.flatnonzero(tokens < 0)}
@@ -754,21 +756,14 @@ def better_column(
 ) -> tuple[str, int] | None:
     """Find a column of gene names, or the index, that the model knows clearly more of: how to name it, and how many."""
     places = {} if gene_ids is None else {"gene_ids=None": var.index}
-    columns = {
-        key: gene_column(var, key) for key in var.columns if key != gene_ids and list(var.columns).count(key) == 1
-    }
-    places |= {f"gene_ids={key!r}": column for key, column in columns.items() if _is_text(column)}
+    for key in var.columns:
+        if key != gene_ids and list(var.columns).count(key) == 1:
+            column = gene_column(var, key)
+            if not pd.api.types.is_numeric_dtype(column.dtype):
+                places[f"gene_ids={key!r}"] = column
     known = {how: int((vocabulary.resolve(gene_names(names)) >= 0).sum()) for how, names in places.items()}
     best = max(known, key=known.get, default=None)
     return (best, known[best]) if best is not None and known[best] > 1.1 * match.n_known else None
-
-
-def _is_foreign(name: str) -> bool:
-    return isinstance(name_kind(name), Species)
-
-
-def _is_text(column: pd.Series) -> bool:
-    return not pd.api.types.is_numeric_dtype(column.dtype)
 
 
 def named_better(better: tuple[str, int] | None) -> str:

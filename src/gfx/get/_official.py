@@ -7,14 +7,13 @@ are cells × perturbations, NaN where a cell was not perturbed.
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import pandas as pd
 from scipy.special import ndtr
 
-from gfx._adata import gene_column, gene_names
+from gfx._adata import did_you_mean, gene_column, gene_names
 from gfx._core.gene_names import name_kind
 from gfx._core.statistics import false_discovery_rate
 from gfx._docs import shared
@@ -123,9 +122,7 @@ def official_statistics_df(
     ['Gene_name', 'Ensembl_ID', 'Test_avg_shift', 'Impact_component', 'Impact_component_percent', 'N_Detections']
     """
     if method not in _METHODS:
-        close = difflib.get_close_matches(str(method), _METHODS, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        msg = f"`method` is one of {list(_METHODS)}, found {method!r}.{hint}"
+        msg = f"`method` is one of {list(_METHODS)}, found {method!r}.{did_you_mean(str(method), _METHODS)}"
         raise ValueError(msg)
     result = find(adata, *PERTURBATIONS, key=key, mod=mod)
     genes = _perturbed(result)

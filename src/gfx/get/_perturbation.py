@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from gfx._adata import did_you_mean
 from gfx._core.edits import PARTS
 from gfx._core.statistics import donors_against_random, false_discovery_rate, over_donors, rank_sum, rank_trend
 from gfx._docs import shared
@@ -248,9 +248,8 @@ def gene_effects_df(
     result = _find(adata, key, mod)
     names = result.names("perturbations")
     if perturbation is not None and perturbation not in names:
-        close = difflib.get_close_matches(perturbation, names, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
         shown = names[:10] + ["..."] * (len(names) > 10)
+        hint = did_you_mean(perturbation, names)
         msg = f"Did not find the perturbation {perturbation!r}.{hint} Present: {shown}."
         raise KeyError(msg)
     slots = {"shift": "", "shift_sd": "sd", "n_cells": "n_cells"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import EllipsisType
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gfx._adata import shortened
+from gfx._adata import did_you_mean, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -133,10 +132,8 @@ def refuse_unknown(names: Sequence[str], vocabulary: Vocabulary, remedy: str = "
     unknown = unknown_genes(names, vocabulary)
     if unknown:
         symbols = [str(s) for s in vocabulary.symbols if s]
-        close = difflib.get_close_matches(unknown[0].upper(), symbols, n=3)
-        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
         msg = (
-            f"The model does not know {shortened(unknown)}.{hint} "
+            f"The model does not know {shortened(unknown)}.{did_you_mean(unknown[0].upper(), symbols, 3)} "
             f"Genes are given as symbols or Ensembl ids of the vocabulary {vocabulary.name!r}.{remedy}"
         )
         raise ValueError(msg)

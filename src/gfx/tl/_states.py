@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gfx._adata import group_name, shortened
+from gfx._adata import did_you_mean, group_name, shortened
 from gfx._core.statistics import LOWEST_AUC, axis_auc
 from gfx.tl._prepare import groups
 
@@ -84,8 +83,7 @@ def find_states(cells: Prepared, groupby: str | None, start: str | None, goal: s
     kept = [names[number] for number in occupied]  # categories without cells are no states
     for role, state in (("start", start), ("goal", goal)):
         if state not in names:
-            close = difflib.get_close_matches(state, names, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(state, names)
             msg = f"Did not find {role}={state!r} in `adata.obs[{groupby!r}]`.{hint} Present: {shortened(names)}."
             raise KeyError(msg)
         if state not in kept:
