@@ -10,7 +10,7 @@ import numba
 import numpy as np
 from scipy import stats
 
-from gfx._core.statistics import divided, moments
+from gfx._core.statistics import add_up, divided, moments
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -82,18 +82,8 @@ class AttentionSums:
     @classmethod
     def of(cls, results: Iterable[Mapping[str, np.ndarray]], n_units: int, n_tokens: int) -> AttentionSums:
         """Add up what :func:`gfx._engine.attention.sum_attention` gives for blocks of cells, the longest first."""
-        totals: dict[str, np.ndarray] = {}
-        genes, n_with_gene = np.zeros((0, 0)), np.zeros(n_units * n_tokens, dtype=np.int64)
-        for result in results:
-            if not genes.size:
-                genes = np.zeros((n_units * n_tokens, result["sum"].shape[1]))
-            genes[result["slot"]] += result["sum"]
-            n_with_gene[result["slot"]] += result["n"]
-            for name in result.keys() - {"slot", "sum", "n"}:
-                if name in totals:
-                    totals[name][: len(result[name])] += result[name]  # later cells have fewer ranks
-                else:
-                    totals[name] = result[name].copy()
+        totals = add_up(results, n_units * n_tokens)
+        genes, n_with_gene = totals.pop("sum"), totals.pop("n")
         return cls(genes.reshape(n_units, n_tokens, -1), n_with_gene.reshape(n_units, n_tokens), **totals)
 
     def means(self, units: np.ndarray) -> dict[str, np.ndarray]:

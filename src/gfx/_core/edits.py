@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gfx._core.statistics import divided
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -112,8 +114,7 @@ def can_be_perturbed(places: np.ndarray, lengths: np.ndarray, vocabulary: Vocabu
 def ranks_of(places: np.ndarray, lengths: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     """Mean rank of the genes of a set that a cell has: 0 its first gene, 1 its last; NaN if it has none of them."""
     sums, n = np.maximum(places, 0).sum(axis=1), (places >= 0).sum(axis=1)
-    mean = np.divide(sums, n, out=np.full(len(places), np.nan), where=n > 0)
-    return (mean - vocabulary.first_gene) / np.maximum(lengths - vocabulary.n_specials - 1, 1)
+    return (divided(sums, n) - vocabulary.first_gene) / np.maximum(lengths - vocabulary.n_specials - 1, 1)
 
 
 def quartile_ranks(places: np.ndarray, lengths: np.ndarray, quartiles: int, vocabulary: Vocabulary) -> np.ndarray:

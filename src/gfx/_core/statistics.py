@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 #: Coverage of the intervals.
 COVERAGE = 0.95
@@ -25,6 +25,25 @@ N_SIMILAR, _TIE = 50, 1e-6
 
 #: Resamples of a bootstrap.
 N_DRAWS = 1_000
+
+
+def add_up(results: Iterable[Mapping[str, np.ndarray]], n_slots: int) -> dict[str, np.ndarray]:
+    """Add up results of blocks: `sum`, float64 `(n_slots, d)`, and `n`, int64 `(n_slots,)`, of the slots that each has.
+
+    So is whatever else they hold, of which later ones may have fewer rows.
+    """
+    totals = {"sum": np.zeros((0, 0)), "n": np.zeros(n_slots, dtype=np.int64)}
+    for result in results:
+        if not totals["sum"].size:
+            totals["sum"] = np.zeros((n_slots, result["sum"].shape[1]))
+        for name, values in result.items():
+            if name in {"sum", "n"}:
+                totals[name][result["slot"]] += values
+            elif name in totals:
+                totals[name][: len(values)] += values
+            elif name != "slot":
+                totals[name] = values.copy()
+    return totals
 
 
 def moments(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
+from gfx._core.statistics import add_up
 from gfx._engine.device import sum_dtype
 from gfx._engine.forward import run_cells, states
 
@@ -103,13 +104,8 @@ class GeneSums:
 
 def sums_of_genes(results: Iterable[Mapping[str, np.ndarray]], n_slots: int) -> tuple[np.ndarray, np.ndarray]:
     """Add up results of :func:`sum_genes`: float64 `(n_slots, d)`, and numbers of cells, int64 `(n_slots,)`."""
-    sums, counts = np.zeros((0, 0)), np.zeros(n_slots, dtype=np.int64)
-    for result in results:
-        if not sums.size:
-            sums = np.zeros((n_slots, result["sum"].shape[1]))
-        sums[result["slot"]] += result["sum"]
-        counts[result["slot"]] += result["n"]
-    return sums, counts
+    totals = add_up(results, n_slots)
+    return totals["sum"], totals["n"]
 
 
 def mean_genes(sums: np.ndarray, counts: np.ndarray, n_groups: int) -> tuple[np.ndarray, np.ndarray]:

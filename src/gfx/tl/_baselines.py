@@ -9,7 +9,7 @@ import numpy as np
 from gfx import _log
 from gfx._core.batching import pieces
 from gfx._core.edits import ranks_of
-from gfx._core.statistics import correlate_with_baselines
+from gfx._core.statistics import correlate_with_baselines, divided
 from gfx._tokens import CountsNotAtHandError, counts_by_token
 
 if TYPE_CHECKING:
@@ -91,8 +91,7 @@ def _detection_and_rank(cells: Prepared, lengths: np.ndarray) -> tuple[np.ndarra
         rank = ranks_of(place[:, None], lengths[rows][cell], vocabulary)
         n_cells += np.bincount(ids[cell, place], minlength=n_tokens)
         ranks += np.bincount(ids[cell, place], rank, minlength=n_tokens)
-    mean_rank = np.divide(ranks, n_cells, out=np.full(n_tokens, np.nan), where=n_cells > 0)
-    return n_cells / max((lengths > 0).sum(), 1), mean_rank
+    return n_cells / max((lengths > 0).sum(), 1), divided(ranks, n_cells)
 
 
 def _expression(

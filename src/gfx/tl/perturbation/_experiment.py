@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gfx._core.edits import can_be_perturbed, pad_sets
+from gfx._core.statistics import divided
 from gfx.tl._prepare import vectors_of
 
 if TYPE_CHECKING:
@@ -72,12 +73,12 @@ class Runs:
             np.bincount(self.which[known], weights, minlength=len(self.sets))
             for weights in (None, values[known].astype(np.float64))
         )
-        return np.divide(sums, n, out=np.full(len(n), np.nan), where=n > 0)
+        return divided(sums, n)
 
     def sd(self, values: np.ndarray) -> np.ndarray:
         """Take the standard deviation of each set over its runs, in float64; NaN for fewer than two."""
         n, variance = self.n_cells, self.mean((values - self.mean(values)[self.which]) ** 2)
-        return np.sqrt(np.divide(variance * n, n - 1, out=np.full(len(n), np.nan), where=n > 1))
+        return np.sqrt(divided(variance * n, n - 1))
 
     def find(self, which: np.ndarray, cell: np.ndarray) -> np.ndarray:
         """Numbers of the runs of given sets in given cells; runs are sorted by set, then by cell."""
