@@ -21,6 +21,7 @@ from gfx.tl.classification._trained import UNFINISHED, classification_params, ke
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from gfx._engine.classifier import Head
     from gfx.models import FineTuning, LinearProbe
     from gfx.tl.classification._learners import Learner
     from gfx.tl.classification._units import Units
@@ -128,7 +129,7 @@ def _write(
     spread: np.ndarray,
 ) -> None:
     slots, of_units = units.prepared.slots, units.laid_out(scores, np.nan, "float32")
-    predicted = predicted_classes(of_units, units.tasks)
+    predicted = predicted_classes(of_units, units.head)
     parts = {"": of_units, "fold": units.laid_out(fold.T, -1, "int16")}
     uns = {"tasks": {task: np.array(names, dtype=object) for task, names in units.tasks.items()}, **tables}
     if units.of == "genes":
@@ -153,14 +154,12 @@ def _write(
         slots.write(done, params=params, obsm=parts, obs=predicted, uns=uns)
 
 
-def predicted_classes(scores: np.ndarray, tasks: Mapping[str, Sequence[str]]) -> dict[str, pd.Categorical]:
-    """Find the most probable class in each task, whose scores stand side by side; none where nothing was scored."""
-    out, start = {}, 0
-    for task, names in tasks.items():
-        part = scores[:, start : start + len(names)]
-        best = np.where(np.isnan(part[:, 0]), -1, np.nan_to_num(part).argmax(axis=1))
-        out[task] = pd.Categorical.from_codes(best, categories=names)
-        start += len(names)
+def predicted_classes(scores: np.ndarray, head: Head) -> dict[str, pd.Categorical]:
+    """Find the most probable class in each task, `scores` `(n, n_logits)`; none where nothing was scored."""
+    out = {}
+    for task, part in head.slices.items():
+        best = np.where(np.isnan(scores[:, part.start]), -1, np.nan_to_num(scores[:, part]).argmax(axis=1))
+        out[task] = pd.Categorical.from_codes(best, categories=head.tasks[task])
     return out
 
 

@@ -108,7 +108,7 @@ def predict_genes(
     n, mean, sd = moments(sums.sum(axis=1))
     scores = cells.per_gene(mean)
     ((task_name, classes),) = head.tasks.items()
-    predicted = predicted_classes(scores, head.tasks)[task_name]
+    predicted = predicted_classes(scores, head)[task_name]
     trained_on = vocabulary.resolve(trained_on)
     varm, uns = {"": scores, "sd": cells.per_gene(sd)}, {"tasks": {task_name: np.array(classes, dtype=object)}}
     done = f"scored {int((predicted.codes >= 0).sum()):,} genes with {loaded.name!r}"
@@ -206,7 +206,7 @@ def predict_cells(
         f"classified {int((~np.isnan(scores[:, 0])).sum()):,} cells with {loaded.name!r}",
         params=cells.provenance(task.network) | {"mask_obs": mask_name(mask_obs)},
         obsm={"": scores},
-        obs=predicted_classes(scores, head.tasks),
+        obs=predicted_classes(scores, head),
         uns={"tasks": {task: np.array(classes, dtype=object) for task, classes in head.tasks.items()}},
     )
     return cells.result
