@@ -17,8 +17,17 @@ if TYPE_CHECKING:
 
 _HELD_OUT, _PREDICTED = "tl.classify_genes", "tl.predict_genes"
 
+#: Begins the examples of all tables of performance.
+_EXAMPLE = """
+>>> import gfx
+>>> adata = gfx.datasets.toy()
+>>> gfx.tl.classify_cells(
+...     adata, "cell_type", model="mini", method="linear_probe", n_repeats=1
+... )
+"""
 
-@shared()
+
+@shared(example=_EXAMPLE)
 def classification_df(adata: Data, *, key: str | None = None, mod: str | None = None) -> pd.DataFrame:
     """Tabulate how well held-out genes or cells are classified, by the model and by its controls.
 
@@ -59,11 +68,7 @@ def classification_df(adata: Data, *, key: str | None = None, mod: str | None = 
 
     Examples
     --------
-    >>> import gfx
-    >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.classify_cells(
-    ...     adata, "cell_type", model="mini", method="linear_probe", n_repeats=1
-    ... )
+    {example}
     >>> table = gfx.get.classification_df(adata)
     >>> table.loc[0, ["task", "unit", "method"]].tolist()
     ['cell_type', 'cell', 'model']
@@ -76,7 +81,7 @@ def classification_df(adata: Data, *, key: str | None = None, mod: str | None = 
     return table
 
 
-@shared()
+@shared(example=_EXAMPLE)
 def learning_curve_df(adata: Data, *, key: str | None = None, mod: str | None = None) -> pd.DataFrame:
     """Tabulate how well held-out genes or cells are classified after training on few and on more cells.
 
@@ -98,11 +103,7 @@ def learning_curve_df(adata: Data, *, key: str | None = None, mod: str | None = 
 
     Examples
     --------
-    >>> import gfx
-    >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.classify_cells(
-    ...     adata, "cell_type", model="mini", method="linear_probe", n_repeats=1
-    ... )
+    {example}
     >>> gfx.get.learning_curve_df(adata)["method"].iloc[0]
     'model'
     """
@@ -118,7 +119,7 @@ def _in_order(table: pd.DataFrame) -> pd.DataFrame:
     return table.iloc[order].reset_index(drop=True)
 
 
-@shared()
+@shared(example=_EXAMPLE)
 def roc_df(adata: Data, *, key: str | None = None, mod: str | None = None) -> pd.DataFrame:
     """Tabulate ROC curves, one for each fold and repeat.
 
@@ -141,18 +142,14 @@ def roc_df(adata: Data, *, key: str | None = None, mod: str | None = None) -> pd
 
     Examples
     --------
-    >>> import gfx
-    >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.classify_cells(
-    ...     adata, "cell_type", model="mini", method="linear_probe", n_repeats=1
-    ... )
+    {example}
     >>> gfx.get.roc_df(adata).columns.tolist()
     ['task', 'unit', 'method', 'repeat', 'fold', 'class', 'fpr', 'tpr']
     """
     return find(adata, *CLASSIFICATIONS, key=key, mod=mod).uns["roc"].reset_index(drop=True).copy()
 
 
-@shared()
+@shared(example=_EXAMPLE)
 def confusion_df(adata: Data, *, key: str | None = None, mod: str | None = None) -> pd.DataFrame:
     """Tabulate the confusion matrix of held-out genes or cells.
 
@@ -175,11 +172,7 @@ def confusion_df(adata: Data, *, key: str | None = None, mod: str | None = None)
 
     Examples
     --------
-    >>> import gfx
-    >>> adata = gfx.datasets.toy()
-    >>> gfx.tl.classify_cells(
-    ...     adata, "cell_type", model="mini", method="linear_probe", n_repeats=1
-    ... )
+    {example}
     >>> gfx.get.confusion_df(adata).columns.tolist()
     ['task', 'unit', 'method', 'true', 'predicted', 'n', 'share']
     """
