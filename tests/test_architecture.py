@@ -186,6 +186,11 @@ def test_torch_transformers_and_matplotlib_have_one_home() -> None:
     assert not homes["muon"] | homes["dask"]
 
 
+def test_functions_are_compiled_where_there_is_a_folder_for_them() -> None:
+    """numba by itself cannot be told to keep what it compiles where the user has no folder to write to."""
+    assert [file.name for file in FILES if "njit" in file.read_text(encoding="utf-8")] == ["scratch.py"]
+
+
 def test_package_itself_imports_settings_only() -> None:
     own = {
         name for _, name in imported(SOURCE / "__init__.py") if name.partition(".")[0] not in sys.stdlib_module_names

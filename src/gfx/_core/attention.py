@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-import numba
 import numpy as np
 from scipy import stats
 
+from gfx._core.scratch import compiled
 from gfx._core.statistics import add_up, divided, moments
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class AttentionSums:
         return means[..., :-1], means[..., -1], self.pairs[..., -1].astype(np.int32)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def add_pairs(
     table: np.ndarray, gives: np.ndarray, receives: np.ndarray, attention: np.ndarray, uniform: float
 ) -> None:
