@@ -54,43 +54,35 @@ class Pairs:
     receives: np.ndarray
     heads: Sequence[int] | None
 
+    def n_kept(self, n_heads: int) -> int:
+        """Count what is kept of each pair: each of all heads, or the mean of some."""
+        return n_heads if self.heads is None else 1
+
     def zeros(self, n_heads: int) -> np.ndarray:
         """Make room for sums over cells: see :class:`gfx._core.attention.AttentionSums`."""
-        n_kept = n_heads if self.heads is None else 1
-        return np.zeros((self.gives.max() + 1, self.receives.max() + 1, n_kept + 2))
+        return np.zeros((self.gives.max() + 1, self.receives.max() + 1, self.n_kept(n_heads) + 2))
 
 
 class PairsOfCell(NamedTuple):
     """Pairs in one cell: positions of its genes that attend and of those attended to, and attention between them.
 
-    The former are known on the host, too, which cuts them into blocks of queries.
+    The former are known on the host, too, which cuts them into blocks of queries. Of one layer, `heads` add to a mean
+    of `n_heads`, of all layers; `None` are all heads of the layer, each by itself.
     """
 
     at: np.ndarray
     gives: torch.Tensor
     receives: torch.Tensor
     sums: torch.Tensor  # (n_kept, n_gives, n_receives)
+    heads: list[int] | None = None
+    n_heads: int = 1
 
-    def of_layer(self, pairs: Pairs, layer: int, n_heads: int) -> PairsOfLayer | None:
+    def of_layer(self, pairs: Pairs, layer: int, n_heads: int) -> PairsOfCell | None:
         """Take the heads that a layer adds, and where to; `None` if it adds none."""
         if pairs.heads is None:
-            return PairsOfLayer(*self[:3], self.sums[layer * n_heads : (layer + 1) * n_heads], None, 1)
+            return self._replace(sums=self.sums[layer * n_heads : (layer + 1) * n_heads])
         heads = [head - layer * n_heads for head in pairs.heads if head // n_heads == layer]
-        return PairsOfLayer(*self, heads, len(pairs.heads)) if heads else None
-
-
-class PairsOfLayer(NamedTuple):
-    """What some heads of a layer add to the pairs of a cell.
-
-    `heads` add to a mean of `n_heads`, of all layers; `None` are all heads of the layer, each by itself.
-    """
-
-    at: np.ndarray
-    gives: torch.Tensor
-    receives: torch.Tensor
-    sums: torch.Tensor
-    heads: list[int] | None
-    n_heads: int
+        return self._replace(heads=heads, n_heads=len(pairs.heads)) if heads else None
 
     def add(self, weights: torch.Tensor, share: torch.Tensor, start: int) -> None:
         """Add weights of a block of queries, `(heads, rows, l)`, times the share of each, `(heads, rows, 1)`."""
@@ -239,11 +231,11 @@ def read_attention(
 
 def _empty_pairs(tokens: torch.Tensor, valid: torch.Tensor, pairs: Pairs, n_heads: int) -> list[PairsOfCell]:
     """Find the genes of pairs in each cell, and make room for the attention between them."""
-    found, n_kept = [], n_heads if pairs.heads is None else 1
+    found = []
     numbers = [torch.from_numpy(values).to(tokens.device) for values in (pairs.gives, pairs.receives)]
     for cell, is_token in zip(tokens, valid, strict=True):
         gives, receives = ((is_token & (number[cell] >= 0)).nonzero()[:, 0] for number in numbers)
-        room = torch.zeros(n_kept, len(gives), len(receives), device=cell.device)
+        room = torch.zeros(pairs.n_kept(n_heads), len(gives), len(receives), device=cell.device)
         found.append(PairsOfCell(gives.cpu().numpy(), gives, receives, room))
     return found
 
@@ -252,7 +244,7 @@ def attend_and_sum(
     projected: torch.Tensor,
     valid: torch.Tensor,
     places: Places,
-    pairs: Sequence[PairsOfLayer | None] = (),
+    pairs: Sequence[PairsOfCell | None] = (),
     *,
     sums_only: bool = False,
 ) -> tuple[torch.Tensor | None, LayerSums]:
@@ -281,7 +273,7 @@ def _attend_by_queries(
     projected: torch.Tensor,
     valid: torch.Tensor | None,
     places: Places,
-    pairs: Sequence[PairsOfLayer | None],
+    pairs: Sequence[PairsOfCell | None],
     *,
     attended: torch.Tensor | None,
     sums: LayerSums,
@@ -387,14 +379,14 @@ def sum_attention(
         is_gene = batch.valid & ~special[batch.tokens]
         rank = (torch.arange(batch.tokens.shape[1], device=device) - vocabulary.first_gene).expand_as(batch.tokens)
         intact, *others = batch.output
-        values = _of_genes(intact, is_gene, rank, dtype)
+        values = _of_genes(intact, rank, dtype)
         genes.add(of_cell, batch.tokens, is_gene, _columns(values, with_deleted=bool(others)))
         by_rank = torch.cat([values["received"], values["uniform"], torch.ones_like(values["rank"])], dim=-1)
         ranks.index_add_(0, rank[is_gene], by_rank[is_gene])
         _add_cells(totals, of_cell, intact, is_gene)
         for without in others:
             stays = is_gene & ~is_deleted[batch.tokens]
-            after = _of_genes(without, stays, rank, dtype)
+            after = _of_genes(without, rank, dtype)
             genes.add(of_cell + n_units, batch.tokens, stays, _columns(after, with_deleted=True))
             changes = {name: value - values[name] for name, value in after.items()}
             genes.add(of_cell + 2 * n_units, batch.tokens, stays, _columns(changes, with_deleted=True))
@@ -413,7 +405,7 @@ def sum_attention(
     return genes.sums() | found
 
 
-def _of_genes(sums: CellSums, is_gene: torch.Tensor, rank: torch.Tensor, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def _of_genes(sums: CellSums, rank: torch.Tensor, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Take what is added up for each gene of each cell, `(n, l, H)` or `(n, l, 1)`."""
     n_in_band = sums.n_in_band.to(dtype)
     n_tokens, n_genes = n_in_band.sum(1)[:, None, None], n_in_band[:, 1:].sum(1)[:, None, None]
