@@ -144,7 +144,7 @@ def test_deleted_genes_leave_their_place_empty(toy):
     found = attention_of(toy, rows=rows, deleted=deleted)
     before = [toy.reference.attention(cell) for cell in cells]
     check(SimpleNamespace(**found.states[0]), toy, cells, before)
-    received, given, to_deleted, changes = {}, {}, {}, {}
+    received, given, to_deleted, changes, given_changes = {}, {}, {}, {}, {}
     for cell, whole in zip(cells, before, strict=True):
         stays = [place for place, token in enumerate(cell) if token not in deleted]
         tokens = [cell[place] for place in stays]
@@ -158,14 +158,23 @@ def test_deleted_genes_leave_their_place_empty(toy):
             received.setdefault(token, []).append(value)
             given.setdefault(token, []).append(weights[:, at, genes].sum(axis=1) - weights[:, at, at])
             to_deleted.setdefault(token, []).append(intact[:, stays[at], gone].sum(axis=1))
-            changes.setdefault(token, []).append(value - intact[:, :, stays[at]].mean(axis=1))
+            ratio = intact[:, :, stays[at]].sum(axis=1)  # uniform attention adds up to 1
+            changes.setdefault(token, []).append(value * len(stays) - ratio)
+            n_others = len(genes) - 1, sum(map(toy.is_gene, cell)) - 1
+            if n_others[0]:
+                share = given[token][-1] * len(stays) / n_others[0]
+                own = [place for place, other in enumerate(cell) if toy.is_gene(other) and place != stays[at]]
+                share -= intact[:, stays[at], own].sum(axis=1) * len(cell) / n_others[1]
+            given_changes.setdefault(token, []).append(share if n_others[0] else np.zeros(len(value)))
     _, after, change = (SimpleNamespace(**state) for state in found.states)
     for token, values in received.items():
         assert after.n_with_gene[token] == change.n_with_gene[token] == len(values)
         np.testing.assert_allclose(after.received[token], np.mean(values, axis=0), atol=2e-6)
         np.testing.assert_allclose(after.given[token], np.mean(given[token], axis=0), atol=2e-6)
-        np.testing.assert_allclose(change.received[token], np.mean(changes[token], axis=0), atol=2e-6)
-        np.testing.assert_allclose(change.received_sd[token], np.std(changes[token], axis=0), atol=2e-6)
+        np.testing.assert_allclose(change.received[token], np.mean(changes[token], axis=0), atol=2e-5)
+        np.testing.assert_allclose(change.received_sd[token], np.std(changes[token], axis=0), atol=2e-5)
+        np.testing.assert_allclose(change.given[token], np.mean(given_changes[token], axis=0), atol=2e-5)
+        np.testing.assert_allclose(change.given_sd[token], np.std(given_changes[token], axis=0), atol=2e-5)
         np.testing.assert_allclose(found.states[0]["to_deleted"][token], np.mean(to_deleted[token], 0), atol=2e-6)
     assert after.n_with_gene[list(deleted)].sum() == 0
 

@@ -206,7 +206,8 @@ def between_groups(
         found = _compare(one, other, _Sample.of(change))
         return found | {"n_donors": has_both.sum(axis=1)}
     one, other = (_Sample.of(values[of]) for of in (group, reference))
-    return _compare(one, other, None) | {"n_donors": (one.n + other.n).astype(int)}
+    in_both = (np.isfinite(values[group][:, at]) & np.isfinite(values[reference][:, there])).sum(axis=1)
+    return _compare(one, other, None) | {"n_donors": (one.n + other.n).astype(int) - in_both}  # each counts once
 
 
 class _Sample(NamedTuple):

@@ -347,7 +347,8 @@ def sum_attention(
         Unit of each cell, int `(n_cells,)`.
     deleted
         Tokens that are taken out of the cells, while all others stay where they are. There are then three times as many
-        units: of the cells as they are, without these genes, and, for genes, of the changes.
+        units: of the cells as they are, without these genes, and, for genes, of what changes: attention received and
+        given as ratios to uniform attention, of which there is more in a cell with fewer genes.
 
     Returns
     -------
@@ -388,7 +389,7 @@ def sum_attention(
             stays = is_gene & ~is_deleted[batch.tokens]
             after = _of_genes(without, rank, dtype)
             genes.add(of_cell + n_units, batch.tokens, stays, _columns(after, with_deleted=True))
-            changes = {name: value - values[name] for name, value in after.items()}
+            changes = {name: value - values[name] for name, value in after.items()} | _changes_of_ratios(values, after)
             genes.add(of_cell + 2 * n_units, batch.tokens, stays, _columns(changes, with_deleted=True))
             _add_cells(totals, of_cell + n_units, without, stays)
         if pairs is None or kept is None:
@@ -418,6 +419,15 @@ def _of_genes(sums: CellSums, rank: torch.Tensor, dtype: torch.dtype) -> dict[st
         "given_uniform": ((n_genes - 1) / n_tokens).expand_as(rank),
         "rank": rank,
     }
+
+
+def _changes_of_ratios(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Subtract ratios to uniform attention in the same cells; 0 for a gene that no other is left to give to."""
+    changes = {}
+    for name, uniform in (("received", "uniform"), ("given", "given_uniform")):
+        one, other = before[name] / before[uniform], after[name] / after[uniform]
+        changes[name] = torch.where((before[uniform] > 0) & (after[uniform] > 0), other - one, 0)
+    return changes
 
 
 def _columns(values: dict[str, torch.Tensor], *, with_deleted: bool) -> torch.Tensor:

@@ -495,12 +495,11 @@ def attention_difference_df(
     n, mean, sd, uniform = (
         {of: values[:, number] for of, number in units.items()} for values in _of_groups(result, prefix)
     )
-    if is_change:  # of the mean ratios, with the deviations of what changes in each cell
-        uniform["change"] = uniform[group]
-        mean["change"] = uniform[group][..., None] * (
-            mean[group] / uniform[group][..., None] - mean[reference] / uniform[reference][..., None]
-        )
+    if is_change:
+        uniform["change"] = np.ones_like(uniform[group])  # the ratio of each cell changes
     mean, sd = ({of: values / uniform[of][..., None] for of, values in each.items()} for each in (mean, sd))
+    if is_change:  # of the mean ratios, as groups are compared, with the deviations over cells
+        mean["change"] = mean[group] - mean[reference]
     donors = None
     if "donors" in result.uns:
         named = np.array(result.names("donors"), dtype=object)
@@ -538,7 +537,8 @@ def attention_pairs_df(
     Columns `gene`, which gives the attention, and `attends_to`; `attention`, the mean over the cells that have both and
     over the heads that were chosen; `uniform`, what it would be if attention were uniform; `expected`, what genes of
     the same two bands of ranks give to each other; `ratio`, which is `attention` divided by `expected`; `n_cells`; and
-    `coexpression`, for pairs of named genes, the correlation of their normalised counts in these cells.
+    `coexpression`, for pairs of named genes, the Pearson correlation of the logarithms of their normalised counts over
+    all cells used, also those without the genes.
 
     Raises
     ------

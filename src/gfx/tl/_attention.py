@@ -104,7 +104,8 @@ def attention(
         donors. Without donors there are intervals over cells, which are not replicates.
     deleted
         Genes that are deleted together. Only cells that have all of them are read. The groups of the result are
-        then ``"intact"``, ``"deleted"`` and ``"change"``, so `groupby` cannot be used as well.
+        then ``"intact"``, ``"deleted"`` and ``"change"``, in each cell that of the ratio to uniform attention, so
+        `groupby` cannot be used as well.
     genes
         Genes between which attention is kept, all pairs of them. With `...`, the genes that each gene attends to most,
         among the pairs that at least 10 cells have.
@@ -149,7 +150,8 @@ def attention(
     `.varp['gfx_attention' | ...]` : :class:`scipy.sparse.csr_matrix` (float32, `(n_vars, n_vars)`)
         With `genes`, the mean attention that the gene of the row gives to that of the column, over the cells that have
         both; `..._uniform`, if attention were uniform; int32 `..._n_cells`, the number of cells; and
-        `..._coexpression`, for named genes, the correlation of their normalised counts in these cells.
+        `..._coexpression`, for named genes, the Pearson correlation of the logarithms of their normalised counts over
+        all cells used.
     `.uns['gfx_attention' | ...]` : :class:`dict`
         `params`; `n_layers` (number of network layers), `n_heads` and `n_cells`. `ranks`, float32
         `(n_layers, n_heads, n_ranks)`, the attention that genes of each rank receive (0 is the first gene of a cell);
