@@ -266,7 +266,7 @@ def _write_tables() -> None:
     rows = [
         (
             f"`{field.name}`",
-            f"`GFX_{field.name.upper()}`",
+            f"`GFX_{field.name.upper()}`" if field.name != "client" else "",  # an object
             f"`{field.default!r}`",
             " ".join(meanings["Settings", field.name]),
         )
