@@ -53,7 +53,8 @@ groupby [classes]
 groupby [states]
     Column of `obs` with cell states, such as a condition. The embedding of a state is the mean over its cells.
 start
-    State whose cells are perturbed. `None` perturbs all cells.
+    State whose cells are perturbed. `groupby`, `start` and `goal` go together; without them, all cells are
+    perturbed.
 goal
     State toward which the shift of the perturbed cells is measured. All other states of `groupby` are
     alternatives.
@@ -71,8 +72,7 @@ pooling [pooling_of_shifts]
     How the shift of a cell is measured. ``"cls"``: 1 - cosine between the hidden states of its `<cls>` token before
     and after the perturbation. ``"mean"``: 1 - cosine between the means over its genes. ``"genes"``: the mean of
     the shifts of its other genes, which is the published measure of the V1 family. ``"auto"``: ``"cls"`` where the
-    model family has this token, else
-    ``"mean"``.
+    model family has this token, else ``"mean"``.
 positions
     ``"close"``: the genes behind a deleted gene move up by one position, as in the published method. ``"keep"``:
     all other genes keep their positions.
@@ -97,9 +97,9 @@ store
     Folder where finished blocks of cells are kept. If an interrupted call is repeated with the same store, it
     continues where it stopped and gives the same result. `None` keeps no blocks.
 folder
-    Folder for a model that is trained on all labels and can be used for prediction. It must be new, empty, or that
-    of an interrupted call. If an interrupted call is repeated with the same folder, fine-tuning continues where it
-    stopped, and a linear probe starts again. `None` keeps no model.
+    Folder for a classifier that is trained on all labels and can be used for prediction. It must be new, empty, or
+    that of an interrupted call. If an interrupted call is repeated with the same folder, fine-tuning continues
+    where it stopped, and a linear probe starts again. `None` keeps no classifier.
 folder [folder_of_model]
     Folder for the classifier. It must be new, empty, or that of an interrupted call, which is then continued.
 rng
@@ -113,7 +113,7 @@ copy
     Whether to return an updated copy and leave `adata` as it is.
 key
     The `key_added` of the call that made the result. `None` reads the result under the default name, or, if there
-    is none, the only result.
+    is no such result, the only one.
 labels
     Classes and their genes, as symbols or Ensembl ids, such as ``{"insensitive": [...], "sensitive": [...]}``; or a
     column of `var` that is empty for genes without a class. With two classes, scores and ROC curves are those of
@@ -150,7 +150,7 @@ names
 min_cells
     Genes in fewer cells than this are left out.
 min_cells [min_cells_of_groups]
-    Genes that fewer cells of either group have are left out.
+    Genes in fewer cells than this, in either group, are left out.
 min_cells [min_perturbed_cells]
     Genes that are in fewer perturbed cells than this are left out.
 min_cells [min_cells_of_sets]
@@ -158,8 +158,6 @@ min_cells [min_cells_of_sets]
 statistic [statistic_of_attention]
     Which attention to tabulate: ``"received"``, what each gene receives from an average position of the cell, or
     ``"given"``, what it gives to other genes.
-group [group_of_attention]
-    Group of the result, after `groupby=`. `None` takes all cells.
 ax
     Axes to draw on. `None` makes a new figure.
 ax [two_axes]

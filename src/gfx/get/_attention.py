@@ -97,7 +97,7 @@ def attention_df(
     ----------
     {after_attention}
     {statistic_of_attention}
-    {group_of_attention}
+    {group}
     {key}
     {min_cells}
     {mod}
@@ -214,7 +214,7 @@ def attention_bands_df(
     Parameters
     ----------
     {after_attention}
-    {group_of_attention}
+    {group}
     {key}
     {mod}
 
@@ -278,7 +278,7 @@ def attention_heads_df(
     gene_sets
         Sets of genes by name, such as ``{"TF": [...], "central": [...]}``, as in `var_names`. Genes that fewer than
         `min_cells` cells have are left out.
-    {group_of_attention}
+    {group}
     {min_cells}
     {key}
     {mod}
@@ -386,7 +386,7 @@ def attention_layers_df(
     Parameters
     ----------
     {after_attention}
-    {group_of_attention}
+    {group}
     {key}
     {mod}
 

@@ -88,7 +88,7 @@ def info(name: str) -> ModelCard | VocabularyCard:
     Parameters
     ----------
     name
-        A name that :func:`available` lists, ``"V1"`` or ``"V2"``, in any case.
+        A name that :func:`available` lists, ``"V1"`` or ``"V2"``, in upper or lower case.
 
     Returns
     -------
@@ -116,10 +116,10 @@ def info(name: str) -> ModelCard | VocabularyCard:
 def fetch(name: str) -> Path:
     """Fetch a published model or vocabulary into the cache, unless it is there.
 
-    Files that the Hugging Face cache has already are linked from there (copied on Windows, where links are a
-    privilege); the others are downloaded. Every file is checked against its published SHA-256, wherever it comes from,
-    also one that was put there by hand. A broken transfer is started again; several processes may fetch the same model
-    at once. Costs the transfer the first time, and hashing the files once a session after that.
+    Files that the Hugging Face cache has already are linked from there (or copied, on Windows without the right to make
+    links); the others are downloaded. Every file is checked against its published SHA-256, wherever it comes from, also
+    one that was put there by hand. A broken transfer is started again; several processes may fetch the same model at
+    once. The cost is the transfer the first time, and after that hashing the files once a session.
 
     The variables of `huggingface_hub` are honoured: `HF_HUB_CACHE` and `HF_HOME` say where its cache is, and
     `HF_ENDPOINT` names a mirror to download from.
@@ -127,7 +127,7 @@ def fetch(name: str) -> Path:
     Parameters
     ----------
     name
-        A name that :func:`available` lists, ``"V1"`` or ``"V2"``, in any case.
+        A name that :func:`available` lists, ``"V1"`` or ``"V2"``, in upper or lower case.
 
     Returns
     -------

@@ -101,22 +101,21 @@ class Model:
 def load(name: str | Path | Model | None = None, *, vocabulary: str | Path | Vocabulary | None = None) -> Model:
     """Find a model, fetch it if need be, and check that its parts belong together.
 
-    Tools do this themselves with what their `model` is given; load a model yourself to look at it, or to use a folder
-    of your own whose vocabulary must be named. Loads no weights into memory. Costs well under a second, more when a
+    Functions with a `model` parameter call this themselves. Load a model yourself to look at it, or to name the
+    vocabulary of a folder of your own. No weights are loaded into memory. The cost is well under a second, more when a
     published model is used for the first time in a session and its files are hashed.
 
     Parameters
     ----------
     name
-        A published name (:func:`available` lists them) in any case, or a folder in Hugging Face layout
-        (`config.json`, and `model.safetensors` or `pytorch_model.bin`). A folder that is called like a published
-        model is given as a :class:`~pathlib.Path` or with its path, such as ``"./V2-104M"``. `None`: what
-        `gfx.settings.model` says, else the embedded `mini`.
+        A published name (:func:`available` lists them) in upper or lower case, or a folder in Hugging Face layout
+        (`config.json`, and `model.safetensors` or `pytorch_model.bin`). A folder that has the name of a published
+        model is given as a :class:`~pathlib.Path` or with its path, such as ``"./V2-104M"``. `None` uses
+        `gfx.settings.model`, or, if that is not set, the embedded `mini`.
     vocabulary
-        For models whose vocabulary does not lie beside them: ``"V1"`` or ``"V2"``, a folder that holds
-        `vocabulary.tsv.gz` or the published dictionaries, or a vocabulary. `None`: what lies beside the model. Where
-        one lies beside the model, another one is refused; for a folder without, only the number of tokens and the
-        special tokens can be checked.
+        For a folder without a vocabulary: ``"V1"`` or ``"V2"``, a folder that holds `vocabulary.tsv.gz` or the
+        published dictionaries, or a vocabulary. Only its number of tokens and its special tokens can then be checked.
+        `None` uses the vocabulary in the folder of the model; if there is one, any other is refused.
 
     Returns
     -------

@@ -198,7 +198,7 @@ def attention_heads(
     gene_sets
         Sets of genes by name, a matrix each. Heads that attend to a set more, or less, than rank and detection
         make expect, and than any head of the random-weights model (`remains`), have a frame.
-    {group_of_attention}
+    {group}
     {min_cells}
     {key}
     {cmap}
@@ -289,7 +289,7 @@ def attention_bands(
     {after_attention}
     layers
         Network layers to draw, from 1. `None` draws all.
-    {group_of_attention}
+    {group}
     min_positions
         Bands with fewer positions, over all cells, are left out.
     {key}

@@ -58,8 +58,8 @@ def check(
 ) -> pd.DataFrame:
     """Check whether a model can read these cells: their values, genes and lengths.
 
-    Call this function before any other on new data. It prints its findings as a table, reads every row once, a block of
-    rows at a time, and writes nothing.
+    Call this function before any other on new data. It prints its findings as a table and writes nothing. It reads
+    every row once, a block of rows at a time.
 
     Parameters
     ----------
@@ -83,8 +83,8 @@ def check(
     KeyError
         There is no such layer, column or modality.
     ValueError
-        There is no `X` or `raw`; the matrix is damaged; no row of `var["feature_types"]` is gene expression; or a
-        MuData has several modalities and `mod` is not given.
+        There is no `X` or `raw`; the matrix is damaged; no variable is of the type gene expression
+        (`var["feature_types"]`); or a MuData has several modalities and `mod` is not given.
 
     Examples
     --------

@@ -49,10 +49,10 @@ def tokenize(
     themselves. Call this function to tokenize only once for several functions, to see how many genes are recognised, or
     if the counts are not in `X`.
 
-    The cost is a few seconds per 100,000 cells. Counts in a file are read while the cells before are ranked, and only a
-    small part of them is in memory at a time. Stored tokens take 2 bytes × the tokens of the longest cell, for each
-    cell: 4 kB at most for models that read 2,048 tokens, 8 kB for those that read 4,096. Tokens that the functions of
-    `gfx.tl` make themselves take 2 bytes for each detected gene. The first call after installation compiles code, which
+    The cost is a few seconds per 100,000 cells. Counts in a file are read in blocks, so only a small part of them is in
+    memory at a time. Stored tokens take 2 bytes × the tokens of the longest cell, for each cell: 4 kB at most for
+    models that read 2,048 tokens, 8 kB for those that read 4,096. Tokens that the functions of `gfx.tl` make themselves
+    take 2 bytes for each detected gene. The first call after installation compiles code, which
     takes a few seconds.
 
     Parameters

@@ -74,9 +74,9 @@ def attention(
 
     A gene *receives* in a cell the mean attention weight that all positions of the cell give to it, and it *gives* the
     sum of its own attention weights to other genes; the rest goes to itself and to special tokens. Results are means
-    over the cells that express the gene. Each stands beside what uniform attention would give in the same cells,
-    because in cells with few genes each gene receives more. By default a random-weights model reads a quarter of the
-    cells, too, because much of attention follows from the rank of a gene alone.
+    over the cells that express the gene. Each is given together with the value under uniform attention in the same
+    cells, because in cells with few genes each gene receives more. By default a random-weights model reads a quarter of
+    the cells, too, because much of attention follows from the rank of a gene alone.
 
     With `groupby`, results are also computed for each group; compare two with
     :func:`gfx.get.attention_difference_df`. With `deleted`, each cell is also read without these genes, while all

@@ -155,8 +155,8 @@ def predict_cells(
     {adata}
     model
         A folder from :func:`gfx.models.fine_tune_cells` or :func:`gfx.tl.classify_cells`; or the published
-        ``"V1-10M_cardiomyopathies"``, or another checkpoint of the official software, which reads the cell from its
-        first gene.
+        ``"V1-10M_cardiomyopathies"``, or another checkpoint of the official software, whose head reads the hidden state
+        of the first gene.
     {layer}
     {mask_obs}
     {key_added}

@@ -236,9 +236,10 @@ def shift_genes(
 ) -> Data | None:
     """Move genes up or down in the ranking of cells that have them, and measure which cells and other genes shift.
 
-    Between deletion and overexpression: a gene is activated or inhibited by quartiles of the cell's ranking, or by a
-    fold change of its counts, which the published software announced :cite:p:`Theodoris2023`. Everything else is as in
-    :func:`gfx.tl.delete_genes`; *composition* is the change of the gene's own vector in the mean of the cell.
+    A weaker perturbation than deletion or overexpression: a gene is activated or inhibited by quartiles of the cell's
+    ranking, or by a fold change of its counts. The official software documents the former but refuses it. Everything
+    else is as in :func:`gfx.tl.delete_genes`; *composition* is the change of the gene's own vector in the mean of the
+    cell.
 
     Cost: as :func:`gfx.tl.delete_genes`; for fold changes, the counts of all cells are read once more and kept in
     memory, sparse, during the call.

@@ -123,12 +123,12 @@ def screen_genes(
     with the exact effects. Up to 50 genes with the most extreme z-scores are also deleted exactly, each in 5 to 20
     cells: in more cells, the less it stands out.
 
-    Cost: ``"exact"`` needs one forward pass for each gene of each cell; ``"first_order"`` needs about three passes for
-    each cell, and two more for each probe. The exact deletions that check the estimates may take half as many passes as
-    the estimates, but at least 300 and at most 1,500 in all (a backward pass counts as two). The random-weights model
-    needs one more screen by derivatives. With a goal, the cells of the goal are embedded, and up to 1,000 cells of the
-    start. Memory: two bytes for each gene and cell for tokens, and some numbers for each gene and group; with a goal,
-    also one vector for each cell.
+    Cost: ``"exact"`` needs one forward pass for each gene of each cell; ``"first_order"`` needs one pass for each cell,
+    two more for each probe, and two more for the goal. The exact deletions that check the estimates may take half as
+    many passes as the estimates, but at least 300 and at most 1,500 in all (a backward pass counts as two). The
+    random-weights model needs one more screen by derivatives. With a goal, the cells of the goal are embedded, and up
+    to 1,000 cells of the start. Memory: two bytes for each gene and cell for tokens, and some numbers for each gene and
+    group; with a goal, also one vector for each cell.
 
     Parameters
     ----------
