@@ -214,6 +214,15 @@ def test_goal_state_shift_is_that_of_scipy(digits):
         assert part["Shift_to_goal_end"].is_monotonic_decreasing
 
 
+@pytest.mark.parametrize(("n_cells", "share"), [(50, 0.08), (200, 0.41), (1000, 0.75)])
+def test_more_cells_make_more_genes_significant(n_cells, share):
+    """The table of docs/validation.md: genes that differ as random genes do, with cells counted as replicates."""
+    rng = np.random.default_rng(0)
+    goal = rng.normal(rng.normal(0, 0.2, 500), 1, (n_cells, 500))
+    genes, _ = made_up(n_genes=500)
+    assert official.goal_state_shift(genes, goal, {})["Sig"].mean() == pytest.approx(share, abs=0.005)
+
+
 def test_departure_the_random_sample_has_a_generator_of_its_own(monkeypatch):
     assert official.N_RANDOM == 100_000
     genes, goal = made_up(400)
