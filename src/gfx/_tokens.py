@@ -123,7 +123,7 @@ def make_tokens(
 
 def recognised(report: Report, vocabulary: Vocabulary) -> str:
     """Say how many genes and counts the vocabulary holds, for the log."""
-    others = f" No genes, left out: {report['not_genes']}." if report["not_genes"] else ""
+    others = f" Columns that are no genes were left out: {report['not_genes']}." if report["not_genes"] else ""
     return (
         f"{report['n_genes_recognised']:,} of {report['n_genes']:,} genes are in the vocabulary "
         f"{vocabulary.name!r}; they hold {report['share_of_counts']:.1%} of the counts.{others}"

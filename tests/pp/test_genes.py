@@ -63,7 +63,7 @@ def test_only_gene_expression_counts(toy, toy_cells, form, capsys):
     left_out = "2 Antibody Capture, 2 CRISPR Guide Capture, 1 Multiplexing Capture, 1 Peaks"
     expected = gfx.pp.tokenize(genes, model=toy, copy=True).uns["gfx_tokens"]["report"]
     assert read.uns["gfx_tokens"]["report"] == expected | {"not_genes": left_out}
-    assert f"No genes, left out: {left_out}." in " ".join(capsys.readouterr().out.split())
+    assert f"Columns that are no genes were left out: {left_out}." in " ".join(capsys.readouterr().out.split())
     assert finding(cells, toy, "not genes") == f"ok: {left_out} They are left out."
     del cells.var["feature_types"]
     assert not np.array_equal(tokens(cells, toy), tokens(genes, toy))
