@@ -43,7 +43,7 @@ class _Lines(logging.Formatter):
 
 
 def set_verbosity(level: int) -> None:
-    """Show messages up to `level`: 0 errors, 1 warnings, 2 info, 3 hints, 4 debug."""
+    """Show messages up to `level`: 0 errors, 1 warnings, 2 info; 3 and 4, hints and details in scanpy, add none."""
     logger.setLevel(LEVELS[level])
     if not logger.handlers:
         handler = _StdoutHandler()

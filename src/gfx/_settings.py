@@ -106,7 +106,7 @@ class Settings:
     offline: bool = False
     """Never open a connection; say instead which file to put where."""
     verbosity: int = 2
-    """0 errors, 1 warnings, 2 what was done (default), 3 hints, 4 details."""
+    """0 errors, 1 warnings, 2 what was done. 3 and 4, which scanpy has as well, print no more than 2."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         convert = {
