@@ -542,6 +542,16 @@ def test_p_is_uniform_whatever_the_number_of_random_sets(n):
         assert np.mean(np.array(p) <= level) < level + 3 * np.sqrt(level * (1 - level) / len(p))
 
 
+def test_ties_in_one_column_do_not_change_the_test_of_others(rng):
+    """Small sets are tested exactly in columns without ties, whatever there is beside them."""
+    values, in_set = rng.normal(size=(30, 6)), np.arange(30) < 4
+    values[:, 2] = np.round(values[:, 2])
+    area, p = rank_sum(values, in_set)
+    for column, of_column in enumerate(values.T):
+        found = stats.mannwhitneyu(of_column[in_set], of_column[~in_set])
+        assert (area[column], p[column]) == pytest.approx((found.statistic / (4 * 26), found.pvalue))
+
+
 def test_matched_genes_take_out_what_follows_from_rank():
     """Attention that depends on rank alone: random sets of high ranks look special, but not beside matched genes."""
     n, plain, matched = 1500, [], []

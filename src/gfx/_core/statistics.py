@@ -319,8 +319,13 @@ def rank_sum(values: np.ndarray, in_set: np.ndarray) -> tuple[np.ndarray, np.nda
     if min(n, n_others) < 2:
         unknown = np.full((2, values.shape[1]), np.nan)
         return unknown[0], unknown[1]
-    test = stats.mannwhitneyu(values[in_set].astype(np.float64), values[~in_set].astype(np.float64), axis=0)
-    return test.statistic / (n * n_others), test.pvalue
+    values = values.astype(np.float64)
+    area, p = np.empty((2, values.shape[1]))
+    tied = (np.diff(np.sort(values, axis=0), axis=0) == 0).any(axis=0)
+    for columns in filter(np.any, (tied, ~tied)):  # scipy tests none exactly if there are ties in one of them
+        test = stats.mannwhitneyu(values[in_set][:, columns], values[~in_set][:, columns], axis=0)
+        area[columns], p[columns] = test.statistic / (n * n_others), test.pvalue
+    return area, p
 
 
 def matched_shares(values: np.ndarray, in_set: np.ndarray, similar: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -461,7 +461,8 @@ def attention_difference_df(
     model, and `to_deleted`, the attention that the gene gave to the deleted genes. After `donor_key=`, means are over
     donors, and so is the interval, paired if most donors are in both groups, with `p` and `fdr` of the t-test and
     `n_donors`. Otherwise the interval is over cells, which are not replicates: it says how well the difference between
-    these cells is known, not what other donors would show.
+    these cells is known, not what other donors would show. Between two groups it takes uniform attention as known, so
+    that it is approximate, and mostly too wide, where cells of a group differ in depth.
 
     Raises
     ------
@@ -637,7 +638,7 @@ def attention_edges_df(
     or the ``"target"`` gives the attention; `layer` and `head` (from 1), with ``heads="each"``, else missing: the mean
     over heads; `auroc`, with `auroc_low` and `auroc_high`; `early_precision`, the fraction of edges among as many
     candidates as there are edges, relative to chance, with `early_precision_low` and `early_precision_high`; and
-    `n_sources` and `n_edges`.
+    `n_sources` and `n_edges`, the sources that have both edges and other candidates, and their edges.
 
     Raises
     ------
@@ -708,6 +709,7 @@ def attention_edges_df(
     out = pd.DataFrame([ranking[:-1] for ranking in rankings], columns=["score", "direction", "layer", "head"])
     for name, values in (("auroc", auroc), ("early_precision", precision)):
         out[name], out[f"{name}_low"], out[f"{name}_high"] = resampled(values, np.random.default_rng(0))
-    out["n_sources"], out["n_edges"] = n_sources, int((is_edge & is_candidate).sum())
+    n_edges, n_candidates = (is_edge & is_candidate).sum(axis=1), is_candidate.sum(axis=1)
+    out["n_sources"], out["n_edges"] = n_sources, int(n_edges[n_edges < n_candidates].sum())  # with others beside
     out = out.astype({"layer": "Int64", "head": "Int64"})
     return out.sort_values("auroc", ascending=False, ignore_index=True, kind="stable")

@@ -74,7 +74,7 @@ def screen_df(
     - `shift_mean` and `shift_sd`: mean and standard deviation, over these cells, of the shift of a cell when the gene
       is deleted (1 - cosine between the embedding before and after);
     - `shift_excess`: the excess, which is the shift minus the median shift of the 41 genes around the rank of the
-      deleted gene in the same cell, averaged over these cells;
+      deleted gene in the same cell, averaged over those of these cells with more than 20 screened genes;
     - `shift_z`: the z-score, which is the excess minus the median excess of the 100 genes most similar in mean rank and
       number of cells, divided by the spread of these genes (median absolute deviation, scaled to a standard deviation);
       `shift_low` and `shift_high`, the values of the excess at which z is -3 and 3;
