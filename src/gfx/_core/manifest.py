@@ -1,4 +1,4 @@
-"""Manifests: what stored results depend on, written beside them and compared before a stopped run goes on."""
+"""Manifests: what stored results depend on, written beside them as a whole and compared before a stopped run goes on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -46,6 +47,16 @@ def compare_manifests(stored: Mapping[str, Any], requested: Mapping[str, Any], *
     if not versions:
         return ""
     return f"{holder} that began with {' and '.join(versions)}; it goes on, but results may differ in the last digits."
+
+
+def write_whole(file: Path, content: str | bytes) -> None:
+    """Write a file that is there as a whole or not at all, also where several processes write it."""
+    part = file.with_name(f".{file.name}-{uuid4().hex[:8]}.part")
+    try:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def fingerprint(*arrays: np.ndarray | Iterable[np.ndarray]) -> str:

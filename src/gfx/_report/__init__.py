@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 from gfx._adata import pick
+from gfx._core.manifest import write_whole
 from gfx._docs import shared
 from gfx._report._page import render
 from gfx._report._sections import checksums, overview, sections
@@ -84,7 +84,7 @@ def report(
     adata = pick(adata, mod)
     keys = _chosen(adata, key)
     told = sections(adata, keys, names)
-    _write(path, render(told, overview(adata, told), checksums(adata, told)))
+    write_whole(path, render(told, overview(adata, told), checksums(adata, told)))
 
 
 def _checked(path: str | Path) -> Path:
@@ -122,14 +122,3 @@ def _chosen(adata: AnnData, key: str | Iterable[str] | None) -> list[str]:
         msg = f"`key` names no result. Leave it out for all of them: {sorted(present)}."
         raise ValueError(msg)
     return wanted
-
-
-def _write(path: Path, page: str) -> None:
-    """Write a file that is there as a whole or not at all."""
-    part = path.with_name(f".{path.stem}-{uuid4().hex[:8]}.part")
-    try:
-        part.write_text(page, encoding="utf-8")
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from gfx import _log
 from gfx._core.checkpoint import read_json
-from gfx._core.manifest import compare_manifests, plain_manifest
+from gfx._core.manifest import compare_manifests, plain_manifest, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,9 +27,7 @@ def keep_to_plan(folder: Path, plan: Mapping[str, Any], *, unfinished: str) -> N
     plan = plain_manifest(plan | {"gfx_version": version("scgfx"), "torch_version": version("torch")})
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps(plan, indent=1))
-        part.replace(file)  # there as a whole, or not at all
+        write_whole(file, json.dumps(plan, indent=1))
         return
     advice = f"Give another folder; or delete `{PLAN_FILE}` and `{unfinished}` in that one, to begin anew."
     warning = compare_manifests(read_json(file), plan, holder=f"{folder} holds a run", advice=advice)

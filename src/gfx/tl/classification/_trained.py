@@ -13,7 +13,7 @@ import numpy as np
 
 from gfx import _log
 from gfx._core.checkpoint import read_json
-from gfx._core.manifest import file_sha256, fingerprint
+from gfx._core.manifest import file_sha256, fingerprint, write_whole
 from gfx.models import FineTuning, load
 from gfx.models._plan import PLAN_FILE, keep_to_plan
 from gfx.models._vocabulary_file import write_vocabulary
@@ -157,9 +157,7 @@ def _write(
         "params": dict(params),
         "summary": [] if summary is None else json.loads(summary.to_json(orient="records")),
     }
-    part = folder / f"{NOTES_FILE}.part"
-    part.write_text(json.dumps(notes, indent=1), encoding="utf-8")
-    part.replace(folder / NOTES_FILE)  # there as a whole, or not at all
+    write_whole(folder / NOTES_FILE, json.dumps(notes, indent=1))
 
 
 def _card(units: Units, params: Mapping[str, Any], summary: pd.DataFrame | None) -> str:

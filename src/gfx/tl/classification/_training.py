@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from gfx._core.manifest import write_whole
 from gfx._core.seeds import check_whole
 from gfx.models import FineTuning, LinearProbe
 from gfx.tl._prepare import check_choice
@@ -127,10 +129,9 @@ class FineTunedNetwork:
         if not file.is_file():
             scores = self.units.scores(self.fit(split, place), split.held_out)
             file.parent.mkdir(parents=True, exist_ok=True)
-            part = file.with_suffix(".part")
-            with part.open("wb") as out:
-                np.save(out, scores)
-            part.replace(file)  # there as a whole, or not at all
+            content = BytesIO()
+            np.save(content, scores)
+            write_whole(file, content.getvalue())
         shutil.rmtree(place, ignore_errors=True)  # also what a stopped call left
         return np.load(file)
 
