@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from gfx._core.arguments import did_you_mean
 from gfx._core.batching import ahead
 from gfx._core.gene_names import Species, foreign_species, name_kind, no_gene, numbered, shared_prefix
 from gfx._core.scales import UNDO, recover_counts, scale_of
@@ -92,12 +92,6 @@ def shortened(names: Sequence[object]) -> str:
     """List names in a message: the first ten, and how many more there are."""
     more = f" and {len(names) - 10:,} more" if len(names) > 10 else ""
     return f"{list(names[:10])}{more}"
-
-
-def did_you_mean(name: str, known: Iterable[str], n: int = 1) -> str:
-    """Ask in a message for the known names that come close to one that is not known; "" if none does."""
-    close = difflib.get_close_matches(name, known, n)
-    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 def group_name(value: object, names: Container[str]) -> str:
@@ -466,14 +460,6 @@ def _check_indices(indices: np.ndarray, n: int) -> None:
 def _refuse_damaged(what: str) -> None:
     msg = f"This matrix is damaged: {what}. Make the matrix, or copy the file, again from where it came from."
     raise ValueError(msg)
-
-
-def check_counts(counts: Counts) -> Counts:
-    """Return what values are said to be, if that is a kind there is."""
-    if counts not in COUNTS:
-        msg = f"`counts` is one of {list(COUNTS)}, found {counts!r}."
-        raise ValueError(msg)
-    return counts
 
 
 def to_counts(block: sparse.csr_array, counts: Counts, where: str) -> sparse.csr_array:

@@ -10,8 +10,8 @@ import pandas as pd
 from scipy.sparse import csr_array
 
 from gfx._adata import (
+    COUNTS,
     GeneMatch,
-    check_counts,
     keeps_order,
     match_genes,
     obs_column,
@@ -22,6 +22,7 @@ from gfx._adata import (
     to_counts,
     usable_calls,
 )
+from gfx._core.arguments import check_choice
 from gfx._core.encodings import Encodings
 from gfx._core.manifest import fingerprint
 from gfx._core.ranking import rank_cells
@@ -70,7 +71,7 @@ def make_tokens(
 
     The cells lie one behind the other, or, `padded`, in rows that are all as long as the longest cell.
     """
-    check_counts(counts)
+    check_choice(counts, "counts", COUNTS)
     if n_counts is not None and counts != "raw":
         msg = f"`n_counts={n_counts!r}` counts molecules, `counts={counts!r}` are none. Leave `n_counts` out."
         raise ValueError(msg)

@@ -1,4 +1,4 @@
-"""Manifests: what stored results depend on, written beside them as a whole and compared before a stopped run goes on."""
+"""Manifests: what stored results depend on, written beside them as a whole, and compared before a run goes on."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from gfx import _log
+from gfx._core.arguments import check_choice
 from gfx._core.batching import ahead, batches_by_length
 from gfx._settings import DTYPES as PRECISIONS
 from gfx._settings import settings
@@ -83,9 +84,7 @@ def choose_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
     """Take the named precision, with a warning where a CPU has no instructions for it; `None` is the fastest one."""
     if dtype is None:
         return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
-    if dtype not in DTYPES:
-        msg = f"`dtype` is one of {list(DTYPES)}, found {dtype!r}."
-        raise ValueError(msg)
+    check_choice(dtype, "dtype", DTYPES)
     if dtype == "bfloat16" and device.type == "cpu" and not has_fast_bfloat16(device, own_attention=True):
         _log.warn(
             "This CPU has no instructions for bfloat16, which was measured to be 5 to 9 times slower than float32 on "

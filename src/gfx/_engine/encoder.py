@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import BertConfig, BertModel
 
+from gfx._core.arguments import check_whole
 from gfx._core.checkpoint import NUMBERS, check_shapes, encoder_shapes, plain_names
 from gfx._core.pickles import check_nesting
-from gfx._core.seeds import check_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

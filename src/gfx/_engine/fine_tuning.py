@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 import torch
 
+from gfx._core.arguments import check_choice
 from gfx._engine.classifier import Classifier
 from gfx._engine.examples import NOTHING
 from gfx._engine.extras import need
@@ -51,9 +52,7 @@ def check_adapter(adapter: str | None) -> None:
     """Refuse what this machine cannot do before anything is computed."""
     if adapter is None:
         return
-    if adapter not in ADAPTERS:
-        msg = f"`adapter` is one of {[None, *ADAPTERS]}, found {adapter!r}."
-        raise ValueError(msg)
+    check_choice(adapter, "adapter", (None, *ADAPTERS))
     need(f"`adapter={adapter!r}`", "peft", *(["bitsandbytes"] if adapter != "lora" else []))
     if adapter != "lora" and not torch.cuda.is_available():
         msg = (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 from dataclasses import fields
-from difflib import get_close_matches
 from functools import cached_property
 from math import ceil
 from pathlib import Path
@@ -27,8 +26,8 @@ from transformers.training_args import ParallelMode
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_NAME
 
 from gfx import _log
+from gfx._core.arguments import check_whole, did_you_mean
 from gfx._core.checkpoint import read_json
-from gfx._core.seeds import check_whole
 from gfx._engine.device import choose_device, ran_out_of_memory
 from gfx._engine.encoder import load_weights, read_pickle, read_tensors
 from gfx._engine.examples import LabelledCells, Padded, SimilarLengths
@@ -109,9 +108,8 @@ def check_names(argument: str, given: Iterable[str], known: Collection[str], of:
     """Refuse names that an argument of ours, a mapping of fields of a class of transformers, does not take."""
     for name in given:
         if name not in known:
-            close = get_close_matches(name, known, n=3)
-            hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-            msg = f"`{argument}` takes no {name!r}: it is no field of transformers.{of}, or is settled here.{hint}"
+            what = f"it is no field of transformers.{of}, or is settled here"
+            msg = f"`{argument}` takes no {name!r}: {what}.{did_you_mean(name, known, 3)}"
             raise ValueError(msg)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from gfx._adata import group_name
+from gfx._core.arguments import check_choice
 from gfx._core.attention import band_of, breadth, diversity, key_profile
 from gfx._core.statistics import (
     between_groups,
@@ -164,9 +165,7 @@ def _of_groups(result: Slots, prefix: str) -> list[np.ndarray]:
 
 def _prefix(statistic: str) -> str:
     """Say how the slots begin that hold what genes receive or give."""
-    if statistic not in _PREFIXES:
-        msg = f"`statistic` is one of {list(_PREFIXES)}, found {statistic!r}."
-        raise ValueError(msg)
+    check_choice(statistic, "statistic", _PREFIXES)
     return _PREFIXES[statistic]
 
 

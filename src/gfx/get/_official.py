@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtr
 
-from gfx._adata import did_you_mean, gene_column, gene_names
+from gfx._adata import gene_column, gene_names
+from gfx._core.arguments import did_you_mean
 from gfx._core.gene_names import name_kind
 from gfx._core.statistics import false_discovery_rate
 from gfx._docs import shared

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from gfx._adata import did_you_mean
+from gfx._core.arguments import did_you_mean
 from gfx._core.edits import PARTS
 from gfx._core.statistics import donors_against_random, false_discovery_rate, over_donors, rank_sum, rank_trend
 from gfx._docs import shared

@@ -11,9 +11,9 @@ import pandas as pd
 
 from gfx._adata import (
     ANOTHER_ORDER,
+    COUNTS,
     GeneMatch,
     better_column,
-    check_counts,
     genes_problem,
     keeps_order,
     named_better,
@@ -22,6 +22,7 @@ from gfx._adata import (
     read_counts,
     usable_calls,
 )
+from gfx._core.arguments import check_choice
 from gfx._core.gene_names import Species, foreign_species, name_kinds, plain_date, without_genome
 from gfx._core.ranking import rank_cells
 from gfx._core.scales import SCALES, UNDO, survey, worse
@@ -102,7 +103,8 @@ def check(
     loaded = load(model)
     vocabulary = loaded.vocabulary
     match = GeneMatch.of(matrix.names, vocabulary)
-    seen = _look(matrix, match, vocabulary, check_counts(counts))
+    check_choice(counts, "counts", COUNTS)
+    seen = _look(matrix, match, vocabulary, counts)
     better = better_column(cells.raw.var if use_raw else cells.var, match, vocabulary, gene_ids)
     findings = [
         _about_values(cells, matrix, seen, counts),

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
+from gfx._core.arguments import check_seed, check_whole
 from gfx._core.attention import BANDS, OF_GENES, AttentionSums
-from gfx._core.seeds import check_seed, check_whole
 from gfx._docs import shared
 from gfx._results import mask_name
 from gfx.tl._gene_pairs import find_pairs, pair_matrices

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gfx._adata import did_you_mean, shortened
+from gfx._adata import shortened
+from gfx._core.arguments import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

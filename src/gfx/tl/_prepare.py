@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from gfx._adata import GeneMatch, cell_mask, gene_names, obs_column, read_genes
+from gfx._core.arguments import check_choice
 from gfx._core.batching import pieces
 from gfx._core.manifest import fingerprint
 from gfx._log import info
@@ -138,7 +139,7 @@ class Prepared:
     def pooling(self, pooling: Pooling, choices: tuple[str, ...] = ("auto", "mean", "cls")) -> Literal["mean", "cls"]:
         """Choose how a cell becomes one vector: as the model's family does, unless said otherwise."""
         has_cls = self.model.vocabulary.has_cls
-        check_choice("pooling", pooling, choices)
+        check_choice(pooling, "pooling", choices)
         if pooling == "cls" and not has_cls:
             msg = (
                 f"{self.model.name!r} has no <cls> token; its family embeds a cell as the mean over its genes. "
@@ -240,10 +241,10 @@ def donors(adata: AnnData, donor_key: str) -> np.ndarray:
 def check_controls(given: Iterable[str] | None, choices: tuple[str, ...]) -> tuple[str, ...]:
     """Read the controls to run, in the order of the choices; one that is none of them is refused."""
     if not isinstance(given, Iterable | None):
-        check_choice("controls", given, (*choices, None))
+        check_choice(given, "controls", (*choices, None))
     wanted = () if given is None else (given,) if isinstance(given, str) else tuple(given)
     for control in wanted:
-        check_choice("controls", control, (*choices, None))
+        check_choice(control, "controls", (*choices, None))
     return tuple(control for control in choices if control in wanted)
 
 
@@ -262,13 +263,6 @@ def open_store(store: str | Path, function: str, cells: Prepared, depends: Mappi
         "tokens": fingerprint(tokens.lengths, (tokens.padded(rows) for rows in pieces(np.arange(len(names))))),
     }
     return RunStore.open(store, manifest)
-
-
-def check_choice(name: str, given: object, choices: tuple[object, ...]) -> None:
-    """Refuse a value that is none of the choices."""
-    if given not in choices:
-        msg = f"`{name}` is one of {list(choices)}, found {given!r}."
-        raise ValueError(msg)
 
 
 def vectors_of(results: Iterable[tuple[Job, CellBlock, Result]], n_obs: int) -> dict[str, np.ndarray]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gfx._adata import did_you_mean, group_name, shortened
+from gfx._adata import group_name, shortened
+from gfx._core.arguments import did_you_mean
 from gfx._core.statistics import LOWEST_AUC, axis_auc
 from gfx.tl._prepare import groups
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gfx import _log
-from gfx._core.seeds import check_seed
+from gfx._core.arguments import check_seed
 from gfx.models._load import Model, load
 from gfx.models._plan import keep_to_plan
 from gfx.models._registry import CONFIGURATIONS

@@ -18,8 +18,8 @@ import numpy as np
 from scipy import sparse
 
 from gfx._adata import gene_column, gene_names
+from gfx._core.arguments import check_whole
 from gfx._core.gene_names import plain_date
-from gfx._core.seeds import check_whole
 from gfx._core.vocabulary import SPECIALS, Vocabulary, plain_id
 from gfx.models.pretraining._sources import SourceError, each_source, find_sources
 

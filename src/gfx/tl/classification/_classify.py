@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from gfx import _log
 from gfx._adata import pick
-from gfx._core.seeds import check_seed, check_whole
+from gfx._core.arguments import check_seed, check_whole
 from gfx._docs import shared
 from gfx._results import Slots, mask_name, record
 from gfx._tokens import find_tokens

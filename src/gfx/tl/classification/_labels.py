@@ -9,8 +9,8 @@ import numpy as np
 
 from gfx import _log
 from gfx._adata import gene_column, gene_names, obs_column
+from gfx._core.arguments import check_choice
 from gfx.tl._gene_sets import refuse_unknown, unknown_genes
-from gfx.tl._prepare import check_choice
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +31,7 @@ def find_gene_labels(
     prepared: Prepared, labels: GeneLabels, unknown: Literal["raise", "drop"]
 ) -> tuple[str, list[str], np.ndarray]:
     """Find the name of the task, the names of its classes, and the class of each token, int64 `(n_tokens,)`, or -1."""
-    check_choice("unknown", unknown, ("raise", "drop"))
+    check_choice(unknown, "unknown", ("raise", "drop"))
     vocabulary = prepared.model.vocabulary
     if isinstance(labels, str):
         tokens_of, task = _genes_of_column(prepared, labels), labels

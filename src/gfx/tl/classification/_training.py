@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from gfx._core.arguments import check_choice, check_whole
 from gfx._core.manifest import write_whole
-from gfx._core.seeds import check_whole
 from gfx.models import FineTuning, LinearProbe
-from gfx.tl._prepare import check_choice
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,9 +41,9 @@ def settle_method(method: Method, model: Model, of: Literal["genes", "cells"]) -
     Nothing has been computed then, and no folder has a plan yet.
     """
     if not isinstance(method, FineTuning | LinearProbe):
-        check_choice("method", method, tuple(METHODS))
+        check_choice(method, "method", METHODS)
         method = METHODS[method]
-    check_choice("class_weight", method.class_weight, (None, "balanced", *["auto"] * isinstance(method, FineTuning)))
+    check_choice(method.class_weight, "class_weight", (None, "balanced", *["auto"] * isinstance(method, FineTuning)))
     if isinstance(method, LinearProbe):
         return method
     named = {

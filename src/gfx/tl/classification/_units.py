@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from gfx import _log
+from gfx._core.arguments import check_whole
 from gfx._core.batching import pieces
 from gfx._core.folds import folds, validation_part
-from gfx._core.seeds import check_whole
 from gfx.tl._prepare import vectors_of
 from gfx.tl.classification._labels import check_classes_of_cells, find_cell_labels, find_donors, find_gene_labels
 

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 
 from gfx._adata import shortened
+from gfx._core.arguments import check_choice, check_seed, check_whole
 from gfx._core.batching import pieces
 from gfx._core.manifest import fingerprint
-from gfx._core.seeds import check_seed, check_whole
 from gfx._core.statistics import moments
 from gfx.tl._baselines import CONTROL_COLUMNS, baselines_of_sets, compare_with_baselines, find_baselines
 from gfx.tl._gene_sets import find_gene_sets
-from gfx.tl._prepare import check_choice, check_controls, donors, open_store, prepare
+from gfx.tl._prepare import check_controls, donors, open_store, prepare
 from gfx.tl._states import find_states
 from gfx.tl.perturbation import _controls, _tables
 from gfx.tl.perturbation._controls import AXIS, RANDOM_WEIGHTS, stream
@@ -71,7 +71,7 @@ def perturb(
     """Do what :func:`gfx.tl.delete_genes` and its sisters say, which pass all of their arguments; it warns for them."""
     function = f"tl.{operator}_genes"
     change = check_change(by) if operator == "shift" else None
-    check_choice("positions", positions, ("close", "keep"))
+    check_choice(positions, "positions", ("close", "keep"))
     controls = check_controls(controls, ALL_CONTROLS)
     seed = check_seed(rng)
     n_random = None if n_random is None else check_whole(n_random, "n_random", 3)

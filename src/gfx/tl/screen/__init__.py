@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
+from gfx._core.arguments import check_choice, check_seed, check_whole
 from gfx._core.batching import pieces
 from gfx._core.manifest import fingerprint
 from gfx._core.screening import LOWEST_AGREEMENT, wanted_places
-from gfx._core.seeds import check_seed, check_whole
 from gfx._docs import shared
 from gfx._results import mask_name
 from gfx.tl._baselines import find_baselines
 from gfx.tl._gene_sets import find_gene_sets
-from gfx.tl._prepare import check_choice, check_controls, groups, open_store, prepare
+from gfx.tl._prepare import check_controls, groups, open_store, prepare
 from gfx.tl._states import find_states
 from gfx.tl.perturbation._experiment import embed_states
 from gfx.tl.screen import _run
@@ -214,9 +214,9 @@ def screen_genes(
     from gfx._engine.tasks import Screen
 
     if not isinstance(method, FirstOrder):
-        check_choice("method", method, ("exact", "first_order"))
+        check_choice(method, "method", ("exact", "first_order"))
     is_exact, n_probes = method == "exact", method.n_probes if isinstance(method, FirstOrder) else FirstOrder().n_probes
-    check_choice("positions", positions, ("close", "keep"))
+    check_choice(positions, "positions", ("close", "keep"))
     controls, rng = check_controls(controls, CONTROLS), check_seed(rng)
     if n_probes == 0 and goal is None:
         msg = (

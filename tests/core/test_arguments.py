@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gfx._core.seeds import check_seed, check_whole
+from gfx._core.arguments import check_seed, check_whole
 
 
 @pytest.mark.parametrize("seed", [7, np.int64(7), np.uint8(7), np.array([7])[0]])
