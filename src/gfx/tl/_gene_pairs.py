@@ -106,8 +106,7 @@ def pair_matrices(
     n_neighbors: int | None,
 ) -> tuple[dict[str, sparse.csr_matrix], dict[str, object]]:
     """Lay out attention from gene to gene for `varp`: all pairs, or the strongest ones of each gene."""
-    found: dict[str, list[np.ndarray]] = {"": [], "uniform": [], "n_cells": []}
-    givers, receivers, receives = [], [], _tokens(pairs[0].receives)
+    found, receives = [], _tokens(pairs[0].receives)
     for part, sums in zip(pairs, parts, strict=True):
         gives = _tokens(part.gives)
         means, uniform, n_cells = sums.of_pairs()
@@ -117,11 +116,8 @@ def pair_matrices(
         else:
             is_wanted = (gives[:, None] != receives) & (n_cells >= FEWEST_CELLS)
             rows, columns = strongest(np.where(is_wanted, mean, np.nan), n_neighbors)
-        givers.append(gives[rows])
-        receivers.append(receives[columns])
-        for name, values in (("", mean), ("uniform", uniform), ("n_cells", n_cells)):
-            found[name].append(values[rows, columns])
-    givers, receivers = np.concatenate(givers), np.concatenate(receivers)
+        found.append((gives[rows], receives[columns], *(of[rows, columns] for of in (mean, uniform, n_cells))))
+    givers, receivers, *values = map(np.concatenate, zip(*found, strict=True))
     n_vars, row_of = len(cells.gene_tokens), np.full(len(cells.model.vocabulary), -1)
     row_of[cells.gene_tokens[::-1]] = np.arange(n_vars)[::-1]  # the first row of a gene that has several
     row_of[cells.model.vocabulary.is_special] = -1
@@ -131,7 +127,7 @@ def pair_matrices(
     def matrix(values: np.ndarray) -> sparse.csr_matrix:
         return sparse.csr_matrix((values[has_rows], (rows[has_rows], columns[has_rows])), shape=(n_vars, n_vars))
 
-    varp = {name: matrix(np.concatenate(values)) for name, values in found.items()}
+    varp = dict(zip(("", "uniform", "n_cells"), map(matrix, values), strict=True))
     uns: dict[str, object] = {}
     if n_neighbors is None:
         try:
