@@ -166,9 +166,9 @@ def test_a_result_that_may_not_fit_into_memory_is_announced_before_it_runs(cells
 def test_the_error_about_a_missing_result_lists_all_results(cells, toy_model):
     gfx.tl.embed(cells, model=toy_model, key_added="mine")
     delete_genes(cells, "TOY90", model=toy_model, key_added="deleted")
-    text = r"Results of .*: \[\]\. Other results: 'deleted' of `gfx.tl.delete_genes`, 'mine' of `gfx.tl.embed`"
-    with pytest.raises(KeyError, match=text):
+    text = r"Run .* first\. Other results: 'deleted' of `gfx.tl.delete_genes`, 'mine' of `gfx.tl.embed`\."
+    with pytest.raises(KeyError, match=rf"Did not find a result of `gfx.tl.attention` .* {text}"):
         gfx.get.attention_df(cells)
-    with pytest.raises(KeyError, match=r"Results of .*: \['deleted'\]\. Other results: 'mine' of"):
+    with pytest.raises(KeyError, match=r"Results of .*: \['deleted'\]\. Run .* first\. Other results: 'mine' of"):
         gfx.get.deletion_df(cells, key="other")
     assert isinstance(gfx.get.deletion_df(cells), pd.DataFrame)
