@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
@@ -127,6 +128,16 @@ def test_maps_of_bands_show_logarithms_of_ratios(attended: ad.AnnData, layers: l
             assert image[names.index(gives), names.index(receives)] == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize("min_positions", [1, 1000])
+def test_labels_of_few_bands_have_room(attended: ad.AnnData, min_positions: int) -> None:
+    axes = gfx.pl.attention_bands(attended, layers=[1, 2], min_positions=min_positions, key=KEY, show=False)
+    figure = axes[0].figure
+    figure.draw_without_rendering()
+    extents = [axes[0].yaxis.label.get_window_extent(), *(ax.xaxis.label.get_window_extent() for ax in axes)]
+    assert not any(box.overlaps(other) for number, box in enumerate(extents) for other in extents[:number])
+    assert all(figure.bbox.contains(*corner) for box in extents for corner in (box.min, box.max))
+
+
 def test_four_panels_stand_in_two_rows() -> None:
     assert [_n_columns(n) for n in (1, 2, 3, 4, 6, 12)] == [1, 2, 3, 2, 3, 6]
 
@@ -146,6 +157,14 @@ def test_neighbors_are_listed_with_what_ranks_make_expect(attended, sort_by: str
     assert len(axes) == 1 + network
     if network:
         assert {text.get_text() for text in axes[1].texts} == {"TOY5", *names}
+
+
+def test_ticks_of_neighbors_do_not_collide(attended: ad.AnnData) -> None:
+    (ax,) = gfx.pl.attention_neighbors(attended, "TOY3", n=2, min_cells=1, key=KEY, show=False)
+    ax.figure.draw_without_rendering()
+    extents = [label.get_window_extent() for label in ax.get_xticklabels()]
+    assert len(extents) >= 3
+    assert not any(one.overlaps(other) for one, other in itertools.pairwise(extents))
 
 
 @pytest.mark.parametrize(

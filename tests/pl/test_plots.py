@@ -514,6 +514,14 @@ def test_screen_of_groups(screened: ad.AnnData) -> None:
     assert not given[2].has_data()
 
 
+def test_screen_of_groups_that_are_numbers(screened: ad.AnnData) -> None:
+    adata = screened.copy()
+    adata.uns["gfx_screen"]["groups"] = ["0", "1", "2"]
+    for groups, titles in ((0, ["0"]), ("1", ["1"]), ([0, 2], ["0", "2"])):
+        axes = gfx.pl.screen(adata, groups, min_cells=5, n_names=0, show=False)
+        assert [ax.get_title() for ax in axes] == titles
+
+
 def test_screen_errors(screened: ad.AnnData) -> None:
     with pytest.raises(KeyError, match=r"Did not find the effect 'toward'. Present: \['shift'\]"):
         gfx.pl.screen(screened, effect="toward")

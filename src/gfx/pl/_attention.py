@@ -15,7 +15,7 @@ from gfx.get import (
     attention_pairs_df,
     attention_ranks_df,
 )
-from gfx.pl._style import BESIDE, GUIDE, LEGEND, axes_for, check_drawable, figure_of, finish
+from gfx.pl._style import BESIDE, GUIDE, LEGEND, axes_for, check_drawable, figure_of, finish, folded
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -251,7 +251,7 @@ def attention_heads(
         far = max(0.1, float((table[statistic] - 0.5).abs().max()))
         limits = {"cmap": cmap or "RdBu_r", "vmin": 0.5 - far, "vmax": 0.5 + far}
     for panel, (name, of_set) in zip(axes, tables.items(), strict=True):
-        _matrix(panel, of_set, statistic, title=name or statistic, **limits)
+        _matrix(panel, of_set, statistic, title=folded(name or statistic, panel), **limits)
         if gene_sets is not None:
             for row in of_set[of_set.get("remains", of_set["fdr_matched"] < 0)].itertuples():
                 panel.add_patch(Rectangle((row.head - 1.48, row.layer - 1.48), 0.96, 0.96, **_FRAME))
@@ -331,7 +331,7 @@ def attention_bands(
     far = max(0.5, float(logs[genes & logs.index.isin(wanted, level="layer")].abs().max()))
     n_columns = _n_columns(len(wanted))
     n_rows, n_bands = -(-len(wanted) // n_columns), len(enough)
-    side = 1.2 + 0.24 * n_bands
+    side = 1.2 + 0.24 * max(n_bands, 7)  # the labels of the axes fit
     default = (1 + side * n_columns, side * n_rows)
     axes = axes_for(ax, len(wanted), figsize or default, n_columns=n_columns)
     for number, (panel, layer) in enumerate(zip(axes, wanted, strict=True)):
@@ -421,6 +421,7 @@ def attention_neighbors(
     listed.scatter(table["attention"], at, s=26, color="C0", label="attention", zorder=3)
     listed.set_yticks(at, table["attends_to"])
     listed.set_xlim(left=0)
+    listed.locator_params(axis="x", nbins=5)
     listed.set_xlabel(f"attention given by {gene}")
     listed.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, **LEGEND)
     if network:
@@ -523,7 +524,7 @@ def attention_difference(
     table = table.iloc[np.argsort(-nearer, kind="stable")[:n]]
     table = table[table["low"].notna()]
     check_drawable(table, f"no gene has an interval with {min_cells} cells in each group (`min_cells`)")
-    (panel,) = axes_for(ax, 1, figsize or (5, 1.1 + 0.24 * len(table)))
+    (panel,) = axes_for(ax, 1, figsize or (5, 1.3 + 0.24 * len(table)))
     at = np.arange(len(table))[::-1]
     colours = np.where(table["difference"] > 0, "C3", "C0")
     panel.hlines(at, table["low"], table["high"], colors=colours, linewidth=1.5)
@@ -533,6 +534,7 @@ def attention_difference(
     panel.set_yticks(at, labels)
     over = "donors" if "n_donors" in table else "cells"
     of = "after - before the deletion" if group is None else f"{group} - {reference}"
-    panel.set_xlabel(f"attention {statistic} / uniform attention\n{of}, 95 % interval over {over}")
+    label = f"attention {statistic} / uniform attention\n{of}\n95 % interval over {over}"
+    panel.set_xlabel(folded(label, panel))
     panel.set_title("gene and head (layer.head)", fontsize="medium", loc="left")
     return finish(panel, given=ax, show=show)

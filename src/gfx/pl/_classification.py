@@ -8,7 +8,7 @@ import numpy as np
 
 from gfx._docs import shared
 from gfx.get import classification_df, confusion_df, gene_scores_df, learning_curve_df, roc_df
-from gfx.pl._style import BESIDE, GUIDE, LEGEND, axes_for, check_drawable, figure_of, finish, label_column
+from gfx.pl._style import BESIDE, GUIDE, LEGEND, axes_for, check_drawable, figure_of, finish, folded, label_column
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -141,10 +141,11 @@ def roc(
     panel.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel="false positive rate", ylabel="true positive rate")
     panel.set_aspect("equal")
     single = class_name or (classes[0] if len(classes) == 1 else None)
-    panel.set_title(f"{single} against all others" if single else f"mean of {len(classes)} classes", fontsize="medium")
+    title = f"{single} against all others" if single else f"mean of {len(classes)} classes"
+    panel.set_title(folded(title, panel), fontsize="medium")
     has_interval = has_auc and auc.reindex(methods)["low"].notna().any()
-    title = "AUC (95 % interval)" if has_interval else "AUC" if has_auc else None
-    panel.legend(loc="lower right", title=title, title_fontsize="small", **LEGEND)
+    of_legend = "AUC (95 % interval)" if has_interval else "AUC" if has_auc else None
+    panel.legend(loc="lower right", title=of_legend, title_fontsize="small", **LEGEND)
     return finish(panel, given=ax, show=show)
 
 
@@ -397,11 +398,11 @@ def gene_scores(
     (panel,) = axes_for(ax, 1, figsize or (width, 4.6))
     if len(classes) == 2:
         panel.axhline(0.5, color=GUIDE, linewidth=0.8, linestyle=":", zorder=0)
-    panel.set(ylim=(-0.03, 1.03), ylabel=f"probability of {class_name!r}")
+    panel.set(ylim=(-0.03, 1.03), ylabel=folded(f"probability of {class_name!r}", panel, along="y"))
     draw = _draw_strips if held_out else _draw_sorted
     columns = draw(panel, table, score, n_names)
     if group is not None:
-        panel.set_title(group)
+        panel.set_title(folded(str(group), panel), fontsize="medium")
     for genes, x, y, column in columns:
         label_column(panel, genes, x, y, column)
     return finish(panel, given=ax, show=show)
@@ -422,7 +423,9 @@ def _draw_strips(ax: Axes, table: pd.DataFrame, score: str, n_names: int) -> lis
         for chosen, colour in ((~wrong, "0.6"), (wrong, "C3")):
             ax.scatter(x[chosen], y[chosen], s=12, color=colour, alpha=0.8, linewidths=0, zorder=2)
         columns.append((genes["gene"].to_numpy()[ends], x[ends], y[ends], strip + _NAMES))
-    ax.set_xticks(range(len(classes)), [f"{label}\n({np.sum(table['label'] == label):,} genes)" for label in classes])
+    numbers = table["label"].value_counts()
+    names = [f"{folded(label, ax, share=0.75 / len(classes))}\n({numbers.get(label, 0):,} genes)" for label in classes]
+    ax.set_xticks(range(len(classes)), names)
     ax.set(xlim=(-0.4, len(classes) - 0.3), xlabel="label of the gene")
     for colour, label in (("0.6", "predicted as labelled"), ("C3", "otherwise")):
         ax.scatter([], [], s=12, color=colour, linewidths=0, label=label)

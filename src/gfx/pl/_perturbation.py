@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +16,9 @@ from gfx.pl._style import (
     check_drawable,
     figure_of,
     finish,
+    folded,
     label_points,
+    set_label,
     show_power_of_ten,
 )
 
@@ -35,9 +36,6 @@ _MAX_POINTS = 200
 
 #: Rows up to which each has the height of a line of text and some room; with more, lines are close and small.
 _MOST_ROWS = 25
-
-#: Letters that fit along the axes.
-_WIDEST = 60
 
 #: Random sets.
 _POINTS = {"color": "0.6", "alpha": 0.55, "linewidths": 0, "zorder": 1.5}
@@ -135,12 +133,12 @@ def deletion(
         msg = f"`state={state!r}`, but genes were perturbed without states. Give `groupby=`, `start=` and `goal=`."
         raise KeyError(msg)
     table = _drawn(table, f"{measure}_mean", n_top, min_cells)
-    (panel,) = axes_for(ax, 1, figsize or (7.2, _height(len(table))))
+    (panel,) = axes_for(ax, 1, figsize or _size(table, 7.2))
     colours = mpl.colormaps[cmap]
     faces = [colours(rank) if np.isfinite(rank) else "white" for rank in table["rank_mean"]]
     of_cells = cells.groupby("perturbation")[measure].quantile([0.05, 0.95]).unstack().loc[table["perturbation"]]
     _draw_rows(panel, table, measure, random, prefix=prefix, ends=of_cells.to_numpy(), faces=faces)
-    panel.set(xlabel=label, ylabel="perturbed genes\n(cells)")
+    panel.set(xlabel=folded(label, panel), ylabel="perturbed genes\n(cells)")
     _explain_rows(panel, "5th to 95th percentile of these cells", has_random=random is not None)
     bar = figure_of(panel).colorbar(
         mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), colours),
@@ -208,7 +206,7 @@ def synergy(
     random = random_sets_df(adata, key=key, mod=mod) if table["on_vectors_z"].notna().any() else None
     if random is not None:
         random = random.drop_duplicates(["perturbation", "genes", "difference"])  # one row a set, whatever the states
-    axes = axes_for(ax, 2, figsize or (9.6, _height(len(table))))
+    axes = axes_for(ax, 2, figsize or _size(table, 9.6))
     for panel, (measure, beyond) in zip(axes, _MEASURES.items(), strict=True):
         ends = table[[f"{measure}_low", f"{measure}_high"]].to_numpy()
         _draw_rows(panel, table, measure, random, prefix=f"{measure}_", ends=ends, faces=["white"] * len(table))
@@ -226,9 +224,16 @@ def _drawn(table: pd.DataFrame, effect: str, n_top: int | None, min_cells: int) 
     return table[:n_top]
 
 
-def _height(n_rows: int) -> float:
-    """Height of a new figure, in inches."""
-    return 1.6 + (0.36 if n_rows <= _MOST_ROWS else 0.2) * max(n_rows, 4)  # the label of the axis fits
+def _size(table: pd.DataFrame, width: float) -> tuple[float, float]:
+    """Size of a new figure, in inches: long names are beside its width, not in it."""
+    n_rows, longest = len(table), max(map(len, _names(table)))
+    height = 1.6 + (0.36 if n_rows <= _MOST_ROWS else 0.2) * max(n_rows, 4)  # the label of the axis fits
+    return width + 0.085 * max(0, longest - 14), height
+
+
+def _names(table: pd.DataFrame) -> list[str]:
+    """Name the rows, with the number of cells."""
+    return [f"{set_label(name)} ({n:,})" for name, n in zip(table["perturbation"], table["n_cells"], strict=True)]
 
 
 def _draw_rows(
@@ -257,7 +262,7 @@ def _draw_rows(
         if note or np.isnan(of_random):
             where = {"xycoords": ("axes fraction", "data"), "va": "center", "annotation_clip": False}
             ax.annotate(note or "no random sets", (1.01, row), fontsize=size, **where)
-    names = [f"{name} ({n:,})" for name, n in zip(table["perturbation"], table["n_cells"], strict=True)]
+    names = _names(table)
     ax.set_yticks(range(len(names)), names, fontsize=size if len(names) > _MOST_ROWS else None)
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.axvline(0, color=GUIDE, linewidth=0.8, linestyle=":", zorder=0)
@@ -365,10 +370,7 @@ def gene_effects(
     panel.set_xscale("log")
     panel.set_yscale("log")
     panel.set_xlabel("its shift when random sets are perturbed (1 - cosine)" if has_random else "cells with the gene")
-    measured = f"shift of a gene when {perturbation} is perturbed"
-    # Sets of genes have long names.
-    fits = len(measured) < _WIDEST - 12
-    panel.set_ylabel(f"{measured} (1 - cosine)" if fits else f"{textwrap.fill(measured, _WIDEST)}\n(1 - cosine)")
+    panel.set_ylabel(f"shift of a gene when\n{set_label(perturbation)} is perturbed (1 - cosine)")
     if panel.get_legend_handles_labels()[0]:
         panel.legend(frameon=False, fontsize="small")
     named = table.head(n_top)
@@ -436,7 +438,8 @@ def rank_trend(
         _draw_means(panel, known["rank_mean"], known[effect], "white")
         panel.set_yscale("log")
         panel.set(xlim=(-0.02, 1.02), title=title, xlabel="rank of the gene (0 first, 1 last)")
-        labels.append((known["perturbation"].tolist(), known["rank_mean"].to_numpy(), known[effect].to_numpy()))
+        names = known["perturbation"].map(set_label).tolist()
+        labels.append((names, known["rank_mean"].to_numpy(), known[effect].to_numpy()))
     axes[0].set_ylabel("shift of the cell (1 - cosine)")
     for panel, of_panel in zip(axes, labels, strict=True):
         label_points(panel, *of_panel)

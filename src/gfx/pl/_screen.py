@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +11,18 @@ from gfx._docs import shared
 from gfx._results import PERTURBATIONS, find
 from gfx.get import deletion_df, screen_df
 from gfx.get._screen import FDR, WIDTH
-from gfx.pl._style import ABOVE, BAND, GUIDE, axes_for, check_drawable, finish, label_points, show_power_of_ten
+from gfx.pl._style import (
+    ABOVE,
+    BAND,
+    GUIDE,
+    axes_for,
+    check_drawable,
+    finish,
+    folded,
+    label_points,
+    set_label,
+    show_power_of_ten,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,8 +43,8 @@ _ABOUT = 50
 #: Points of the threshold of a volcano plot that names keep off; closer to each other than a name is wide.
 _N_ON_LINE = 40
 
-#: Distance of a title from its panel, in points: two lines of a legend lie between them.
-_ABOVE_LEGEND = 32
+#: Distance of a title from its panel, in points: one line or two of a legend lie between them.
+_ABOVE_LEGEND = 18, 32
 
 
 #: Begins the examples of both plots; the documentation runs it once.
@@ -109,7 +121,7 @@ def screen(
     {example}
     >>> gfx.pl.screen(adata)
     """
-    panels = [groups] if groups is None or isinstance(groups, str) else list(groups)
+    panels = [groups] if isinstance(groups, str) or not isinstance(groups, Iterable) else list(groups)
     tables = [screen_df(adata, group, key=key, min_cells=min_cells, names=names, mod=mod) for group in panels]
     for table in tables:
         check_drawable(table, f"no gene is in at least {min_cells} cells (`min_cells`)")
@@ -136,9 +148,9 @@ def screen(
             label = f"beyond ±{WIDTH} and FDR ≤ {FDR}"
             panel.scatter(rank[significant], excess[significant], facecolors="C3", label=label, **look)
         panel.axhline(0, color=GUIDE, linewidth=0.6, zorder=1)
-        title = group or table.attrs.get("start", "all cells")
+        title = table.attrs.get("start", "all cells") if group is None else str(group)
         panel.set(xlim=(-0.02, 1.02), xlabel="mean rank of the gene (0 first, 1 last)")
-        panel.set_title(title, pad=_ABOVE_LEGEND)
+        panel.set_title(folded(title, panel), fontsize="medium", pad=_ABOVE_LEGEND[1])
         panel.margins(y=0.12)
         far = np.flatnonzero(beyond)
         far = far[np.argsort(-np.abs(z[far]), kind="stable")[:n_names]]
@@ -146,7 +158,7 @@ def screen(
         others = np.column_stack([rank[unnamed], excess[unnamed]])
         labels.append((table["gene"].to_numpy()[far].tolist(), rank[far], excess[far], others))
     label = _LABELS[effect].format(goal=tables[0].attrs.get("goal"), others="genes of similar rank")
-    axes[0].set_ylabel(label.replace(" over ", "\nover "))
+    axes[0].set_ylabel(folded(label.replace(" over ", "\nover "), axes[0], along="y"))
     axes[0].legend(columnspacing=1, handletextpad=0.3, **ABOVE)
     for panel, (genes, x, y, others) in zip(axes, labels, strict=True):
         label_points(panel, genes, x, y, others=others)
@@ -239,7 +251,7 @@ def volcano(
     effect = _effect(table, effect)
     table = _tested(table, effect)
     check_drawable(table, "no gene has an FDR. It takes the default controls, and genes in enough cells")
-    gene, x, values = (table[name].to_numpy() for name in ("gene", "excess", "fdr"))
+    gene, x, values = table["gene"].map(set_label), table["excess"].to_numpy(), table["fdr"].to_numpy()
     is_zero, threshold = values == 0, -np.log10(fdr)
     y = -np.log10(np.where(is_zero, 1, values))
     y[is_zero] = 1.15 * max(threshold, *y)
@@ -252,15 +264,17 @@ def volcano(
         panel.scatter([], [], color="0.6", label="FDR too small for a number", **look)
     panel.axhline(threshold, color=GUIDE, linewidth=0.9, linestyle="--", zorder=1, label=f"FDR {fdr:g}")
     panel.axvline(0, color=GUIDE, linewidth=0.8, linestyle=":", zorder=1)
-    panel.set_xlabel(_LABELS[effect].format(goal=table.attrs["goal"], others=null))
-    panel.set(ylim=(-0.04 * y.max(), 1.12 * max(threshold, *y)), ylabel="$-$log$_{10}$ FDR", title=group or "")
+    panel.set_xlabel(folded(_LABELS[effect].format(goal=table.attrs["goal"], others=null), panel))
+    panel.set(ylim=(-0.04 * y.max(), 1.12 * max(threshold, *y)), ylabel="$-$log$_{10}$ FDR")
+    if group is not None:
+        panel.set_title(folded(str(group), panel), fontsize="medium", pad=_ABOVE_LEGEND[0])
     panel.margins(x=0.12)
     show_power_of_ten(panel, room=14)
     panel.legend(**ABOVE)
     named, others = np.split(np.lexsort((-np.abs(x), values)), [n_names])
     unnamed = np.column_stack([x[others], y[others]])
     line = np.column_stack([np.linspace(*panel.get_xlim(), _N_ON_LINE), np.full(_N_ON_LINE, threshold)])
-    label_points(panel, gene[named].tolist(), x[named], y[named], others=np.vstack([unnamed, line]))
+    label_points(panel, gene.iloc[named].tolist(), x[named], y[named], others=np.vstack([unnamed, line]))
     return finish(panel, given=ax, show=show)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from io import BytesIO
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
@@ -26,6 +27,9 @@ BAND, GUIDE = ("0.5", 0.2), "0.5"
 LEGEND = {"frameon": False, "fontsize": "small"}
 ABOVE = LEGEND | {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "ncols": 2}
 BESIDE = LEGEND | {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+
+#: Letters in an inch along the axes and in a line at most, lines of a text, and letters of the name of a set of genes.
+_PER_INCH, _LONGEST, _MOST_LINES, _SET = 13, 60, 3, 28
 
 #: Names next to points and steps in which they are moved apart at most.
 _MOST_NAMES, _STEPS = 40, 200
@@ -73,6 +77,21 @@ def show_power_of_ten(ax: Axes, *, room: float) -> None:
     """Write the power of ten of small numbers once, at the end of the horizontal axis, and leave it room in points."""
     ax.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3), useMathText=True)
     ax.xaxis.labelpad = room
+
+
+def folded(text: str, ax: Axes, *, along: Literal["x", "y"] = "x", share: float = 1) -> str:
+    """Break a text into lines that fit along the axes, or a share of them: names of groups and classes may be long."""
+    length = ax.bbox.width if along == "x" else ax.bbox.height
+    letters = int(share * min(length / figure_of(ax).dpi * _PER_INCH, _LONGEST))
+    fold = textwrap.TextWrapper(width=max(letters, 12), max_lines=_MOST_LINES, placeholder=" …")
+    return "\n".join(map(fold.fill, text.split("\n")))
+
+
+def set_label(name: str) -> str:
+    """Shorten the name of a set of many genes, which would leave no room for what is drawn: its first ones stay."""
+    genes = name.split("+")
+    n = max(1, int((np.cumsum([len(gene) + 1 for gene in genes]) < _SET - 5).sum()))
+    return name if len(name) <= _SET or n == len(genes) else f"{'+'.join(genes[:n])} + {len(genes) - n} more"
 
 
 def figure_of(ax: Axes) -> Figure:
