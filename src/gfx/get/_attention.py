@@ -576,21 +576,17 @@ def _pair_table(result: Slots) -> pd.DataFrame:
     if not result.has("varp"):
         msg = f"The result {result.key!r} has no attention from gene to gene: {_WITH_PAIRS}"
         raise KeyError(msg)
-    parts = {
-        name: result.read("varp", part).tocoo()
-        for name, part in (("attention", ""), ("uniform", "uniform"), ("n_cells", "n_cells"))
-    }
-    row, column = parts["attention"].row, parts["attention"].col
+    attention, uniform, n_cells = (result.read("varp", part).tocoo() for part in ("", "uniform", "n_cells"))
+    row, column = attention.row, attention.col
     names, rank = result.adata.var_names.to_numpy(), result.read("var", "rank").to_numpy()
     table = pd.DataFrame({"row": row, "column": column, "gene": names[row], "attends_to": names[column]})
-    for name, matrix in parts.items():
-        table[name] = matrix.data
+    table["attention"], table["uniform"] = attention.data, uniform.data
     table["expected"] = table["uniform"] * _by_bands(result)[band_of(rank[row] + 1), band_of(rank[column] + 1)]
     table["ratio"] = table["attention"] / table["expected"]
+    table["n_cells"] = n_cells.data
     if result.has("varp", "coexpression"):
         table["coexpression"] = result.read("varp", "coexpression").tocoo().data
-    order = ["row", "column", "gene", "attends_to", "attention", "uniform", "expected", "ratio", "n_cells"]
-    return table[[*order, *(["coexpression"] if "coexpression" in table else [])]]
+    return table
 
 
 def _by_bands(result: Slots) -> np.ndarray:
