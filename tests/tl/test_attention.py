@@ -354,7 +354,7 @@ def test_heads_may_come_in_any_kind_of_sequence(cells, toy_model, heads):
 def test_genes_that_no_cell_has_are_named(cells, toy_model, capsys):
     cells.X = sparse.csr_matrix(cells.X.multiply([name != "TOY8" for name in cells.var_names]))
     gfx.tl.attention(cells, model=toy_model, genes=PAIRS, controls=None)
-    assert re.search(r"No cell that is used has \[.*'TOY8'.*\], which have no pairs\.", capsys.readouterr().out)
+    assert re.search(r"No pairs for \[.*'TOY8'.*\]: none of the cells has these genes\.", capsys.readouterr().out)
 
 
 def test_the_record_names_what_was_asked_for(cells, toy_model):

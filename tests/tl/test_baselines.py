@@ -181,7 +181,7 @@ def test_counts_that_are_gone_cost_the_baseline_alone(cells, toy_model, caplog, 
     spoil(cells)
     with caplog.at_level(logging.INFO, logger="gfx"):
         gfx.tl.delete_genes(cells, GENE, model=toy_model, n_random=5)
-    assert "Expression is not among the baselines, for the counts are not at hand: " in caplog.text
+    assert "Expression is missing from the baselines, because there are no counts to read: " in caplog.text
     for table in ("table", "random_sets"):
         found = cells.uns["gfx_delete"][table].drop(columns="expression_mean", errors="ignore")
         wanted = expected.uns["gfx_delete"][table].drop(columns="expression_mean", errors="ignore")

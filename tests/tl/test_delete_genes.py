@@ -228,7 +228,7 @@ def test_genes_of_no_cell(cells, toy_model, controls):
 
 def test_many_genes_of_no_cell_are_not_all_named(cells, toy_model):
     cells.X = sparse.csr_matrix(cells.X.multiply(~cells.var_names.isin([f"TOY{n}" for n in range(1, 13)])))
-    with pytest.warns(UserWarning, match=r"\['TOY1', .*'TOY9', 'TOY10'\] and 2 more and others beside them"):
+    with pytest.warns(UserWarning, match=r"\['TOY1', .*'TOY9', 'TOY10'\] and 2 more, together with another gene"):
         delete_genes(cells, [GENE, *(f"TOY{n}" for n in range(1, 13))], model=toy_model)
 
 

@@ -175,6 +175,6 @@ def test_no_cell_with_another_gene(cells, toy_model):
     counts = np.zeros(cells.shape, dtype=np.float32)
     counts[:, cells.var_names.get_loc(GENE)] = 1
     cells.X = sparse.csr_matrix(counts)
-    with pytest.warns(UserWarning, match=rf"No cell has the genes of \['{GENE}'\] and others beside them"):
+    with pytest.warns(UserWarning, match=rf"No cell has the genes of \['{GENE}'\], together with another gene"):
         overexpress_genes(cells, [GENE, OTHER], model=toy_model)
     assert cells.uns["gfx_overexpress"]["table"]["n_cells"].tolist() == [0, 24]

@@ -108,7 +108,7 @@ def test_a_cell_of_one_gene_cannot_lose_it(
 ) -> None:
     one = cell_of(toy_cells(2), "TOY90")
     before = slots(one)
-    with pytest.raises(ValueError, match="No cell that is screened has any of the genes and another one beside it"):
+    with pytest.raises(ValueError, match="No cell that is screened has any of the genes and at least one other gene"):
         gfx.tl.screen_genes(one, model=any_model, method=method)
     assert slots(one) == before
 

@@ -109,7 +109,7 @@ def test_a_cell_of_one_gene_has_nothing_left_to_compare(toy_cells: ToyCells, toy
     is_deleted = ~np.isnan(screen(adata, toy_model, stored=True).effects())
     assert is_deleted[0].sum() == 0
     assert is_deleted[1].sum() > 10
-    with pytest.raises(ValueError, match="No cell that is screened has any of the genes and another one beside it"):
+    with pytest.raises(ValueError, match="No cell that is screened has any of the genes and at least one other gene"):
         screen(adata, toy_model, mask_obs=np.arange(4) == 0)
     with pytest.raises(ValueError, match="No cell that is screened has any of the genes"):
         screen(adata[:, adata.var_names != "TOY7"], toy_model, genes=["TOY7"])

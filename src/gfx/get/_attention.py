@@ -696,8 +696,8 @@ def attention_edges_df(
     n_sources = auroc.shape[1]
     if n_sources < 2:
         msg = (
-            f"{n_sources} sources of `edges` have a target among the named genes and another candidate beside, in at "
-            f"least {min_cells} cells each; there have to be two or more. {len(known):,} of {len(edges):,} edges are "
+            f"{n_sources} sources of `edges` have both a target and another candidate among the named genes, in at "
+            f"least {min_cells} cells each; at least two are needed. {len(known):,} of {len(edges):,} edges are "
             "between named genes, as `adata.var_names` spells them."
         )
         raise ValueError(msg)

@@ -80,7 +80,9 @@ def deletion_df(
       logarithm of normalised counts; with states `logfc`, the log2 fold change from start to goal as scanpy
       computes it, about 30 or -30 for a gene that no cell of one of them has;
     - with states, `state` and `role` (start, goal, alternative), and columns that begin with `toward_`, which contain
-      the same statistics for the shift toward the state (change of the cosine to its centroid);
+      the same statistics for the shift toward the state (change of the cosine to its centroid); with the control
+      ``"centroids"`` also `toward_without_mean`, the mean shift toward the centroid of cells without the perturbed
+      genes;
     - with `donor_key`, statistics of the excess, which is the effect minus the mean effect of random sets in the same
       cells: `n_donors`; the mean over donors `donor_mean` with its 95 % interval `donor_low` to `donor_high`;
       `donor_p`, the p-value of a test of whether this mean differs from that of random genes, given the variance
@@ -213,7 +215,7 @@ def gene_effects_df(
 ) -> pd.DataFrame:
     """Tabulate the shift of each other gene, compared with its shift when random genes are perturbed.
 
-    Some genes shift whatever is done to a cell, and some perturbations shift all genes. The excess corrects for both.
+    Some genes shift under any perturbation, and some perturbations shift all genes. The excess corrects for both.
 
     Parameters
     ----------
@@ -291,10 +293,10 @@ def target_effects_df(
     """Test whether known targets of a gene shift more than other genes when it is perturbed :cite:p:`Theodoris2023`.
 
     The paper compared direct with indirect targets of GATA4 and TBX5, and both with housekeeping genes, by rank-sum
-    tests over genes. A gene that is in many cells, or that shifts whatever is done, is no evidence. The effect tested
-    is therefore the excess over random sets where these were run, and each set is also compared with matched genes: for
-    each target, the ten or more other genes that are in the most similar number of cells and, where random sets were
-    run, shift to the most similar extent when these are perturbed.
+    tests over genes. Such a test also responds to genes that are in many cells, or that shift under any perturbation.
+    The effect tested is therefore the excess over random sets where these were run, and each set is also compared with
+    matched genes: for each target, the ten or more other genes that are in the most similar number of cells and, where
+    random sets were run, shift to the most similar extent when these are perturbed.
 
     Parameters
     ----------

@@ -196,8 +196,8 @@ def attention_heads(
     statistic
         Column of :func:`gfx.get.attention_heads_df`. `None` draws ``"entropy"`` or, with gene sets, ``"auc_matched"``.
     gene_sets
-        Sets of genes by name, a matrix each. Heads that attend to a set more, or less, than rank and detection
-        make expect, and than any head of the random-weights model (`remains`), have a frame.
+        Sets of genes by name, a matrix each. Heads that attend to a set more, or less, than expected from rank and
+        detection, and more strongly so than any head of the random-weights model (`remains`), have a frame.
     {group}
     {min_cells}
     {key}
@@ -365,7 +365,7 @@ def attention_neighbors(
     mod: str | None = None,
     show: bool | None = None,
 ) -> list[Axes] | None:
-    """Draw the genes that a gene attends to most, and what their ranks alone make expect.
+    """Draw the genes that a gene attends to most, and the attention expected from their ranks alone.
 
     Parameters
     ----------
@@ -379,8 +379,8 @@ def attention_neighbors(
     min_cells
         Genes that fewer cells have together with `gene` are left out.
     network
-        Whether to draw beside it the network of these genes: arrows are the strongest attention of each gene to others
-        of them, and thicker where there is more.
+        Whether to draw the network of these genes as well: arrows show the strongest attention of each gene to others
+        of them, thicker arrows more attention.
     {key}
     {figsize}
     ax

@@ -236,7 +236,7 @@ def _cells_with(genes: np.ndarray, lengths: np.ndarray, cells: Prepared) -> np.n
     if not kept.any():
         names = cells.model.vocabulary.symbols[genes].tolist()
         why = f" {cells.behind}" if cells.are_cut(genes, lengths).any() else ""
-        msg = f"No cell that is used has the deleted genes {names} and another gene beside.{why}"
+        msg = f"No cell that is used has the deleted genes {names} and at least one other gene.{why}"
         raise ValueError(msg)
     return kept
 

@@ -44,7 +44,7 @@ def find_baselines(
     try:
         expression, fold = _expression(cells, lengths > 0, states, wanted)
     except CountsNotAtHandError as problem:
-        _log.info(f"Expression is not among the baselines, for the counts are not at hand: {problem.args[0]}")
+        _log.info(f"Expression is missing from the baselines, because there are no counts to read: {problem.args[0]}")
     return {"detection": detection, "expression": expression, "rank": mean_rank, "logfc": fold}
 
 
@@ -70,7 +70,7 @@ def describe_genes(cells: Prepared, lengths: np.ndarray) -> np.ndarray:
         mean, square = sums / max(n_cells, 1)
         columns += [mean, np.maximum(square - mean**2, 0)]
     except CountsNotAtHandError as problem:
-        _log.info(f"Expression is not in the baseline, for the counts are not at hand: {problem.args[0]}")
+        _log.info(f"Expression is missing from the baseline, because there are no counts to read: {problem.args[0]}")
     return np.column_stack(columns)
 
 

@@ -66,7 +66,7 @@ def find_pairs(
             msg = f"No cell that is used has any of the genes {shortened(missing)}.{why}"
             raise ValueError(msg)
         if len(missing):
-            _log.info(f"No cell that is used has {shortened(missing)}, which have no pairs.")
+            _log.info(f"No pairs for {shortened(missing)}: none of the cells has these genes.")
     bytes_per_pair = 8 * (2 + (n_heads if heads is None else 1))
     n_bytes = bytes_per_pair * len(tokens) ** 2
     if genes is not ... and n_bytes > MOST_BYTES:
@@ -135,7 +135,7 @@ def pair_matrices(
             numbers = pairs[0].receives
             varp["coexpression"] = matrix(correlation[numbers[givers], numbers[receivers]].astype(np.float32))
         except CountsNotAtHandError as problem:
-            _log.info(f"Co-expression is not beside attention, for the counts are not at hand: {problem.args[0]}")
+            _log.info(f"Co-expression is missing, because there are no counts to read: {problem.args[0]}")
         if pairs[0].heads is None:
             there = row_of[receives] >= 0
             names = cells.adata.var_names[row_of[receives][there]]

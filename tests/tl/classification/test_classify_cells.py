@@ -510,7 +510,7 @@ def test_without_counts_there_is_no_baseline_of_counts(
     gfx.pp.tokenize(cells, model=toy_model)
     cells.X = None
     probe(cells, "cell_type", model=toy_model, controls=CONTROLS)
-    assert "No baseline of log counts, for the counts are not at hand" in capsys.readouterr().out
+    assert "The baselines of log counts are missing, because there are no counts to read" in capsys.readouterr().out
     assert set(gfx.get.classification_df(cells)["method"]) == {"model", "random_weights", "majority"}
 
 

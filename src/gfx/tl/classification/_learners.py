@@ -165,7 +165,7 @@ def _counts_of_cells(cells: Units) -> dict[str, Features]:
     try:
         logs: csr_array = vstack([logs for _, logs in log_counts(cells.prepared)], format="csr")[cells.where]
     except CountsNotAtHandError as problem:
-        _log.info(f"No baseline of log counts, for the counts are not at hand: {problem.args[0]}")
+        _log.info(f"The baselines of log counts are missing, because there are no counts to read: {problem.args[0]}")
         return {}
     chosen: dict[bytes, np.ndarray] = {}
 

@@ -326,7 +326,7 @@ def _warn(
         cut = [number for number in absent if np.isin(sets.tokens[number], detected).all()]
         where = "" if states is None else f" of the state {states.start!r}"
         shown = shortened([sets.names[number] for number in absent])
-        warning = f"No cell{where} has the genes of {shown} and others beside them; their effects are NaN."
+        warning = f"No cell{where} has the genes of {shown}, together with another gene; these effects are NaN."
         if cut:
             warning += f" Of {shortened([sets.names[number] for number in cut])}: {cells.behind}"
         warnings.warn(warning, UserWarning, stacklevel=4)

@@ -342,7 +342,7 @@ def _count_deletions(lengths: np.ndarray, cells: Prepared, genes: np.ndarray) ->
         n_deletions[rows] = wanted_places(ids, lengths[rows], genes, cells.model.vocabulary).sum(axis=1)
     if not n_deletions.any():
         why = f" {cells.behind}" if cells.are_cut(np.flatnonzero(genes), lengths).any() else ""
-        msg = f"No cell that is screened has any of the genes and another one beside it.{why}"
+        msg = f"No cell that is screened has any of the genes and at least one other gene.{why}"
         raise ValueError(msg)
     return n_deletions
 
