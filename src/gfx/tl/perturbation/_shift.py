@@ -37,7 +37,7 @@ def check_change(by: object) -> tuple[str, float]:
 def rank_finder(cells: Prepared, unit: str, change: float) -> NewRanks:
     """Make what finds the ranks that genes move to, from the cell of each run and its genes."""
     if unit == "fold_change":
-        return _ByFoldChange(cells, change)
+        return _by_fold_change(cells, change)
     tokens, vocabulary = cells.tokens, cells.model.vocabulary
 
     def by_quartiles(cell: np.ndarray, genes: np.ndarray) -> np.ndarray:
@@ -46,32 +46,32 @@ def rank_finder(cells: Prepared, unit: str, change: float) -> NewRanks:
     return by_quartiles
 
 
-class _ByFoldChange:
-    """Ranks of genes whose counts are multiplied, among the other genes of their cell as they are."""
+def _by_fold_change(cells: Prepared, fold_change: float) -> NewRanks:
+    """Rank genes whose counts are multiplied among the other genes of their cell as they are."""
+    vocabulary, lengths = cells.model.vocabulary, cells.tokens.lengths
+    # Not stacked: that would hold them twice.
+    blocks = [counts for _, counts, _ in counts_by_token(cells.adata, vocabulary, cells.tokens.source)]
+    first = np.cumsum([0, *(block.shape[0] for block in blocks)])
 
-    def __init__(self, cells: Prepared, fold_change: float) -> None:
-        self.fold_change, self.vocabulary, self.lengths = fold_change, cells.model.vocabulary, cells.tokens.lengths
-        blocks = counts_by_token(cells.adata, self.vocabulary, cells.tokens.source)
-        self.blocks = [counts for _, counts, _ in blocks]  # not stacked: that would hold them twice
-        self.first = np.cumsum([0, *(block.shape[0] for block in self.blocks)])
-
-    def __call__(self, cell: np.ndarray, genes: np.ndarray) -> np.ndarray:
-        ranks = [self._ranks(int(row), of_run) for row, of_run in zip(cell, genes, strict=True)]
-        return np.array(ranks, dtype=np.int64).reshape(genes.shape)
-
-    def _ranks(self, cell: int, genes: np.ndarray) -> list[int]:
-        block = int(np.searchsorted(self.first, cell, side="right")) - 1
-        counts, row = self.blocks[block], cell - self.first[block]
+    def ranks(cell: int, genes: np.ndarray) -> list[int]:
+        block = int(np.searchsorted(first, cell, side="right")) - 1
+        counts, row = blocks[block], cell - first[block]
         part = slice(*counts.indptr[row : row + 2])
         tokens, values = counts.indices[part], counts.data[part]
         tokens, values = tokens[values > 0], values[values > 0]
         is_moved = np.isin(tokens, genes)
         # The ranking of `pp.tokenize`, in its arithmetic to the last bit: by value, ties by token.
-        values = np.where(is_moved, values * self.fold_change, values) / self.vocabulary.medians[tokens]
+        values = np.where(is_moved, values * fold_change, values) / vocabulary.medians[tokens]
         order = np.lexsort((tokens, -values))
         n_unmoved_before = np.cumsum(~is_moved[order])
-        n_read = int(self.lengths[cell]) - self.vocabulary.n_specials
+        n_read = int(lengths[cell]) - vocabulary.n_specials
         rank = {int(tokens[order[place]]): place for place in np.flatnonzero(is_moved[order])}
         # Genes that fall behind the end of the model's input are gone.
         places = [rank.get(int(gene), n_read) for gene in genes]
         return [GONE if place >= n_read else int(n_unmoved_before[place]) for place in places]
+
+    def by_fold_change(cell: np.ndarray, genes: np.ndarray) -> np.ndarray:
+        of_runs = [ranks(int(row), of_run) for row, of_run in zip(cell, genes, strict=True)]
+        return np.array(of_runs, dtype=np.int64).reshape(genes.shape)
+
+    return by_fold_change
