@@ -757,10 +757,6 @@ def named_better(better: tuple[str, int] | None) -> str:
     return "" if better is None else f"`{better[0]}` names {better[1]:,} genes that the model knows. "
 
 
-def _beside(n: int, theirs: str) -> str:
-    return f", beside {n:,} {theirs} ones (keep these alone, `adata[:, ...]`, if the cells are {theirs})" if n else ""
-
-
 def genes_problem(match: GeneMatch, vocabulary: Vocabulary) -> str | None:
     """Say why these genes cannot be the model's, and what to call; `None` if they can."""
     names = match.names
@@ -773,8 +769,10 @@ def genes_problem(match: GeneMatch, vocabulary: Vocabulary) -> str | None:
         examples = [str(name) for name, kind in zip(names, kinds, strict=True) if kind == species][:5]
         n_ours = int(match.known[[not isinstance(kind, Species) for kind in kinds]].sum())
         theirs = "human" if vocabulary.species is None else vocabulary.species.name
+        alone = f"(keep these alone, `adata[:, ...]`, if the cells are {theirs})"
+        beside = f", beside {n_ours:,} {theirs} ones {alone}" if n_ours else ""
         return (
-            f"These are {species.name} genes, such as {examples}{_beside(n_ours, theirs)}; the vocabulary "
+            f"These are {species.name} genes, such as {examples}{beside}; the vocabulary "
             f"{vocabulary.name!r} holds {theirs} genes. "
             f"Map them to {theirs} one-to-one orthologues, put their Ensembl ids into a column of `adata.var`, "
             "and name it: `gfx.pp.tokenize(adata, gene_ids=...)`."

@@ -92,12 +92,9 @@ class Vocabulary:
         symbols = {str(symbol).upper(): token for token, symbol in enumerate(self.symbols) if symbol}
         # Published mappings win over symbols, as in the official software: retired ids move to their successors.
         aliases = {key: self.token_of[target] for key, target in self.aliases.items() if target in self.token_of}
-        return self._named_otherwise | genes | symbols | aliases
-
-    @cached_property
-    def _named_otherwise(self) -> dict[str, int]:
-        """Other names of the human genes: wherever the model's own files know a name, they win."""
-        return {name: self.token_of[gene] for name, gene in human_genes().items() if gene in self.token_of}
+        # Wherever the model's own files know a name, they win over other names of the human genes.
+        others = {name: self.token_of[gene] for name, gene in human_genes().items() if gene in self.token_of}
+        return others | genes | symbols | aliases
 
     @cached_property
     def n_with_symbol(self) -> Mapping[str, int]:

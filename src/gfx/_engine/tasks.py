@@ -14,7 +14,7 @@ from gfx._core.statistics import synergy
 from gfx._engine.attention import sum_attention
 from gfx._engine.class_scores import of_cells, probabilities_and_squares
 from gfx._engine.first_order import estimate_deletions
-from gfx._engine.perturb import n_passes, run_edits
+from gfx._engine.perturb import run_edits
 from gfx._engine.pooling import embed_cells, sum_genes
 
 if TYPE_CHECKING:
@@ -141,11 +141,6 @@ class Perturbation(NetworkTask):
     goals: np.ndarray | None = None
     split: bool = False
     keep_vectors: bool = False
-
-    @property
-    def passes_of_run(self) -> int:
-        """Passes of the network that a run takes."""
-        return n_passes(split=self.split, positions=self.positions)
 
     def compute(self, model: BertModel, cells: CellBlock) -> Result:
         given, members = cells.given, cells.given.get("members")

@@ -152,6 +152,7 @@ class Experiment:
         :class:`gfx._engine.tasks.Perturbation`. With `together`, the genes of larger sets are also perturbed one by
         one, to compare.
         """
+        from gfx._engine.perturb import n_passes
         from gfx._engine.run import Job
         from gfx._engine.tasks import Perturbation
 
@@ -185,7 +186,8 @@ class Experiment:
 
         what = (self.cells.model.vocabulary, self.operator, self.positions, self.pooling)
         task = Perturbation(network or self.network, *what, sets, goals, split=split, keep_vectors=keep_vectors)
-        passes = [len(run) + int((run < len(runs)).sum()) * (task.passes_of_run - 1) for run in runs_of]
+        n_more = n_passes(split=split, positions=self.positions) - 1
+        passes = [len(run) + int((run < len(runs)).sum()) * n_more for run in runs_of]
         return Job(name, task, tokens, blocks, given, passes)
 
 
