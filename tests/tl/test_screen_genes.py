@@ -256,6 +256,19 @@ def test_states_that_are_hardly_separable_are_warned_of(toy_cells: ToyCells, toy
         screen(toy_cells(24), toy_model, **STATES)
 
 
+def test_an_excess_that_few_cells_have_is_none(toy_cells: ToyCells, toy_model: Model, screen: Screen) -> None:
+    """Where most cells have few of the screened genes, the excess of a gene would be that of the other cells."""
+    adata = toy_cells(24)
+    often = np.argsort(-(adata.X.toarray()[:, :200] > 0).sum(axis=0), kind="stable")
+    found = screen(adata, toy_model, genes=adata.var_names[often[:37]].tolist(), stored=True)
+    is_deleted = ~np.isnan(found.effects())
+    n_cells, n_known = is_deleted.sum(axis=0), is_deleted[is_deleted.sum(axis=1) > NEIGHBOURS].sum(axis=0)
+    is_known = (n_known > 0) & (n_known >= np.minimum(n_cells, 10))
+    assert ((n_cells >= 10) & (n_known > 0) & ~is_known).any()
+    assert ((n_cells > n_known) & is_known).any()
+    np.testing.assert_array_equal(found.table["shift_excess"].notna(), is_known)
+
+
 # --- which genes, which cells ---------------------------------------------------------------------------------------
 
 

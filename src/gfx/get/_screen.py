@@ -75,6 +75,7 @@ def screen_df(
       is deleted (1 - cosine between the embedding before and after);
     - `shift_excess`: the excess, which is the shift minus the median shift of the 41 genes around the rank of the
       deleted gene in the same cell, averaged over those of these cells with more than 20 screened genes;
+      NaN if these are fewer than 10, unless they are all cells with the gene;
     - `shift_z`: the z-score, which is the excess minus the median excess of the 100 genes most similar in mean rank and
       number of cells, divided by the spread of these genes (median absolute deviation, scaled to a standard deviation);
       `shift_low` and `shift_high`, the values of the excess at which z is -3 and 3;
@@ -92,9 +93,9 @@ def screen_df(
       of the cells, for up to 50 genes with the most extreme z-scores; 0 and NaN for all other genes. A gene is run in 5
       to 20 cells, in which twice the standard error of its mean is about its distance from genes of similar rank.
 
-    z-score, p-value and FDR are computed for all genes in at least 10 cells, whatever `min_cells` is; they are NaN for
-    rarer genes. ``attrs["approx"]`` says whether effects are estimates, ``attrs["note"]`` explains z-scores and
-    p-values, and ``attrs["start"]`` and ``attrs["goal"]`` are the states.
+    z-score, p-value and FDR are computed for all genes with an excess in at least 10 cells, whatever `min_cells` is;
+    they are NaN for rarer genes. ``attrs["approx"]`` says whether effects are estimates, ``attrs["note"]`` explains
+    z-scores and p-values, and ``attrs["start"]`` and ``attrs["goal"]`` are the states.
 
     Raises
     ------

@@ -196,7 +196,7 @@ def run_candidates(plan: Plan, sums: GeneSums, store: RunStore | None, rng: np.r
 
     measure = f"{MODEL}/{plan.measures[-1]}"
     n = sums.n(measure)[:, 0]
-    excess = np.where(n >= FEWEST_CELLS, sums.mean(f"{measure}_excess")[:, 0], np.nan)
+    excess = np.where(n >= FEWEST_CELLS, _excess(sums, measure)[:, 0], np.nan)
     z, centre, _ = standing_out(excess, sums.mean("rank")[:, 0], n)
     candidates = np.argsort(-np.abs(z), kind="stable")[:CANDIDATES]
     candidates = candidates[np.abs(z[candidates]) > 0]  # neither NaN
@@ -256,8 +256,15 @@ def gene_columns(plan: Plan, sums: GeneSums, group: int) -> pd.DataFrame:
             columns[f"{prefix}{measure}_mean"] = sums.mean(f"{name}/{measure}")[:, group]
             if name == MODEL:
                 columns[f"{measure}_sd"] = sums.sd(f"{name}/{measure}")[:, group]
-            columns[f"{prefix}{measure}_excess"] = sums.mean(f"{name}/{measure}_excess")[:, group]
+            columns[f"{prefix}{measure}_excess"] = _excess(sums, f"{name}/{measure}")[:, group]
     return pd.DataFrame(columns)
+
+
+def _excess(sums: GeneSums, measure: str) -> np.ndarray:
+    """Mean excess over the cells of enough genes, `(n_tokens, n_groups)`; NaN if so few have it that none is tested."""
+    excess = f"{measure}_excess"
+    is_enough = sums.n(excess) >= np.minimum(sums.n(measure), FEWEST_CELLS)
+    return np.where(is_enough, sums.mean(excess), np.nan)
 
 
 def control_table(
