@@ -260,6 +260,18 @@ def test_ownership_outlives_files_copies_and_subsets(adata, through, tmp_path) -
         assert find(other, function, key=key_of(function, None)).owned == owned
 
 
+def test_one_statement_makes_room_where_records_got_lost(adata) -> None:
+    """As joins drop them: what the message says is enough, however many slots there are."""
+    write(adata, "tl.delete_genes", varm=("sd", "n_cells"))
+    del adata.uns["gfx_delete"]
+    with pytest.raises(ValueError, match="of which it has lost the record") as refused:
+        claim(adata, "tl.delete_genes", None)
+    statement = re.search("run `(del .*)` first", str(refused.value)).group(1)
+    exec(statement, {"adata": adata})
+    claim(adata, "tl.delete_genes", None)
+    assert not [name for name in adata.varm if name.startswith("gfx_delete")]
+
+
 def test_what_lost_its_record_is_not_ours(adata) -> None:
     write(adata, "tl.embed")
     both = ad.concat([adata, adata], index_unique="-")

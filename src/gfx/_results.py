@@ -22,7 +22,7 @@ A new tool is one row of `TABLE`. No other file spells a slot.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import PurePath
@@ -227,21 +227,23 @@ class Slots:
         no text are skipped.
         """
         owners, owned, targets = self._owners(), self.owned, slots_of(self.function, self.key, tasks)
-        for element, name in reversed(targets):  # the record first: it says best what is there
-            if name in getattr(self.adata, element) and (element, name) not in owned:
-                _, writer = owners.get((element, name), (None, None))
-                value = getattr(self.adata, element)[name]
-                shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
-                unknown = f"a {type(value).__name__}{shape} that gfx did not write, or of which it has lost the record"
-                self._refuse(element, name, f"holds {f'a result of `gfx.{writer}`' if writer else unknown}")
+        # The record first: it says best what is there.
+        taken = [slot for slot in reversed(targets) if slot[1] in getattr(self.adata, slot[0]) and slot not in owned]
+        if taken:
+            _, writer = owners.get(taken[0], (None, None))
+            value = getattr(self.adata, taken[0][0])[taken[0][1]]
+            shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
+            unknown = f"a {type(value).__name__}{shape} that gfx did not write, or of which it has lost the record"
+            self._refuse(taken, f"holds {f'a result of `gfx.{writer}`' if writer else unknown}")
         for element, name in reads:
             if isinstance(name, str) and (element, name) in owned.union(targets):
-                self._refuse(element, name, "is an input of this call, which would write over it")
+                self._refuse([(element, name)], "is an input of this call, which would write over it")
         return self
 
-    def _refuse(self, element: str, name: str, reason: str) -> None:
-        slot = f"adata.{element}[{name!r}]"
-        msg = f"`{slot}` {reason}. Choose another name with `key_added=`, or run `del {slot}` first."
+    def _refuse(self, taken: Sequence[Slot], reason: str) -> None:
+        """Say what is in the way in the first slot, and how to make room for the call in all of them."""
+        slots = [f"adata.{element}[{name!r}]" for element, name in taken]
+        msg = f"`{slots[0]}` {reason}. Choose another name with `key_added=`, or run `del {', '.join(slots)}` first."
         raise ValueError(msg)
 
     def write(

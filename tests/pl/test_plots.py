@@ -160,6 +160,15 @@ def test_deletion_leaves_out_what_is_in_few_cells(deleted: ad.AnnData) -> None:
         gfx.pl.deletion(deleted, min_cells=1000, show=False)
 
 
+@pytest.mark.parametrize("n", [0, 3])
+def test_deletion_draws_no_spread_where_no_perturbed_cell_is_left(deleted: ad.AnnData, n: int) -> None:
+    """The means are those of the cells that were perturbed, though only others are left, or none."""
+    others = deleted[deleted.obs["cell_type"] != "a"][:n].copy()
+    ax = gfx.pl.deletion(others, key="by_state", show=False)
+    assert np.isnan(intervals(ax)).all()
+    np.testing.assert_array_equal(diamonds(ax), diamonds(gfx.pl.deletion(deleted, key="by_state", show=False)))
+
+
 def test_synergy_draws_excess_interval_and_random_pairs(deleted: ad.AnnData) -> None:
     axes = gfx.pl.synergy(deleted, show=False)
     (row,) = gfx.get.synergy_df(deleted).itertuples()

@@ -136,7 +136,9 @@ def deletion(
     (panel,) = axes_for(ax, 1, figsize or _size(table, 7.2))
     colours = mpl.colormaps[cmap]
     faces = [colours(rank) if np.isfinite(rank) else "white" for rank in table["rank_mean"]]
-    of_cells = cells.groupby("perturbation")[measure].quantile([0.05, 0.95]).unstack().loc[table["perturbation"]]
+    spread = [0.05, 0.95]
+    of_cells = cells.groupby("perturbation")[measure].quantile(spread).unstack()
+    of_cells = of_cells.reindex(index=table["perturbation"], columns=spread)  # cells may be gone since
     _draw_rows(panel, table, measure, random, prefix=prefix, ends=of_cells.to_numpy(), faces=faces)
     panel.set(xlabel=folded(label, panel), ylabel="perturbed genes\n(cells)")
     _explain_rows(panel, "5th to 95th percentile of these cells", has_random=random is not None)
