@@ -250,7 +250,7 @@ def test_messages(toy, toy_cells, capsys):
         gfx.pp.tokenize(cells, model=toy)
     said = capsys.readouterr().out
     assert "202 of 205 genes are in the vocabulary 'toy'; they hold 9" in said
-    assert "2 columns name a gene that another column names, too: summed." in said
+    assert "2 columns are of the same gene as another one; their counts were summed." in said
     assert "1 cells have no recognised gene: their rows are empty." in said
     assert "cells have more than 62 recognised genes: cut after these." in said
     assert "added 'gfx_tokens' (adata.obsm, .obs, .uns)" in said

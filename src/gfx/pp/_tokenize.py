@@ -147,7 +147,7 @@ def _tell(report: Report, model: Model) -> None:
     if not report["keeps_order"]:
         info(f"The values are {report['values']}. {ANOTHER_ORDER}")
     if report["n_genes_repeated"]:
-        info(f"{report['n_genes_repeated']:,} columns name a gene that another column names, too: summed.")
+        info(f"{report['n_genes_repeated']:,} columns are of the same gene as another one; their counts were summed.")
     if report["n_genes_made_unique"]:
         info(
             f"{report['n_genes_made_unique']:,} columns are named after a gene with a number behind it, such as CD3E-1 "
