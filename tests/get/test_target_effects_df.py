@@ -60,13 +60,13 @@ def test_it_is_the_rank_sum_test_over_genes(deleted, key, effect):
             place = dict(zip(known, np.transpose(ranks), strict=True))
             apart = {g: {o: abs(place[o] - place[g]).sum() for o in rest} for g in direct}
             tenth = {g: sorted(apart[g].values())[9] for g in direct}
-            nearest = {o for o in rest for g in direct if apart[g][o] <= tenth[g] + 1e-9}
+            nearest = {o for o in rest for g in direct if apart[g][o] <= tenth[g]}
             assert matched["n_others"] == len(nearest)
             continue
         # Beside each target, those that are seen in the nearest number of cells, by its rank.
         rank = dict(zip(values, stats.rankdata([n_cells[gene] for gene in values]), strict=True))
         tenth = {g: sorted(abs(rank[g] - rank[o]) for o in rest)[9] for g in direct}
-        nearest = {o for o in rest for g in direct if abs(rank[g] - rank[o]) <= tenth[g] + 1e-9}
+        nearest = {o for o in rest for g in direct if abs(rank[g] - rank[o]) <= tenth[g]}
         assert matched["n_others"] == len(nearest)
     np.testing.assert_allclose(table["fdr"], stats.false_discovery_control(table["p"]))
 

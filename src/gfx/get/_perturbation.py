@@ -342,13 +342,13 @@ def target_effects_df(
     for name, genes in effects.groupby("perturbation", sort=False):
         values = genes[effect].to_numpy(dtype=np.float64)
         matched_by = genes[["n_cells", *(["random_shift"] if "random_shift" in genes else [])]]
-        percentiles = matched_by.rank(pct=True).to_numpy()
+        ranks = matched_by.rank().to_numpy()
         is_target = {label: genes["gene"].isin(members).to_numpy() for label, members in sets.items()}
         in_none = ~np.logical_or.reduce(list(is_target.values()))
         labels = list(sets)
         for number, label in enumerate(labels):
             members = is_target[label]
-            comparisons = {"all other genes": in_none, "matched genes": _matched(members, in_none, percentiles)}
+            comparisons = {"all other genes": in_none, "matched genes": _matched(members, in_none, ranks)}
             comparisons |= {other: is_target[other] & ~members for other in labels[number + 1 :]}
             rows += [
                 {"perturbation": name, "targets": label, "others": other, "effect": effect}
@@ -375,8 +375,8 @@ def _check_targets(targets: Mapping[str, Sequence[str]], var_names: pd.Index) ->
     return sets
 
 
-def _matched(targets: np.ndarray, candidates: np.ndarray, percentiles: np.ndarray) -> np.ndarray:
-    """Candidates that are nearest to a target by the percentiles of what is matched, bool `(n_genes,)`.
+def _matched(targets: np.ndarray, candidates: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """Candidates that are nearest to a target by the ranks of what is matched, bool `(n_genes,)`.
 
     Of candidates that are equally near, all or none are taken: genes come in the order of their effects, so the first
     ones would be those with the largest.
@@ -384,7 +384,7 @@ def _matched(targets: np.ndarray, candidates: np.ndarray, percentiles: np.ndarra
     matched = np.zeros(len(targets), dtype=bool)
     numbers = np.flatnonzero(candidates)
     for target in np.flatnonzero(targets):
-        distance = abs(percentiles[numbers] - percentiles[target]).sum(axis=1)
+        distance = abs(ranks[numbers] - ranks[target]).sum(axis=1)
         matched[numbers[distance <= np.sort(distance)[:N_MATCHED].max(initial=0)]] = True
     return matched
 
