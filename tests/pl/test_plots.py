@@ -523,6 +523,13 @@ def test_screen_of_groups(screened: ad.AnnData) -> None:
     assert not given[2].has_data()
 
 
+def test_screen_of_many_groups_has_rows_of_panels(screened: ad.AnnData) -> None:
+    axes = gfx.pl.screen(screened, ["a", "b", "c", "a", "b"], min_cells=5, n_names=0, show=False)
+    assert [ax.get_subplotspec().rowspan.start for ax in axes] == [0, 0, 0, 1, 1]
+    assert [bool(ax.get_ylabel()) for ax in axes] == [True, False, False, True, False]
+    assert axes[0].figure.get_figwidth() < 16
+
+
 def test_screen_of_groups_that_are_numbers(screened: ad.AnnData) -> None:
     adata = screened.copy()
     adata.uns["gfx_screen"]["groups"] = ["0", "1", "2"]

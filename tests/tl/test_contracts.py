@@ -694,6 +694,12 @@ def test_failures_leave_everything_as_it_was(tool, cells, toy_model, slots, fail
 
 
 @pytest.mark.usefixtures("others")
+def test_an_object_without_cells_is_refused_as_such(tool, cells, toy_model):
+    with pytest.raises(ValueError, match=r"^The object has no cells\.$"):
+        tool(cells[:0].copy(), model=toy_model)
+
+
+@pytest.mark.usefixtures("others")
 @pytest.mark.parametrize("name", [name for name in TOOLS if name not in {"embed", "classify_cells", "predict_cells"}])
 def test_gene_names_that_are_gone_are_not_passed_over(name, cells, toy_model, slots):
     names_lost(cells)

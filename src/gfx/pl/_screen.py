@@ -126,7 +126,9 @@ def screen(
     for table in tables:
         check_drawable(table, f"no gene is in at least {min_cells} cells (`min_cells`)")
     effect = _effect(tables[0], effect)
-    axes = axes_for(ax, len(panels), figsize or (5.2 * len(panels), 4.2))
+    n_columns = 2 if len(panels) == 4 else min(len(panels), 3)
+    default = (5.2 * n_columns, 4.2 * -(-len(panels) // n_columns))
+    axes = axes_for(ax, len(panels), figsize or default, n_columns=n_columns)
     labels = []
     for panel, group, table in zip(axes, panels, tables, strict=True):
         rank, excess, z = (table[name].to_numpy() for name in ("rank_mean", f"{effect}_excess", f"{effect}_z"))
@@ -158,7 +160,8 @@ def screen(
         others = np.column_stack([rank[unnamed], excess[unnamed]])
         labels.append((table["gene"].to_numpy()[far].tolist(), rank[far], excess[far], others))
     label = _LABELS[effect].format(goal=tables[0].attrs.get("goal"), others="genes of similar rank")
-    axes[0].set_ylabel(folded(label.replace(" over ", "\nover "), axes[0], along="y"))
+    for panel in axes[::n_columns]:
+        panel.set_ylabel(folded(label.replace(" over ", "\nover "), panel, along="y"))
     axes[0].legend(columnspacing=1, handletextpad=0.3, **ABOVE)
     for panel, (genes, x, y, others) in zip(axes, labels, strict=True):
         label_points(panel, genes, x, y, others=others)

@@ -29,7 +29,7 @@ ABOVE = LEGEND | {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad"
 BESIDE = LEGEND | {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
 
 #: Letters in an inch along the axes and in a line at most, lines of a text, and letters of the name of a set of genes.
-_PER_INCH, _LONGEST, _MOST_LINES, _SET = 13, 60, 3, 28
+_PER_INCH, _LONGEST, _MOST_LINES, _SET = 14, 60, 3, 28
 
 #: Names next to points and steps in which they are moved apart at most.
 _MOST_NAMES, _STEPS = 40, 200

@@ -290,6 +290,7 @@ def prepare(
     loaded = load(model)
     tokens = find_tokens(slots.adata, loaded.vocabulary, loaded.max_length, layer=layer)
     if not (tokens.lengths > 0).any():
-        msg = "No cell has a gene that the model knows. Run `gfx.pp.check(adata)` to see why."
+        why = "No cell has a gene that the model knows. Run `gfx.pp.check(adata)` to see why."
+        msg = why if slots.adata.n_obs else "The object has no cells."
         raise ValueError(msg)
     return Prepared(model=loaded, tokens=tokens, slots=slots)
