@@ -275,6 +275,16 @@ def test_rank_trend_leaves_out_what_is_in_few_cells(deleted: ad.AnnData) -> None
         assert len(ax.lines) == 1
 
 
+def test_rank_trend_where_no_cell_has_the_perturbed_genes(toy_cells, toy_model) -> None:
+    adata = toy_cells(12)
+    absent = adata.var_names[(np.asarray(adata.X.sum(axis=0)).ravel() == 0) & adata.var_names.str.startswith("TOY")]
+    with pytest.warns(UserWarning, match="effects are NaN"):
+        gfx.tl.delete_genes(adata, absent[0], model=toy_model, n_random=4)
+    axes = gfx.pl.rank_trend(adata, min_cells=1, show=False)
+    assert [len(diamonds(ax)) for ax in axes] == [0, 0]
+    assert all(len(cloud) for ax in axes for cloud in points(ax, "0.6"))
+
+
 def test_rank_trend_on_axes_given_and_errors(deleted: ad.AnnData) -> None:
     _, axes = plt.subplots(1, 3)
     assert gfx.pl.rank_trend(deleted, ax=axes[:2], show=False) == [axes[0], axes[1]]

@@ -66,6 +66,7 @@ WRONG = {
         r"does not know \['x0', .*, 'x9'\] and 2 more\. Genes are given as symbols",
     ),
     "special token": ("<cls>", ValueError, "does not know"),
+    "a mapping": ({GENE: [GENE]}, TypeError, "names of genes, or tuples of names, found .* of type dict"),
     "a number": ([GENE, 7], TypeError, "names, or tuples of names; found 7 of type int"),
     "a number in a set": ([(GENE, 7)], TypeError, "of type tuple"),
     "nothing": ([], ValueError, "`genes` is empty"),

@@ -436,7 +436,8 @@ def rank_trend(
         low, high = (np.exp(middle + side * trend["sd"]) for side in (-2, 2))
         panel.fill_between(line, low, high, color=BAND, linewidth=0, zorder=0)
         effect = f"{prefix}shift_mean"
-        known = table[(table[effect] > 0) & table["rank_mean"].notna()]
+        known = table.reindex(columns=["perturbation", "rank_mean", effect])  # none, if all are in too few cells
+        known = known[(known[effect] > 0) & known["rank_mean"].notna()]
         _draw_means(panel, known["rank_mean"], known[effect], "white")
         panel.set_yscale("log")
         panel.set(xlim=(-0.02, 1.02), title=title, xlabel="rank of the gene (0 first, 1 last)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import EllipsisType
 from typing import TYPE_CHECKING
@@ -51,7 +51,7 @@ def find_gene_sets(genes: Genes, vocabulary: Vocabulary, detected: np.ndarray) -
     """
     if isinstance(genes, str | EllipsisType) or _is_set(genes):
         genes = [genes]  # a tuple of names is one set, in a list or by itself
-    if not isinstance(genes, Iterable) or getattr(genes, "ndim", 1) != 1:
+    if not isinstance(genes, Iterable) or isinstance(genes, Mapping) or getattr(genes, "ndim", 1) != 1:
         msg = f"`genes` are names of genes, or tuples of names, found {genes!r} of type {type(genes).__name__}."
         raise TypeError(msg)
     entries = [(entry,) if isinstance(entry, str | EllipsisType) else entry for entry in genes]
