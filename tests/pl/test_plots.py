@@ -412,6 +412,15 @@ def test_deletion_draws_on_the_axes_given_and_keeps_to_n_top(deleted: ad.AnnData
     assert axes[1].get_figure() is figure
 
 
+def test_the_bar_of_colours_is_not_upon_z_and_p_in_a_figure_of_the_users(deleted: ad.AnnData) -> None:
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4))
+    gfx.pl.deletion(deleted, ax=axes[0])
+    figure.draw_without_rendering()
+    (bar,) = set(figure.axes) - set(axes)
+    assert axes[0].texts
+    assert not any(text.get_window_extent().overlaps(bar.bbox) for text in axes[0].texts)
+
+
 def test_plots_leave_the_object_alone(deleted: ad.AnnData) -> None:
     before = deleted.copy()
     gfx.pl.deletion(deleted, show=False)

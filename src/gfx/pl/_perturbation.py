@@ -37,6 +37,9 @@ _MAX_POINTS = 200
 #: Rows up to which each has the height of a line of text and some room; with more, lines are close and small.
 _MOST_ROWS = 25
 
+#: Width of z and p at the end of a row, in inches.
+_NOTE = 1.3
+
 #: Random sets.
 _POINTS = {"color": "0.6", "alpha": 0.55, "linewidths": 0, "zorder": 1.5}
 
@@ -142,12 +145,15 @@ def deletion(
     _draw_rows(panel, table, measure, random, prefix=prefix, ends=of_cells.to_numpy(), faces=faces)
     panel.set(xlabel=folded(label, panel), ylabel="perturbed genes\n(cells)")
     _explain_rows(panel, "5th to 95th percentile of these cells", has_random=random is not None)
-    bar = figure_of(panel).colorbar(
+    figure = figure_of(panel)
+    # Only a constrained layout leaves room for the text on the right by itself.
+    needs_room = random is not None and not figure.get_constrained_layout()
+    bar = figure.colorbar(
         mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), colours),
         ax=panel,
         shrink=min(0.8, 8 / (len(table) + 2)),
         aspect=12,
-        pad=0.02,
+        pad=min(0.5, _NOTE * figure.dpi / panel.bbox.width) if needs_room else 0.02,
     )
     bar.set_ticks([0, 1], labels=["first", "last"])
     bar.set_label("mean rank of the genes")
