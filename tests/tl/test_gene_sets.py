@@ -63,7 +63,7 @@ WRONG = {
     "very many unknown": (
         [GENE, *(f"x{n}" for n in range(12))],
         ValueError,
-        r"does not know \['x0', .*, 'x9'\] and 2 more\. Genes are given as symbols",
+        r"does not know \['x0', .*, 'x9'\] and 2 more\. Its vocabulary 'toy' has \d+ genes, by symbol",
     ),
     "special token": ("<cls>", ValueError, "does not know"),
     "a mapping": ({GENE: [GENE]}, TypeError, "names of genes, or tuples of names, found .* of type dict"),
