@@ -135,8 +135,8 @@ def refuse_unknown(names: Sequence[str], vocabulary: Vocabulary, remedy: str = "
         symbols = [str(s) for s in vocabulary.symbols if s]
         n_genes = int((~vocabulary.is_special).sum())
         msg = (
-            f"The model does not know {shortened(unknown)}.{did_you_mean(unknown[0].upper(), symbols, 3)} Its vocabulary "
-            f"{vocabulary.name!r} has {n_genes:,} genes, by symbol or Ensembl id, and may lack some that the cells "
-            f"express.{remedy}"
+            f"The model does not know {shortened(unknown)}.{did_you_mean(unknown[0].upper(), symbols, 3)} Its "
+            f"vocabulary {vocabulary.name!r} has {n_genes:,} genes, by symbol or Ensembl id, and may lack some that "
+            f"the cells express.{remedy}"
         )
         raise ValueError(msg)
