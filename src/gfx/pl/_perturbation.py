@@ -358,6 +358,8 @@ def gene_effects(
     {example}
     >>> gfx.pl.gene_effects(adata, "ISG15")
     """
+    from matplotlib.ticker import LogFormatterSciNotation
+
     table = gene_effects_df(adata, perturbation, key=key, min_cells=min_cells, mod=mod)
     has_random = "random_shift" in table
     x = "random_shift" if has_random else "n_cells"
@@ -375,7 +377,8 @@ def gene_effects(
         members = table[table["gene"].isin(list(genes))]
         look = {"s": 26, "color": f"C{number}", "edgecolors": "white", "linewidths": 0.5, "zorder": 3}
         panel.scatter(members[x], members["shift"], label=f"{name} ({len(members)})", **look)
-    panel.set_xscale("log")
+    panel.set_xscale("log", subs=(2, 4))  # labels of more would run into each other
+    panel.xaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(1.5, 0)))
     panel.set_yscale("log")
     panel.set_xlabel("its shift when random sets are perturbed (1 - cosine)" if has_random else "cells with the gene")
     panel.set_ylabel(f"shift of a gene when\n{set_label(perturbation)} is perturbed (1 - cosine)")
