@@ -308,7 +308,7 @@ def test_bad_input_is_refused_and_changes_nothing(cells, toy_model, slots, how, 
 
 
 @pytest.mark.parametrize("is_masked", [True, False])
-def test_groups_of_which_no_cell_is_used_are_left_out(cells, toy_model, is_masked):
+def test_groups_of_which_no_cell_is_used_are_left_out_and_named(cells, toy_model, capsys, is_masked):
     """Those of unused categories, and those that a mask leaves out."""
     cells.obs["used"] = cells.obs["cell_type"].isin(["a", "c"]) if is_masked else True
     labels = cells.obs["cell_type"].astype(str).where(is_masked | (cells.obs["cell_type"] != "b"))
@@ -316,6 +316,7 @@ def test_groups_of_which_no_cell_is_used_are_left_out(cells, toy_model, is_maske
     how = {"model": toy_model, "mask_obs": "used", "controls": None}
     gfx.tl.attention(cells, groupby="group", **how)
     assert list(dict.fromkeys(cells.uns["gfx_attention"]["groups"])) == ["c", "a"] + [""] * (not is_masked)
+    assert "No cell that is used belongs to ['z', 'b', 'y'] of `groupby='group'`" in capsys.readouterr().out
     for number, name in enumerate("ca"):
         cells.obs["used"] = cells.obs["cell_type"] == name
         gfx.tl.attention(cells, key_added=name, **how)

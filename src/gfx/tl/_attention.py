@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
+from gfx._adata import shortened
 from gfx._core.arguments import check_seed, check_whole
 from gfx._core.attention import BANDS, OF_GENES, AttentionSums
 from gfx._docs import shared
+from gfx._log import info
 from gfx._results import mask_name
 from gfx.tl._gene_pairs import find_pairs, pair_matrices
 from gfx.tl._gene_sets import find_genes
@@ -247,6 +249,8 @@ def _find_units(cells: Prepared, groupby: str | None, donor_key: str | None, len
     donor = np.zeros(len(group), dtype=object) if donor_key is None else donors(cells.adata, donor_key)
     used = lengths > 0
     occupied = np.unique(group[used])
+    if empty := [name for number, name in enumerate(names) if number not in occupied]:
+        info(f"No cell that is used belongs to {shortened(empty)} of `groupby={groupby!r}`: left out.")
     group = np.searchsorted(occupied, group)
     names = [names[number] for number in occupied if number < len(names)]
     donor_names, donor_number = np.unique(donor.astype(str), return_inverse=True)
