@@ -151,6 +151,10 @@ def test_a_deletion_is_compared_in_the_same_cells_at_the_same_positions(cells, a
         )
     np.testing.assert_array_equal(cells.varm["gfx_attention"], means[:, 0])
     assert np.isnan(means[cells.var_names.get_indexer(["TOY3", "TOY5"]), 1:]).all()
+    for statistic in ("received", "given"):  # what changes is a ratio
+        of_change = gfx.get.attention_df(cells, statistic=statistic, group="change")
+        assert (of_change["uniform"] == 1).all()
+        np.testing.assert_array_equal(of_change["ratio"], of_change["attention"])
 
 
 PAIRS = [f"TOY{number}" for number in (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)]

@@ -422,11 +422,12 @@ def _of_genes(sums: CellSums, rank: torch.Tensor, dtype: torch.dtype) -> dict[st
 
 
 def _changes_of_ratios(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Subtract ratios to uniform attention in the same cells; 0 for a gene that no other is left to give to."""
+    """Subtract ratios to uniform attention, which is 1; 0 for a gene that no other is left to give to."""
     changes = {}
     for name, uniform in (("received", "uniform"), ("given", "given_uniform")):
         one, other = before[name] / before[uniform], after[name] / after[uniform]
         changes[name] = torch.where((before[uniform] > 0) & (after[uniform] > 0), other - one, 0)
+        changes[uniform] = torch.ones_like(before[uniform])
     return changes
 
 

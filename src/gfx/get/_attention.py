@@ -495,8 +495,6 @@ def attention_difference_df(
     n, mean, sd, uniform = (
         {of: values[:, number] for of, number in units.items()} for values in _of_groups(result, prefix)
     )
-    if is_change:
-        uniform["change"] = np.ones_like(uniform[group])  # the ratio of each cell changes
     mean, sd = ({of: values / uniform[of][..., None] for of, values in each.items()} for each in (mean, sd))
     if is_change:  # of the mean ratios, as groups are compared, with the deviations over cells
         mean["change"] = mean[group] - mean[reference]

@@ -106,8 +106,8 @@ def attention(
         donors. Without donors there are intervals over cells, which are not replicates.
     deleted
         Genes that are deleted together. Only cells that have all of them are read. The groups of the result are
-        then ``"intact"``, ``"deleted"`` and ``"change"``, in each cell that of the ratio to uniform attention, so
-        `groupby` cannot be used as well.
+        then ``"intact"``, ``"deleted"`` and ``"change"``, in each cell that of the ratio to uniform attention, which
+        is 1, so `groupby` cannot be used as well.
     genes
         Genes between which attention is kept, all pairs of them. With `...`, the genes that each gene attends to most,
         among the pairs that at least 10 cells have.
