@@ -9,7 +9,7 @@ import numpy as np
 from scipy import ndimage, stats
 from scipy.spatial import KDTree
 
-from gfx._core.statistics import divided, moments
+from gfx._core.statistics import moments, of_sample
 
 if TYPE_CHECKING:
     from gfx._core.vocabulary import Vocabulary
@@ -82,7 +82,7 @@ class GeneSums:
     def sd(self, name: str) -> np.ndarray:
         """Their standard deviation, of a sample, `(n_tokens, n_groups)`; NaN for fewer than two."""
         n, _, sd = moments(self._sums[name])
-        return np.sqrt(divided(sd**2 * n, n - 1))
+        return of_sample(sd**2, n)
 
 
 def standing_out(

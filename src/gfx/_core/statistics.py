@@ -53,6 +53,11 @@ def moments(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return n, mean, np.sqrt(np.maximum(square - mean**2, 0))
 
 
+def of_sample(variance: np.ndarray, n: np.ndarray) -> np.ndarray:
+    """Turn variances of populations into standard deviations of samples; NaN for fewer than two."""
+    return np.sqrt(divided(variance * n, n - 1))
+
+
 def divided(sums: np.ndarray, n: np.ndarray) -> np.ndarray:
     """Divide sums by numbers, of the same shape or one that is broadcast to it; NaN where these are 0."""
     sums, n = np.broadcast_arrays(sums, n)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gfx._core.edits import can_be_perturbed, pad_sets
-from gfx._core.statistics import divided
+from gfx._core.statistics import divided, of_sample
 from gfx.tl._prepare import vectors_of
 
 if TYPE_CHECKING:
@@ -77,8 +77,7 @@ class Runs:
 
     def sd(self, values: np.ndarray) -> np.ndarray:
         """Take the standard deviation of each set over its runs, in float64; NaN for fewer than two."""
-        n, variance = self.n_cells, self.mean((values - self.mean(values)[self.which]) ** 2)
-        return np.sqrt(divided(variance * n, n - 1))
+        return of_sample(self.mean((values - self.mean(values)[self.which]) ** 2), self.n_cells)
 
     def find(self, which: np.ndarray, cell: np.ndarray) -> np.ndarray:
         """Numbers of the runs of given sets in given cells; runs are sorted by set, then by cell."""
