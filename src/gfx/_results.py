@@ -230,8 +230,9 @@ class Slots:
         # The record first: it says best what is there.
         taken = [slot for slot in reversed(targets) if slot[1] in getattr(self.adata, slot[0]) and slot not in owned]
         if taken:
-            _, writer = owners.get(taken[0], (None, None))
-            value = getattr(self.adata, taken[0][0])[taken[0][1]]
+            element, name = taken[0]
+            _, writer = owners.get((element, name), (None, None))
+            value = getattr(self.adata, element)[name]
             shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
             unknown = f"a {type(value).__name__}{shape} that gfx did not write, or of which it has lost the record"
             self._refuse(taken, f"holds {f'a result of `gfx.{writer}`' if writer else unknown}")
