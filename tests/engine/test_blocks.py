@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from gfx._engine import blocks
 from gfx._engine.blocks import WithoutKey, attend, blocks_of, embed
 
 
@@ -39,15 +40,20 @@ def test_frozen_encoders_are_taken_apart_once(toy):
     assert not before.requires_grad
 
 
+@pytest.mark.parametrize("has_matrix_units", [False, True])
 @pytest.mark.parametrize(("scale", "error"), [(0.3, 0.01), (1.0, 0.03), (30.0, np.inf)])
-def test_attention_in_the_cache_is_attention(scale, error):
-    """In bfloat16 on a CPU; with scores in the thousands, which must not overflow, the largest still decides."""
+def test_attention_in_bfloat16_on_a_cpu_is_attention(monkeypatch, scale, error, has_matrix_units):
+    """In the cache, or fused by torch; with scores in the thousands, which must not overflow, the largest decides."""
+    called, in_cache = [], blocks._attend_in_cache
+    monkeypatch.setattr(blocks, "has_matrix_units", lambda: has_matrix_units)
+    monkeypatch.setattr(blocks, "_attend_in_cache", lambda *args: called.append(1) or in_cache(*args))
     generator = torch.Generator().manual_seed(0)
     projected = torch.randn(3, 37, 3, 4, 16, generator=generator) * torch.tensor([scale, scale, 1.0])[:, None, None]
     short = projected.bfloat16()
     found = attend(short)
     expected = attend(short.float())
     assert found.dtype == torch.bfloat16
+    assert called == ([] if has_matrix_units else [1])
     assert (found - expected).abs().max() < error
     assert torch.corrcoef(torch.stack([found.float().flatten(), expected.flatten()]))[0, 1] > 0.99
 

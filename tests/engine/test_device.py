@@ -39,6 +39,9 @@ def attention_of(encoder, ids, lengths, vocabulary):
 
 CPU = torch.device("cpu")
 
+#: Of a network that is wide enough for bfloat16 to be faster.
+WIDTH = 256
+
 
 def test_choose_device():
     assert choose_device("cpu") == CPU
@@ -66,11 +69,11 @@ def test_a_device_of_a_number_that_is_not_there(monkeypatch, n):
 
 
 def test_choose_dtype():
-    assert choose_dtype("float16", CPU) == torch.float16
-    assert choose_dtype(None, CPU) == (torch.bfloat16 if has_fast_bfloat16(CPU) else torch.float32)
-    assert choose_dtype(None, torch.device("mps")) == torch.float32
+    assert choose_dtype("float16", CPU, WIDTH) == torch.float16
+    assert choose_dtype(None, CPU, WIDTH) == (torch.bfloat16 if has_fast_bfloat16(CPU) else torch.float32)
+    assert choose_dtype(None, torch.device("mps"), WIDTH) == torch.float32
     with pytest.raises(ValueError, match=r"`dtype` is one of \['float32', 'bfloat16', 'float16'\], found 'int8'"):
-        choose_dtype("int8", CPU)
+        choose_dtype("int8", CPU, WIDTH)
 
 
 def cpu_with(monkeypatch, **capabilities):
@@ -80,7 +83,7 @@ def cpu_with(monkeypatch, **capabilities):
 def test_bfloat16_by_name_warns_on_a_cpu_without_instructions_for_it(monkeypatch):
     cpu_with(monkeypatch, amx_bf16=False, avx512_bf16=False)
     with pytest.warns(UserWarning, match=r'5 to 9 times slower .*Set `gfx\.settings\.dtype = "float32"`') as caught:
-        assert choose_dtype("bfloat16", CPU) == torch.bfloat16
+        assert choose_dtype("bfloat16", CPU, WIDTH) == torch.bfloat16
     assert [warning.filename for warning in caught] == [__file__], "told at the line that asked for it"
 
 
@@ -89,8 +92,8 @@ def test_bfloat16_by_name_warns_once_for_each_line(monkeypatch):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         for _ in range(3):
-            choose_dtype("bfloat16", CPU)
-        choose_dtype("bfloat16", CPU)
+            choose_dtype("bfloat16", CPU, WIDTH)
+        choose_dtype("bfloat16", CPU, WIDTH)
     assert len(caught) == 2
 
 
@@ -99,7 +102,16 @@ def test_bfloat16_is_no_warning_where_the_cpu_has_instructions_for_it(monkeypatc
     cpu_with(monkeypatch, **{capability: True})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert choose_dtype("bfloat16", CPU) == torch.bfloat16
+        assert choose_dtype("bfloat16", CPU, WIDTH) == torch.bfloat16
+
+
+@pytest.mark.parametrize("width", [128, WIDTH])
+def test_a_narrow_network_is_faster_in_float32_on_any_cpu(monkeypatch, width):
+    cpu_with(monkeypatch, amx_bf16=True)
+    assert choose_dtype(None, CPU, width) == (torch.float32 if width < WIDTH else torch.bfloat16)
+    assert choose_dtype("bfloat16", CPU, width) == torch.bfloat16, "as it was asked for"
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    assert choose_dtype(None, torch.device("cuda"), width) == torch.bfloat16
 
 
 @pytest.mark.parametrize("dtype", [None, "float32", "float16"])
@@ -107,8 +119,8 @@ def test_only_bfloat16_by_name_warns(monkeypatch, dtype):
     cpu_with(monkeypatch)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        choose_dtype(dtype, CPU)
-        choose_dtype("bfloat16", torch.device("mps"))
+        choose_dtype(dtype, CPU, WIDTH)
+        choose_dtype("bfloat16", torch.device("mps"), WIDTH)
 
 
 def test_sums_are_double_where_there_is_double():

@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from gfx._engine.device import has_matrix_units
+
 if TYPE_CHECKING:
     from transformers import BertModel
     from transformers.models.bert.modeling_bert import BertLayer
@@ -127,8 +129,8 @@ def attend(
     much of each key is kept, `(n, l)`, added to its scores; differentiable; 0 keeps all.
     """
     query, key, value = projected.transpose(1, 3).unbind(2)  # (n, heads, l, d) each
-    # torch's fused attention is slow in bfloat16 on a CPU, where it computes in float32.
-    is_slow = projected.device.type == "cpu" and projected.dtype == torch.bfloat16
+    # torch's fused attention is slow in bfloat16 on a CPU without matrix units, where it computes in float32.
+    is_slow = projected.device.type == "cpu" and projected.dtype == torch.bfloat16 and not has_matrix_units()
     if log_keep is None and valid is None and is_slow:
         return _attend_in_cache(query, key, value).transpose(1, 2)
     if log_keep is None and valid is not None and _has_packed_attention(projected):

@@ -30,6 +30,9 @@ _BATCH_TOKENS = {"cpu": 16_384, "mps": 32_768, "cuda": 131_072}
 #: Tokens in a pass that a CPU still runs out of its cache; more are slower, and take more memory.
 _CACHED_TOKENS = 4_096
 
+#: Width of a network, that of the smallest published ones, from which on bfloat16 is faster on a CPU with matrix units.
+_WIDE = 256
+
 #: Cells of different lengths are padded to share a pass of a CPU until it has so many tokens.
 _MIXED_TOKENS = 1_024
 
@@ -66,24 +69,36 @@ def _available(name: str) -> torch.device:
     return device
 
 
+def has_matrix_units() -> bool:
+    """Whether this CPU has matrix units for bfloat16 (AMX)."""
+    return bool(_cpu().get("amx_bf16"))
+
+
 def has_fast_bfloat16(device: torch.device, *, own_attention: bool = False) -> bool:
-    """Whether bfloat16 is reliably faster than float32: on CUDA, and on CPUs with matrix units (AMX).
+    """Whether bfloat16 is reliably faster than float32: on CUDA, and on CPUs with matrix units.
 
     With attention of our own (:func:`gfx._engine.blocks.attend`), also on CPUs with AVX-512 instructions for it, on
     which torch's fused attention takes between half and eight times as long as in float32, from one run to the next.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        find: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # older torch cannot tell
-        return bool(find().get("amx_bf16") or (own_attention and find().get("avx512_bf16")))
-    return False
+    return device.type == "cpu" and (has_matrix_units() or bool(own_attention and _cpu().get("avx512_bf16")))
 
 
-def choose_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
-    """Take the named precision, with a warning where a CPU has no instructions for it; `None` is the fastest one."""
+def _cpu() -> dict[str, Any]:
+    find: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # older torch cannot tell
+    return find()
+
+
+def choose_dtype(dtype: str | None, device: torch.device, width: int) -> torch.dtype:
+    """Take the named precision, with a warning where a CPU has no instructions for it; `None` is the fastest one.
+
+    `width` is that of the network's vectors: a CPU spends more on preparing bfloat16 products of narrow ones than they
+    save.
+    """
     if dtype is None:
-        return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
+        is_narrow = device.type == "cpu" and width < _WIDE
+        return torch.bfloat16 if has_fast_bfloat16(device) and not is_narrow else torch.float32
     check_choice(dtype, "dtype", DTYPES)
     if dtype == "bfloat16" and device.type == "cpu" and not has_fast_bfloat16(device, own_attention=True):
         _log.warn(

@@ -123,17 +123,18 @@ class Prepared:
     def network(self, hidden_layer: int, dtype: str | None = None) -> Network:
         """Name the layers of the model up to the wanted one, for tasks of the runner.
 
-        `dtype` is the precision where the settings name none; `None` is bfloat16 where that is fast, else float32.
+        `dtype` is the precision where the settings name none; `None` is bfloat16 where that is faster, else float32.
         """
         from gfx._engine.device import choose_device, choose_dtype
         from gfx._engine.encoder import layers_needed
         from gfx._engine.run import Network
 
+        width = self.model.config["hidden_size"]
         return Network(
             self.model.weights,
             self.model.config,
             layers_needed(hidden_layer, self.model.n_layers),
-            str(choose_dtype(settings.dtype or dtype, choose_device())).removeprefix("torch."),
+            str(choose_dtype(settings.dtype or dtype, choose_device(), width)).removeprefix("torch."),
         )
 
     def pooling(self, pooling: Pooling, choices: tuple[str, ...] = ("auto", "mean", "cls")) -> Literal["mean", "cls"]:
