@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gfx._core.vocabulary import Vocabulary
 
 #: Scores of a block of queries that are held at once: what a CPU core's cache takes, and few calls elsewhere.
-_SCORES = {"cpu": 1 << 19}
+_SCORES = {"cpu": 1 << 20}
 _SCORES_ELSEWHERE = 1 << 25
 
 #: Queries in a block from which on products are fast.
@@ -33,9 +33,12 @@ _FEWEST_QUERIES = 128
 #: Score of padding, whose weight is 0, as is its product with the score.
 _LOWEST = -1e30
 
-#: Columns of what keys are added up by: their band, and whether they are to be deleted. A product of this width is
-#: much faster than one of just as many columns as are used.
-_COLUMNS, _DELETED = 16, len(BANDS)
+#: Columns of what keys are added up by: their band, whether they are to be deleted, the rank of genes, both of it and
+#: of 1 once more for genes before the queries of a block, and 1 for every key.
+_DELETED, _RANK, _RANK_BEFORE, _BEFORE, _ANY = range(len(BANDS), len(BANDS) + 5)
+
+#: As many as that are multiplied much faster than one fewer.
+_COLUMNS = 16
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,8 @@ def find_places(
     band = torch.where(is_gene, torch.bucketize(rank + 1, starts, right=True), 0)
     columns = torch.nn.functional.one_hot(band, _COLUMNS).float() * valid[..., None]
     columns[..., _DELETED] = (valid & is_deleted[tokens]).float()
+    columns[..., _RANK] = is_gene * rank
+    columns[..., _ANY] = valid
     return Places(is_gene, rank.float().expand_as(tokens), columns)
 
 
@@ -286,8 +291,10 @@ def _attend_by_queries(
     n, heads, length, _ = value.shape
     key = key.transpose(-1, -2).contiguous()
     columns = places.columns[:, None].expand(-1, heads, -1, -1)
-    value = columns.contiguous() if attended is None else torch.cat([value, columns], dim=-1)
-    width = value.shape[-1] - _COLUMNS
+    value = columns.clone() if attended is None else torch.cat([value, columns], dim=-1)
+    mixed = value.new_empty(n, heads, length, value.shape[-1])
+    by_column, own_columns = mixed[..., -_COLUMNS:], value[..., -_COLUMNS:]
+    to_itself, score, within = value.new_empty(3, n, heads, length)
     most = _SCORES.get(projected.device.type, _SCORES_ELSEWHERE)
     rows = min(length, max(1, most // (n * heads * length)))
     # Two blocks of memory serve all blocks of queries: asking for new ones takes longer than filling them.
@@ -301,29 +308,40 @@ def _attend_by_queries(
         if not are_small:
             scores.sub_(scores.amax(-1, keepdim=True))
         torch.exp2(scores, out=weights)
-        mixed = weights @ value
-        total = mixed[..., width : width + len(BANDS)].sum(-1, keepdim=True)
-        mixed.div_(total)
-        if attended is not None:
-            attended[:, part] = mixed[..., :width].transpose(1, 2)
-        by_band, to_deleted = mixed[..., width : width + len(BANDS)], mixed[..., width + _DELETED]
+        mixed[:, :, part] = weights @ value
         # What each query's weights are multiplied by; queries that are padding count for nothing.
-        share = total.reciprocal() if valid is None else total.reciprocal() * valid[:, None, part, None]
+        share = places.columns[:, None, part, _ANY, None] / by_column[:, :, part, _ANY, None]
         sums.received.add_((share.transpose(-1, -2) @ weights)[:, :, 0])
-        sums.bands.add_(places.columns[:, None, part, : len(BANDS)].transpose(-1, -2) @ by_band)
-        is_gene = places.is_gene[:, None, part]
-        to_itself = weights.diagonal(start, -2, -1) * share[..., 0]
-        sums.given[:, :, part] = (by_band[..., 1:].sum(-1) - to_itself) * is_gene
-        sums.to_deleted[:, :, part] = to_deleted * (share[..., 0] > 0)
         for cell, of_cell in enumerate(pairs):
             if of_cell is not None:
                 of_cell.add(weights[cell], share[cell], start)
-        surprise = total.log2() if valid is None else total.log2() * valid[:, None, part, None]
-        sums.entropy.add_(math.log(2) * surprise.sum((2, 3)))
-        sums.entropy.sub_(math.log(2) * (scores.mul_(weights).sum(-1) * share[..., 0]).sum(2))
-        distance = (places.rank[:, part, None] - places.rank[:, None]).abs_().mul_(places.is_gene[:, None])
-        across = torch.mul(weights, distance[:, None], out=scores).sum(-1)
-        sums.distance.add_((across * share[..., 0] * is_gene).sum(2))
+        to_itself[:, :, part] = weights.diagonal(start, -2, -1)
+        score[:, :, part] = scores.mul_(weights).sum(-1)
+        within[:, :, part] = (weights[..., part] * _ranks_up_to(places, part)[:, None]).sum(-1)
+        own_columns[:, :, part, _RANK_BEFORE] = columns[:, :, part, _RANK]
+        own_columns[:, :, part, _BEFORE] = places.is_gene[:, None, part].to(value.dtype)
+    total = by_column[..., _ANY].clone()
+    mixed.div_(total[..., None])
+    to_itself, score, within = (values.div_(total) for values in (to_itself, score, within))
+    if attended is not None:
+        attended[:] = mixed[..., :-_COLUMNS].transpose(1, 2)
+    is_query, is_gene = places.columns[:, None, :, _ANY], places.is_gene[:, None]
+    by_band = by_column[..., : len(BANDS)]
+    to_genes = by_band[..., 1:].sum(-1)
+    sums.given[:] = (to_genes - to_itself) * is_gene
+    sums.to_deleted[:] = by_column[..., _DELETED] * is_query
+    sums.bands[:] = places.columns[:, None, :, : len(BANDS)].transpose(-1, -2) @ by_band
+    sums.entropy[:] = math.log(2) * ((total.log2() - score) * is_query).sum(2)
+    # Ranks rise along a cell: a distance is a difference of ranks, of the opposite sign for genes before the query.
+    rank = places.rank[:, None]
+    before = rank * by_column[..., _BEFORE] - by_column[..., _RANK_BEFORE] + within
+    sums.distance[:] = ((by_column[..., _RANK] - rank * to_genes + 2 * before) * is_gene).sum(2)
+
+
+def _ranks_up_to(places: Places, part: slice) -> torch.Tensor:
+    """Subtract the ranks of the genes before each query of a block, and in it, from the query's, `(n, rows, rows)`."""
+    rank = places.rank[:, part]
+    return (rank[..., None] - rank[:, None]).tril_().mul_(places.is_gene[:, None, part])
 
 
 def sum_attention(
