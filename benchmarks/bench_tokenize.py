@@ -59,30 +59,16 @@ class Stopwatch:
 
 def write_model(folder: Path) -> None:
     """Write a model that knows every gene; only its vocabulary and input size matter here."""
-    from safetensors.numpy import save_file
+    from transformers import BertConfig, BertForMaskedLM
 
     ids = [f"ENSG{n:011d}" for n in range(N_GENES)]
     names = np.array([*SPECIALS, *ids], dtype=object)
     medians = np.random.default_rng(0).lognormal(1, 1, N_GENES)
     vocabulary = Vocabulary("benchmark", names, np.r_[np.full(len(SPECIALS), np.nan), medians], np.full(len(names), ""))
     write_vocabulary(vocabulary, folder)
-    config = {
-        "model_type": "bert",
-        "vocab_size": len(vocabulary),
-        "max_position_embeddings": INPUT_SIZE,
-        "num_hidden_layers": 1,
-        "hidden_size": 2,
-        "num_attention_heads": 1,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    save_file(
-        {
-            "bert.embeddings.word_embeddings.weight": np.zeros((len(vocabulary), 2), np.float32),
-            "bert.embeddings.position_embeddings.weight": np.zeros((INPUT_SIZE, 2), np.float32),
-            "bert.encoder.layer.0.output.dense.bias": np.zeros(2, np.float32),
-        },
-        folder / "model.safetensors",
-    )
+    small = {"num_hidden_layers": 1, "hidden_size": 2, "num_attention_heads": 1, "intermediate_size": 2}
+    config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=INPUT_SIZE, hidden_act="relu", **small)
+    BertForMaskedLM(config).save_pretrained(folder)
 
 
 def write_counts(folder: Path, n_cells: int) -> None:

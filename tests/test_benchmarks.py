@@ -396,6 +396,25 @@ def test_masked_gene_quality_runs(
         assert one[masked.CELL_TYPE]["loss"] < one[masked.CORPUS]["loss"] < one[masked.MODEL]["loss"]
 
 
+# --- tokenizing -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr v2")
+def test_tokenizing_is_timed_beside_a_loop_of_the_same_tokens(
+    script: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    tokenizing = script("bench_tokenize")
+    for name, value in {"N_GENES": 300, "N_DETECTED": 40, "INPUT_SIZE": 32, "N_PLAIN": 20, "REPEATS": 1}.items():
+        monkeypatch.setattr(tokenizing, name, value)
+    monkeypatch.setattr(tokenizing, "memory_of_process", tokenizing.measure_memory)
+    with gfx.settings.override(verbosity=0):
+        tokenizing.main(60)
+    report = json.loads(capsys.readouterr().out)
+    assert report["plain_loop"]["cells_with_our_tokens"] == 1
+    assert set(report["files"]) == set(tokenizing.FILES)
+    assert all(of_file["over_read"] > 0 for of_file in report["files"].values())
+
+
 # --- screens --------------------------------------------------------------------------------------------------------
 
 
