@@ -94,7 +94,7 @@ class Settings:
     ``"cuda:0,cuda:1"``, share the cells. `None`: CUDA, then MPS, then the CPU."""
     dtype: str | None = None
     """Precision of forward passes, ``"float32"``, ``"bfloat16"`` or ``"float16"``. `None`: bfloat16 for embeddings
-    where it is fast, else float32; float32 for perturbations, because rounding hides the shifts of single genes."""
+    where it is faster, else float32; float32 for perturbations, because rounding hides the shifts of single genes."""
     batch_tokens: int | None = None
     """Padded tokens in one forward pass; on a CPU, in all passes that run at the same time, of at most 4,096 tokens
     each. `None`: chosen by device. Halved automatically when memory runs out."""
