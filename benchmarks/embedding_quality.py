@@ -235,7 +235,7 @@ def embed_variants(model: gfx.models.Model, ids: np.ndarray, lengths: np.ndarray
     from gfx._engine.pooling import pool, special_tokens
 
     device = choose_device(None)
-    dtype = choose_dtype(None, device)
+    dtype = choose_dtype(None, device, model.hidden_size)
     encoder = load_encoder(model.weights, model.config, n_layers=model.n_layers, device=device, dtype=dtype)
     special = special_tokens(model.vocabulary, device)
     variants = [variant for variant in VARIANTS if model.vocabulary.has_cls or variant[0] == "mean"]

@@ -129,12 +129,11 @@ class Prepared:
         from gfx._engine.encoder import layers_needed
         from gfx._engine.run import Network
 
-        width = self.model.config["hidden_size"]
         return Network(
             self.model.weights,
             self.model.config,
             layers_needed(hidden_layer, self.model.n_layers),
-            str(choose_dtype(settings.dtype or dtype, choose_device(), width)).removeprefix("torch."),
+            str(choose_dtype(settings.dtype or dtype, choose_device(), self.model.hidden_size)).removeprefix("torch."),
         )
 
     def pooling(self, pooling: Pooling, choices: tuple[str, ...] = ("auto", "mean", "cls")) -> Literal["mean", "cls"]:
