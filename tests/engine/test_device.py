@@ -105,13 +105,16 @@ def test_bfloat16_is_no_warning_where_the_cpu_has_instructions_for_it(monkeypatc
         assert choose_dtype("bfloat16", CPU, WIDTH) == torch.bfloat16
 
 
-@pytest.mark.parametrize("width", [128, WIDTH])
-def test_a_narrow_network_is_faster_in_float32_on_any_cpu(monkeypatch, width):
+@pytest.mark.parametrize(("width", "expected"), [(128, torch.float32), (WIDTH, torch.bfloat16)])
+def test_width_decides_on_a_cpu_with_matrix_units(monkeypatch, width, expected):
     cpu_with(monkeypatch, amx_bf16=True)
-    assert choose_dtype(None, CPU, width) == (torch.float32 if width < WIDTH else torch.bfloat16)
+    assert choose_dtype(None, CPU, width) == expected
     assert choose_dtype("bfloat16", CPU, width) == torch.bfloat16, "as it was asked for"
+
+
+def test_width_does_not_matter_on_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
-    assert choose_dtype(None, torch.device("cuda"), width) == torch.bfloat16
+    assert choose_dtype(None, torch.device("cuda"), 16) == torch.bfloat16
 
 
 @pytest.mark.parametrize("dtype", [None, "float32", "float16"])

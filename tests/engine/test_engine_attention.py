@@ -278,8 +278,10 @@ def test_the_weights_of_a_cell_are_never_whole(toy, monkeypatch):
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 20.0])
-def test_padded_cells_together_are_each_by_itself(toy, scale):
+@pytest.mark.parametrize("n_scores", [200, 1 << 20])  # some blocks of queries, or one
+def test_padded_cells_together_are_each_by_itself(toy, monkeypatch, scale, n_scores):
     """As they are on a GPU; with scores in the hundreds, too, of which powers would overflow."""
+    monkeypatch.setitem(attention._SCORES, "cpu", n_scores)
     generator = torch.Generator().manual_seed(0)
     rows = [1, 3, 5]  # of different lengths
     lengths = torch.from_numpy(toy.lengths[rows]).long()
@@ -304,11 +306,35 @@ def test_padded_cells_together_are_each_by_itself(toy, scale):
             assert (one.given[cell, :, length:] == 0).all()
             expected = torch.special.entr(weights).sum((1, 2))
             torch.testing.assert_close(one.entropy[cell].double(), expected, atol=1e-4, rtol=1e-4)
+            is_gene, rank = places.is_gene[cell, :length].double(), places.rank[cell, :length].double()
+            between_genes = weights * is_gene[:, None] * is_gene
+            expected = (between_genes * (rank[:, None] - rank).abs()).sum((1, 2))
+            torch.testing.assert_close(one.distance[cell].double(), expected, atol=1e-5, rtol=1e-5)
+            expected = between_genes.sum(2) - between_genes.diagonal(dim1=1, dim2=2)
+            torch.testing.assert_close(one.given[cell, :, :length].double(), expected, atol=1e-5, rtol=1e-5)
+            band = places.columns[cell, :length, : len(BANDS)].double()
+            expected = torch.einsum("qb,hqk,kc->hbc", band, weights, band)
+            torch.testing.assert_close(one.bands[cell].double(), expected, atol=1e-5, rtol=1e-5)
     nothing, without_values = attend_and_sum(projected, valid, places, sums_only=True)
     assert nothing is None
     for one, *others in zip(alone, sums, without_values, strict=True):
         for other in others:
             torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-4)
+
+
+def test_short_distances_in_long_cells_are_exact():
+    """Genes that attend nearly only to themselves: no difference of large sums may remain."""
+    length, generator = 2048, torch.Generator().manual_seed(0)
+    key = torch.nn.functional.normalize(torch.randn(length, 64, generator=generator), dim=-1)
+    projected = torch.stack([8 * 20 * key, key, key], dim=1)[None, :, :, None]
+    valid, is_special = torch.ones(1, length, dtype=torch.bool), torch.zeros(1, dtype=torch.bool)
+    places = find_places(torch.zeros(1, length, dtype=torch.int64), valid, is_special, 0, is_special)
+    weights = (20 * key.double() @ key.double().T).softmax(-1)
+    rank = torch.arange(length).double()
+    expected = (weights * (rank[:, None] - rank).abs()).sum()
+    assert 0.01 < expected / length < 1
+    _, sums = attend_and_sum(projected, valid, places)
+    torch.testing.assert_close(sums.distance[0, 0].double(), expected, rtol=1e-5, atol=0)
 
 
 def test_workers_change_nothing(toy, threads, monkeypatch):

@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from scipy import sparse
 
 import gfx
@@ -66,6 +67,16 @@ def test_precision(cells, toy_model, dtype, tolerance):
     assert cells.obsm["rough"].dtype == np.float32
     assert not np.array_equal(cells.obsm["rough"], cells.obsm["exact"])
     np.testing.assert_allclose(cells.obsm["rough"], cells.obsm["exact"], atol=tolerance)
+
+
+@pytest.mark.parametrize("is_wide", [False, True])
+def test_precision_on_a_cpu_with_matrix_units(cells, toy_model, monkeypatch, is_wide):
+    """bfloat16 if the model is wide enough to be faster in it."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    monkeypatch.setattr("gfx._engine.device._WIDE", toy_model.hidden_size + (not is_wide))
+    with gfx.settings.override(dtype=None, device="cpu"):
+        gfx.tl.embed(cells, model=toy_model)
+    assert cells.uns["X_gfx"]["params"]["dtype"] == ("bfloat16" if is_wide else "float32")
 
 
 def test_a_device_that_torch_does_not_know_is_refused(cells, toy_model, slots):

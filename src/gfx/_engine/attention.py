@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from gfx._core.vocabulary import Vocabulary
 
-#: Scores of a block of queries that are held at once: what a CPU core's cache takes, and few calls elsewhere.
+#: Scores of a block of queries that are held at once: on a CPU the number that was measured to be fastest, elsewhere
+#: one that takes few calls.
 _SCORES = {"cpu": 1 << 20}
 _SCORES_ELSEWHERE = 1 << 25
 
@@ -33,11 +34,9 @@ _FEWEST_QUERIES = 128
 #: Score of padding, whose weight is 0, as is its product with the score.
 _LOWEST = -1e30
 
-#: Columns of what keys are added up by: their band, whether they are to be deleted, the rank of genes, both of it and
-#: of 1 once more for genes before the queries of a block, and 1 for every key.
-_DELETED, _RANK, _RANK_BEFORE, _BEFORE, _ANY = range(len(BANDS), len(BANDS) + 5)
-
-#: As many as that are multiplied much faster than one fewer.
+#: Columns of what keys are added up by: their band; 1 for those to be deleted; for genes 1 and their rank, both
+#: negative before a block of queries and 0 in it; and 1 for every key. Multiples of 16 columns are multiplied fast.
+_DELETED, _SIGN, _RANK, _ANY = range(len(BANDS), len(BANDS) + 4)
 _COLUMNS = 16
 
 
@@ -169,6 +168,7 @@ def find_places(
     band = torch.where(is_gene, torch.bucketize(rank + 1, starts, right=True), 0)
     columns = torch.nn.functional.one_hot(band, _COLUMNS).float() * valid[..., None]
     columns[..., _DELETED] = (valid & is_deleted[tokens]).float()
+    columns[..., _SIGN] = is_gene
     columns[..., _RANK] = is_gene * rank
     columns[..., _ANY] = valid
     return Places(is_gene, rank.float().expand_as(tokens), columns)
@@ -291,9 +291,10 @@ def _attend_by_queries(
     n, heads, length, _ = value.shape
     key = key.transpose(-1, -2).contiguous()
     columns = places.columns[:, None].expand(-1, heads, -1, -1)
+    # A copy in any case, for it is written to.
     value = columns.clone() if attended is None else torch.cat([value, columns], dim=-1)
     mixed = value.new_empty(n, heads, length, value.shape[-1])
-    by_column, own_columns = mixed[..., -_COLUMNS:], value[..., -_COLUMNS:]
+    by_column, ranks = mixed[..., -_COLUMNS:], value[..., -_COLUMNS:][..., _SIGN : _RANK + 1]
     to_itself, score, within = value.new_empty(3, n, heads, length)
     most = _SCORES.get(projected.device.type, _SCORES_ELSEWHERE)
     rows = min(length, max(1, most // (n * heads * length)))
@@ -308,6 +309,7 @@ def _attend_by_queries(
         if not are_small:
             scores.sub_(scores.amax(-1, keepdim=True))
         torch.exp2(scores, out=weights)
+        ranks[:, :, part] = 0
         mixed[:, :, part] = weights @ value
         # What each query's weights are multiplied by; queries that are padding count for nothing.
         share = places.columns[:, None, part, _ANY, None] / by_column[:, :, part, _ANY, None]
@@ -317,9 +319,8 @@ def _attend_by_queries(
                 of_cell.add(weights[cell], share[cell], start)
         to_itself[:, :, part] = weights.diagonal(start, -2, -1)
         score[:, :, part] = scores.mul_(weights).sum(-1)
-        within[:, :, part] = (weights[..., part] * _ranks_up_to(places, part)[:, None]).sum(-1)
-        own_columns[:, :, part, _RANK_BEFORE] = columns[:, :, part, _RANK]
-        own_columns[:, :, part, _BEFORE] = places.is_gene[:, None, part].to(value.dtype)
+        within[:, :, part] = (weights[..., part] * _distances_within(places, part)[:, None]).sum(-1)
+        ranks[:, :, part] = -columns[:, :, part, _SIGN : _RANK + 1]
     total = by_column[..., _ANY].clone()
     mixed.div_(total[..., None])
     to_itself, score, within = (values.div_(total) for values in (to_itself, score, within))
@@ -333,15 +334,14 @@ def _attend_by_queries(
     sums.bands[:] = places.columns[:, None, :, : len(BANDS)].transpose(-1, -2) @ by_band
     sums.entropy[:] = math.log(2) * ((total.log2() - score) * is_query).sum(2)
     # Ranks rise along a cell: a distance is a difference of ranks, of the opposite sign for genes before the query.
-    rank = places.rank[:, None]
-    before = rank * by_column[..., _BEFORE] - by_column[..., _RANK_BEFORE] + within
-    sums.distance[:] = ((by_column[..., _RANK] - rank * to_genes + 2 * before) * is_gene).sum(2)
+    distance = by_column[..., _RANK] - places.rank[:, None] * by_column[..., _SIGN] + within
+    sums.distance[:] = (distance * is_gene).sum(2)
 
 
-def _ranks_up_to(places: Places, part: slice) -> torch.Tensor:
-    """Subtract the ranks of the genes before each query of a block, and in it, from the query's, `(n, rows, rows)`."""
+def _distances_within(places: Places, part: slice) -> torch.Tensor:
+    """Distances in ranks from the queries of a block to the genes in it, `(n, rows, rows)`."""
     rank = places.rank[:, part]
-    return (rank[..., None] - rank[:, None]).tril_().mul_(places.is_gene[:, None, part])
+    return (rank[..., None] - rank[:, None]).abs_().mul_(places.is_gene[:, None, part])
 
 
 def sum_attention(

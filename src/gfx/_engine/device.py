@@ -30,7 +30,7 @@ _BATCH_TOKENS = {"cpu": 16_384, "mps": 32_768, "cuda": 131_072}
 #: Tokens in a pass that a CPU still runs out of its cache; more are slower, and take more memory.
 _CACHED_TOKENS = 4_096
 
-#: Width of a network, that of the smallest published ones, from which on bfloat16 is faster on a CPU with matrix units.
+#: Width of a network from which on bfloat16 is faster on a CPU with matrix units: measured at 128 and 256.
 _WIDE = 256
 
 #: Cells of different lengths are padded to share a pass of a CPU until it has so many tokens.
@@ -75,7 +75,7 @@ def has_matrix_units() -> bool:
 
 
 def has_fast_bfloat16(device: torch.device, *, own_attention: bool = False) -> bool:
-    """Whether bfloat16 is reliably faster than float32: on CUDA, and on CPUs with matrix units.
+    """Whether products in bfloat16 are reliably fast: on CUDA, and on CPUs with matrix units.
 
     With attention of our own (:func:`gfx._engine.blocks.attend`), also on CPUs with AVX-512 instructions for it, on
     which torch's fused attention takes between half and eight times as long as in float32, from one run to the next.
@@ -91,10 +91,10 @@ def _cpu() -> dict[str, Any]:
 
 
 def choose_dtype(dtype: str | None, device: torch.device, width: int) -> torch.dtype:
-    """Take the named precision, with a warning where a CPU has no instructions for it; `None` is the fastest one.
+    """Take the named precision, with a warning where a CPU has no instructions for it; `None` is the faster one.
 
-    `width` is that of the network's vectors: a CPU spends more on preparing bfloat16 products of narrow ones than they
-    save.
+    `width` is that of the network's vectors. A CPU prepares bfloat16 products anew for cells of every length, which
+    took longer than narrow products save.
     """
     if dtype is None:
         is_narrow = device.type == "cpu" and width < _WIDE
