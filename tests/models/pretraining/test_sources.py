@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import anndata as ad
 import h5py
@@ -85,6 +86,30 @@ def test_counts_that_are_only_in_a_layer(cells, tmp_path):
     cells.write_h5ad(path)
     with pytest.raises(SourceError, match=r"^cells\.h5ad: no `X` in this file.*with `layer='counts'`\."):
         read(*find_sources(path, None))
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["matrix.mtx.gz", "barcodes.tsv.gz"], r"this folder is no zarr store\. A source is .*`scanpy\.read_10x_mtx`"),
+        (["a.h5ad", "b.h5ad", "notes.txt"], r"this folder is no zarr store\. Name the 2 h5ad files in it, as a list\."),
+    ],
+)
+def test_folders_that_are_no_stores(tmp_path, files, message):
+    for name in files:
+        (tmp_path / name).touch()
+    with pytest.raises(SourceError, match=message):
+        read(*find_sources(tmp_path, None))
+
+
+def test_files_of_other_formats(tmp_path):
+    (tmp_path / "cells.csv").write_text("gene,cell\n1,2\n")
+    with h5py.File(tmp_path / "cells.h5", "w") as file:
+        file.create_group("matrix")  # as 10x Genomics writes
+    messages = {"cells.csv": "this is no h5ad file", "cells.h5": "no counts were found where anndata writes them"}
+    for name, message in messages.items():
+        with pytest.raises(SourceError, match=rf"^{re.escape(name)}: {message}\. .*read other formats with scanpy"):
+            read(*find_sources(tmp_path / name, None))
 
 
 def test_a_fingerprint_tells_changes(cells, tmp_path):

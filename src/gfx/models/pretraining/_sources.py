@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_FORMATS = (
+    "A source is an h5ad file, a zarr store or an AnnData: read other formats with scanpy, such as "
+    "`scanpy.read_10x_mtx`, and give what it returns."
+)
+
 
 @dataclass(frozen=True)
 class Source:
@@ -101,10 +106,13 @@ class Source:
         argument, where = name_place(self.layer, use_raw=self.use_raw)
         name, places = f"`{argument}`" if argument else "`X`", _places(group)
         holder = group["raw"] if self.use_raw and "raw" in group else group
+        if not places:
+            msg = f"no counts were found where anndata writes them. {_FORMATS}"
+            raise ValueError(msg)
         if argument not in places or "var" not in holder:
             others = [f"`{place}`" if place else "no argument" for place in places]
             missing = "no `var`" if argument in places else f"no {name}"
-            msg = f"{missing} in this file. It has counts, or other values, with {' or '.join(others) or 'nothing'}."
+            msg = f"{missing} in this file. It has counts, or other values, with {' or '.join(others)}."
             raise ValueError(msg)
         var = ad.io.read_elem(holder["var"])
         _check_chunks(places[argument], where.removeprefix("adata."))
@@ -161,11 +169,19 @@ def each_source(sources: Sequence[Source], work: Callable[[Source], T], kept: st
 def _group(path: Path, stack: ExitStack) -> Any:
     """Open an h5ad file or a zarr store."""
     if path.is_dir():
+        if not any((path / name).exists() for name in ("zarr.json", ".zgroup")):
+            n = len(list(path.glob("*.h5ad")))
+            remedy = f"Name the {n} h5ad file{'s' * (n > 1)} in it, as a list." if n else _FORMATS
+            msg = f"this folder is no zarr store. {remedy}"
+            raise ValueError(msg)
         import zarr
 
         return zarr.open_group(path, mode="r")
     import h5py
 
+    if path.suffix != ".h5ad" and not h5py.is_hdf5(path):
+        msg = f"this is no h5ad file. {_FORMATS}"
+        raise ValueError(msg)
     return stack.enter_context(h5py.File(path, "r"))
 
 
