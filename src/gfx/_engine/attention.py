@@ -219,7 +219,7 @@ def read_attention(
         whole = received.new_zeros(*stays.shape, received.shape[1])
         index = order[..., None].expand(-1, -1, whole.shape[2])
         of_positions = [whole.scatter(1, index, values * valid[..., None]) for values in of_positions]
-    special = 1 - (received * places.is_gene[:, None]).sum(2)
+    special = (received * ~places.is_gene[:, None]).sum(2)
     received, given, to_deleted = of_positions
     return CellSums(
         received,
