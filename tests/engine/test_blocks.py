@@ -45,7 +45,7 @@ def test_frozen_encoders_are_taken_apart_once(toy):
 def test_attention_in_bfloat16_on_a_cpu_is_attention(monkeypatch, scale, error, has_matrix_units):
     """In the cache, or fused by torch; with scores in the thousands, which must not overflow, the largest decides."""
     called, in_cache = [], blocks._attend_in_cache
-    monkeypatch.setattr(blocks, "has_matrix_units", lambda: has_matrix_units)
+    monkeypatch.setattr(blocks, "has_fast_bfloat16", lambda _device: has_matrix_units)
     monkeypatch.setattr(blocks, "_attend_in_cache", lambda *args: called.append(1) or in_cache(*args))
     generator = torch.Generator().manual_seed(0)
     projected = torch.randn(3, 37, 3, 4, 16, generator=generator) * torch.tensor([scale, scale, 1.0])[:, None, None]

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from gfx._engine.device import has_matrix_units
+from gfx._engine.device import has_fast_bfloat16
 
 if TYPE_CHECKING:
     from transformers import BertModel
@@ -130,7 +130,8 @@ def attend(
     """
     query, key, value = projected.transpose(1, 3).unbind(2)  # (n, heads, l, d) each
     # torch's fused attention is slow in bfloat16 on a CPU without matrix units, where it computes in float32.
-    is_slow = projected.device.type == "cpu" and projected.dtype == torch.bfloat16 and not has_matrix_units()
+    is_bfloat16_on_cpu = projected.device.type == "cpu" and projected.dtype == torch.bfloat16
+    is_slow = is_bfloat16_on_cpu and not has_fast_bfloat16(projected.device)
     if log_keep is None and valid is None and is_slow:
         return _attend_in_cache(query, key, value).transpose(1, 2)
     if log_keep is None and valid is not None and _has_packed_attention(projected):

@@ -69,25 +69,18 @@ def _available(name: str) -> torch.device:
     return device
 
 
-def has_matrix_units() -> bool:
-    """Whether this CPU has matrix units for bfloat16 (AMX)."""
-    return bool(_cpu().get("amx_bf16"))
-
-
 def has_fast_bfloat16(device: torch.device, *, own_attention: bool = False) -> bool:
-    """Whether products in bfloat16 are reliably fast: on CUDA, and on CPUs with matrix units.
+    """Whether bfloat16 is reliably fast, with fused attention: on CUDA, and on CPUs with matrix units (AMX).
 
     With attention of our own (:func:`gfx._engine.blocks.attend`), also on CPUs with AVX-512 instructions for it, on
     which torch's fused attention takes between half and eight times as long as in float32, from one run to the next.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and (has_matrix_units() or bool(own_attention and _cpu().get("avx512_bf16")))
-
-
-def _cpu() -> dict[str, Any]:
-    find: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # older torch cannot tell
-    return find()
+    if device.type == "cpu":
+        find: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # older torch cannot tell
+        return bool(find().get("amx_bf16") or (own_attention and find().get("avx512_bf16")))
+    return False
 
 
 def choose_dtype(dtype: str | None, device: torch.device, width: int) -> torch.dtype:
